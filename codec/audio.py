@@ -1,0 +1,299 @@
+"""Audio files: soundfile decodes, soxr resamples; arrays are float32 `[C, T]` with a nominal range of ±1."""
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import gcd
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+BLOCK = 2**18
+"""Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
+
+CONTEXT = 128
+"""Reach of soxr's HQ filter to each side, in samples at the lower of the two rates (cut there: 1e-6)."""
+
+PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
+"""Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
+
+# libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
+CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
+
+# A writer to a pipe cannot go back to fill in the size and leaves 0 or the largest number it can.
+STREAMED_SIZE = 0x7FFF0000
+
+CONTAINERS = (
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"riff",
+    b"fLaC",
+    b"OggS",
+    b"FORM",
+    b".snd",
+    b"caff",
+    b"ID3",
+    b"\xff\xfb",
+)
+
+
+class AudioError(ValueError):
+    """A file that cannot be used as audio: its `path`, and the `reason` in plain words."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+class AudioInfo(NamedTuple):
+    """What a file's header says: length in frames (samples per channel), rate in Hz, channels."""
+
+    frames: int
+    sample_rate: int
+    channels: int
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A file's name for messages: one line, valid UTF-8; odd bytes and control characters as `\x..`."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def resampled_length(frames: int, sample_rate: int, target_rate: int) -> int:
+    """Samples at `target_rate` Hz that `frames` samples at `sample_rate` Hz give (rounded down)."""
+    return frames * target_rate // sample_rate
+
+
+@contextmanager
+def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """Open a file for reading; whatever libsndfile refuses, now or while reading, is an `AudioError`."""
+    _require_regular(path)
+    # libsndfile takes bytes: a name that is not UTF-8 cannot be encoded again by soundfile.
+    name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
+    try:
+        file = soundfile.SoundFile(name)
+    except TypeError as error:
+        raise AudioError(
+            path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
+        ) from error
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, _why_not_opened(path, error.error_string)) from error
+    with file:
+        try:
+            yield file
+        except soundfile.LibsndfileError as error:
+            reason = f"truncated or damaged: decoding fails ({error.error_string.rstrip('.')})"
+            raise AudioError(path, reason) from error
+
+
+def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> AudioInfo:
+    """The header of an open file; `AudioError` when it holds no samples or fewer than it promises."""
+    if file.frames == 0:
+        raise AudioError(path, _why_empty(path))
+    cut = CUT_CHUNK.search(file.extra_info)
+    if cut and int(cut[1]) < STREAMED_SIZE:
+        raise AudioError(
+            path, f"truncated: the header promises {cut[1]} bytes of samples, the file holds {cut[2]}"
+        )
+    return AudioInfo(file.frames, file.samplerate, file.channels)
+
+
+def read_info(path: str | os.PathLike[str]) -> AudioInfo:
+    """Length, rate and channels from the header alone.
+
+    Raises `AudioError` for a file that is missing, not regular (a FIFO would block for ever), not
+    audio, empty, truncated (as far as the header tells) or of a format libsndfile does not know.
+    """
+    with open_audio(path) as file:
+        return read_header(file, path)
+
+
+def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """The rest of an open file as `[<= BLOCK, C]` blocks; `AudioError` if it ends before its header says."""
+    decoded = file.tell()
+    while decoded < file.frames:
+        block = file.read(min(BLOCK, file.frames - decoded), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            raise AudioError(path, f"truncated: {decoded} of the {file.frames} samples of its header decode")
+        decoded += len(block)
+        yield block
+
+
+def read_segment(
+    path: str | os.PathLike[str],
+    start: int,
+    frames: int,
+    sample_rate: int,
+    channels: int,
+    expected: AudioInfo | None = None,
+) -> np.ndarray:
+    """A crop `[channels, frames]`: `start` and `frames` count samples at `sample_rate` Hz.
+
+    Seeks to the crop and decodes and resamples only that, plus the resampling filter's few
+    milliseconds on each side; the result is the same slice of `read_audio` up to rounding. Channels:
+    equal ones are kept, otherwise the mean of all of them is taken, and repeated if more than one is
+    wanted. Raises `AudioError` when the file's header is not the `expected` one, the crop reaches over
+    the file's end or a sample is not finite, and `ValueError` for a negative start or no frames.
+    """
+    if start < 0 or frames < 1:
+        raise ValueError(f"a segment needs start >= 0 and frames >= 1, got start={start}, frames={frames}")
+    with open_audio(path) as file:
+        info = AudioInfo(file.frames, file.samplerate, file.channels)
+        if expected is not None and info != expected:
+            raise AudioError(path, f"changed since it was scanned: {info}, expected {expected}")
+        if not file.seekable():
+            raise AudioError(path, f"not seekable ({file.subtype}): rewrite it as PCM wav or FLAC")
+        if info.sample_rate == sample_rate:
+            audio = _mix(_read(file, start, frames), channels)
+        else:
+            audio = _read_resampled(file, start, frames, sample_rate, channels)
+    if len(audio) < frames:
+        raise AudioError(
+            path, f"truncated: {len(audio)} of {frames} samples from sample {start} at {sample_rate} Hz"
+        )
+    return _finite(np.ascontiguousarray(audio.T), path)
+
+
+def read_audio(
+    path: str | os.PathLike[str], sample_rate: int | None = None, channels: int | None = None
+) -> tuple[np.ndarray, int]:
+    """A whole file `[C, T]` and its rate in Hz, resampled and mixed (as `read_segment` does) if asked.
+
+    Raises `AudioError` for every file that `read_info` refuses, that does not decode to its end or
+    that holds samples which are not finite.
+    """
+    with open_audio(path) as file:
+        info = read_header(file, path)
+        rate = sample_rate or info.sample_rate
+        mixed = (_mix(block, channels or info.channels) for block in decode_blocks(file, path))
+        if rate != info.sample_rate:
+            mixed = _resample_blocks(mixed, info, rate, channels or info.channels)
+        audio = np.concatenate(list(mixed))[: resampled_length(info.frames, info.sample_rate, rate)]
+    return _finite(np.ascontiguousarray(audio.T), path), rate
+
+
+def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
+    """Write `audio` `[C, T]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
+
+    Raises `ValueError` for another shape and for samples that are not finite.
+    """
+    if audio.ndim != 2 or audio.shape[0] < 1:
+        raise ValueError(
+            f"write_wav needs audio of shape [C, T], got {list(audio.shape)} for {printable(path)}"
+        )
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{printable(path)} not written: the audio holds NaN or infinite samples")
+    # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
+    samples = np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
+    target = Path(path)
+    # A short name of its own: a long target name plus a suffix would pass the 255 bytes of file systems.
+    temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            soundfile.write(file, samples, sample_rate, format="WAV", subtype="PCM_16")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _require_regular(path: str | os.PathLike[str]) -> None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise AudioError(path, _plain(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
+        raise AudioError(path, f"not a regular file but {kind}")
+    if status.st_size == 0:
+        raise AudioError(path, "zero-length file")
+
+
+def _plain(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file (deleted, or a dangling link)"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _why_not_opened(path: str | os.PathLike[str], message: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise AudioError(path, _plain(error)) from error
+    if head.startswith(CONTAINERS):
+        return f"damaged or unsupported: {message.rstrip('.')} (begins with {head[:12]!r})"
+    return f"not audio: begins with {head!r}"
+
+
+def _why_empty(path: str | os.PathLike[str]) -> str:
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        size = file.seek(0, os.SEEK_END)
+    follow = size - head.find(b"data") - 8
+    if head.startswith(b"RIFF") and b"data" in head and follow > 0:
+        return (
+            f"streamed wav: its header says 0 samples although {follow} bytes follow; "
+            "rewrite it (e.g. `ffmpeg -i in.wav out.wav` or `sox --ignore-length in.wav out.wav`)"
+        )
+    return "header only: 0 samples" if size < 1024 else f"truncated or damaged: no samples in {size} bytes"
+
+
+def _read(file: soundfile.SoundFile, start: int, frames: int) -> np.ndarray:
+    if start >= file.frames:
+        return np.zeros((0, file.channels), np.float32)
+    before = min(start, PREROLL.get(file.subtype, 0))
+    file.seek(start - before)
+    return file.read(before + frames, dtype="float32", always_2d=True)[before:]
+
+
+def _read_resampled(
+    file: soundfile.SoundFile, start: int, frames: int, sample_rate: int, channels: int
+) -> np.ndarray:
+    divisor = gcd(file.samplerate, sample_rate)
+    step_in, step_out = file.samplerate // divisor, sample_rate // divisor
+    context = -(-CONTEXT * sample_rate // min(file.samplerate, sample_rate))
+    # Both clocks agree only every `step_out` output samples: begin there, or the crop is shifted in time.
+    first_out = max(0, start - context) // step_out * step_out
+    first_in = first_out // step_out * step_in
+    last_in = min(file.frames, -(-(start + frames + context) * step_in // step_out))
+    if first_in >= last_in:
+        return np.zeros((0, channels), np.float32)
+    audio = _mix(_read(file, first_in, last_in - first_in), channels)
+    audio = soxr.resample(audio, file.samplerate, sample_rate, quality="HQ")
+    # soxr rounds the length up: what lies beyond the file's last sample is not audio.
+    end = min(start + frames, resampled_length(file.frames, file.samplerate, sample_rate))
+    return audio[start - first_out : max(start, end) - first_out]
+
+
+def _resample_blocks(
+    blocks: Iterator[np.ndarray], info: AudioInfo, sample_rate: int, channels: int
+) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(info.sample_rate, sample_rate, channels, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block).reshape(-1, channels)
+    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+
+
+def _mix(audio: np.ndarray, channels: int) -> np.ndarray:
+    if audio.shape[1] == channels:
+        return audio
+    mono = audio.mean(axis=1, keepdims=True)
+    return mono if channels == 1 else np.repeat(mono, channels, axis=1)
+
+
+def _finite(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if not np.isfinite(audio).all():
+        raise AudioError(path, "not finite: it holds NaN or infinite samples")
+    return audio

@@ -1,0 +1,1 @@
+"""Encoder–decoder pairs: audio `[B, C, T]` to latents `[B, D, F]` and back."""

@@ -1,0 +1,136 @@
+"""SEANet: the convolutional encoder–decoder that SoundStream, EnCodec and DAC are variants of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from codec.layers import LSTM, Layers
+
+
+class ResidualUnit(nn.Module):
+    """Dilated convolution, then a pointwise one, around a skip; keeps `[B, C, T]`."""
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel_size: int,
+        dilation: int,
+        layers: Layers,
+        convolutional_skip: bool,
+    ):
+        super().__init__()
+        self.block = nn.Sequential(
+            layers.activation(channels),
+            layers.conv(channels, hidden, kernel_size, dilation=dilation),
+            layers.activation(hidden),
+            layers.conv(hidden, channels, 1),
+        )
+        self.skip = layers.conv(channels, channels, 1) if convolutional_skip else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's output to its input `[B, C, T]`."""
+        return self.skip(x) + self.block(x)
+
+
+class ResidualUnits(nn.Sequential):
+    """The residual units of one encoder or decoder block, one per dilation.
+
+    The defaults give SoundStream's Table I parameter counts: kernel 7, half the channels inside.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        layers: Layers,
+        *,
+        dilations: Sequence[int] = (1, 3, 9),
+        kernel_size: int = 7,
+        hidden_ratio: float = 0.5,
+        convolutional_skip: bool = False,
+    ):
+        if min(dilations, default=1) < 1 or kernel_size < 1 or not hidden_ratio > 0:
+            raise ValueError(
+                "residual units need dilations and kernel_size of at least 1 and hidden_ratio above 0, got "
+                f"{list(dilations)}, {kernel_size}, {hidden_ratio}"
+            )
+        hidden = max(1, round(channels * hidden_ratio))
+        super().__init__(
+            *(ResidualUnit(channels, hidden, kernel_size, d, layers, convolutional_skip) for d in dilations)
+        )
+
+
+class SEANet(nn.Module):
+    """Encoder `[B, C, T] -> [B, D, F]` and decoder back; `F = T / hop_length`.
+
+    SoundStream (arXiv 2107.03312, Fig. 3); EnCodec (2210.13438, §3.1) and DAC (2306.06546) differ in the
+    arguments only. Channels double at every down-sampling from `encoder_channels`; the decoder mirrors this
+    down to `decoder_channels`. `bounded` ends the decoder with a tanh. Raises ValueError for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        audio_channels: int = 1,
+        latent_dim: int = 256,
+        *,
+        encoder_channels: int = 32,
+        decoder_channels: int = 32,
+        strides: Sequence[int] = (2, 4, 5, 8),
+        layers: Layers | None = None,
+        residual_units: Callable[..., ResidualUnits] = ResidualUnits,
+        lstm_layers: int = 0,
+        latent_kernel_size: int = 3,
+        bounded: bool = False,
+    ):
+        super().__init__()
+        require_positive(
+            audio_channels=audio_channels,
+            latent_dim=latent_dim,
+            encoder_channels=encoder_channels,
+            decoder_channels=decoder_channels,
+            strides=min(strides, default=0),
+            latent_kernel_size=latent_kernel_size,
+        )
+        layers = layers or Layers()
+        self.audio_channels = audio_channels
+        self.latent_dim = latent_dim
+        self.hop_length = math.prod(strides)
+
+        channels = encoder_channels
+        encoder: list[nn.Module] = [layers.conv(audio_channels, channels, 7)]
+        for stride in strides:
+            encoder += [residual_units(channels, layers), layers.activation(channels)]
+            encoder += [layers.downsample(channels, 2 * channels, stride)]
+            channels *= 2
+        encoder += [LSTM(channels, lstm_layers)] if lstm_layers else []
+        encoder += [layers.activation(channels), layers.conv(channels, latent_dim, latent_kernel_size)]
+        self.encoder = nn.Sequential(*encoder)
+
+        channels = decoder_channels * 2 ** len(strides)
+        decoder: list[nn.Module] = [layers.conv(latent_dim, channels, 7)]
+        decoder += [LSTM(channels, lstm_layers)] if lstm_layers else []
+        for stride in reversed(strides):
+            decoder += [layers.activation(channels), layers.upsample(channels, channels // 2, stride)]
+            channels //= 2
+            decoder += [residual_units(channels, layers)]
+        decoder += [layers.activation(channels), layers.conv(channels, audio_channels, 7)]
+        decoder += [nn.Tanh()] if bounded else []
+        self.decoder = nn.Sequential(*decoder)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""
+        return self.encoder(audio)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Audio `[B, C, F * hop_length]` from latents `[B, D, F]`."""
+        return self.decoder(latents)
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise a ValueError that names every size below 1."""
+    wrong = [f"{name} must be at least 1, got {value}" for name, value in sizes.items() if value < 1]
+    if wrong:
+        raise ValueError("; ".join(wrong))

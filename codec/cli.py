@@ -1,0 +1,106 @@
+"""The commands, one function each. Hydra and Lightning are imported only by those that train."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from codec.config import CONFIG_DIR, ConfigError
+
+# What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
+PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
+
+
+def quoted(argument: str) -> str:
+    """Quote the value of `key=value` if it is a path, or holds characters, that Hydra cannot read."""
+    key, equals, value = argument.partition("=")
+    if not equals or not value or value[0] in "'\"[{$" or argument.startswith("-"):
+        return argument
+    if PLAIN_VALUE.fullmatch(value) and not (os.sep in value and re.search(r"[,:=() {}\[\]*'\"]", value)):
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def train() -> None:
+    """Train a codec: `codec-train data.root=/path/to/wavs`, every option a Hydra override."""
+    # Threads that spin while they wait make a busy machine ten times slower, a free one no faster.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import hydra
+
+    sys.argv[1:] = map(quoted, sys.argv[1:])
+    status = 0
+
+    def job(config: Any) -> None:
+        nonlocal status
+        from codec.run import train as run
+
+        status = report_errors(lambda: run(config))
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
+    sys.exit(status)
+
+
+def evaluate() -> None:
+    """Code recordings with a trained codec and score the result: `codec-evaluate runs/tiny FOLDER`."""
+    parser = argparse.ArgumentParser(prog="codec-evaluate", description=evaluate.__doc__)
+    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
+    parser.add_argument("folder", type=Path, help="folder of recordings")
+    parser.add_argument("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
+    parser.add_argument("--max-files", type=int, default=100, help="default: %(default)s")
+    options = parser.parse_args()
+    sys.exit(report_errors(lambda: run_evaluation(options)))
+
+
+def run_evaluation(options: argparse.Namespace) -> int:
+    """Evaluate on the usable files of a folder."""
+    from codec.evaluation import evaluate as run
+    from codec.index import scan
+    from codec.model import load
+
+    codec = load(options.model)
+    usable = scan(options.folder).require_usable().usable
+    files = [os.path.join(options.folder, file.path) for file in usable][: options.max_files]
+    place = options.model if options.model.is_dir() else options.model.parent
+    output = options.output or place / f"evaluation-{options.folder.name or 'root'}"
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
+    summary = run(codec, files, output)
+    print_summary(summary, output)
+    return 0
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    """Print the scores and where the audio is."""
+    rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
+    print(
+        f"{summary['files']} held-out files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
+        f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
+        f"listen and look: {output}/001-*.original.wav, .reconstruction.wav, .png\n"
+        f"each file's scores: {output}/files.csv"
+    )
+
+
+def doctor() -> None:
+    """Say what is wrong with a folder of recordings: `codec-doctor FOLDER`."""
+    from codec.doctor import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def report_errors(command: Callable[[], int]) -> int:
+    """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
+    logging.captureWarnings(True)
+    from codec.index import DataError
+
+    try:
+        return command()
+    except (ConfigError, DataError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

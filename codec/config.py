@@ -1,0 +1,168 @@
+"""Configs: find them, check them against the constructors they name, build what they describe."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+# The wheel carries the configs inside the package; a checkout has them beside it.
+CONFIG_DIR = next(
+    p for p in (PACKAGE.parent / "configs", PACKAGE / "configs") if (p / "train.yaml").is_file()
+)
+TARGET, PARTIAL = "_target_", "_partial_"
+MODEL_MODULES = ("codec.model.", "codec.layers.", "codec.autoencoders.", "codec.quantizers.")
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config, one line a problem, each with the option's path."""
+
+
+def locate(target: str) -> Any:
+    """Object at a dotted path; ConfigError when there is none."""
+    parts = target.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError as error:
+            if error.name and not ".".join(parts[:end]).startswith(error.name):
+                raise
+            continue
+        try:
+            return functools.reduce(getattr, parts[end:], found)
+        except AttributeError:
+            break
+    raise ConfigError(f"there is no {target!r} to import")
+
+
+def locate_own(target: str) -> Any:
+    """Class at a dotted path if it is a part of a model that this package defines; else ConfigError.
+
+    The class is judged by the module that defines it, because a path may walk through our modules into
+    others' (`codec.layers.torch.hub.load`). Nothing outside `MODEL_MODULES` is imported on the way.
+    """
+    if target.startswith(MODEL_MODULES):
+        found = locate(target)
+        if inspect.isclass(found) and f"{found.__module__}.".startswith(MODEL_MODULES):
+            return found
+    raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
+
+
+def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any:
+    """Build what a plain config describes: each mapping with `_target_` becomes the call of that target.
+
+    `_partial_: true` gives a `functools.partial` instead. A ValueError of a constructor becomes a
+    ConfigError that names the option's path.
+    """
+    if isinstance(node, Mapping):
+        built = {key: build(value, find, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
+        if TARGET not in built:
+            return built
+        target, partial = find(built.pop(TARGET)), built.pop(PARTIAL, False)
+        try:
+            return functools.partial(target, **built) if partial else target(**built)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path or node[TARGET]}: {error}") from error
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [build(value, find, f"{path}[{index}]") for index, value in enumerate(node)]
+    return node
+
+
+def validate(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> None:
+    """Check every `_target_` node against its signature; ConfigError lists all problems at once."""
+    problems = list(find_problems(node, find, path))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def find_problems(node: Any, find: Callable[[str], Any], path: str) -> Iterator[str]:
+    """Yield one line for each unknown, missing or mistyped option below a node."""
+    children = (
+        node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    )
+    for key, child in children:
+        yield from find_problems(child, find, f"{path}.{key}".lstrip("."))
+    if not isinstance(node, Mapping) or TARGET not in node:
+        return
+    try:
+        target = find(node[TARGET])
+    except ConfigError as error:
+        yield f"{path}.{TARGET}: {error}".lstrip(".")
+        return
+    parameters = dict(inspect.signature(target).parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    options = {key: value for key, value in node.items() if key not in (TARGET, PARTIAL)}
+    for key, value in options.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key not in parameters:
+            close = difflib.get_close_matches(str(key), parameters, 1)
+            yield f"{where}: {target.__name__} has no such option" + (
+                f"; did you mean {close[0]}?" if close else ""
+            )
+        elif key in hints and not fits(value, hints[key]):
+            yield f"{where}: expected {describe(hints[key])}, got {value!r}"
+    if not node.get(PARTIAL):
+        for name, parameter in parameters.items():
+            if (
+                parameter.default is parameter.empty
+                and name not in options
+                and parameter.kind.name != "VAR_POSITIONAL"
+            ):
+                yield f"{path}.{name}: missing; {target.__name__} needs it".lstrip(".")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain config value can be meant for a parameter annotated with `hint`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or (isinstance(value, Mapping) and TARGET in value):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    if hint in (str, bool) or hint is type(None):
+        return isinstance(value, hint)
+    if hint is Path:
+        return isinstance(value, str)
+    container = origin or hint
+    if not inspect.isclass(container) or container is Callable:
+        return True
+    if issubclass(container, Mapping):
+        return isinstance(value, Mapping) and (
+            not arguments or all(fits(v, arguments[1]) for v in value.values())
+        )
+    if issubclass(container, Sequence):
+        fixed = container is tuple and len(arguments) > 0 and arguments[-1] is not Ellipsis
+        if not isinstance(value, list) or (fixed and len(value) != len(arguments)):
+            return False
+        return not arguments or all(
+            fits(item, arguments[i] if fixed else arguments[0]) for i, item in enumerate(value)
+        )
+    return not isinstance(value, str | int | float | bool | list | None)
+
+
+def describe(hint: Any) -> str:
+    """Readable form of a type annotation: `list of int`, `float or None`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if hint is type(None):
+        return "null"
+    if origin is not None and arguments and issubclass(origin, Sequence):
+        return f"list of {describe(arguments[0])}"
+    return getattr(hint, "__name__", str(hint))

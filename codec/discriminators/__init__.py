@@ -1,0 +1,1 @@
+"""Discriminators: audio `[B, C, T]` to logits and feature maps, under one contract (`base.py`)."""

@@ -1,0 +1,37 @@
+"""Several discriminators as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from codec.discriminators.base import Discriminator, Judgement
+
+PEAK = 0.8
+QUIETEST_PEAK = 1e-4  # -80 dBFS; DAC divides silence by 1e-9, which scales its gradient by 8e8
+
+
+class Discriminators(Discriminator):
+    """Joins discriminators: the list of all their judgements; without any, the empty list.
+
+    `normalize` removes the DC of every channel and scales each example to a peak of 0.8, as DAC's release
+    does: judgements then do not depend on loudness.
+    """
+
+    def __init__(self, discriminators: Sequence[nn.Module], normalize: bool = False):
+        super().__init__()
+        self.bodies = nn.ModuleList(discriminators)
+        self.normalize = normalize
+
+    def forward(self, audio: Tensor) -> list[Judgement]:
+        """Judge audio `[B, C, T]`."""
+        if self.normalize:
+            audio = normalize_peak(audio.float())
+        return [judgement for discriminator in self.bodies for judgement in discriminator(audio)]
+
+
+def normalize_peak(audio: Tensor) -> Tensor:
+    """Audio `[B, C, T]` without DC and with a peak of 0.8 over all channels of an example."""
+    audio = audio - audio.mean(dim=-1, keepdim=True)
+    return PEAK * audio / audio.abs().amax(dim=(1, 2), keepdim=True).clamp(min=QUIETEST_PEAK)

@@ -1,0 +1,168 @@
+"""Discriminators on the complex STFT: SoundStream's residual, EnCodec's multi-scale, DAC's multi-band one.
+
+Both see `[B, 2 * C, frames, bins]`: the real and imaginary part of each audio channel, hop = window / 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from codec.discriminators.base import ConvStack, Discriminator, Judgement, activated
+from codec.spectrogram import pad_reflect, stft
+
+Norm = Literal["none", "weight", "layer"]
+SLOPE = 0.2
+
+
+def spectrum(audio: Tensor, window: int, normalized: bool, frames_multiple: int = 1) -> Tensor:
+    """Real view `[B, 2 * C, frames, window // 2 + 1]` of the STFT of audio `[B, C, T]`.
+
+    `frames = T / hop` rounded up to `frames_multiple`; each is centred on its hop, the ends are reflected.
+    """
+    hop = window // 4
+    missing = -audio.shape[-1] % (hop * frames_multiple)
+    overlap = (window - hop) // 2
+    audio = pad_reflect(audio, overlap, overlap + missing)
+    return torch.view_as_real(stft(audio, window, hop, normalized)).movedim(-1, 2).flatten(1, 2)
+
+
+class MultiScaleSTFTDiscriminator(Discriminator):
+    """Small 2-D convolutions on STFTs of several windows (samples), with weights of its own for each band.
+
+    EnCodec (arXiv:2210.13438): one band, time dilations 1, 2, 4, unit-energy windows; 0.472 M parameters
+    with five windows. The paper prints kernels 3 x 8, its release and its size say 3 x 9.
+    DAC (arXiv:2306.06546): five bands, no dilation, plain STFT; 0.471 M parameters a window.
+    `bands` are edges as shares of the Nyquist frequency. Logits are `[B, 1, frames, bins / 8]`.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[int] = (2048, 1024, 512, 256, 128),
+        bands: Sequence[float] = (0.0, 1.0),
+        dilations: Sequence[int] = (1, 2, 4),
+        channels: int = 32,
+        slope: float = 0.2,
+        normalized: bool = True,
+        audio_channels: int = 1,
+    ):
+        super().__init__()
+        if not windows or min(windows) < 32 or any(window % 4 for window in windows):
+            raise ValueError(f"windows must be multiples of 4 of at least 32 samples, got {list(windows)}")
+        if (
+            len(bands) < 2
+            or any(low >= high for low, high in pairwise(bands))
+            or bands[0] < 0
+            or bands[-1] > 1
+        ):
+            raise ValueError(f"bands must be rising edges within 0..1, as 0, 0.5, 1; got {list(bands)}")
+        self.windows, self.normalized = tuple(windows), normalized
+        self.bodies = nn.ModuleList(
+            BandStack(
+                [int(edge * (window // 2 + 1)) for edge in bands], audio_channels, channels, dilations, slope
+            )
+            for window in windows
+        )
+
+    def views(self, audio: Tensor) -> Iterable[Tensor]:
+        """One spectrum per window."""
+        return (spectrum(audio, window, self.normalized) for window in self.windows)
+
+
+class BandStack(nn.Module):
+    """Layers of its own for each band of bins; one head over the bands put side by side again."""
+
+    def __init__(
+        self, edges: Sequence[int], audio_channels: int, channels: int, dilations: Sequence[int], slope: float
+    ):
+        super().__init__()
+        if any(low == high for low, high in pairwise(edges)):
+            raise ValueError(f"a band holds no bin (edges {list(edges)}): use wider bands or a longer window")
+        self.edges = tuple(edges)
+        self.bands = nn.ModuleList(
+            nn.ModuleList(band_layers(2 * audio_channels, channels, dilations, slope)) for _ in edges[1:]
+        )
+        self.head = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, view: Tensor) -> Judgement:
+        """Judge a spectrum `[B, 2 * C, frames, bins]`."""
+        features, tops = [], []
+        for (low, high), layers in zip(pairwise(self.edges), self.bands, strict=True):
+            band = view[..., low:high]
+            for layer in layers:  # type: ignore[attr-defined]
+                band = layer(band)
+                features.append(band)
+            tops.append(band)
+        return Judgement(self.head(torch.cat(tops, dim=-1)), features)
+
+
+def band_layers(in_channels: int, channels: int, dilations: Sequence[int], slope: float) -> list[nn.Module]:
+    """A 3 x 9 convolution, one of frequency stride 2 for each time dilation, and a 3 x 3 one."""
+    convs = [nn.Conv2d(in_channels, channels, (3, 9), padding=(1, 4))]
+    for dilation in dilations:
+        convs.append(nn.Conv2d(channels, channels, (3, 9), (1, 2), (dilation, 4), (dilation, 1)))
+    convs.append(nn.Conv2d(channels, channels, 3, padding=1))
+    return [activated(weight_norm(conv), slope) for conv in convs]
+
+
+class ComplexSTFTDiscriminator(Discriminator):
+    """SoundStream's STFT discriminator (arXiv:2107.03312): residual blocks on one STFT.
+
+    Six blocks with strides (1, 2), (2, 2), ... lead from `[T / hop, window / 2]` to `[T / (8 * hop), 8]`, and
+    the head joins the 8 bins: logits are `[B, 1, T / (8 * hop), 1]`. 5.55 M parameters with 32 channels.
+    `norm` is "none" as printed, "layer", which EnCodec's authors needed to keep it stable (arXiv:2210.13438
+    A.1), or "weight". The paper names no activation: leaky ReLU as in its waveform discriminators.
+    """
+
+    def __init__(self, window: int = 1024, channels: int = 32, norm: Norm = "none", audio_channels: int = 1):
+        super().__init__()
+        if window < 128 or window % 128:
+            raise ValueError(
+                f"window must be a multiple of 128 samples, so that six halvings fit, got {window}"
+            )
+        if norm not in ("none", "weight", "layer"):
+            raise ValueError(f"norm must be none, weight or layer, got {norm!r}")
+        self.window = window
+        widths = [channels * factor for factor in (1, 2, 4, 4, 8, 8, 16)]
+        first = normed(nn.Conv2d(2 * audio_channels, channels, 7, padding=3), norm)
+        blocks = [
+            ResidualBlock(before, after, 1 + i % 2, norm)
+            for i, (before, after) in enumerate(pairwise(widths))
+        ]
+        head = nn.Conv2d(widths[-1], 1, (1, window // 128))
+        head = weight_norm(head) if norm == "weight" else head
+        self.bodies = nn.ModuleList([ConvStack([activated(first, SLOPE), *blocks], head)])
+
+    def views(self, audio: Tensor) -> Iterable[Tensor]:
+        """The spectrum without its Nyquist bin, so that every stride divides it: the paper's F = W / 2."""
+        yield spectrum(audio, self.window, normalized=True, frames_multiple=8)[..., :-1]
+
+
+class ResidualBlock(nn.Module):
+    """Convolutions 3 x 3 and (time_stride + 2) x 4 beside a strided 1 x 1 shortcut; halves the bins."""
+
+    def __init__(self, channels: int, out_channels: int, time_stride: int, norm: Norm):
+        super().__init__()
+        stride = (time_stride, 2)
+        self.body = nn.Sequential(
+            activated(normed(nn.Conv2d(channels, channels, 3, padding=1), norm), SLOPE),
+            normed(nn.Conv2d(channels, out_channels, (time_stride + 2, 4), stride, padding=1), norm),
+        )
+        self.shortcut = normed(nn.Conv2d(channels, out_channels, 1, stride), norm)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `[B, C, frames, bins]` to `[B, C', frames / time_stride, bins / 2]`."""
+        return self.activation(self.body(features) + self.shortcut(features))
+
+
+def normed(conv: nn.Conv2d, norm: Norm) -> nn.Module:
+    """The convolution with weight normalisation, with layer normalisation of its output, or as it is."""
+    if norm == "layer":  # over channels, frames and bins of an example
+        return nn.Sequential(conv, nn.GroupNorm(1, conv.out_channels))
+    return weight_norm(conv) if norm == "weight" else conv

@@ -1,0 +1,62 @@
+"""`codec-doctor FOLDER`: what is in a folder of audio, and why some of its files are not usable."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from codec.index import DataError, Index, scan
+
+
+def examine(folder: str, check_content: bool = True) -> Index:
+    """Index a folder, print its report and return it. Raises `DataError` when it cannot be read at all."""
+    index = scan(folder, check_content=check_content, require_usable=False)
+    write(index.report())
+    return index
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all files are usable, 1 some are not, 2 nothing here can be used."""
+    parser = argparse.ArgumentParser(
+        prog="codec-doctor",
+        description="Say what is in a folder of audio and what is wrong with each file that is not usable.",
+        epilog="Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
+    )
+    parser.add_argument("folder", help="searched with all its sub-folders")
+    parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
+    parser.add_argument("--json", action="store_true", help="print every file with what was found, as JSON")
+    options = parser.parse_args(argv)
+    try:
+        if options.json:
+            index = scan(options.folder, check_content=not options.no_content, require_usable=False)
+            write(as_json(index))
+        else:
+            index = examine(options.folder, check_content=not options.no_content)
+        index.require_usable()
+    except DataError as error:
+        print(f"codec-doctor: {error}", file=sys.stderr)
+        return 2
+    return 1 if index.problems else 0
+
+
+def as_json(index: Index) -> str:
+    """The whole index as JSON; names that are not UTF-8 keep their bytes as lone surrogates `\\udc..`."""
+    seconds = sum(file.seconds for file in index.usable)
+    found = {
+        "root": index.root,
+        "usable": len(index.usable),
+        "hours": seconds / 3600,
+        "ignored": index.ignored,
+    }
+    return json.dumps({**found, "files": [asdict(file) for file in index.files]}, indent=1) + "\n"
+
+
+def write(text: str) -> None:
+    """Print to a terminal or file of any encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

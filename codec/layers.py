@@ -1,0 +1,128 @@
+"""Convolutions that keep `T` a whole number of frames, and the small blocks built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm as apply_weight_norm
+
+
+def split_padding(total: int, causal: bool) -> tuple[int, int]:
+    """Samples to add before and after: all before when causal, else centred (the odd one before)."""
+    left = total if causal else total - total // 2
+    return left, total - left
+
+
+class Conv1d(nn.Module):
+    """Convolution `[B, C, T] -> [B, C', T / stride]` with zero padding, on the past alone when causal.
+
+    `T` has to be a multiple of `stride`; `Codec` pads audio to whole frames. Zeros, not reflection, because
+    reflected samples come from the future and a stream does not have them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        causal: bool = True,
+        weight_norm: bool = False,
+    ):
+        super().__init__()
+        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
+        self.conv = apply_weight_norm(conv) if weight_norm else conv
+        self.padding = split_padding((kernel_size - 1) * dilation + 1 - stride, causal)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Convolve `[B, C, T]`."""
+        return self.conv(functional.pad(audio, self.padding) if any(self.padding) else audio)
+
+
+class ConvTranspose1d(nn.Module):
+    """Transposed convolution `[B, C, F] -> [B, C', F * stride]`; causal means no output waits for the future.
+
+    Trims exactly `kernel_size - stride` samples, so that odd strides keep their length (DAC's release loses
+    a sample there).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        causal: bool = True,
+        weight_norm: bool = False,
+    ):
+        super().__init__()
+        conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
+        self.conv = apply_weight_norm(conv) if weight_norm else conv
+        surplus = kernel_size - stride
+        self.trim = (0, surplus) if causal else split_padding(surplus, causal)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Upsample `[B, C, F]`."""
+        output = self.conv(latents)
+        left, right = self.trim
+        return output[..., left : output.shape[-1] - right]
+
+
+class Snake(nn.Module):
+    """Periodic activation `x + sin²(αx) / α` with one α per channel (arXiv 2006.08195, as in DAC)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate `[B, C, T]`."""
+        return x + torch.sin(self.alpha * x).square() / (self.alpha + 1e-9)
+
+
+ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "elu": lambda channels: nn.ELU(),
+    "leaky_relu": lambda channels: nn.LeakyReLU(0.2),
+    "snake": Snake,
+}
+
+
+class LSTM(nn.Module):
+    """Recurrent layers over frames with a skip connection, `[B, C, F] -> [B, C, F]` (EnCodec, §3.1)."""
+
+    def __init__(self, channels: int, num_layers: int):
+        super().__init__()
+        self.lstm = nn.LSTM(channels, channels, num_layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Run over the frames of `[B, C, F]`."""
+        frames = latents.permute(2, 0, 1)
+        return (self.lstm(frames)[0] + frames).permute(1, 2, 0)
+
+
+class Layers:
+    """How every layer of one network is made: causal or centred, weight-normalised or not, one activation."""
+
+    def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.activation = ACTIVATIONS[activation]
+        self.style = {"causal": causal, "weight_norm": weight_norm}
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int, **options: int) -> Conv1d:
+        """Make a convolution; options are `stride` and `dilation`."""
+        return Conv1d(in_channels, out_channels, kernel_size, **options, **self.style)
+
+    def upsample(self, in_channels: int, out_channels: int, stride: int) -> ConvTranspose1d:
+        """Make a transposed convolution with the kernel of twice its stride that all SEANets use."""
+        return ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride, **self.style)
+
+    def downsample(self, in_channels: int, out_channels: int, stride: int) -> Conv1d:
+        """Make a strided convolution with a kernel of twice its stride."""
+        return self.conv(in_channels, out_channels, 2 * stride, stride=stride)

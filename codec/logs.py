@@ -1,0 +1,70 @@
+"""metrics.csv: every logged number of a run, one row a step, kept across resumes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+
+class MetricsCSV(Logger):
+    """Appends rows to a csv file; a new metric adds a column, an empty cell means "not measured here".
+
+    Lightning's own csv logger deletes the file of a run that is resumed.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.path = Path(path)
+        self.columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies in the run folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: the file lies in the run folder itself."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml in the run folder holds them."""
+
+    def rewind(self, step: int) -> None:
+        """Forget rows after a step: the run goes on from there."""
+        if self.path.is_file():
+            rows = [row for row in self.read() if int(row["step"]) <= step]
+            self.rewrite(rows)
+
+    def read(self) -> list[dict[str, str]]:
+        """All rows; a row that a kill cut short is dropped."""
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row["step"].isdigit() and None not in row.values()]
+            self.columns = list(reader.fieldnames or [])
+        return rows
+
+    def rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Replace the file, at once or not at all."""
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.path)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add one row of numbers at a step."""
+        metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        new = [name for name in ("step", *metrics) if name not in self.columns]
+        if new:
+            rows = self.read() if self.path.is_file() else []
+            self.columns += [name for name in new if name not in self.columns]
+            self.rewrite(rows)
+        with self.path.open("a", newline="") as file:
+            row = {name: f"{value:.6g}" for name, value in metrics.items()}
+            csv.DictWriter(file, self.columns, restval="").writerow({"step": step or 0, **row})

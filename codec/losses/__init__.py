@@ -1,0 +1,1 @@
+"""Losses: reconstruction, adversarial, and how they are weighed (`objective.py`)."""

@@ -1,0 +1,118 @@
+"""Adversarial losses on the judgements of several sub-discriminators, and feature matching.
+
+All are means over each logit or feature map, in fp32, then a mean or a sum over sub-discriminators.
+SoundStream divides the sum over its four sub-discriminators by K = 3; "mean" is the true mean, so that a
+weight keeps its sense with any number of them. "sum" is DAC's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from codec.discriminators.base import Judgement
+
+Reduction = Literal["mean", "sum"]
+
+
+class AdversarialLoss(Protocol):
+    """What the objective asks of an adversarial loss; both take one judgement per sub-discriminator."""
+
+    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+        """Loss of the codec: low when its audio is taken for real."""
+        ...
+
+    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+        """Loss of the discriminator: low when it tells the two apart."""
+        ...
+
+
+def check_reduction(reduction: Reduction) -> Reduction:
+    """Return `reduction`; ValueError if it is neither "mean" nor "sum"."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be mean or sum (over sub-discriminators), got {reduction!r}")
+    return reduction
+
+
+def reduce(values: list[Tensor], reduction: Reduction) -> Tensor:
+    """Mean or sum of scalars; ValueError if there are none."""
+    if not values:
+        raise ValueError("nothing was judged: choose a discriminator, or a loss without adversarial parts")
+    return torch.stack(values).mean() if reduction == "mean" else torch.stack(values).sum()
+
+
+class Hinge:
+    """Hinge loss (arXiv:2107.03312 eq. 1 and 2): max(0, 1 - D) for real and max(0, 1 + D) for coded audio.
+
+    The codec's own loss is max(0, 1 - D) as well, as SoundStream and EnCodec print it, not -D.
+    """
+
+    def __init__(self, reduction: Reduction = "mean"):
+        self.reduction: Reduction = check_reduction(reduction)
+
+    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+        """Scalar; 1 where the discriminator is undecided (D = 0)."""
+        return reduce([functional.relu(1 - one.logits.float()).mean() for one in fake], self.reduction)
+
+    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+        """Scalar; 2 where the discriminator is undecided (D = 0)."""
+        losses = [
+            functional.relu(1 - a.logits.float()).mean() + functional.relu(1 + b.logits.float()).mean()
+            for a, b in zip(real, fake, strict=True)
+        ]
+        return reduce(losses, self.reduction)
+
+
+class LeastSquares:
+    """Least-squares loss (LSGAN, arXiv:1611.04076): logits are drawn to 1 for real and 0 for coded audio.
+
+    What HiFi-GAN and DAC's released code train with; DAC's paper says hinge.
+    """
+
+    def __init__(self, reduction: Reduction = "sum"):
+        self.reduction: Reduction = check_reduction(reduction)
+
+    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+        """Scalar: mean of (1 - D)^2."""
+        return reduce([(1 - one.logits.float()).square().mean() for one in fake], self.reduction)
+
+    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+        """Scalar: mean of (1 - D(real))^2 plus mean of D(fake)^2."""
+        losses = [
+            (1 - a.logits.float()).square().mean() + b.logits.float().square().mean()
+            for a, b in zip(real, fake, strict=True)
+        ]
+        return reduce(losses, self.reduction)
+
+
+class FeatureMatching:
+    """L1 distance between a discriminator's feature maps of real and of coded audio.
+
+    `reduction="mean"` averages over maps, then sub-discriminators (SoundStream, EnCodec); "sum" adds all maps
+    (DAC). `relative` divides each map's distance by the mean of |D(real)| (EnCodec, arXiv:2210.13438), but by
+    `floor` at least: a discriminator with features near zero would otherwise send it to tens of thousands.
+    """
+
+    def __init__(self, relative: bool = False, reduction: Reduction = "mean", floor: float = 1e-3):
+        if floor <= 0:
+            raise ValueError(f"floor must be positive, got {floor}")
+        self.relative, self.floor = relative, floor
+        self.reduction: Reduction = check_reduction(reduction)
+
+    def __call__(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+        """Scalar; gradients reach `fake` alone."""
+        distances = [
+            reduce([self.distance(x, y) for x, y in zip(a.features, b.features, strict=True)], self.reduction)
+            for a, b in zip(real, fake, strict=True)
+        ]
+        return reduce(distances, self.reduction)
+
+    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Mean absolute difference of one map."""
+        real = real.detach().float()
+        distance = functional.l1_loss(fake.float(), real)
+        return distance / real.abs().mean().clamp(min=self.floor) if self.relative else distance

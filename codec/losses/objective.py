@@ -1,0 +1,99 @@
+"""What is minimised: named losses and their weights."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from codec.discriminators.base import Judgement
+from codec.losses.adversarial import AdversarialLoss, FeatureMatching
+from codec.losses.balancer import Balancer
+
+
+class Objective(nn.Module):
+    """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
+
+    `weights` names the keys of `reconstruction`, "adversarial" and "feature_matching"; a loss of weight 0 is
+    not computed. `balancer`, a factory called with the names, sets the scale of gradients instead of that of
+    losses; the trainer then backpropagates `balancer.balance(losses, weights, audio)`, else `total(losses)`.
+    Raises ValueError that lists every weight without a loss, loss without a weight and impossible weight. The
+    quantizer's own losses are weighed by the quantizer.
+    """
+
+    def __init__(
+        self,
+        reconstruction: dict[str, nn.Module],
+        weights: dict[str, float],
+        adversarial: AdversarialLoss | None = None,
+        feature_matching: FeatureMatching | None = None,
+        balancer: Callable[[Sequence[str]], Balancer] | None = None,
+    ):
+        super().__init__()
+        others = {"adversarial": adversarial, "feature_matching": feature_matching}
+        problems = list(find_problems(reconstruction, weights, others))
+        if problems:
+            raise ValueError("\n".join(problems))
+        self.reconstruction = nn.ModuleDict(reconstruction)
+        self.weights = dict(weights)
+        self.adversarial, self.feature_matching = adversarial, feature_matching
+        self.balancer = balancer(list(weights)) if balancer else None
+
+    @property
+    def needs_discriminator(self) -> bool:
+        """Whether any loss with a weight above 0 asks for judgements."""
+        return any(self.weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
+
+    def reconstruction_losses(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compare audio `[B, C, T]` with `[B, C, T]`: a scalar per name, unweighted."""
+        return {
+            name: loss(estimate, target)
+            for name, loss in self.reconstruction.items()
+            if self.weights[name] > 0
+        }
+
+    def generator_losses(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> dict[str, Tensor]:
+        """What the discriminator has against the coded audio, unweighted; nothing without judgements."""
+        losses = {}
+        if self.adversarial and fake and self.weights["adversarial"] > 0:
+            losses["adversarial"] = self.adversarial.generator(fake)
+        if self.feature_matching and fake and self.weights["feature_matching"] > 0:
+            losses["feature_matching"] = self.feature_matching(real, fake)
+        return losses
+
+    def discriminator_loss(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+        """Scalar for the discriminator to minimise; ValueError without adversarial loss or judgements."""
+        if self.adversarial is None:
+            raise ValueError("this objective has no adversarial loss to train a discriminator with")
+        return self.adversarial.discriminator(real, fake)
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of `losses`, a scalar."""
+        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def find_problems(
+    reconstruction: Mapping[str, object], weights: Mapping[str, float], others: Mapping[str, object]
+) -> Iterator[str]:
+    """Yield one line for each thing that is wrong with the names or weights."""
+    produced = [*reconstruction, *(name for name, loss in others.items() if loss is not None)]
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            yield f"weights.{name}: must be 0 or a positive number, got {weight}"
+        if name in produced:
+            continue
+        if name in others:
+            yield f"weights.{name}: no loss of that name is computed; set {name}, or remove the weight"
+        else:
+            close = difflib.get_close_matches(name, produced, 1)
+            yield f"weights.{name}: nothing produces this loss; " + (
+                f"did you mean {close[0]}?" if close else f"known are {', '.join(produced) or 'none'}"
+            )
+    for name in produced:
+        if name not in weights:
+            yield f"weights.{name}: missing; {name} is computed, give it a weight (0 switches it off)"
+    for name in sorted(set(reconstruction) & set(others)):
+        yield f"reconstruction.{name}: this name is taken by the discriminator's losses; choose another"

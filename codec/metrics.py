@@ -1,0 +1,122 @@
+"""Objective metrics: SI-SDR, mel and STFT distance per example, and how evenly the codebooks are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codec.spectrogram import magnitude, mel
+
+MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
+MEL_BINS = (5, 10, 20, 40, 80, 160, 320)
+STFT_WINDOWS = (2048, 512)
+FLOOR = 1e-5
+
+
+def check_same_shape(estimate: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless both are `[B, C, T]` of one shape: broadcasting would compare wrong pairs."""
+    if estimate.shape != target.shape or target.dim() != 3:
+        shapes = f"{list(estimate.shape)} and {list(target.shape)}"
+        raise ValueError(
+            f"estimate and target must both be [B, C, T] of one shape, got {shapes}; trim or pad them"
+        )
+
+
+def si_sdr(estimate: Tensor, target: Tensor, zero_mean: bool = True) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (arXiv:1811.02508): `[B, C, T]` twice to `[B]`.
+
+    Channels are measured apart and averaged. `zero_mean` removes each signal's DC first, as DAC does.
+    """
+    check_same_shape(estimate, target)
+    estimate, target = estimate.float(), target.float()
+    if zero_mean:
+        estimate = estimate - estimate.mean(dim=-1, keepdim=True)
+        target = target - target.mean(dim=-1, keepdim=True)
+    eps = torch.finfo(torch.float32).eps
+    scale = ((estimate * target).sum(-1, keepdim=True) + eps) / (target.square().sum(-1, keepdim=True) + eps)
+    signal = scale * target
+    ratio = (signal.square().sum(-1) + eps) / ((estimate - signal).square().sum(-1) + eps)
+    return 10 * torch.log10(ratio).mean(dim=-1)
+
+
+def mel_distance(
+    estimate: Tensor,
+    target: Tensor,
+    sample_rate: int,
+    windows: Sequence[int] = MEL_WINDOWS,
+    n_mels: Sequence[int] = MEL_BINS,
+) -> Tensor:
+    """DAC's multi-scale mel distance (arXiv:2306.06546): `[B, C, T]` twice to `[B]`, 0 when equal.
+
+    For each window (samples; hop `window / 4`) the mean difference of `log10(max(mel, 1e-5))` over channels,
+    frames and mel bins, summed over windows. Magnitudes, Slaney filters, as in DAC's released configs.
+    """
+    check_same_shape(estimate, target)
+    total = estimate.new_zeros(estimate.shape[0], dtype=torch.float32)
+    for window, bins in zip(windows, n_mels, strict=True):
+        ours, theirs = (
+            mel(audio, sample_rate, window, bins).clamp(min=FLOOR).log10() for audio in (estimate, target)
+        )
+        total = total + (ours - theirs).abs().mean(dim=(1, 2, 3))
+    return total
+
+
+def stft_distance(estimate: Tensor, target: Tensor, windows: Sequence[int] = STFT_WINDOWS) -> Tensor:
+    """DAC's STFT distance: `[B, C, T]` twice to `[B]`, 0 when equal; hears what mel bins average away.
+
+    For each window (samples; hop `window / 4`) the mean difference of the magnitudes plus that of
+    `2 * log10(max(magnitude, 1e-5))`, summed over windows: the released code, behind the paper's tables.
+    """
+    check_same_shape(estimate, target)
+    total = estimate.new_zeros(estimate.shape[0], dtype=torch.float32)
+    for window in windows:
+        ours, theirs = magnitude(estimate, window), magnitude(target, window)
+        logs = 2 * (ours.clamp(min=FLOOR).log10() - theirs.clamp(min=FLOOR).log10())
+        total = total + ((ours - theirs).abs() + logs.abs()).mean(dim=(1, 2, 3))
+    return total
+
+
+def count_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> list[Tensor]:
+    """How often each code of each stage occurs in `codes` `[B, K, F]`: K counts `[codebook_size]`.
+
+    Counts of several batches may be added before `codebook_statistics`. Codes below 0 mean "no code here".
+    Raises ValueError if K is not the number of sizes or a code is not in its codebook.
+    """
+    if codes.dim() != 3 or codes.shape[1] != len(codebook_sizes):
+        raise ValueError(
+            f"codes {list(codes.shape)} do not have {len(codebook_sizes)} stages: expected [B, K, F]"
+        )
+    counts = []
+    for stage, size in enumerate(codebook_sizes):
+        present = codes[:, stage].flatten()
+        present = present[present >= 0]
+        if present.numel() and int(present.max()) >= size:
+            raise ValueError(
+                f"stage {stage} has code {int(present.max())}, but its codebook has {size} entries"
+            )
+        counts.append(torch.bincount(present, minlength=size))
+    return counts
+
+
+def codebook_statistics(counts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Per stage `[K]`: `usage` (share of codes seen), `perplexity` (effective number of codes), `entropy`.
+
+    `entropy` is a share of its maximum, 0..1: times `log2(codebook_size)` it is the bits a code carries. All
+    are 0 for a stage that saw no codes.
+    """
+    statistics: dict[str, list[float]] = {"usage": [], "perplexity": [], "entropy": []}
+    for count in counts:
+        share = count.double().cpu() / count.sum().clamp(min=1).cpu()
+        nats = -float(torch.xlogy(share, share).sum())
+        statistics["usage"].append(float((count > 0).double().mean()))
+        statistics["perplexity"].append(math.exp(nats) if count.any() else 0.0)
+        statistics["entropy"].append(nats / math.log(max(len(count), 2)))
+    return {name: torch.tensor(values) for name, values in statistics.items()}
+
+
+def codebook_usage(codes: Tensor, codebook_sizes: Sequence[int]) -> dict[str, Tensor]:
+    """`codebook_statistics` of one tensor of codes `[B, K, F]`; codes below 0 are ignored."""
+    return codebook_statistics(count_codes(codes, codebook_sizes))

@@ -1,0 +1,169 @@
+"""Codec: an encoder, a quantizer and a decoder; audio to codes and back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codec.autoencoders.seanet import SEANet
+from codec.config import ConfigError, build, locate, locate_own, validate
+from codec.quantizers.base import Quantized, Quantizer
+
+CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
+
+
+class Codec(nn.Module):
+    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`."""
+
+    def __init__(self, autoencoder: SEANet, quantizer: Quantizer, sample_rate: int):
+        super().__init__()
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
+        if quantizer.dim != autoencoder.latent_dim:
+            raise ValueError(
+                f"the quantizer's dim {quantizer.dim} is not latent_dim {autoencoder.latent_dim}"
+            )
+        self.autoencoder = autoencoder
+        self.quantizer = quantizer
+        self.sample_rate = sample_rate
+        self.config: dict[str, Any] | None = None
+
+    @property
+    def audio_channels(self) -> int:
+        """Channels of the audio."""
+        return self.autoencoder.audio_channels
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.autoencoder.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, Hz."""
+        return self.sample_rate / self.hop_length
+
+    def bitrate(self, num_quantizers: int | None = None) -> float:
+        """Nominal bit/s of the first `num_quantizers` stages."""
+        return self.quantizer.bits_per_frame(num_quantizers) * self.frame_rate
+
+    def latents(self, audio: Tensor) -> Tensor:
+        """Encoder output `[B, D, F]`, before quantization; audio is padded with zeros to whole frames."""
+        if audio.ndim != 3 or audio.shape[1] != self.audio_channels or not audio.shape[2]:
+            raise ValueError(f"audio must be [B, {self.audio_channels}, T >= 1], got {list(audio.shape)}")
+        return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[-1] % self.hop_length)))
+
+    def forward(self, audio: Tensor, num_quantizers: int | Tensor | None = None) -> tuple[Tensor, Quantized]:
+        """Reconstruct `[B, C, T]`; also what the quantizer made of it, for the losses."""
+        quantized = self.quantizer(self.latents(audio), num_quantizers)
+        return self.autoencoder.decode(quantized.latents)[..., : audio.shape[-1]], quantized
+
+    def encode(self, audio: Tensor, num_quantizers: int | None = None) -> Tensor:
+        """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`."""
+        return self.quantizer.encode(self.latents(audio), num_quantizers)
+
+    def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
+        """Audio `[B, C, F * hop_length]`, cut to `length` samples; codes may use any first stages."""
+        self.quantizer.check_codes(codes)
+        return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
+
+    def save(self, directory: str | Path) -> None:
+        """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written."""
+        if self.config is None:
+            raise ValueError("this codec has no config to save: make it with codec.build_codec(config)")
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, weights)
+        digest = sha256(weights)
+        config = directory / f".{CONFIG_FILE}.{os.getpid()}"
+        config.write_text(yaml.safe_dump({"model": self.config, "sha256": digest}, sort_keys=False))
+        for temporary, name in ((weights, WEIGHTS_FILE), (config, CONFIG_FILE)):
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(directory / name)
+
+
+def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
+    """Build a codec from the plain `model` part of a config; ConfigError lists what is wrong with it.
+
+    Untrusted configs, as they come with weights from elsewhere, may name only this package's classes.
+    """
+    find = locate if trusted else locate_own
+    validate(config, find, "model")
+    codec = build(config, find, "model")
+    if not isinstance(codec, Codec):
+        raise ConfigError(f"model: expected a codec, got {type(codec).__name__}")
+    codec.config = dict(config)
+    return codec
+
+
+def load(path: str | Path) -> Codec:
+    """Codec from a directory that `Codec.save` wrote, or from a training checkpoint (its averaged weights).
+
+    Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
+    Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        config, weights = read_directory(path)
+    elif path.is_file():
+        config, weights = read_checkpoint(path)
+    else:
+        raise FileNotFoundError(f"{path}: no such model directory or checkpoint")
+    codec = build_codec(config, trusted=False)
+    try:
+        codec.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: weights and config do not belong together: {error}") from error
+    return codec.eval()
+
+
+def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of a saved codec; ConfigError when a file is missing, damaged or changed."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path}: holds no saved codec, {name} is missing")
+    try:
+        saved = yaml.safe_load((path / CONFIG_FILE).read_text())
+        weights = load_file(path / WEIGHTS_FILE)
+    except (yaml.YAMLError, SafetensorError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+        raise ConfigError(f"{path / CONFIG_FILE}: not the config of a saved codec: it has no 'model'")
+    if sha256(path / WEIGHTS_FILE) != saved.get("sha256"):
+        raise ConfigError(
+            f"{path}: {WEIGHTS_FILE} is not the file that {CONFIG_FILE} was written for (sha256)"
+        )
+    return saved["model"], weights
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model config and averaged weights of a training checkpoint, without unpickling any object."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        config, state = dict(checkpoint["model"]), dict(checkpoint["state_dict"])
+    except Exception as error:
+        # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
+        raise ConfigError(f"{path}: not a checkpoint of codec-train, or damaged: {error}") from error
+    prefix = "average."
+    return config, {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""Optimizers, learning-rate schedules and clipping of the two players."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """Linear warm-up, then `gamma` per step: a pure function of the step, so a resume has nothing to load."""
+
+    warmup_steps: int = 0
+    gamma: float = 1.0
+
+    def __post_init__(self):
+        if self.warmup_steps < 0 or not 0 < self.gamma <= 1:
+            raise ValueError(f"warmup_steps must be at least 0 and gamma in (0, 1], got {self}")
+
+    def factor(self, step: int) -> float:
+        """Share of the base learning rate at a step, from 0."""
+        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * self.gamma**step
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warm-up, then half a cosine from 1 down to `final` at `total_steps`."""
+
+    warmup_steps: int = 0
+    total_steps: int = 100_000
+    final: float = 0.1
+
+    def __post_init__(self):
+        if self.warmup_steps < 0 or self.total_steps < 1 or not 0 <= self.final <= 1:
+            raise ValueError(
+                f"warmup_steps must be at least 0, total_steps at least 1 and final in [0, 1], got {self}"
+            )
+
+    def factor(self, step: int) -> float:
+        """Share of the base learning rate at a step, from 0."""
+        progress = min(1.0, step / self.total_steps)
+        cosine = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How generator and discriminator learn: optimizer factories, one schedule, a gradient norm limit each.
+
+    `generator` and `discriminator` make an optimizer from parameters. A limit of 0 clips nothing.
+    """
+
+    generator: Callable[[Iterable[nn.Parameter]], Optimizer]
+    discriminator: Callable[[Iterable[nn.Parameter]], Optimizer]
+    schedule: Exponential | Cosine
+    generator_clip: float = 1.0
+    discriminator_clip: float = 10.0
+
+    def __post_init__(self):
+        if self.generator_clip < 0 or self.discriminator_clip < 0:
+            raise ValueError("generator_clip and discriminator_clip must be at least 0 (0 clips nothing)")
+
+    def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
+        """Put the schedule's factor for a step on the optimizer's base learning rate."""
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * self.schedule.factor(step)
+
+
+def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
+    """Scale an optimizer's gradients down to a total norm of `limit`; returns the norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf)

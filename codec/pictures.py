@@ -1,0 +1,52 @@
+"""Spectrogram pictures of an original above its reconstruction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from codec.spectrogram import magnitude
+
+WINDOW = 1024
+RANGE = 80.0  # dB below the original's peak
+
+
+def decibels(audio: Tensor) -> Tensor:
+    """Log magnitudes `[bins, frames]` in dB of the mean of the channels of `[C, T]`."""
+    return 20 * magnitude(audio.mean(0)[None, None], WINDOW)[0, 0].T.clamp(min=1e-7).log10()
+
+
+def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = "") -> Figure:
+    """Figure with both spectrograms `[C, T]` on the original's dB scale, axes in s and Hz."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    top = float(decibels(original).max())
+    extent = (0.0, original.shape[-1] / sample_rate, 0.0, sample_rate / 2)
+    for panel, audio, name in zip(
+        panels, (original, reconstruction), ("original", "reconstruction"), strict=True
+    ):
+        image = panel.imshow(
+            decibels(audio.detach().cpu().float()),
+            origin="lower",
+            aspect="auto",
+            extent=extent,
+            cmap="magma",
+            vmin=top - RANGE,
+            vmax=top,
+        )
+        panel.set(title=name, ylabel="Hz")
+    panels[1].set_xlabel("s")
+    figure.colorbar(image, ax=panels, label="dB")
+    figure.suptitle(title)
+    return figure
+
+
+def save_spectrogram_pair(
+    path: str | Path, original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = ""
+) -> None:
+    """Write the pair as a PNG."""
+    with torch.no_grad():
+        spectrogram_pair(original, reconstruction, sample_rate, title).savefig(path, dpi=100)

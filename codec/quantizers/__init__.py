@@ -1,0 +1,1 @@
+"""Quantizers: latents `[B, D, F]` to codes `[B, K, F]` and back, under one contract (`base.py`)."""

@@ -1,0 +1,222 @@
+"""One training run: a folder with its config, checkpoints, numbers, samples and the finished model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+
+from codec.checkpoints import AtomicCheckpoints, StopOnSignal, checkpoint_callbacks
+from codec.cli import print_summary
+from codec.config import ConfigError, build, validate
+from codec.data import AudioData
+from codec.distributed import rank
+from codec.evaluation import evaluate
+from codec.logs import MetricsCSV
+from codec.model import build_codec, load
+from codec.telemetry import Samples, Telemetry
+from codec.training import CodecTraining, TrainingFailed
+
+log = logging.getLogger(__name__)
+BUILT = ("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training")
+
+
+def train(composed: Any) -> int:
+    """Train what a composed config describes; returns the exit status.
+
+    130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
+    """
+    config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    validate({name: config[name] for name in BUILT})
+    folder = Path(config["run_dir"])
+    checkpoint = find_checkpoint(folder, config["resume"])
+    if checkpoint:
+        check_same_model(checkpoint, config["model"])
+    quiet_libraries()
+    lightning.seed_everything(config["seed"], workers=False, verbose=False)
+    data, module = build_parts(config)
+    stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
+    trainer = build_trainer(config, folder, stop, checkpoint)
+    if trainer.is_global_zero:
+        save_config(folder, config)
+        print(describe(config, module, folder, checkpoint), flush=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    except TrainingFailed as error:
+        raise ConfigError(str(error)) from error
+    return finish(config, module, data, folder, stop, trainer)
+
+
+def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
+    """Build the data and the module that trains on it."""
+    data = build(config["data"], path="data")
+    codec = build_codec(config["model"])
+    parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
+    try:
+        return data, build(config["training"], path="training")(codec, *parts)
+    except ValueError as error:
+        raise ConfigError(f"training: {error}") from error
+
+
+def build_trainer(
+    config: dict[str, Any], folder: Path, stop: StopOnSignal, checkpoint: Path | None
+) -> lightning.Trainer:
+    """Build Lightning's trainer with this project's checkpoints, logs and telemetry."""
+    options = dict(config["trainer"])
+    table = MetricsCSV(folder / "metrics.csv")
+    if checkpoint and rank() == 0:
+        table.rewind(checkpoint_step(checkpoint))
+    logger = build(config["logger"], path="logger") if config["logger"] else None
+    saving = config["checkpoint"]
+    callbacks: list[Callback] = [
+        Telemetry(options["log_every_n_steps"]),
+        Samples(folder / "samples"),
+        *checkpoint_callbacks(folder / "checkpoints", saving["save_every"], saving["keep_every"]),
+        stop,
+    ]
+    factory = build(options | {"_partial_": True}, path="trainer")
+    try:
+        return factory(
+            default_root_dir=folder,
+            logger=[table, *([logger] if logger else [])],
+            callbacks=callbacks,
+            plugins=[AtomicCheckpoints()],
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return last if last.is_file() else None
+    if resume:
+        if not Path(resume).is_file():
+            raise ConfigError(f"resume: there is no checkpoint {resume}")
+        return Path(resume)
+    if last.is_file():
+        raise ConfigError(
+            f"{folder} holds a run already: go on with resume=auto, or choose another name=... "
+        )
+    return None
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's content, unpickling nothing; ConfigError when it is damaged."""
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
+        raise ConfigError(f"{checkpoint}: not a checkpoint of codec-train, or damaged: {error}") from error
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Steps that a checkpoint has behind it."""
+    return int(read(checkpoint)["global_step"])
+
+
+def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
+    """ConfigError that names every option in which the model differs from the checkpoint's."""
+    saved, current = flatten(read(checkpoint).get("model", {})), flatten(model)
+    changed = [
+        f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+    if changed:
+        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of a nested config by their paths."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        k: v for key, child in node.items() for k, v in flatten(child, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def save_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write the resolved config of this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".config.yaml.{os.getpid()}"
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    temporary.replace(folder / "config.yaml")
+
+
+def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkpoint: Path | None) -> str:
+    """What is about to be trained, for the terminal."""
+    codec = module.codec
+    millions = {
+        "codec": sum(p.numel() for p in codec.parameters()) / 1e6,
+        "discriminator": sum(p.numel() for p in module.discriminator.parameters()) / 1e6,
+    }
+    start = f"resumes {checkpoint} at step {checkpoint_step(checkpoint)}" if checkpoint else "starts"
+    return (
+        f"{folder}: {start}, to step {config['trainer']['max_steps']}\n"
+        f"  {codec.sample_rate} Hz, {codec.hop_length} samples a frame, {codec.frame_rate:.4g} frames/s, "
+        f"{codec.bitrate() / 1000:.4g} kbit/s, parameters: codec {millions['codec']:.3f} M, "
+        f"discriminator {millions['discriminator']:.3f} M"
+    )
+
+
+def finish(
+    config: dict[str, Any],
+    module: CodecTraining,
+    data: AudioData,
+    folder: Path,
+    stop: StopOnSignal,
+    trainer: lightning.Trainer,
+) -> int:
+    """Save the averaged codec, evaluate it, say where everything is."""
+    if not trainer.is_global_zero:
+        return 0
+    module.average.save(folder / "model")
+    if stop.received:
+        name = signal.Signals(stop.received).name
+        print(f"stopped by {name} at step {trainer.global_step}; go on with the same command and resume=auto")
+        return 128 + stop.received
+    files = data.valid_files[: config["evaluate"]]
+    if files:
+        output = folder / "evaluation"
+        print_summary(evaluate(load(folder / "model"), files, output), output)
+    print(
+        f"model: {folder}/model\n"
+        f"samples while it trained: {folder}/samples\n"
+        f"numbers: {folder}/metrics.csv, or tensorboard --logdir {folder}\n"
+        f"next, on your own recordings: codec-train data.root=/path/to/wavs name=mine"
+    )
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Silence what Lightning says about things that this project does on purpose."""
+    for name in ("lightning.pytorch", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*num_workers.*",
+        ".*resuming from a checkpoint that ended before.*",
+        ".*exists and is not empty.*",
+        ".*IterableDataset.*__len__.*",
+        ".*isinstance.treespec.*",
+        ".*in eval mode at the start of training.*",
+    ):
+        warnings.filterwarnings("ignore", message)

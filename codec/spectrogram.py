@@ -1,0 +1,74 @@
+"""Spectrograms in fp32, outside autocast: what STFT discriminators see, what losses and metrics compare.
+
+All are laid out `[..., frames, bins]`: the Fourier transform writes bins side by side, so no copy is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+
+def pad_reflect(audio: Tensor, left: int, right: int) -> Tensor:
+    """Extend `[B, C, T]` by reflection, or with zeros where T samples are too few to be reflected."""
+    mode = "reflect" if max(left, right) < audio.shape[-1] else "constant"
+    return functional.pad(audio, (left, right), mode=mode)
+
+
+@functools.cache
+def hann_window(window: int, normalized: bool, device: torch.device) -> Tensor:
+    """Periodic Hann window of `window` samples; `normalized` to unit energy, white noise keeps its level."""
+    with torch.inference_mode(False):  # a cached inference tensor could never be used in training again
+        samples = torch.hann_window(window, device=device)
+        return samples / torch.linalg.vector_norm(samples) if normalized else samples
+
+
+@functools.cache
+def mel_filters(sample_rate: int, window: int, n_mels: int, slaney: bool, device: torch.device) -> Tensor:
+    """Mel filterbank `[bins, at most n_mels]` from 0 Hz to `sample_rate / 2`, without the empty filters.
+
+    A filter narrower than the distance between two bins may contain none: 22 of 64 do at a window of 64
+    samples and 24 kHz. Its output would be constant, and a mean over bins would be diluted by it.
+    """
+    norm, scale = ("slaney", "slaney") if slaney else (None, "htk")
+    with torch.inference_mode(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it warns of the empty filters that are dropped here
+        filters = melscale_fbanks(window // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate, norm, scale)
+        return filters[:, filters.any(dim=0)].to(device)
+
+
+def stft(audio: Tensor, window: int, hop: int, normalized: bool = False) -> Tensor:
+    """STFT of padded audio `[B, C, T]`: complex `[B, C, (T - window) // hop + 1, window // 2 + 1]`."""
+    with torch.autocast(audio.device.type, enabled=False):
+        spectrum = torch.stft(
+            audio.float().flatten(0, 1),
+            window,
+            hop,
+            window=hann_window(window, normalized, audio.device),
+            center=False,
+            return_complex=True,
+        )
+    return spectrum.transpose(1, 2).unflatten(0, audio.shape[:2])
+
+
+def magnitude(audio: Tensor, window: int, normalized: bool = False) -> Tensor:
+    """Magnitudes of the centred STFT of hop `window / 4`: `[B, C, T]` to `[B, C, T // hop + 1, bins]`."""
+    return stft(pad_reflect(audio, window // 2, window // 2), window, window // 4, normalized).abs()
+
+
+def mel(
+    audio: Tensor, sample_rate: int, window: int, n_mels: int, slaney: bool = True, normalized: bool = False
+) -> Tensor:
+    """Mel magnitudes `[B, C, frames, at most n_mels]` of audio `[B, C, T]`; empty filters are left out.
+
+    `slaney` takes Slaney's scale and unit-area filters (librosa, DAC), else the HTK scale and unit-peak
+    filters (TensorFlow and torchaudio, hence SoundStream and EnCodec).
+    """
+    filters = mel_filters(sample_rate, window, n_mels, slaney, audio.device)
+    with torch.autocast(audio.device.type, enabled=False):
+        return magnitude(audio, window, normalized) @ filters

@@ -1,0 +1,234 @@
+"""What a run tells while it trains: numbers, a progress bar, audio samples, warnings in words."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from tqdm import tqdm
+
+from codec.audio import write_wav
+from codec.data import Batch
+from codec.distributed import rank, world_size
+from codec.metrics import codebook_usage
+from codec.pictures import save_spectrogram_pair, spectrogram_pair
+from codec.quantizers.base import Quantizer
+from codec.training import CodecTraining, Step
+
+
+def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
+    """Share of the latents' energy that is left after each stage, in dB (0 is all of it)."""
+    codes = quantizer.encode(latents)
+    energy = latents.float().square().sum()
+    left = [
+        (latents - quantizer.decode(codes[:, : k + 1])).square().sum() / energy for k in range(codes.shape[1])
+    ]
+    return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in left]
+
+
+class Telemetry(Callback):
+    """Every `every` steps: losses, codebook health and speed to all loggers and the progress bar."""
+
+    def __init__(self, every: int):
+        self.every = every
+        self.steps: list[Step] = []
+        self.waited = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock and, on the first process, the bar."""
+        self.began = self.batch_ended = time.monotonic()
+        # In a file or a job's log a bar would be one endless line; there each report is a line instead.
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=rank() > 0 or not self.terminal,
+        )
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Time since the last step ended was spent waiting for data."""
+        self.waited += time.monotonic() - self.batch_ended
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Collect a step; report when it is time."""
+        assert isinstance(pl_module, CodecTraining)
+        self.steps.append(outputs["step"])
+        self.bar.update()
+        if trainer.global_step % self.every == 0:
+            self.report(trainer, pl_module, batch)
+        self.batch_ended = time.monotonic()
+
+    def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
+        """Send the numbers of the steps since the last report everywhere."""
+        elapsed = time.monotonic() - self.began
+        seconds = batch.audio.shape[0] * batch.audio.shape[-1] / module.codec.sample_rate
+        codebook = codebook_health(module.codec.quantizer, self.steps)
+        losses = average_losses(self.steps)
+        speed = {
+            "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
+            "speed/data_wait": self.waited / elapsed,
+        }
+        optimizer = trainer.optimizers[0]
+        metrics = {f"train/{name}": value for name, value in losses.items()} | codebook | speed
+        metrics |= {f"gradient_norm/{name}": norm for name, norm in module.gradient_norms.items()}
+        metrics |= {
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+            "train/skipped": float(module.skipped),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, trainer.global_step)
+        summary = short_summary(losses, codebook, speed)
+        self.bar.set_postfix(summary, refresh=True)
+        if not self.terminal:
+            self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
+        for warning in warnings_in_words(losses, codebook, speed):
+            self.say(trainer, warning)
+        self.steps, self.waited = [], 0.0
+        self.began = time.monotonic()
+
+    def say(self, trainer: lightning.Trainer, text: str) -> None:
+        """Print a line above the bar, on the first process."""
+        if rank() == 0:
+            tqdm.write(f"step {trainer.global_step}/{trainer.max_steps}: {text}", file=sys.stderr)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Print the validation scores; its time is no waiting."""
+        scores = {
+            k.removeprefix("valid/"): f"{float(v):.3f}"
+            for k, v in trainer.callback_metrics.items()
+            if k.startswith("valid/")
+        }
+        self.say(trainer, "validation " + ", ".join(f"{name} {score}" for name, score in scores.items()))
+        self.batch_ended = self.began = time.monotonic()
+        self.steps, self.waited = [], 0.0
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def average_losses(steps: list[Step]) -> dict[str, float]:
+    """Mean of every loss over the steps that computed it and were not skipped."""
+    names = {name: None for step in steps for name in step.losses}
+    values = {
+        name: [step.losses[name] for step in steps if step.finite and name in step.losses] for name in names
+    }
+    return {name: float(torch.stack(v).mean()) for name, v in values.items() if v}
+
+
+def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]:
+    """Per stage usage, perplexity, normalised entropy, replaced codes, and energy left after it in dB."""
+    if not quantizer.codebook_sizes:
+        return {}
+    codes = torch.cat([step.codes for step in steps])
+    health: dict[str, Any] = dict(codebook_usage(codes.cpu(), quantizer.codebook_sizes))
+    replaced = [step.replaced for step in steps if step.replaced is not None]
+    if replaced:
+        health["replaced"] = torch.stack(replaced).sum(0)
+    with torch.no_grad():
+        health["residual_db"] = residual_energy(quantizer, steps[-1].latents)
+    return {
+        f"codebook/{name}_{k + 1}": float(v) for name, values in health.items() for k, v in enumerate(values)
+    }
+
+
+def short_summary(
+    losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
+) -> dict:
+    """The few numbers that fit a progress bar."""
+    shown = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
+    usage = [value for name, value in codebook.items() if "/usage_" in name]
+    if usage:
+        shown["codes used"] = f"{sum(usage) / len(usage):.0%}"
+    shown["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
+    return shown
+
+
+def warnings_in_words(
+    losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
+) -> list[str]:
+    """What a practitioner would worry about in these numbers, and what to try."""
+    warnings = []
+    collapsed = [
+        name.rpartition("_")[2] for name, value in codebook.items() if "/entropy_" in name and value < 0.2
+    ]
+    if collapsed:
+        warnings.append(
+            f"codebook {', '.join(collapsed)} is collapsing: its codes carry less than 20 % of their bits. "
+            "Lower the learning rate, raise quantizer.codebook.dead_threshold, or use a smaller codebook"
+        )
+    if losses.get("discriminator", 1.0) < 0.02:
+        warnings.append(
+            "the discriminator tells every example apart: the generator learns little from it. Lower "
+            "optimizer.discriminator.lr or raise training.adversarial_from"
+        )
+    if speed["speed/data_wait"] > 0.3:
+        warnings.append(
+            f"{speed['speed/data_wait']:.0%} of the time is spent waiting for data: raise data.num_workers, "
+            "or store the corpus as wav at sample_rate"
+        )
+    return warnings
+
+
+class Samples(Callback):
+    """Writes the first validation clips, originals once and reconstructions each time, as wav and picture."""
+
+    def __init__(self, directory: Path, count: int = 4):
+        self.directory = directory
+        self.count = count
+
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the clips of this batch that are among the first `count`."""
+        assert isinstance(pl_module, CodecTraining)
+        rate = pl_module.codec.sample_rate
+        for number, original, estimate in zip(batch.numbers.tolist(), batch.audio, outputs, strict=True):
+            if number >= self.count:
+                continue
+            original, estimate = original.cpu().float(), estimate.detach().cpu().clamp(-1, 1)
+            reference = self.directory / f"clip-{number}-original.wav"
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not reference.exists():
+                write_wav(reference, original.numpy(), rate)
+            stem = f"clip-{number}-step-{trainer.global_step:07d}"
+            if torch.isfinite(estimate).all():
+                write_wav(self.directory / f"{stem}.wav", estimate.numpy(), rate)
+                save_spectrogram_pair(self.directory / f"{stem}.png", original, estimate, rate, stem)
+                self.to_tensorboard(trainer, number, original, estimate, rate)
+
+    def to_tensorboard(
+        self, trainer: lightning.Trainer, number: int, original: Tensor, estimate: Tensor, rate: int
+    ) -> None:
+        """Add the clip to TensorBoard, if that is the logger."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                board, step = logger.experiment, trainer.global_step
+                for name, audio in (("original", original), ("reconstruction", estimate)):
+                    board.add_audio(f"clip {number}/{name}", audio.mean(0, keepdim=True), step, rate)
+                board.add_figure(f"clip {number}", spectrogram_pair(original, estimate, rate), step)

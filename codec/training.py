@@ -1,0 +1,292 @@
+"""The adversarial training step, written once for every codec."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, NamedTuple, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+
+from codec.data import AudioData, Batch
+from codec.discriminators.base import Discriminator
+from codec.distributed import all_gather_rows, rank, world_size
+from codec.losses.objective import Objective
+from codec.metrics import mel_distance, si_sdr, stft_distance
+from codec.model import Codec
+from codec.optimization import Optimization, clip_gradients
+from codec.quantizers.base import Quantized
+
+log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says why and what to try."""
+
+
+class Step(NamedTuple):
+    """What one training step leaves for telemetry, without gradients.
+
+    `losses` are unweighted; `latents` `[B, D, F]` are the quantizer's inputs and `codes` `[B, K, F]` its
+    codes; `replaced` counts revived codes per stage, None when none were looked for.
+    """
+
+    losses: dict[str, Tensor]
+    latents: Tensor
+    codes: Tensor
+    replaced: Tensor | None
+    finite: bool
+
+
+class CodecTraining(lightning.LightningModule):
+    """Trains a codec against a discriminator: `adversarial_from` steps of reconstruction alone, then both.
+
+    Each batch is one generator forward, one discriminator step on its detached output, one generator step,
+    one codebook update, and counts as one `global_step`. What is random in a step is drawn from (seed,
+    step), so a resumed run repeats an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        discriminator: Discriminator,
+        objective: Objective,
+        optimization: Optimization,
+        *,
+        adversarial_from: int = 0,
+        average_decay: float = 0.999,
+        revive_every: int = 10,
+        max_skipped: int = 50,
+        compile: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        if adversarial_from < 0 or revive_every < 1 or max_skipped < 1 or not 0 <= average_decay < 1:
+            raise ValueError(
+                "adversarial_from must be at least 0, revive_every and max_skipped at least 1 and "
+                f"average_decay in [0, 1), got {adversarial_from}, {revive_every}, {max_skipped}, "
+                f"{average_decay}"
+            )
+        self.has_discriminator = any(True for _ in discriminator.parameters())
+        if self.has_discriminator and objective.adversarial is None:
+            raise ValueError("the loss has no adversarial part: choose discriminator=none or another loss")
+        check_quantizer_weights(codec)
+        self.codec = codec
+        self.average = copy.deepcopy(codec).requires_grad_(False).eval()
+        self.discriminator = discriminator
+        self.objective = objective
+        self.optimization = optimization
+        self.adversarial_from = adversarial_from
+        self.average_decay = average_decay
+        self.revive_every = revive_every
+        self.max_skipped = max_skipped
+        self.seed = seed
+        self.skipped_in_a_row = 0
+        self.register_buffer("skipped", torch.tensor(0))
+        self.gradient_norms: dict[str, float] = {}
+        if compile:
+            codec.autoencoder.encoder.compile()
+            codec.autoencoder.decoder.compile()
+            discriminator.compile()
+
+    @property
+    def audio_data(self) -> AudioData:
+        """The data this run trains on."""
+        return cast(AudioData, cast(Any, self.trainer).datamodule)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimizer for the codec and, if there is one, one for the discriminator."""
+        players: list[tuple[Any, torch.nn.Module]] = [(self.optimization.generator, self.codec)]
+        if self.has_discriminator:
+            players.append((self.optimization.discriminator, self.discriminator))
+        # A fused optimizer unscales fp16 gradients itself, too late for clipping.
+        options = {"fused": False} if self.trainer.precision == "16-mixed" else {}
+        return [make(module.parameters(), **options) for make, module in players]
+
+    def on_train_start(self) -> None:
+        """Fit the codebooks to a pool of latents, before the first step of a new run."""
+        wanted = self.codec.quantizer.pool_size()
+        if not wanted:
+            return
+        frames = -(-self.audio_data.segment_length // self.codec.hop_length)
+        crops = -(-wanted // frames)
+        crops += -crops % self.audio_data.batch_size
+        share = crops // world_size()
+        pool = []
+        with torch.no_grad():
+            for start in range(rank() * share, (rank() + 1) * share, chunk := min(share, 16)):
+                count = min(chunk, (rank() + 1) * share - start)
+                latents = self.codec.latents(self.audio_data.crops(start, count).to(self.device))
+                pool.append(latents.float().permute(0, 2, 1).reshape(-1, latents.shape[1]))
+        self.codec.quantizer.initialise(all_gather_rows(torch.cat(pool)))
+        self.average.load_state_dict(self.codec.state_dict())
+
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """Train both players on one batch."""
+        step = self.global_step
+        optimizers = self.players(step)
+        audio = batch.audio
+        fooling = len(optimizers) > 1 and step >= self.adversarial_from
+        estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)))
+        losses: dict[str, Tensor] = {}
+        finite = True
+        if fooling:
+            losses["discriminator"] = self.discriminator_loss(audio, estimate.detach())
+            finite = self.descend(optimizers[1], losses["discriminator"])
+        generator_losses = self.objective.reconstruction_losses(estimate, audio)
+        if fooling:
+            generator_losses |= self.adversarial_losses(audio, estimate)
+        total = self.generator_total(generator_losses, estimate, quantized)
+        losses |= generator_losses | quantized.losses
+        finite = self.descend(optimizers[0], total) and finite
+        replaced = self.after_step(quantized) if finite else self.count_skipped(losses, batch)
+        self.audio_data.advance()
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return {"step": Step(detached, quantized.inputs, quantized.codes, replaced, finite)}
+
+    def players(self, step: int) -> list[LightningOptimizer]:
+        """The optimizers at this step's learning rate; only the generator's steps are counted."""
+        made: Any = self.optimizers()
+        optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
+        for optimizer in optimizers:
+            self.optimization.set_learning_rate(optimizer.optimizer, step)
+        for optimizer in optimizers[1:]:
+            # Lightning counts each optimizer's steps; max_steps, checkpoints and logs are to mean batches.
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing
+        return optimizers
+
+    def draw_num_quantizers(self, batch_size: int) -> Tensor | None:
+        """Quantizer dropout for this process's part of the joint batch."""
+        generator = torch.Generator().manual_seed(self.step_seed())
+        drawn = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
+        start = rank() * batch_size
+        return None if drawn is None else drawn[start : start + batch_size].to(self.device)
+
+    def step_seed(self) -> int:
+        """A seed for what this step draws, the same on all processes."""
+        return int(np.random.SeedSequence((self.seed, self.global_step)).generate_state(1)[0])
+
+    def discriminator_loss(self, audio: Tensor, estimate: Tensor) -> Tensor:
+        """How badly the discriminator tells `audio` from `estimate`."""
+        judged = self.discriminator(torch.cat([audio, estimate]))
+        return self.objective.discriminator_loss(*split_judgements(judged, len(audio)))
+
+    def adversarial_losses(self, audio: Tensor, estimate: Tensor) -> dict[str, Tensor]:
+        """What the discriminator, itself frozen, says of the estimate."""
+        self.discriminator.requires_grad_(False)
+        try:
+            with parametrize.cached():
+                with torch.no_grad():
+                    real = self.discriminator(audio)
+                return self.objective.generator_losses(real, self.discriminator(estimate))
+        finally:
+            self.discriminator.requires_grad_(True)
+
+    def generator_total(self, losses: dict[str, Tensor], estimate: Tensor, quantized: Quantized) -> Tensor:
+        """What the generator minimises: the objective's losses, balanced or not, and the quantizer's."""
+        if self.objective.balancer:
+            # The gradient of this product at the estimate is the balanced gradient.
+            gradient = self.objective.balancer.balance(losses, self.objective.weights, estimate)
+            total = (estimate * gradient).sum()
+        else:
+            total = self.objective.total(losses)
+        for name, loss in quantized.losses.items():
+            total = total + self.codec.quantizer.loss_weights[name] * loss
+        return total
+
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> bool:
+        """One optimizer step; False when its gradients were not finite and it was skipped."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip each player's gradients; drop them when not finite, which makes the step do nothing."""
+        name = self.player_name(optimizer)
+        limit = getattr(self.optimization, f"{name}_clip")
+        # Gradients are summed over the processes by now, so all of them decide alike.
+        self.gradient_norms[name] = norm = float(clip_gradients(optimizer, limit))
+        if not np.isfinite(norm):
+            optimizer.zero_grad(set_to_none=True)
+
+    def player_name(self, optimizer: Optimizer) -> str:
+        """`generator` or `discriminator`, whose optimizer this is."""
+        return "generator" if optimizer is self.trainer.optimizers[0] else "discriminator"
+
+    @torch.no_grad()
+    def after_step(self, quantized: Quantized) -> Tensor | None:
+        """Update codebooks and averaged weights; returns how many codes each stage revived, if it looked."""
+        quantizer = self.codec.quantizer
+        quantizer.update(quantized)
+        due = self.global_step % self.revive_every == 0
+        replaced = quantizer.revive(quantized, self.step_seed()) if due else None
+        decay = min(self.average_decay, self.global_step / (self.global_step + 10))
+        for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
+            average.lerp_(current, 1 - decay)
+        for average, current in zip(self.average.buffers(), self.codec.buffers(), strict=True):
+            average.copy_(current)
+        self.skipped_in_a_row = 0
+        return replaced
+
+    def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Say which losses were not finite and on which files; TrainingFailed after too many in a row."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        names = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["gradients"]
+        files = sorted({path for number in batch.numbers.tolist() for path in self.audio_data.source(number)})
+        log.warning(
+            "step %d skipped: %s not finite (%d in a row) on %s",
+            self.global_step, ", ".join(names), self.skipped_in_a_row, ", ".join(files[:8]),
+        )  # fmt: skip
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise TrainingFailed(
+                f"{self.max_skipped} steps in a row were not finite, last in {', '.join(names)}: lower "
+                "optimizer.generator.lr, or trainer.precision=32-true, and resume from the last checkpoint"
+            )
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
+        audio = batch.audio
+        estimate = self.average(audio)[0].float()
+        scores = {
+            "valid/mel": mel_distance(estimate, audio, self.codec.sample_rate),
+            "valid/stft": stft_distance(estimate, audio),
+            "valid/si_sdr": si_sdr(estimate, audio),
+        }
+        for name, score in scores.items():
+            self.log(name, score.mean(), batch_size=len(audio), sync_dist=True, on_epoch=True)
+        return estimate
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the plain model config, all that `codec.load` needs beside the weights."""
+        checkpoint["model"] = self.codec.config
+
+
+def check_quantizer_weights(codec: Codec) -> None:
+    """ValueError unless the quantizer's loss weights name exactly the losses that it computes."""
+    with torch.no_grad():
+        losses = codec.quantizer(torch.zeros(1, codec.quantizer.dim, 2)).losses
+    weights = codec.quantizer.loss_weights
+    if set(losses) != set(weights):
+        raise ValueError(
+            f"quantizer.loss_weights must name the quantizer's losses {sorted(losses)}, got {sorted(weights)}"
+        )
+
+
+def split_judgements(judged: list, batch: int) -> tuple[list, list]:
+    """Judgements of the first `batch` examples and of the rest; logits only, no features."""
+    real = [one._replace(logits=one.logits[:batch], features=[]) for one in judged]
+    fake = [one._replace(logits=one.logits[batch:], features=[]) for one in judged]
+    return real, fake
+
+
+def do_nothing() -> None:
+    """Stand in for Lightning's step counters."""

@@ -1,0 +1,135 @@
+"""A zoo of good, odd and broken audio files, each with what should be said of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+RATE = 16000
+
+
+def tone(seconds: float = 1.0, rate: int = RATE, channels: int = 1, frequency: float = 440.0) -> np.ndarray:
+    """A sine `[T, C]` with an amplitude of 0.5 in the first channel, less in the others."""
+    time = np.arange(round(seconds * rate)) / rate
+    levels = 0.5 / (1 + np.arange(channels))
+    return (np.sin(2 * np.pi * frequency * time)[:, None] * levels).astype(np.float32)
+
+
+def write(path: Path, audio: np.ndarray, rate: int = RATE, **options: str) -> None:
+    """Write any format under any name."""
+    with open(path, "wb") as file:
+        soundfile.write(file, audio, rate, **{"format": "WAV", "subtype": "PCM_16", **options})
+
+
+def cut(path: Path, share: float = 0.5) -> None:
+    """Keep the first part of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def set_data_size(path: Path, size: int) -> None:
+    """Change what a wav's header says of the bytes that follow it."""
+    content = bytearray(path.read_bytes())
+    assert content[36:40] == b"data"
+    content[40:44] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def truncated(path: Path, **options: str) -> None:
+    noise = np.random.default_rng(0).standard_normal((RATE, 1)) * 0.1
+    write(path, noise, **options)
+    cut(path)
+
+
+def streamed(path: Path, size: int) -> None:
+    write(path, tone())
+    set_data_size(path, size)
+
+
+def with_sample(path: Path, value: float) -> None:
+    audio = tone()
+    audio[4000] = value
+    write(path, audio, subtype="FLOAT")
+
+
+def clipping(path: Path) -> None:
+    write(path, np.clip(4 * tone(), -1, 1))
+
+
+# Usable: name -> how to write it, rate, channels.
+GOOD: dict[str, tuple[Callable[[Path], None], int, int]] = {
+    "pcm8.wav": (lambda p: write(p, tone(), subtype="PCM_U8"), RATE, 1),
+    "pcm16.wav": (lambda p: write(p, tone()), RATE, 1),
+    "pcm24.wav": (lambda p: write(p, tone(), subtype="PCM_24"), RATE, 1),
+    "float32.wav": (lambda p: write(p, tone(), subtype="FLOAT"), RATE, 1),
+    "float64.wav": (lambda p: write(p, tone(), subtype="DOUBLE"), RATE, 1),
+    "ulaw.wav": (lambda p: write(p, tone(), subtype="ULAW"), RATE, 1),
+    "six.wav": (lambda p: write(p, tone(channels=6)), RATE, 6),
+    "8k.wav": (lambda p: write(p, tone(rate=8000), 8000), 8000, 1),
+    "44101.wav": (lambda p: write(p, tone(rate=44101), 44101), 44101, 1),
+    "192k.wav": (lambda p: write(p, tone(rate=192000), 192000), 192000, 1),
+    "stereo.flac": (lambda p: write(p, tone(channels=2), format="FLAC"), RATE, 2),
+    "UPPER.WAV": (lambda p: write(p, tone()), RATE, 1),
+    "flac inside.wav": (lambda p: write(p, tone(), format="FLAC"), RATE, 1),
+    "vorbis.ogg": (lambda p: write(p, tone(), format="OGG", subtype="VORBIS"), RATE, 1),
+    "opus.opus": (lambda p: write(p, tone(), format="OGG", subtype="OPUS"), RATE, 1),
+    "lame.mp3": (lambda p: write(p, tone(), format="MP3", subtype="MPEG_LAYER_III"), RATE, 1),
+    "big endian.aiff": (lambda p: write(p, tone(), format="AIFF"), RATE, 1),
+    "streamed with the largest size.wav": (lambda p: streamed(p, 0xFFFFFFFF), RATE, 1),
+    "zażółć 音声 🎵.wav": (lambda p: write(p, tone()), RATE, 1),
+    "new\nline.wav": (lambda p: write(p, tone()), RATE, 1),
+    "n" * 251 + ".wav": (lambda p: write(p, tone()), RATE, 1),
+    os.fsdecode(b"latin1 \xe9\xff.wav"): (lambda p: write(p, tone()), RATE, 1),
+    "clipped.wav": (clipping, RATE, 1),
+}
+
+# Not usable: name -> how to make it, what the reason must say.
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty.wav": (lambda p: p.write_bytes(b""), "zero-length file"),
+    "header.wav": (lambda p: write(p, np.zeros((0, 1))), "header only: 0 samples"),
+    "page.wav": (
+        lambda p: p.write_bytes(b"<!DOCTYPE html><html>404</html>" * 9),
+        "not audio: begins with b'<!DOCTYPE",
+    ),
+    "noise.mp3": (lambda p: p.write_bytes(bytes(range(100, 200)) * 9), "not audio: begins with"),
+    "cut.wav": (lambda p: truncated(p), "truncated: the header promises 32000 bytes"),
+    "cut.aiff": (lambda p: truncated(p, format="AIFF"), "truncated: the header promises"),
+    "cut.au": (lambda p: truncated(p, format="AU"), "truncated: the header promises"),
+    "cut.flac": (lambda p: truncated(p, format="FLAC"), "truncated"),
+    "cut.ogg": (
+        lambda p: truncated(p, format="OGG", subtype="VORBIS"),
+        "truncated or damaged: no samples in",
+    ),
+    "nan.wav": (lambda p: with_sample(p, np.nan), "not finite: NaN or infinite samples, first at 0.250 s"),
+    "inf.wav": (lambda p: with_sample(p, -np.inf), "not finite: NaN or infinite samples, first at 0.250 s"),
+    "unscaled.wav": (
+        lambda p: write(p, 32767 * tone(), subtype="FLOAT"),
+        "out of range: samples reach 1.64e+04",
+    ),
+    "silent.wav": (lambda p: write(p, np.zeros((RATE, 1))), "silent: no sample above -80 dBFS"),
+    "streamed.wav": (
+        lambda p: streamed(p, 0),
+        "streamed wav: its header says 0 samples although 32000 bytes follow",
+    ),
+    "gsm.wav": (lambda p: write(p, tone(), subtype="GSM610"), "not seekable (GSM610)"),
+    "loop.wav": (lambda p: p.symlink_to(p.name), "symbolic link"),
+    "dangling.wav": (lambda p: p.symlink_to("gone.wav"), "no such file"),
+    "pipe.wav": (lambda p: os.mkfifo(p), "not a regular file but a FIFO"),
+}
+# Found only when the content is decoded.
+CONTENT = {"cut.flac", "nan.wav", "inf.wav", "unscaled.wav", "silent.wav"}
+
+
+def write_zoo(folder: Path) -> Path:
+    """Write all of it below `folder`, in sub-folders, with links that lead in circles."""
+    for name, (make, *_) in {**GOOD, **BAD}.items():
+        place = folder / ("good" if name in GOOD else "bad") / "deep"
+        place.mkdir(parents=True, exist_ok=True)
+        make(place / name)
+    (folder / "good" / "back").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "good" / "deep")
+    (folder / "notes.txt").write_text("not looked at")
+    (folder / ".hidden.wav").write_bytes(b"not looked at")
+    return folder

@@ -1,0 +1,42 @@
+"""Configs for tests: composed by Hydra as the commands do, shrunk so that a test takes moments."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from codec.config import CONFIG_DIR, build
+from codec.quantizers.base import Quantizer
+
+
+def options(group: str) -> list[str]:
+    """Names of all yaml files of a config group: a new one is tested because it exists."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    """The resolved training config with overrides."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composed = compose("train", ["name=test", "data.root=wavs", *overrides])
+    return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
+
+
+def small_quantizer(name: str, dim: int = 16) -> Quantizer:
+    """A quantizer of `configs/quantizer` for few dimensions, with codebooks that a small batch fills."""
+    node = config(f"quantizer={name}", f"autoencoder.latent_dim={dim}")["quantizer"]
+    codebook = node.get("codebook", {})
+    if "codebook_size" in codebook:
+        codebook["codebook_size"] = 32
+    return build(node)
+
+
+def tiny_run(folder: Path, wavs: Path, *overrides: str) -> dict[str, Any]:
+    """A whole training that a test can afford: a narrow codec on short crops."""
+    return config(
+        "experiment=tiny",
+        f"data.root={wavs}",
+        f"run_dir={folder}",
+        "evaluate=0",
+        *overrides,
+    )
