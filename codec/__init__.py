@@ -1,6 +1,20 @@
 """Neural audio codecs: train them on a folder of recordings, encode audio to codes, decode it back."""
 
-from codec.model import Codec, build_codec, load
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codec.model import Codec, build_codec, load
 
 __all__ = ["Codec", "build_codec", "load"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for those who ask for a codec: `codec-doctor` does not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from codec import model
+
+    return getattr(model, name)

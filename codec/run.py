@@ -186,6 +186,8 @@ def finish(
     trainer: lightning.Trainer,
 ) -> int:
     """Save the averaged codec, evaluate it, say where everything is."""
+    if not stop.received and trainer.global_step % config["checkpoint"]["save_every"]:
+        trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
     module.average.save(folder / "model")
@@ -218,5 +220,6 @@ def quiet_libraries() -> None:
         ".*IterableDataset.*__len__.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start of training.*",
+        ".*no pre-optimization state was saved.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -32,11 +32,31 @@ def small_quantizer(name: str, dim: int = 16) -> Quantizer:
 
 
 def tiny_run(folder: Path, wavs: Path, *overrides: str) -> dict[str, Any]:
-    """A whole training that a test can afford: a narrow codec on short crops."""
+    """A whole training that takes a second or two: a codec of some thousand parameters on 0.1 s crops."""
     return config(
         "experiment=tiny",
+        "optimizer=adamw",
+        "data=folder",
         f"data.root={wavs}",
-        f"run_dir={folder}",
+        "data.num_workers=0",
+        "data.batch_size=4",
+        "data.segment_seconds=0.1",
+        f"data.index.cache_dir={folder}/cache",
+        "autoencoder.latent_dim=8",
+        "autoencoder.encoder_channels=2",
+        "autoencoder.decoder_channels=2",
+        "quantizer.num_quantizers=2",
+        "quantizer.codebook.codebook_size=16",
+        "discriminator.windows=[256]",
+        "discriminator.channels=2",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=1000",
+        "trainer.log_every_n_steps=2",
+        "training.adversarial_from=2",
+        "training.revive_every=2",
+        "checkpoint.save_every=2",
+        f"run_dir={folder}/run",
+        "logger=none",
         "evaluate=0",
         *overrides,
     )

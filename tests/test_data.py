@@ -212,6 +212,7 @@ def test_processes_share_the_joint_batch(world_size, share, seen, steps):
 
 def test_a_batch_that_cannot_be_shared_is_refused(data, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
     with pytest.raises(ValueError, match=r"batch_size=4 is the joint batch .* multiple of 3"):
         data.train_dataloader()
 

@@ -114,13 +114,14 @@ def test_wave_discriminator_s_layers_are_melgan_s():
     assert [tuple(judgement.logits.shape) for judgement in judgements] == [(2, 1, 32), (2, 1, 16), (2, 1, 8)]
 
 
-def test_wave_discriminator_s_scales_halve_the_rate():
-    ramp = torch.arange(64.0)[None, None]
-    full, half, quarter = MultiScaleDiscriminator(scales=3).views(ramp)
-    assert torch.equal(full, ramp)
-    # the mean of samples 2n-1 .. 2n+2 of a ramp is 2n + 0.5
-    torch.testing.assert_close(half[..., 1:-1], 2 * torch.arange(1.0, 31)[None, None] + 0.5)
-    assert quarter.shape[-1] == 16
+def test_wave_discriminator_s_scales_average_four_samples_of_every_two():
+    audio = torch.randn(1, 1, 64)
+    full, half, quarter = MultiScaleDiscriminator(scales=3).views(audio)
+    assert torch.equal(full, audio)
+    assert half.shape[-1] == 32 and quarter.shape[-1] == 16
+    torch.testing.assert_close(half[..., 5], audio[..., 9:13].mean(dim=-1))
+    torch.testing.assert_close(quarter[..., 3], half[..., 5:9].mean(dim=-1))
+    torch.testing.assert_close(half[..., 0], audio[..., :3].mean(dim=-1))  # the edge counts no padding
 
 
 def test_stft_discriminator_s_logits_are_one_per_eight_hops():
@@ -131,6 +132,13 @@ def test_stft_discriminator_s_logits_are_one_per_eight_hops():
     assert [tuple(f.shape[1:]) for f in judgement.features] == [
         (32, 24, 512), (64, 24, 256), (128, 12, 128), (128, 12, 64), (256, 6, 32), (256, 6, 16), (512, 3, 8),
     ]  # fmt: skip
+
+
+def test_stft_discriminator_hears_dc_and_leaves_out_the_nyquist_frequency():
+    (view,) = ComplexSTFTDiscriminator(window=128, channels=4).views(torch.ones(1, 1, 512))
+    assert view.shape[-1] == 64
+    hann = view[0, 0, 5, :4] / view[0, 0, 5, 0]  # a Hann window's spectrum: bins 0, 1 and nothing else
+    torch.testing.assert_close(hann, torch.tensor([1, -0.5, 0, 0]), atol=1e-5, rtol=0)
 
 
 def test_a_period_s_columns_are_every_pth_sample():

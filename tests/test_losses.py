@@ -407,6 +407,15 @@ def test_losses_of_weight_zero_are_not_computed():
     assert not built.needs_discriminator
 
 
+def test_nothing_to_weigh_is_no_error():
+    # an objective of adversarial parts alone, before the discriminator joins
+    output = noise(1, 1, 10).requires_grad_()
+    assert objective().total({}) == 0
+    assert torch.equal(
+        Balancer(["adversarial"]).balance({}, {"adversarial": 1.0}, output), torch.zeros(1, 1, 10)
+    )
+
+
 def test_without_judgements_there_are_no_generator_losses():
     assert objective().generator_losses([], []) == {}
     assert objective().needs_discriminator
@@ -447,6 +456,7 @@ def test_a_discriminator_needs_an_adversarial_loss():
 
 @pytest.mark.parametrize("name", options("loss"))
 def test_every_yaml_trains_audio_towards_its_target(name):
+    torch.manual_seed(0)
     built = build(config(f"loss={name}")["loss"])
     target, estimate = noise(1, 1, 4800), noise(1, 1, 4800, seed=1).requires_grad_()
     judges = [nn.Conv1d(1, 1, 5), nn.Conv1d(1, 1, 9)]

@@ -85,20 +85,17 @@ class BandStack(nn.Module):
             raise ValueError(f"a band holds no bin (edges {list(edges)}): use wider bands or a longer window")
         self.edges = tuple(edges)
         self.bands = nn.ModuleList(
-            nn.ModuleList(band_layers(2 * audio_channels, channels, dilations, slope)) for _ in edges[1:]
+            ConvStack(band_layers(2 * audio_channels, channels, dilations, slope), nn.Identity())
+            for _ in edges[1:]
         )
         self.head = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, view: Tensor) -> Judgement:
         """Judge a spectrum `[B, 2 * C, frames, bins]`."""
-        features, tops = [], []
-        for (low, high), layers in zip(pairwise(self.edges), self.bands, strict=True):
-            band = view[..., low:high]
-            for layer in layers:  # type: ignore[attr-defined]
-                band = layer(band)
-                features.append(band)
-            tops.append(band)
-        return Judgement(self.head(torch.cat(tops, dim=-1)), features)
+        slices = (view[..., low:high] for low, high in pairwise(self.edges))
+        judged = [band(part) for band, part in zip(self.bands, slices, strict=True)]
+        features = [feature for band in judged for feature in band.features]
+        return Judgement(self.head(torch.cat([band.logits for band in judged], dim=-1)), features)
 
 
 def band_layers(in_channels: int, channels: int, dilations: Sequence[int], slope: float) -> list[nn.Module]:

@@ -39,6 +39,8 @@ class Balancer(nn.Module):
         returned as such, for the caller to skip the step, but never enters the averages.
         """
         names = [name for name in losses if weights[name] > 0]
+        if not names:
+            return torch.zeros_like(output)
         gradients = [
             torch.autograd.grad(losses[name], output, retain_graph=True)[0].float() for name in names
         ]

@@ -71,8 +71,8 @@ class Objective(nn.Module):
         return self.adversarial.discriminator(real, fake)
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of `losses`, a scalar."""
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        """Weighted sum of `losses`, a scalar; 0 without any."""
+        return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
 
 
 def find_problems(

@@ -16,9 +16,9 @@ def nearest(points: Tensor, vectors: Tensor) -> Tensor:
 class EMACodebook(nn.Module):
     """Nearest of `codebook_size` vectors in Euclidean distance; vectors follow their inputs' average.
 
-    Buffers: `vectors` `[K, D]` and `usage` `[K]`, the moving average of each code's share of the frames
-    (it sums to 1, so nothing here depends on the batch size). A code is dead when its usage falls below
-    `dead_threshold` of uniform usage `1 / K`.
+    Buffers: `vectors` `[K, D]` and `usage` `[K]`, the moving average of each code's share of the frames, so
+    that nothing depends on the batch size. A code is dead when its usage is below `dead_threshold` times
+    the average code's.
     """
 
     # The gradient of the output is copied to the input past the whole residual cascade, once.
@@ -49,7 +49,7 @@ class EMACodebook(nn.Module):
         self.kmeans_iterations = kmeans_iterations
         self.dead_threshold = dead_threshold
         self.register_buffer("vectors", torch.randn(codebook_size, dim) / dim**0.5)
-        self.register_buffer("usage", torch.full((codebook_size,), 1 / codebook_size))
+        self.register_buffer("usage", torch.zeros(codebook_size))
         self.register_buffer("initialised", torch.tensor(False))
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -96,12 +96,12 @@ class EMACodebook(nn.Module):
 
     def dead(self) -> Tensor:
         """Which codes `[K]` have fallen out of use."""
-        return self.usage < self.dead_threshold / self.codebook_size
+        return self.usage < self.dead_threshold * self.usage.mean()
 
     def replace(self, dead: Tensor, vectors: Tensor) -> None:
         """Give dead codes new vectors `[K, D]` and the usage of an average code, so that they survive."""
         self.vectors.copy_(torch.where(dead[:, None], vectors, self.vectors))
-        self.usage.copy_(torch.where(dead, torch.full_like(self.usage, 1 / self.codebook_size), self.usage))
+        self.usage.copy_(torch.where(dead, self.usage.mean(), self.usage))
 
 
 def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:

@@ -1,0 +1,240 @@
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composed import tiny_run
+from omegaconf import OmegaConf
+
+import codec
+from codec.audio import write_wav
+from codec.config import ConfigError
+from codec.losses.objective import Objective
+from codec.run import train
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="session")
+def wavs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wavs")
+    random = np.random.default_rng(0)
+    for number in range(6):
+        tone = np.sin(np.cumsum(random.uniform(0.02, 0.3, 16_000)))[None]
+        write_wav(folder / f"{number}.wav", 0.3 * tone.astype(np.float32), 16_000)
+    return folder
+
+
+def run(folder: Path, wavs: Path, *overrides: str) -> dict:
+    """Train and return the last checkpoint."""
+    assert train(OmegaConf.create(tiny_run(folder, wavs, *overrides))) == 0
+    return last(folder)
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["global_step"] == other["global_step"]
+    assert one["AudioData"] == other["AudioData"]
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    for mine, theirs in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        for key, state in mine["state"].items():
+            assert all(torch.equal(state[name], theirs["state"][key][name]) for name in state)
+
+
+def test_one_batch_is_one_step_with_both_players_training(tmp_path, wavs):
+    checkpoint = run(tmp_path, wavs, "trainer.max_steps=4")
+    assert checkpoint["global_step"] == 4
+    assert checkpoint["AudioData"] == {"seen": 16}
+    generator, discriminator = checkpoint["optimizer_states"]
+    assert {float(state["step"]) for state in generator["state"].values()} == {4}
+    assert {float(state["step"]) for state in discriminator["state"].values()} == {2}
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert rows[0]["train/discriminator"] == "" and float(rows[1]["train/discriminator"]) > 0
+    assert float(rows[1]["codebook/usage_1"]) > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, wavs, workers):
+    options = [f"data.num_workers={workers}", "quantizer.dropout=1.0"]
+    whole = run(tmp_path / "whole", wavs, "trainer.max_steps=8", *options)
+    run(tmp_path / "parts", wavs, "trainer.max_steps=4", *options)
+    parts = run(tmp_path / "parts", wavs, "trainer.max_steps=8", "resume=auto", *options)
+    assert_same(whole, parts)
+    with (tmp_path / "parts/run/metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+
+
+def test_the_balancer_s_averages_are_resumed_too(tmp_path, wavs):
+    options = ["loss=encodec", "trainer.max_steps=8"]
+    whole = run(tmp_path / "whole", wavs, *options)
+    run(tmp_path / "parts", wavs, *options, "trainer.max_steps=4")
+    assert_same(whole, run(tmp_path / "parts", wavs, *options, "resume=auto"))
+
+
+def test_a_taken_run_folder_is_not_overwritten(tmp_path, wavs):
+    run(tmp_path, wavs, "trainer.max_steps=2")
+    with pytest.raises(ConfigError, match="holds a run already: go on with resume=auto"):
+        run(tmp_path, wavs, "trainer.max_steps=4")
+    with pytest.raises(ConfigError, match=r"quantizer.num_quantizers: 2 in the checkpoint, 3 now"):
+        run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto", "quantizer.num_quantizers=3")
+
+
+def test_checkpoint_and_saved_model_are_the_same_averaged_codec(tmp_path, wavs):
+    checkpoint = run(tmp_path, wavs, "trainer.max_steps=6", "training.average_decay=0.9")
+    audio = torch.randn(1, 1, 3000)
+    one, other = codec.load(tmp_path / "run/model"), codec.load(tmp_path / "run/checkpoints/last.ckpt")
+    assert torch.equal(one.encode(audio), other.encode(audio))
+    state = checkpoint["state_dict"]
+    name = "autoencoder.encoder.0.conv.weight"
+    assert not torch.equal(state[f"codec.{name}"], state[f"average.{name}"])
+    assert torch.equal(one.state_dict()[name], state[f"average.{name}"])
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, wavs, monkeypatch, caplog):
+    real, calls = Objective.reconstruction_losses, []
+
+    def broken(self, estimate, target):
+        calls.append(1)
+        losses = real(self, estimate, target)
+        return {name: loss * float("nan") for name, loss in losses.items()} if len(calls) == 3 else losses
+
+    monkeypatch.setattr(Objective, "reconstruction_losses", broken)
+    state = run(tmp_path, wavs, "trainer.max_steps=5")["state_dict"]
+    assert int(state["skipped"]) == 1
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert "skipped: mel, waveform not finite (1 in a row)" in caplog.text
+    assert str(wavs) in caplog.text
+
+
+def test_training_stops_after_too_many_bad_steps(tmp_path, wavs, monkeypatch):
+    def broken(self, estimate, target):
+        return {"mel": estimate.sum() * float("inf"), "waveform": estimate.sum()}
+
+    monkeypatch.setattr(Objective, "reconstruction_losses", broken)
+    with pytest.raises(ConfigError, match="3 steps in a row were not finite"):
+        run(tmp_path, wavs, "trainer.max_steps=9", "training.max_skipped=3")
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypatch, caplog):
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("codec.checkpoints.os.fsync", full)
+    checkpoint = run(tmp_path, wavs, "trainer.max_steps=6")
+    assert checkpoint["global_step"] == 6
+    assert "last.ckpt NOT saved" in caplog.text and "No space left" in caplog.text
+    assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
+    run(tmp_path, wavs, "trainer.max_steps=2")
+    path = tmp_path / "run/checkpoints/last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="last.ckpt: not a checkpoint of codec-train, or damaged"):
+        run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=mel", "discriminator=encodec"], "the loss has no adversarial part"),
+        (["~quantizer.loss_weights.commitment"], "quantizer.loss_weights must name the quantizer's losses"),
+        (["+loss.weights.mell=1"], "weights.mell: nothing produces this loss; did you mean mel?"),
+        (["training.average_decay=1.5"], r"average_decay in \[0, 1\)"),
+        (["data.batch_size=0"], "batch_size must be positive"),
+        (["data.weights=[1,2]"], "weights must be one positive number a root"),
+        (["trainer.max_steps=oops"], "trainer.max_steps: expected int, got 'oops'"),
+        (["resume=nowhere.ckpt"], "resume: there is no checkpoint nowhere.ckpt"),
+    ],
+)
+def test_impossible_options_are_refused_before_training(tmp_path, wavs, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, wavs, "trainer.max_steps=1", *overrides)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def command(folder: Path, wavs: Path, *overrides: str) -> list[str]:
+    """The same run as a command, for processes that are to be killed."""
+    config = folder / "config.yaml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(tiny_run(folder, wavs, *overrides)), config)
+    code = "import sys; from omegaconf import OmegaConf; from codec.run import train; "
+    return [sys.executable, "-c", code + f"sys.exit(train(OmegaConf.load({str(config)!r})))"]
+
+
+def started(arguments: list[str], folder: Path, steps: int) -> subprocess.Popen:
+    """Start a training and wait until it has saved a checkpoint at `steps` or later."""
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "run/checkpoints/last.ckpt").exists() and last(folder)["global_step"] >= steps:
+            return process
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint: {process.communicate()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, number, status):
+    options = ["trainer.max_steps=100000", "data.num_workers=1"]
+    process = started(command(tmp_path, wavs, *options), tmp_path, 2)
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == status
+    stopped = last(tmp_path)["global_step"]
+    assert f"stopped by {signal.Signals(number).name} at step {stopped}" in out
+    assert "Traceback" not in error
+    resumed = run(tmp_path, wavs, f"trainer.max_steps={stopped + 2}", "resume=auto", "data.num_workers=1")
+    assert resumed["global_step"] == stopped + 2
+
+
+@pytest.mark.slow
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs):
+    random = np.random.default_rng(0)
+    reached = 0
+    for _ in range(3):
+        options = ["trainer.max_steps=100000", "resume=auto", "checkpoint.save_every=1"]
+        process = started(command(tmp_path, wavs, *options), tmp_path, reached + 3)
+        time.sleep(float(random.uniform(0, 0.2)))
+        process.kill()
+        process.communicate()
+        reached = last(tmp_path)["global_step"]
+    final = run(tmp_path, wavs, f"trainer.max_steps={reached + 2}", "resume=auto", "checkpoint.save_every=1")
+    assert final["AudioData"]["seen"] == 4 * (reached + 2)
+    whole = run(tmp_path / "whole", wavs, f"trainer.max_steps={reached + 2}", "checkpoint.save_every=1")
+    assert_same(whole, final)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, wavs):
+    options = ["trainer.max_steps=6", "training.revive_every=2"]
+    one = run(tmp_path / "one", wavs, *options)
+    folder = tmp_path / "two"
+    arguments = command(folder, wavs, *options, "trainer=ddp", "trainer.devices=2")
+    script = folder / "train.py"
+    script.write_text(arguments[-1])
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    two = last(folder)
+    assert one["AudioData"] == two["AudioData"] and one["global_step"] == two["global_step"]
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
