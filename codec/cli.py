@@ -24,7 +24,8 @@ def quoted(argument: str) -> str:
         return argument
     if PLAIN_VALUE.fullmatch(value) and not (os.sep in value and re.search(r"[,:=() {}\[\]*'\"]", value)):
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    # Inside quotes Hydra keeps a backslash as it is, unless a quote follows it.
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value)
     return f"{key}='{escaped}'"
 
 

@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-# The wheel carries the configs inside the package; a checkout has them beside it.
+# The wheel carries the configs inside the package; a checkout has them beside it. Inside is looked at first,
+# because beside an installed package lies whatever else was installed.
 CONFIG_DIR = next(
-    p for p in (PACKAGE.parent / "configs", PACKAGE / "configs") if (p / "train.yaml").is_file()
+    p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if (p / "train.yaml").is_file()
 )
 TARGET, PARTIAL = "_target_", "_partial_"
-MODEL_MODULES = ("codec.model.", "codec.layers.", "codec.autoencoders.", "codec.quantizers.")
+MODEL_CLASS = re.compile(r"codec\.(model|layers|(autoencoders|quantizers)\.\w+)\.\w+", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -26,8 +28,10 @@ class ConfigError(ValueError):
 
 
 def locate(target: str) -> Any:
-    """Object at a dotted path; ConfigError when there is none."""
-    parts = target.split(".")
+    """Class or function at a dotted path; ConfigError when there is none."""
+    parts = str(target).split(".")
+    if not all(map(str.isidentifier, parts)):
+        raise ConfigError(f"expected the dotted name of a class or function, got {target!r}")
     for end in range(len(parts), 0, -1):
         try:
             found: Any = importlib.import_module(".".join(parts[:end]))
@@ -35,22 +39,22 @@ def locate(target: str) -> Any:
             if error.name and not ".".join(parts[:end]).startswith(error.name):
                 raise
             continue
-        try:
-            return functools.reduce(getattr, parts[end:], found)
-        except AttributeError:
-            break
-    raise ConfigError(f"there is no {target!r} to import")
+        found = functools.reduce(lambda value, name: getattr(value, name, None), parts[end:], found)
+        if callable(found):
+            return found
+        break
+    raise ConfigError(f"there is no class or function {target!r} to import")
 
 
 def locate_own(target: str) -> Any:
     """Class at a dotted path if it is a part of a model that this package defines; else ConfigError.
 
     The class is judged by the module that defines it, because a path may walk through our modules into
-    others' (`codec.layers.torch.hub.load`). Nothing outside `MODEL_MODULES` is imported on the way.
+    others' (`codec.layers.torch.hub.load`). Nothing but the modules of `MODEL_CLASS` is imported on the way.
     """
-    if target.startswith(MODEL_MODULES):
+    if MODEL_CLASS.fullmatch(str(target)):
         found = locate(target)
-        if inspect.isclass(found) and f"{found.__module__}.".startswith(MODEL_MODULES):
+        if inspect.isclass(found) and MODEL_CLASS.fullmatch(f"{found.__module__}.{found.__qualname__}"):
             return found
     raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
 

@@ -1,8 +1,10 @@
 """Folders of audio as endless, exactly repeatable training batches; the validation clips beside them."""
 
+import atexit
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -307,7 +309,7 @@ class AudioData(LightningDataModule):
         sampler = CropBatches(
             self.batch_size, lambda: self.seen, distributed.rank(), distributed.world_size()
         )
-        return DataLoader(
+        loader = DataLoader(
             self._crops,
             batch_sampler=sampler,
             num_workers=self.num_workers,
@@ -318,6 +320,8 @@ class AudioData(LightningDataModule):
             # Without its own generator the loader draws from the global one, and a resumed run differs.
             generator=torch.Generator(),
         )
+        atexit.register(stop_workers, weakref.ref(loader))
+        return loader
 
     def val_dataloader(self) -> "ClipBatches":
         """This process's part of the validation clips; the same ones every time."""
@@ -432,3 +436,13 @@ def prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def stop_workers(loader: weakref.ref[DataLoader[Batch]]) -> None:
+    """End a loader's processes when the program ends by an error: Python would wait for them for ever.
+
+    It asks them by SIGTERM, which they ignore.
+    """
+    iterator = getattr(loader(), "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()

@@ -162,9 +162,8 @@ def scan(
         finally:
             # Also after Ctrl-C: stop soon, and keep what was examined so far.
             pool.shutdown(cancel_futures=True)
-            kept = done if len(done) == len(paths) else {**cache, **done}
-            if kept != cache:
-                _save_cache(cache_file, kept)
+            if done != cache:
+                _save_cache(cache_file, done)
     found = sorted([*(file for file, _ in done.values()), *unreadable], key=lambda file: file.path)
     index = Index(folder, tuple(found), dict(ignored))
     return index.require_usable() if require_usable else index

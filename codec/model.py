@@ -110,14 +110,15 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
 
 
 def load(path: str | Path) -> Codec:
-    """Codec from a directory that `Codec.save` wrote, or from a training checkpoint (its averaged weights).
+    """Codec from a run folder, a directory that `Codec.save` wrote, or a checkpoint (its averaged weights).
 
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
     """
     path = Path(path)
     if path.is_dir():
-        config, weights = read_directory(path)
+        finished = path / "model"  # where a run folder keeps it
+        config, weights = read_directory(finished if (finished / WEIGHTS_FILE).is_file() else path)
     elif path.is_file():
         config, weights = read_checkpoint(path)
     else:

@@ -36,6 +36,9 @@ def train(composed: Any) -> int:
 
     130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
     """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
     config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     validate({name: config[name] for name in BUILT})
     folder = Path(config["run_dir"])

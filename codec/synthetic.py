@@ -68,7 +68,7 @@ def write_synthetic_folder(
 def publish(staging: Path, target: Path) -> None:
     """Make the finished folder `staging` the folder `target`, or move its files there if that has some."""
     if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
+        target.rmdir()  # Windows renames onto nothing, not even an empty folder
     try:
         os.rename(staging, target)
     except OSError:

@@ -98,6 +98,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut.aiff": (lambda p: truncated(p, format="AIFF"), "truncated: the header promises"),
     "cut.au": (lambda p: truncated(p, format="AU"), "truncated: the header promises"),
     "cut.flac": (lambda p: truncated(p, format="FLAC"), "truncated"),
+    "cut.mp3": (
+        lambda p: truncated(p, format="MP3", subtype="MPEG_LAYER_III"),
+        "of the 16000 samples of its header decode",
+    ),
     "cut.ogg": (
         lambda p: truncated(p, format="OGG", subtype="VORBIS"),
         "truncated or damaged: no samples in",
@@ -119,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe.wav": (lambda p: os.mkfifo(p), "not a regular file but a FIFO"),
 }
 # Found only when the content is decoded.
-CONTENT = {"cut.flac", "nan.wav", "inf.wav", "unscaled.wav", "silent.wav"}
+CONTENT = {"cut.flac", "cut.mp3", "nan.wav", "inf.wav", "unscaled.wav", "silent.wav"}
 
 
 def write_zoo(folder: Path) -> Path:

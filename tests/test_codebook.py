@@ -1,5 +1,6 @@
 """What rivals' codebooks get wrong, each against an independent calculation."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -121,11 +122,13 @@ def test_commitment_of_every_stage_reaches_the_input():
     for depth in (1, 2, 3, 4):
         quantizer = residual(8)
         for index, stage in enumerate(quantizer.stages):
-            stage.vectors.copy_(torch.randn(64, 8, generator=torch.Generator().manual_seed(index)) / (index + 1))
+            stage.vectors.copy_(
+                torch.randn(64, 8, generator=torch.Generator().manual_seed(index)) / (index + 1)
+            )
         inputs = latents.clone().requires_grad_()
         quantizer(inputs, depth).losses["commitment"].backward()
         gradients.append(inputs.grad.clone())
-    for earlier, later in zip(gradients, gradients[1:], strict=False):
+    for earlier, later in itertools.pairwise(gradients):
         assert float((later - earlier).abs().max()) > 1e-4
 
 

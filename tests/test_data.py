@@ -3,6 +3,8 @@
 import itertools
 import logging
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -309,6 +311,26 @@ def test_workers_ignore_signals_and_leave_with_their_loader(wavs, cache):
     started = time.monotonic()
     iterator._shutdown_workers()
     assert time.monotonic() - started < 5 and not any(worker.is_alive() for worker in workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "end", ["raise RuntimeError", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"]
+)
+def test_a_failed_program_ends_although_its_workers_ignore_signals(wavs, cache, end):
+    code = f"""
+from functools import partial
+from codec.data import AudioData
+from codec.index import scan
+data = AudioData({str(wavs)!r}, 16000, segment_seconds=0.1, index=partial(scan, cache_dir={str(cache)!r}))
+data.prepare_data()
+data.setup()
+iterator = iter(data.train_dataloader())
+assert next(iterator).audio.shape == (16, 1, 1600)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and done.stderr.count("Traceback") == 1
 
 
 # Files that break during training

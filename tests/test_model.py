@@ -131,7 +131,10 @@ def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
     with torch.no_grad():
         assert torch.equal(one.encode(audio), other.encode(audio))
         assert torch.equal(one(audio)[0], other(audio)[0])
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "config.yaml",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
     run(tmp_path, wavs, "trainer.max_steps=2")
     path = tmp_path / "run/checkpoints/last.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="last.ckpt: not a checkpoint of codec-train, or damaged"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: not a checkpoint of codec-train, or damaged"):
         run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
 
 
@@ -226,7 +226,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, wavs):
-    options = ["trainer.max_steps=6", "training.revive_every=2"]
+    options = ["trainer.max_steps=6", "quantizer.codebook.dead_threshold=0.9"]
     one = run(tmp_path / "one", wavs, *options)
     folder = tmp_path / "two"
     arguments = command(folder, wavs, *options, "trainer=ddp", "trainer.devices=2")
@@ -237,4 +237,4 @@ def test_two_processes_train_as_one(tmp_path, wavs):
     two = last(folder)
     assert one["AudioData"] == two["AudioData"] and one["global_step"] == two["global_step"]
     for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-5, msg=name)

@@ -1,0 +1,54 @@
+# make train, make test: both build .venv first, with uv if it is there, else with Python >= 3.11 and pip.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+.PHONY: help setup train test lint lock
+help:
+	@echo 'make train   train the tiny codec on audio that it makes itself; again: goes on where it stopped'
+	@echo '             make train ARGS="data=folder data.root=/path/to/wavs name=mine"'
+	@echo 'make test    check everything; CODEC_TEST_AUDIO=/path/to/speech adds the tests on real recordings'
+	@echo '             make test ARGS="tests/test_configs.py -k quantizer"'
+	@echo 'make lint    ruff and pyright'
+	@echo 'make setup   build $(VENV) and nothing else; PYTHON=... chooses the interpreter'
+	@echo 'make lock    make constraints.txt again (needs uv); ARGS=--upgrade for the newest versions'
+
+setup: $(READY)
+
+train: $(READY)
+	$(BIN)/codec-train experiment=tiny resume=auto $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock:
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+		--all-extras --quiet $(ARGS) pyproject.toml -o constraints.txt
+
+# Built again when what it depends on changes; a step that failed is tried again by the next call.
+$(READY): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then $(WITH_UV); else $(WITH_PIP); fi
+	@touch $@
+
+WITH_UV = set -ex; \
+	$(BIN)/python -c '' 2>/dev/null || uv venv --clear --seed --python '>=3.11,<3.15' $(VENV); \
+	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+
+# Debian's Python cannot put pip into a venv without the package python3-venv, but its own pip can.
+WITH_PIP = set -e; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12, 3.13 or 3.14 is needed; if one lies outside PATH:' \
+			'make PYTHON=/path/to/python ...' >&2; exit 1; }; \
+		(set -x; $(PYTHON) -m venv --clear $(VENV)) || (set -x; \
+			$(PYTHON) -m venv --clear --without-pip $(VENV); \
+			$(PYTHON) -m pip --python $(BIN)/python install pip); \
+	fi; \
+	set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

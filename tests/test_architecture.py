@@ -1,0 +1,122 @@
+"""What the folders and files promise: who imports whom, how long things get, which names stay."""
+
+import ast
+import graphlib
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import codec
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "codec"
+FILE_LINES, FUNCTION_LINES = 350, 60
+
+# An import goes down this list, never up. Names on one line do not know each other; `losses`, `quantizers`, …
+# are folders, whose files may.
+LAYERS = """
+    codec cli
+    run doctor
+    telemetry
+    training evaluation checkpoints logs
+    data synthetic model losses optimization
+    autoencoders discriminators quantizers pictures metrics index
+    layers spectrogram distributed config audio
+"""
+ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
+
+# What is slow to import, or may have to be replaced one day, is known to few.
+CONFINED = {
+    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "data"},
+    "hydra": {"cli", "run"},
+    "omegaconf": {"cli", "run"},
+    "matplotlib": {"pictures"},
+    "torchaudio": {"spectrogram"},
+    "soundfile": {"audio", "index"},
+    "soxr": {"audio"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+MODULES = pytest.mark.parametrize("module", TREES)
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a module imports anywhere, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{module}, line {node.lineno}: a relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & TREES.keys()
+            found |= inner or {node.module}
+    return found
+
+
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if name.split(".")[0] == "codec"}
+
+
+def block(module: str) -> str:
+    """The name in `ls codec/` that a module belongs to."""
+    return module.split(".")[1] if "." in module else module
+
+
+def test_every_file_and_folder_has_a_layer():
+    assert ROWS.keys() == {block(module) for module in TREES}
+
+
+@MODULES
+def test_imports_go_down(module):
+    here = block(module)
+    upward = {name for name in own_imports(module) if block(name) != here and ROWS[block(name)] <= ROWS[here]}
+    assert not upward, f"{module} imports {upward}, not below it"
+
+
+def test_no_import_cycles():
+    graph = {module: own_imports(module) for module in TREES if module != "codec"}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@MODULES
+def test_heavy_or_replaceable_libraries_are_known_to_few(module):
+    for library in {name.split(".")[0] for name in imports(module)} & CONFINED.keys():
+        assert block(module) in CONFINED[library], f"{module} imports {library}"
+
+
+@MODULES
+def test_files_and_functions_are_short_enough_to_read(module):
+    lines = len(FILES[module].read_text().splitlines())
+    assert lines <= FILE_LINES, f"{FILES[module]} has {lines} lines: split it"
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= FUNCTION_LINES, f"{module}.{node.name} has {length} lines: split it"
+
+
+def test_a_folder_of_the_package_is_a_group_of_interchangeable_parts():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == {"autoencoders", "quantizers", "discriminators", "losses"}
+    singular = {folder.removesuffix("es" if folder == "losses" else "s") for folder in folders}
+    assert singular <= {path.name for path in (ROOT / "configs").iterdir()}
+
+
+def test_public_names():
+    assert set(codec.__all__) == {"Codec", "build_codec", "load"}
+    assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
+        *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
+        *("data", "trainer", "logger", "experiment"),
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {
+        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "doctor")
+    }
+    assert project["version"] == codec.__version__
