@@ -81,10 +81,9 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print the scores and where the audio is."""
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
     print(
-        f"{summary['files']} held-out files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
+        f"{summary['files']} files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
         f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
-        f"listen and look: {output}/001-*.original.wav, .reconstruction.wav, .png\n"
-        f"each file's scores: {output}/files.csv"
+        f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
     )
 
 
@@ -105,3 +104,6 @@ def report_errors(command: Callable[[], int]) -> int:
     except (ConfigError, DataError, FileNotFoundError, FileExistsError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -2,11 +2,12 @@
 
 import atexit
 import logging
+import multiprocessing
 import os
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -309,19 +310,19 @@ class AudioData(LightningDataModule):
         sampler = CropBatches(
             self.batch_size, lambda: self.seen, distributed.rank(), distributed.world_size()
         )
-        loader = DataLoader(
+        ending = multiprocessing.RawValue("b", 0)
+        atexit.register(setattr, ending, "value", 1)
+        return DataLoader(
             self._crops,
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=keep,
-            worker_init_fn=prepare_worker,
+            worker_init_fn=partial(prepare_worker, ending),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Without its own generator the loader draws from the global one, and a resumed run differs.
             generator=torch.Generator(),
         )
-        atexit.register(stop_workers, weakref.ref(loader))
-        return loader
 
     def val_dataloader(self) -> "ClipBatches":
         """This process's part of the validation clips; the same ones every time."""
@@ -431,18 +432,17 @@ def keep(batch: Any) -> Any:
     return batch
 
 
-def prepare_worker(worker: int) -> None:
-    """Set up a loading process: one thread; Ctrl-C and SIGTERM are left to the trainer."""
+def prepare_worker(ending: Any, worker: int) -> None:
+    """Set up a loading process: one thread; Ctrl-C and SIGTERM are left to the trainer.
+
+    Only when the program is `ending` (a shared flag) SIGTERM counts: it is then Python's own, which
+    waits for its processes and would wait for ever.
+    """
+
+    def leave(number: int, frame: Any) -> None:
+        if ending.value:
+            os._exit(0)
+
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def stop_workers(loader: weakref.ref[DataLoader[Batch]]) -> None:
-    """End a loader's processes when the program ends by an error: Python would wait for them for ever.
-
-    It asks them by SIGTERM, which they ignore.
-    """
-    iterator = getattr(loader(), "_iterator", None)
-    if iterator is not None:
-        iterator._shutdown_workers()
+    signal.signal(signal.SIGTERM, leave)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+log = logging.getLogger(__name__)
+
 
 class MetricsCSV(Logger):
     """Appends rows to a csv file; a new metric adds a column, an empty cell means "not measured here".
 
-    Lightning's own csv logger deletes the file of a run that is resumed.
+    Lightning's own csv logger deletes the file of a run that is resumed. A row that a full disk refuses is
+    logged as missing; training goes on.
     """
 
     def __init__(self, path: str | Path):
@@ -61,10 +65,14 @@ class MetricsCSV(Logger):
         """Add one row of numbers at a step."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         new = [name for name in ("step", *metrics) if name not in self.columns]
-        if new:
-            rows = self.read() if self.path.is_file() else []
-            self.columns += [name for name in new if name not in self.columns]
-            self.rewrite(rows)
-        with self.path.open("a", newline="") as file:
-            row = {name: f"{value:.6g}" for name, value in metrics.items()}
-            csv.DictWriter(file, self.columns, restval="").writerow({"step": step or 0, **row})
+        row = {"step": str(step or 0)} | {name: f"{value:.6g}" for name, value in metrics.items()}
+        try:
+            if new:
+                rows = self.read() if self.path.is_file() else []
+                self.columns += [name for name in new if name not in self.columns]
+                self.rewrite(rows)
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="").writerow(row)
+        except OSError as error:
+            log.error("step %s is missing in %s: %s", step, self.path, error)
+            self.columns = []

@@ -45,6 +45,10 @@ def train(composed: Any) -> int:
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
         check_same_model(checkpoint, config["model"])
+        step = checkpoint_step(checkpoint)
+        if step >= config["trainer"]["max_steps"] and (folder / "model").is_dir():
+            print(f"{folder} is trained to step {step} already; nothing to do\n{whereabouts(folder)}")
+            return 0
     quiet_libraries()
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config)
@@ -202,13 +206,19 @@ def finish(
     if files:
         output = folder / "evaluation"
         print_summary(evaluate(load(folder / "model"), files, output), output)
-    print(
+    print(whereabouts(folder))
+    return 0
+
+
+def whereabouts(folder: Path) -> str:
+    """Where everything of a run is, and what to run next."""
+    return (
         f"model: {folder}/model\n"
+        f"originals, reconstructions, spectrograms of held-out files: {folder}/evaluation\n"
         f"samples while it trained: {folder}/samples\n"
         f"numbers: {folder}/metrics.csv, or tensorboard --logdir {folder}\n"
-        f"next, on your own recordings: codec-train data.root=/path/to/wavs name=mine"
+        "next, on your own recordings: codec-train data.root=/path/to/wavs name=mine"
     )
-    return 0
 
 
 def quiet_libraries() -> None:

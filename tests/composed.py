@@ -31,7 +31,11 @@ def small_quantizer(name: str, dim: int = 16) -> Quantizer:
     return build(node)
 
 
-def tiny_run(folder: Path, wavs: Path, *overrides: str) -> dict[str, Any]:
+SMALL_RVQ = ["quantizer.num_quantizers=2", "quantizer.codebook.codebook_size=16"]
+SMALL_DISCRIMINATOR = ["discriminator.windows=[256]", "discriminator.channels=2"]
+
+
+def tiny_run(folder: Path, wavs: Path, *overrides: str, swap_quantizer: str = "") -> dict[str, Any]:
     """A whole training that takes a second or two: a codec of some thousand parameters on 0.1 s crops."""
     return config(
         "experiment=tiny",
@@ -45,10 +49,8 @@ def tiny_run(folder: Path, wavs: Path, *overrides: str) -> dict[str, Any]:
         "autoencoder.latent_dim=8",
         "autoencoder.encoder_channels=2",
         "autoencoder.decoder_channels=2",
-        "quantizer.num_quantizers=2",
-        "quantizer.codebook.codebook_size=16",
-        "discriminator.windows=[256]",
-        "discriminator.channels=2",
+        *([f"quantizer={swap_quantizer}"] if swap_quantizer else SMALL_RVQ),
+        *([] if any(option.startswith("discriminator=") for option in overrides) else SMALL_DISCRIMINATOR),
         "trainer.accelerator=cpu",
         "trainer.val_check_interval=1000",
         "trainer.log_every_n_steps=2",

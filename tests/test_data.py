@@ -387,6 +387,13 @@ def test_a_file_that_breaks_is_named_once_and_replaced(breaking, spoil, reason, 
     assert torch.equal(after, data.crops(0, 60)) and torch.isfinite(after).all()
 
 
+def test_training_goes_on_with_few_files(breaking):
+    data, folder = breaking
+    for path in sorted(folder.iterdir())[:-3]:
+        path.unlink()
+    assert torch.isfinite(data.crops(0, 100)).all()
+
+
 def test_training_stops_when_all_files_are_gone(breaking):
     data, folder = breaking
     for path in folder.iterdir():

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,3 +239,27 @@ def test_two_processes_train_as_one(tmp_path, wavs):
     assert one["AudioData"] == two["AudioData"] and one["global_step"] == two["global_step"]
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_bfloat16_trains_with_float32_codebooks_and_weights(tmp_path, wavs):
+    state = run(tmp_path, wavs, "trainer.max_steps=4", "trainer.precision=bf16-mixed")["state_dict"]
+    assert all(value.dtype != torch.bfloat16 and torch.isfinite(value).all() for value in state.values())
+    assert int(state["skipped"]) == 0
+
+
+@pytest.mark.parametrize("quantizer", ["fsq", "none", "factorized_rvq"])
+@pytest.mark.parametrize("options", [["discriminator=none"], ["loss=dac", "discriminator=encodec"]])
+def test_any_quantizer_trains_with_any_adversary(tmp_path, wavs, quantizer, options):
+    config = tiny_run(tmp_path, wavs, "trainer.max_steps=3", *options, swap_quantizer=quantizer)
+    assert train(OmegaConf.create(config)) == 0
+    assert last(tmp_path)["global_step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiling_changes_neither_names_nor_results(tmp_path, wavs):
+    eager = run(tmp_path / "eager", wavs, "trainer.max_steps=3")
+    compiled = run(tmp_path / "compiled", wavs, "trainer.max_steps=3", "training.compile=true")
+    assert eager["state_dict"].keys() == compiled["state_dict"].keys()
+    for name, value in eager["state_dict"].items():
+        torch.testing.assert_close(compiled["state_dict"][name], value, rtol=0, atol=1e-3, msg=name)

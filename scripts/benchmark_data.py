@@ -1,0 +1,125 @@
+"""Measure how many training crops one core reads: python scripts/benchmark_data.py [FOLDER].
+
+Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac; crops of one
+second are read at the files' own rate and resampled, by seeking and by decoding whole files.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from codec.audio import read_audio
+from codec.data import AudioData
+from codec.index import scan
+from codec.synthetic import write_synthetic_folder
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Measure how many training crops one core reads.")
+    parser.add_argument("folder", nargs="?", help="recordings; without it, synthetic audio is made")
+    parser.add_argument("--seconds", type=float, default=2.0, help="CPU time spent on each line")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        source = options.folder or str(place / "synthetic")
+        if options.folder is None:
+            write_synthetic_folder(source, seconds=150)
+        rate = copy_files(source, place)
+        print(f"{'1 s crops, mono':34} {'wav':>9} {'flac':>9}")
+        for target in (rate, 24000 if rate != 24000 else 16000):
+            name = f"at {target} Hz" if target == rate else f"{rate} to {target} Hz"
+            ready = [prepare(place / kind, target) for kind in ("wav", "flac")]
+            line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
+            line(f"whole file, {name}, /s/core", [measure(whole(data), options.seconds) for data in ready])
+        for workers in (0, 1, 2):
+            ready = [prepare(place / kind, rate, workers) for kind in ("wav", "flac")]
+            line(
+                f"DataLoader, {workers} workers, /s (wall)", [loaded(data, options.seconds) for data in ready]
+            )
+
+
+def copy_files(source: str, place: Path) -> int:
+    """Copy up to 64 files, joined to about 15 s each, as wav and as flac; returns their rate in Hz."""
+    index = scan(source, check_content=False)
+    rate = index.usable[0].sample_rate
+    files = [os.path.join(index.root, file.path) for file in index.usable if file.sample_rate == rate]
+    for kind in ("wav", "flac"):
+        (place / kind).mkdir()
+    parts: list[np.ndarray] = []
+    written = 0
+    for path in files:
+        parts.append(read_audio(path, channels=1)[0])
+        if sum(part.shape[1] for part in parts) >= 15 * rate and written < 64:
+            for kind in ("wav", "flac"):
+                soundfile.write(place / kind / f"{written}.{kind}", np.concatenate(parts, axis=1).T, rate)
+            written += 1
+            parts = []
+    return rate
+
+
+def prepare(folder: Path, rate: int, workers: int = 0) -> AudioData:
+    """Data of one-second crops, with its index built."""
+    index = partial(scan, cache_dir=folder.parent / "cache", progress=False)
+    data = AudioData(str(folder), rate, num_workers=workers, index=index)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def seeking(data: AudioData) -> Callable[[int], object]:
+    """Crop n as training reads it."""
+    return lambda number: data.crops(number, 1)
+
+
+def whole(data: AudioData) -> Callable[[int], object]:
+    """Crop n by decoding its whole file."""
+
+    def read(number: int) -> np.ndarray:
+        random = np.random.default_rng(number)
+        root, file = data.indexes[0].root, data.indexes[0].usable
+        audio, _ = read_audio(os.path.join(root, file[random.integers(len(file))].path), data.sample_rate)
+        start = random.integers(audio.shape[1] - data.segment_length)
+        return audio[:, start : start + data.segment_length].copy()
+
+    return read
+
+
+def measure(read: Callable[[int], object], seconds: float) -> float:
+    """Crops per second of CPU time, with one thread."""
+    for number in range(20):
+        read(number)
+    started, count = time.process_time(), 0
+    while time.process_time() - started < seconds:
+        read(count)
+        count += 1
+    return count / (time.process_time() - started)
+
+
+def loaded(data: AudioData, seconds: float) -> float:
+    """Crops per second of wall time through the training loader."""
+    batches = iter(data.train_dataloader())
+    for _ in range(10):
+        next(batches)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        count += len(next(batches).numbers)
+    return count / (time.perf_counter() - started)
+
+
+def line(name: str, values: list[float]) -> None:
+    """Print one line of the table."""
+    print(f"{name:34} " + " ".join(f"{value:9,.0f}" for value in values))
+
+
+if __name__ == "__main__":
+    main()
