@@ -23,6 +23,9 @@ CONTEXT = 128
 PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
 """Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
 
+SILENT_PEAK = 1e-4  # a file below −80 dBFS is silent
+LARGEST_PEAK = 10.0  # a float file beyond +20 dBFS was never scaled to ±1
+
 # libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
 CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 
@@ -128,6 +131,39 @@ def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> It
             raise AudioError(path, f"truncated: {decoded} of the {file.frames} samples of its header decode")
         decoded += len(block)
         yield block
+
+
+def measure(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> tuple[float, float, float]:
+    """Peak, RMS (linear) and share of clipped samples of an open file, decoded to its end.
+
+    Clipped are runs of three or more samples at full scale. Raises `AudioError` when the content cannot
+    be used: it ends early or is damaged, not finite, silent, or never scaled to ±1.
+    """
+    peak, energy, clipped, frames = 0.0, 0.0, 0, 0
+    for block in decode_blocks(file, path):
+        magnitude = np.abs(block)
+        highest = float(magnitude.max())
+        if not np.isfinite(highest):
+            first = (frames + int(np.argmin(np.isfinite(block).all(axis=1)))) / file.samplerate
+            raise AudioError(path, f"not finite: NaN or infinite samples, first at {first:.3f} s")
+        peak = max(peak, highest)
+        energy += float(np.square(block, dtype=np.float64).sum())
+        frames += len(block)
+        if highest >= 0.999:
+            hot = np.pad(magnitude >= 0.999, ((2, 2), (0, 0)))
+            run = hot[:-2] & hot[1:-1] & hot[2:]
+            clipped += int((run[:-2] | run[1:-1] | run[2:]).sum())
+    if peak < SILENT_PEAK:
+        raise AudioError(path, f"silent: no sample above {20 * np.log10(SILENT_PEAK):.0f} dBFS")
+    if peak > LARGEST_PEAK:
+        raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
+    samples = frames * file.channels
+    return peak, (energy / samples) ** 0.5, clipped / samples
+
+
+def rms(audio: np.ndarray) -> float:
+    """Root mean square of all samples, linear."""
+    return float(np.sqrt(np.vdot(audio, audio) / audio.size))
 
 
 def read_segment(

@@ -42,8 +42,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
             log.error("%s NOT saved: %s. The previous checkpoint is intact; free some space.", path, error)
 
 
-def checkpoint_callbacks(directory: Path, save_every: int, keep_every: int | None) -> list[ModelCheckpoint]:
+def checkpoint_callbacks(
+    directory: Path, save_every: int = 1000, keep_every: int | None = None
+) -> list[ModelCheckpoint]:
     """Callbacks that keep `last.ckpt`, `best.ckpt` (lowest mel distance) and one every `keep_every` steps."""
+    if save_every < 1 or (keep_every is not None and keep_every < 1):
+        raise ValueError(f"save_every and keep_every must be at least 1 step, got {save_every}, {keep_every}")
     common: dict[str, Any] = {
         "dirpath": directory,
         "auto_insert_metric_name": False,

@@ -62,6 +62,7 @@ def evaluate() -> None:
 def run_evaluation(options: argparse.Namespace) -> int:
     """Evaluate on the usable files of a folder."""
     from codec.evaluation import evaluate as run
+    from codec.evaluation import print_summary
     from codec.index import scan
     from codec.model import load
 
@@ -75,16 +76,6 @@ def run_evaluation(options: argparse.Namespace) -> int:
     summary = run(codec, files, output)
     print_summary(summary, output)
     return 0
-
-
-def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """Print the scores and where the audio is."""
-    rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
-    print(
-        f"{summary['files']} files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
-        f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
-        f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
-    )
 
 
 def doctor() -> None:

@@ -100,3 +100,13 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
+
+
+def print_summary(summary: dict[str, Any], output: Path) -> None:
+    """Print the scores and where the audio is."""
+    rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
+    print(
+        f"{summary['files']} files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
+        f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
+        f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
+    )

@@ -10,14 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from codec.audio import AudioError, AudioInfo, decode_blocks, open_audio, printable, read_header
+from codec.audio import AudioError, AudioInfo, measure, open_audio, printable, read_header
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +25,10 @@ EXTENSIONS = frozenset({
     ".caf", ".w64", ".rf64", ".sph", ".voc",
 })
 # fmt: on
-SILENT_PEAK = 1e-4  # a file below −80 dBFS is silent
-LARGEST_PEAK = 10.0  # a float file beyond +20 dBFS was never scaled to ±1
 CLIPPED_SHARE = 1e-3  # share of clipped samples from which a file is mentioned; it stays usable
 CACHE_VERSION = 1
 UNKNOWN = -1  # time of last change of a file whose state could not be read
 
-State = tuple[int, int]
 
 
 class DataError(ValueError):
@@ -69,6 +64,13 @@ class IndexedFile:
     def seconds(self) -> float:
         """Duration in seconds; 0 for a file that could not be read."""
         return self.frames / self.sample_rate if self.sample_rate else 0.0
+
+    def below(self, root: str) -> "IndexedFile":
+        """The same file with an absolute path."""
+        return replace(self, path=os.path.join(root, self.path))
+
+
+Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ class Index:
     def summary(self) -> str:
         """Hours, formats, rates and channels of the usable files, and the problems counted: a few lines."""
         usable = self.usable
-        seconds = sum(file.seconds for file in usable)
+        minutes = sum(file.seconds for file in usable) / 60
+        length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
         lines = [
-            f"{printable(self.root)}: {len(usable)} usable files, {_duration(seconds)}",
+            f"{printable(self.root)}: {len(usable)} usable files, {length}",
             "  formats: " + _counted(os.path.splitext(file.path)[1].lower()[1:] for file in usable),
             "  rates: " + _counted(f"{file.sample_rate} Hz" for file in usable),
             "  channels: " + _counted(str(file.channels) for file in usable),
@@ -150,14 +153,12 @@ def scan(
     paths, unreadable, ignored = _walk(folder)
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
+    stated = [_state(folder, path) for path in paths]
+    done = {file.path: cache[file.path] for file in stated if _unchanged(file, cache, check_content)}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        states = _states(folder, paths, pool)
-        done = {
-            path: cache[path] for path in paths if _unchanged(cache.get(path), states[path], check_content)
-        }
-        todo = [path for path in paths if path not in done]
         try:
-            for file in _examine_all(folder, todo, states, check_content, pool, progress):
+            todo = [file for file in stated if file.path not in done]
+            for file in _examine_all(folder, todo, check_content, pool, progress):
                 done[file.path] = file, check_content
         finally:
             # Also after Ctrl-C: stop soon, and keep what was examined so far.
@@ -251,95 +252,50 @@ def _walk(root: str) -> tuple[list[str], list[IndexedFile], Counter[str]]:
     return sorted(paths), unreadable, ignored
 
 
-def _states(root: str, paths: list[str], pool: ThreadPoolExecutor) -> dict[str, State]:
-    """Size and time of last change (ns) of each file."""
-
-    def state(path: str) -> State:
-        try:
-            status = os.stat(os.path.join(root, path))
-            return status.st_size, status.st_mtime_ns
-        except OSError:
-            return 0, UNKNOWN
-
-    # Many at a time: one call costs less than handing it to a thread, except on a network's disk.
-    portions = [paths[start : start + 256] for start in range(0, len(paths), 256)]
-    results = pool.map(lambda portion: [(path, state(path)) for path in portion], portions)
-    return {path: found for portion in results for path, found in portion}
+def _state(root: str, path: str) -> IndexedFile:
+    try:
+        status = os.stat(os.path.join(root, path))
+    except OSError:
+        return IndexedFile(path, 0, UNKNOWN)
+    return IndexedFile(path, status.st_size, status.st_mtime_ns)
 
 
-def _unchanged(cached: tuple[IndexedFile, bool] | None, state: State, check_content: bool) -> bool:
-    if cached is None or state[1] == UNKNOWN:
+def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
+    if file.path not in cache or file.mtime_ns == UNKNOWN:
         return False
-    file, checked = cached
-    return (file.size, file.mtime_ns) == state and (checked or not check_content)
+    cached, checked = cache[file.path]
+    return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and (checked or not check_content)
 
 
 def _examine_all(
-    root: str,
-    paths: list[str],
-    states: dict[str, State],
-    check_content: bool,
-    pool: ThreadPoolExecutor,
-    progress: bool,
+    root: str, files: list[IndexedFile], check_content: bool, pool: ThreadPoolExecutor, progress: bool
 ) -> Iterator[IndexedFile]:
-    bar = tqdm(
-        total=len(paths),
-        desc=f"scanning {printable(root)}",
-        unit="file",
-        delay=1.0,
-        disable=not progress,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file needs no line every half second
-    )
-    with bar:
+    # A log file needs no line every half second.
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    options = {"unit": "file", "delay": 1.0, "mininterval": interval, "disable": not progress}
+    with tqdm(total=len(files), desc=f"scanning {printable(root)}", **options) as bar:
         # In portions: a million files are not a million pending calls.
-        for start in range(0, len(paths), 512):
-            portion = paths[start : start + 512]
-            for file in pool.map(lambda path: _examine(root, path, *states[path], check_content), portion):
+        for start in range(0, len(files), 512):
+            portion = files[start : start + 512]
+            for file in pool.map(lambda file: _examine(root, file, check_content), portion):
                 bar.update()
                 yield file
 
 
-def _examine(root: str, path: str, size: int, mtime_ns: int, check_content: bool) -> IndexedFile:
-    full = os.path.join(root, path)
-    info, levels = AudioInfo(0, 0, 0), (0.0, 0.0, 0.0)
+def _examine(root: str, file: IndexedFile, check_content: bool) -> IndexedFile:
+    path = os.path.join(root, file.path)
+    info = AudioInfo(0, 0, 0)
     try:
-        with open_audio(full) as file:
-            info = read_header(file, full)
-            if not file.seekable():
-                raise AudioError(full, f"not seekable ({file.subtype}): rewrite it as PCM wav or FLAC")
-            if check_content:
-                levels = _levels(file, full)
+        with open_audio(path) as opened:
+            info = read_header(opened, path)
+            if not opened.seekable():
+                raise AudioError(path, f"not seekable ({opened.subtype}): rewrite it as PCM wav or FLAC")
+            levels = measure(opened, path) if check_content else (0.0, 0.0, 0.0)
     except AudioError as error:
         # An error of the system (permissions) can go away without the file changing: never reuse it.
-        known = UNKNOWN if isinstance(error.__cause__, OSError) else mtime_ns
-        return IndexedFile(path, size, known, *info, problem=error.reason)
-    return IndexedFile(path, size, mtime_ns, *info, *levels)
-
-
-def _levels(file: soundfile.SoundFile, path: str) -> tuple[float, float, float]:
-    """Peak, RMS and clipped share of all samples of an open file; `AudioError` for an unusable content."""
-    peak, energy, clipped, frames = 0.0, 0.0, 0, 0
-    for block in decode_blocks(file, path):
-        magnitude = np.abs(block)
-        highest = float(magnitude.max())
-        if not np.isfinite(highest):
-            first = frames + int(np.argmin(np.isfinite(block).all(axis=1)))
-            raise AudioError(
-                path, f"not finite: NaN or infinite samples, first at {first / file.samplerate:.3f} s"
-            )
-        peak = max(peak, highest)
-        energy += float(np.square(block, dtype=np.float64).sum())
-        frames += len(block)
-        if highest >= 0.999:
-            hot = np.pad(magnitude >= 0.999, ((2, 2), (0, 0)))
-            run = hot[:-2] & hot[1:-1] & hot[2:]
-            clipped += int((run[:-2] | run[1:-1] | run[2:]).sum())
-    if peak < SILENT_PEAK:
-        raise AudioError(path, f"silent: no sample above {20 * np.log10(SILENT_PEAK):.0f} dBFS")
-    if peak > LARGEST_PEAK:
-        raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
-    samples = frames * file.channels
-    return peak, (energy / samples) ** 0.5, clipped / samples
+        known = UNKNOWN if isinstance(error.__cause__, OSError) else file.mtime_ns
+        return IndexedFile(file.path, file.size, known, *info, problem=error.reason)
+    return IndexedFile(file.path, file.size, file.mtime_ns, *info, *levels)
 
 
 def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -348,7 +304,7 @@ def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     return Path(cache_dir or os.path.join(base, "codec")).expanduser() / f"index-{name}.jsonl"
 
 
-def _load_cache(path: Path) -> dict[str, tuple[IndexedFile, bool]]:
+def _load_cache(path: Path) -> Cache:
     try:
         lines = path.read_text("ascii").splitlines()
         if json.loads(lines[0]) != {"version": CACHE_VERSION, "files": len(lines) - 1}:
@@ -362,7 +318,7 @@ def _load_cache(path: Path) -> dict[str, tuple[IndexedFile, bool]]:
         return {}
 
 
-def _save_cache(path: Path, files: dict[str, tuple[IndexedFile, bool]]) -> None:
+def _save_cache(path: Path, files: Cache) -> None:
     # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
     rows = [json.dumps({"version": CACHE_VERSION, "files": len(files)})]
     rows += [json.dumps([*astuple(file), checked]) for file, checked in files.values()]
@@ -373,10 +329,6 @@ def _save_cache(path: Path, files: dict[str, tuple[IndexedFile, bool]]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         log.warning("the index cache is not kept: %s", error)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _counted(values: Iterable[str]) -> str:

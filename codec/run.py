@@ -16,19 +16,18 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 
-from codec.checkpoints import AtomicCheckpoints, StopOnSignal, checkpoint_callbacks
-from codec.cli import print_summary
-from codec.config import ConfigError, build, validate
+from codec.checkpoints import AtomicCheckpoints, StopOnSignal
+from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.distributed import rank
-from codec.evaluation import evaluate
+from codec.evaluation import evaluate, print_summary
 from codec.logs import MetricsCSV
 from codec.model import build_codec, load
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
 log = logging.getLogger(__name__)
-BUILT = ("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training")
+BUILT = ("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint")
 
 
 def train(composed: Any) -> int:
@@ -41,6 +40,8 @@ def train(composed: Any) -> int:
         raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
     config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     validate({name: config[name] for name in BUILT})
+    if not fits(config["evaluate"], int) or config["evaluate"] < 0:
+        raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")
     folder = Path(config["run_dir"])
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
@@ -69,10 +70,15 @@ def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
     data = build(config["data"], path="data")
     codec = build_codec(config["model"])
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
+    return data, complete(config, "training", codec, *parts)
+
+
+def complete(config: dict[str, Any], name: str, *arguments: Any) -> Any:
+    """Call a partial of the config with what it lacks; ConfigError that names it when it refuses."""
     try:
-        return data, build(config["training"], path="training")(codec, *parts)
+        return build(config[name], path=name)(*arguments)
     except ValueError as error:
-        raise ConfigError(f"training: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def build_trainer(
@@ -84,11 +90,10 @@ def build_trainer(
     if checkpoint and rank() == 0:
         table.rewind(checkpoint_step(checkpoint))
     logger = build(config["logger"], path="logger") if config["logger"] else None
-    saving = config["checkpoint"]
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"]),
         Samples(folder / "samples"),
-        *checkpoint_callbacks(folder / "checkpoints", saving["save_every"], saving["keep_every"]),
+        *complete(config, "checkpoint", folder / "checkpoints"),
         stop,
     ]
     factory = build(options | {"_partial_": True}, path="trainer")

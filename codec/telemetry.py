@@ -24,6 +24,9 @@ from codec.quantizers.base import Quantizer
 from codec.training import CodecTraining, Step
 
 
+SETTLED = 500  # steps; before, codebooks follow an encoder that has hardly learned
+
+
 def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
     """Share of the latents' energy that is left after each stage, in dB (0 is all of it)."""
     codes = quantizer.encode(latents)
@@ -100,8 +103,9 @@ class Telemetry(Callback):
         self.bar.set_postfix(summary, refresh=True)
         if not self.terminal:
             self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
-        for warning in warnings_in_words(losses, codebook, speed):
-            self.say(trainer, warning)
+        if trainer.global_step >= SETTLED:
+            for warning in warnings_in_words(losses, codebook, speed):
+                self.say(trainer, warning)
         self.steps, self.waited = [], 0.0
         self.began = time.monotonic()
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from codec import distributed
 from codec.config import build, validate
-from codec.data import AudioData, Augmentation, Batch, CropBatches, Crops, Validation, place_clips, skip_short
+from codec.data import AudioData, Augmentation, Batch, CropBatches, Crops, Validation, read_clips, skip_short
 from codec.index import DataError, Index, IndexedFile, scan
 
 
@@ -82,8 +82,8 @@ def test_a_crop_is_what_its_file_holds(data):
 @given(numbers=st.lists(st.integers(0, 2**40), min_size=1, max_size=8), seed=st.integers(0, 2**31))
 def test_a_crop_depends_on_seed_and_number_only(data, numbers, seed):
     augmentation = Augmentation(loudness_db=-20, gain_db=(-6, 6))
-    indexes = [Index(data.indexes[0].root, data.indexes[0].usable)]
-    crops, again = (Crops(indexes, 800, RATE, 1, seed, None, augmentation) for _ in range(2))
+    folders = [[file.below(data.indexes[0].root) for file in data.indexes[0].usable]]
+    crops, again = (Crops(folders, (800, RATE, 1), seed, None, augmentation) for _ in range(2))
     expected = {number: crops.crop(number).tobytes() for number in numbers}
     assert {number: again.crop(number).tobytes() for number in reversed(numbers)} == expected
     batch = crops.__getitems__(numbers)
@@ -120,9 +120,10 @@ def test_the_global_random_state_is_left_alone(data, wavs, cache):
 def test_files_are_drawn_by_duration_and_starts_uniformly(tmp_path, cache):
     write(tmp_path / "a.wav", tone(1.0))
     write(tmp_path / "b.wav", tone(3.0))
-    crops = Crops([scan(tmp_path, cache_dir=cache)], 1600, RATE, 1)
+    files = [file.below(str(tmp_path)) for file in scan(tmp_path, cache_dir=cache).files]
+    crops = Crops([files], (1600, RATE, 1))
     draws = [crops._choose(np.random.default_rng(number)) for number in range(2000)]
-    long = [start for path, _, start in draws if path.endswith("b.wav")]
+    long = [start for file, start in draws if file.path.endswith("b.wav")]
     assert len(long) / 2000 == pytest.approx(0.75, abs=0.04)
     assert min(long) >= 0 and max(long) <= 3 * RATE - 1600
     assert np.mean(long) == pytest.approx((3 * RATE - 1600) / 2, rel=0.05)
@@ -202,7 +203,7 @@ def test_silence_is_not_made_loud(tmp_path, cache):
 )
 def test_processes_share_the_joint_batch(world_size, share, seen, steps):
     size = world_size * share
-    alone = list(itertools.islice(CropBatches(size, lambda: seen), steps))
+    alone = list(itertools.islice(CropBatches(size, lambda: seen, 0, 1), steps))
     parts = [
         list(itertools.islice(CropBatches(size, lambda: seen, rank, world_size), steps))
         for rank in range(world_size)
@@ -215,7 +216,7 @@ def test_processes_share_the_joint_batch(world_size, share, seen, steps):
 def test_a_batch_that_cannot_be_shared_is_refused(data, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     monkeypatch.setattr(distributed, "rank", lambda: 0)
-    with pytest.raises(ValueError, match=r"batch_size=4 is the joint batch .* multiple of 3"):
+    with pytest.raises(ValueError, match="batch_size=4, for 3 processes: take a multiple of 3"):
         data.train_dataloader()
 
 
@@ -398,10 +399,10 @@ def test_training_stops_when_all_files_are_gone(breaking):
     data, folder = breaking
     for path in folder.iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"50 draws for crop 7 met files .* read any more: .*\.wav, "):
+    with pytest.raises(DataError, match=r"crop 7: 50 draws met files .* any more: .*\.wav, "):
         data.crops(7, 1)
     data.num_workers = 1
-    with pytest.raises(DataError, match="50 draws for crop 0"):
+    with pytest.raises(DataError, match="crop 0: 50 draws"):
         batches(data, 1)
 
 
@@ -422,8 +423,11 @@ def test_short_files_are_skipped_with_a_reason(tmp_path, cache):
     write(tmp_path / "short.wav", tone(0.5))
     write(tmp_path / "long.wav", tone(1.5))
     data = make(str(tmp_path), cache, segment_seconds=1.0)
-    assert "skipped  short.wav: shorter than a crop: 0.500 s, segment_seconds is 1.000 s" in data.report()
-    assert "1 usable files" in data.summary()
+    assert (
+        "skipped  short.wav: shorter than a crop: 0.500 s, segment_seconds is 1.000 s"
+        in data.indexes[0].report()
+    )
+    assert "1 usable files" in data.indexes[0].report()
     with pytest.raises(
         DataError, match=r"no usable audio file in .*: 2 shorter than a crop \(long.wav, short.wav\)"
     ):
@@ -460,14 +464,23 @@ def test_validation_clips_are_fixed_and_spread(wavs, cache):
     assert len(set(levels)) >= len(files) - 1
 
 
-def test_clips_lie_evenly_and_shrink_when_all_files_are_short():
-    files = [("r", IndexedFile(f"{n}", 1, 1, frames=1000 * (n + 1), sample_rate=1000)) for n in range(3)]
-    clips = place_clips(files, 500, 1000, 12)
-    assert clips[0] == (os.path.join("r", "0"), 0, 500) and len(clips) == 12
-    assert [sum(path == os.path.join("r", f"{n}") for path, _, _ in clips) for n in range(3)] == [2, 4, 6]
-    assert all(0 <= start <= 1000 * (int(path[-1]) + 1) - 500 for path, start, _ in clips)
-    assert {(path[-1], length) for path, _, length in place_clips(files, 2500, 1000, 12)} == {("2", 2500)}
-    assert place_clips(files, 9999, 1000, 12) == [(os.path.join("r", "2"), 0, 3000)]
+def test_clips_lie_evenly_and_shrink_when_all_files_are_short(tmp_path, cache):
+    for number, length in enumerate((1000, 2000, 3000)):  # each sample tells its file and place
+        write(tmp_path / f"{number}.wav", number / 10 + np.arange(length)[:, None] / 1e5, subtype="FLOAT")
+    files = [file.below(str(tmp_path)) for file in scan(tmp_path, cache_dir=cache).files]
+
+    def places(length: int, count: int) -> list[tuple[int, int]]:
+        clips = read_clips(files, (length, RATE, 1), count)
+        starts = np.round(clips[:, 0, 0].numpy() * 1e5).astype(int)
+        assert np.allclose(clips[:, 0].numpy(), (starts[:, None] + np.arange(clips.shape[-1])) / 1e5)
+        return [(int(start) // 10000, int(start) % 10000) for start in starts]
+
+    assert places(500, 6) == [(0, 125), (0, 375), (1, 375), (1, 1125), (2, 625), (2, 1875)]
+    assert places(500, 2) == [(0, 375), (2, 625)]
+    assert places(1500, 4) == [(1, 125), (1, 375), (2, 375), (2, 1125)]
+    assert places(1000, 3) == [(0, 0), (1, 500), (2, 1000)]
+    assert places(1000, 6) == [(0, 0), (1, 250), (1, 750), (2, 500), (2, 1500)]  # no clip twice
+    assert places(9999, 5) == [(2, 0)]
 
 
 def test_validation_clips_are_twice_the_crop_and_at_least_a_second(tmp_path, cache):
@@ -505,11 +518,6 @@ def test_impossible_options_are_named(option, value):
 def test_impossible_groups_of_options_are_named(make_options, message):
     with pytest.raises(ValueError, match=message):
         make_options()
-
-
-def test_crops_need_a_set_up(wavs):
-    with pytest.raises(RuntimeError, match=r"call prepare_data\(\) and setup\(\) first"):
-        AudioData(str(wavs), RATE).crops(0, 1)
 
 
 def test_audio_is_generated_only_where_there_is_none(tmp_path, cache):

@@ -183,10 +183,10 @@ def test_ctrl_c_keeps_what_was_examined(tmp_path, cache, monkeypatch, opened):
         write(folder / f"{number:02d}.wav", tone(0.1))
     judge = codec.index._examine
 
-    def interrupted(root, path, *arguments):
-        if path == "10.wav":
+    def interrupted(root, file, *arguments):
+        if file.path == "10.wav":
             raise KeyboardInterrupt
-        return judge(root, path, *arguments)
+        return judge(root, file, *arguments)
 
     monkeypatch.setattr(codec.index, "_examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
