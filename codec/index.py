@@ -30,7 +30,6 @@ CACHE_VERSION = 1
 UNKNOWN = -1  # time of last change of a file whose state could not be read
 
 
-
 class DataError(ValueError):
     """A folder that cannot be used: missing, not readable, or without a single usable audio file."""
 
@@ -261,7 +260,7 @@ def _state(root: str, path: str) -> IndexedFile:
 
 
 def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
-    if file.path not in cache or file.mtime_ns == UNKNOWN:
+    if file.path not in cache:
         return False
     cached, checked = cache[file.path]
     return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and (checked or not check_content)

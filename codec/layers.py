@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,12 @@ class Conv1d(nn.Module):
         weight_norm: bool = False,
     ):
         super().__init__()
-        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
+        left, right = split_padding((kernel_size - 1) * dilation + 1 - stride, causal)
+        # The convolution pads without a copy; fewer than stride more zeros at the end meet no kernel.
+        inner = left if 0 <= left - right < stride else 0
+        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, inner, dilation)
         self.conv = apply_weight_norm(conv) if weight_norm else conv
-        self.padding = split_padding((kernel_size - 1) * dilation + 1 - stride, causal)
+        self.padding = (0, 0) if inner else (left, right)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Convolve `[B, C, T]`."""
@@ -62,10 +66,15 @@ class ConvTranspose1d(nn.Module):
         weight_norm: bool = False,
     ):
         super().__init__()
-        conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
-        self.conv = apply_weight_norm(conv) if weight_norm else conv
         surplus = kernel_size - stride
-        self.trim = (0, surplus) if causal else split_padding(surplus, causal)
+        left, right = (0, surplus) if causal else split_padding(surplus, causal)
+        # The convolution's own padding trims both ends alike, its output_padding takes back what is too much.
+        inner = left if 0 <= left - right < stride else 0
+        conv = nn.ConvTranspose1d(
+            in_channels, out_channels, kernel_size, stride, inner, left - right if inner else 0
+        )
+        self.conv = apply_weight_norm(conv) if weight_norm else conv
+        self.trim = (0, 0) if inner else (left, right)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Upsample `[B, C, F]`."""
@@ -74,8 +83,40 @@ class ConvTranspose1d(nn.Module):
         return output[..., left : output.shape[-1] - right]
 
 
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """Periodic activation `x + sin²(αx) / α`, computed in one temporary; `x` where α is 0."""
+    return (alpha * x).sin_().square_().mul_(1 / (alpha + 1e-9)).add_(x)
+
+
+class SnakeGradient(torch.autograd.Function):
+    """`snake` for `[B, C, T]` and α `[1, C, 1]` that keeps its input and output alone for the gradients.
+
+    Both follow from sin(2αx): dy/dx = 1 + sin(2αx) and α dy/dα = x sin(2αx) - (y - x). The next convolution
+    keeps y anyway, so a Snake costs one tensor of memory instead of five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
+        """Activate."""
+        y = snake(x, alpha)
+        ctx.save_for_backward(x, y, alpha)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x and α."""
+        x, y, alpha = ctx.saved_tensors
+        slope = (2 * alpha * x).sin_()
+        alphas = (x - y).addcmul_(x, slope).mul_(gradient).sum((0, 2), keepdim=True) / (alpha + 1e-9)
+        return slope.mul_(gradient).add_(gradient), alphas
+
+
 class Snake(nn.Module):
-    """Periodic activation `x + sin²(αx) / α` with one α per channel (arXiv 2006.08195, as in DAC)."""
+    """Periodic activation `x + sin²(αx) / α` with one α per channel (arXiv 2006.08195, as in DAC).
+
+    Computed in fp32 at least, also for bf16 and fp16 inputs.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -83,7 +124,10 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activate `[B, C, T]`."""
-        return x + torch.sin(self.alpha * x).square() / (self.alpha + 1e-9)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # A compiler fuses the formula and its gradient by itself, and what is exported needs no gradient.
+        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        return (snake if plain else SnakeGradient.apply)(x.to(wide), self.alpha.to(wide)).to(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {

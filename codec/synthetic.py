@@ -9,6 +9,7 @@ same call writes the same bytes, given the same machine and numpy.
 import os
 import secrets
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def write_synthetic_folder(
     staging = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}"
     staging.mkdir()
     try:
-        for number in tqdm(missing, desc="making synthetic audio", unit="file", delay=1.0):
+        interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line every half second
+        for number in tqdm(missing, "making synthetic audio", unit="file", delay=1.0, mininterval=interval):
             make = speech if number % 2 == 0 else music
             audio = make(CLIP_SECONDS, sample_rate, np.random.default_rng((seed, number)))
             write_wav(staging / names[number], audio[None], sample_rate)

@@ -43,6 +43,7 @@ class Telemetry(Callback):
     def __init__(self, every: int):
         self.every = every
         self.steps: list[Step] = []
+        self.best: dict[str, float] = {}
         self.waited = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -104,7 +105,8 @@ class Telemetry(Callback):
         if not self.terminal:
             self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
         if trainer.global_step >= SETTLED:
-            for warning in warnings_in_words(losses, codebook, speed):
+            reconstruction = {name: losses[name] for name in module.objective.reconstruction if name in losses}
+            for warning in [*diverging(reconstruction, self.best), *warnings_in_words(losses, codebook, speed)]:
                 self.say(trainer, warning)
         self.steps, self.waited = [], 0.0
         self.began = time.monotonic()
@@ -165,6 +167,18 @@ def short_summary(
         shown["codes used"] = f"{sum(usage) / len(usage):.0%}"
     shown["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
     return shown
+
+
+def diverging(losses: Mapping[str, float], best: dict[str, float]) -> list[str]:
+    """Warn of losses at twice the lowest value so far, which `best` keeps."""
+    for name, value in losses.items():
+        best[name] = min(value, best.get(name, value))
+    return [
+        f"{name} is {value:.3g} after {best[name]:.3g}: training diverges. Lower the learning rates and resume "
+        "from best.ckpt, or raise training.adversarial_from"
+        for name, value in losses.items()
+        if value > 2 * best[name]
+    ]
 
 
 def warnings_in_words(

@@ -130,6 +130,18 @@ def test_files_are_drawn_by_duration_and_starts_uniformly(tmp_path, cache):
     assert np.percentile(long, 10) == pytest.approx((3 * RATE - 1600) / 10, rel=0.2)
 
 
+def test_rounding_never_draws_beyond_the_last_file(data):
+    class Highest:
+        def random(self):
+            return 1.0
+
+        def integers(self, low, high, endpoint):
+            return high
+
+    file, _ = data.train_crops._choose(Highest())
+    assert file == data.train_crops.files[-1]
+
+
 def test_weights_decide_between_roots(tmp_path, cache):
     for name, seconds, level in (("small", 1.0, 0.2), ("large", 9.0, 0.8)):
         (tmp_path / name).mkdir()
@@ -189,6 +201,11 @@ def test_loudness_and_gain(tmp_path, cache):
     assert spread.mean() == pytest.approx(-22, abs=1)
 
 
+def test_levels_are_left_alone_unless_asked(tmp_path, cache):
+    write(tmp_path / "a.wav", 4 * tone(1.0), subtype="FLOAT")
+    assert make(str(tmp_path), cache).crops(0, 1).max() == pytest.approx(2.0, abs=1e-3)
+
+
 def test_silence_is_not_made_loud(tmp_path, cache):
     write(tmp_path / "a.wav", 1e-3 * tone(1.0), subtype="FLOAT")  # -69 dBFS RMS
     data = make(str(tmp_path), cache, augmentation=Augmentation(loudness_db=-20.0))
@@ -231,6 +248,7 @@ def test_two_ranks_together_see_what_one_process_sees(data, wavs, cache, monkeyp
         parts.append(batches(ranked, 3))
         shares.append([number for batch in ranked.val_dataloader() for number in batch.numbers.tolist()])
         for batch in ranked.val_dataloader():
+            assert len(batch.numbers) <= 2
             assert torch.equal(batch.audio, clips[batch.numbers])
     for step in range(3):
         assert torch.equal(torch.cat([part[step].audio for part in parts]), expected[step].audio)
@@ -438,6 +456,25 @@ def test_short_is_judged_at_the_rate_of_training():
     file = IndexedFile("a.wav", 1, 1, frames=44100, sample_rate=44100, channels=1)
     index = Index("root", (file, replace(file, frames=44099)))
     assert [file.problem is None for file in skip_short(index, 24000, 24000).files] == [True, False]
+
+
+def test_broken_files_keep_their_reason(tmp_path, cache):
+    (tmp_path / "empty.wav").write_bytes(b"")
+    write(tmp_path / "long.wav", tone(1.5))
+    assert "skipped  empty.wav: zero-length file" in make(str(tmp_path), cache).indexes[0].report()
+
+
+def test_folders_are_read_once(wavs, cache):
+    calls: list[str] = []
+    index = partial(scan, cache_dir=cache)
+    data = make(str(wavs), cache, index=lambda root: calls.append(root) or index(root))
+    valid = list(data.valid_files)
+    data.prepare_data()
+    data.setup("validate")
+    assert calls == [str(wavs)] and data.valid_files == valid
+    other = AudioData(str(wavs), RATE, segment_seconds=0.1, index=index)  # another process than rank 0's
+    other.setup("fit")
+    assert torch.equal(other.crops(0, 4), data.crops(0, 4)) and other.valid_files == valid
 
 
 def test_any_of_several_roots_without_files_is_named(wavs, cache, tmp_path):

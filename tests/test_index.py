@@ -119,7 +119,10 @@ def test_unchanged_files_come_from_the_cache(tmp_path, cache, opened):
     first = scan(folder, cache_dir=cache)
     assert len(opened) == 4
     opened.clear()
+    (kept,) = cache.iterdir()
+    written = kept.stat().st_mtime_ns
     assert scan(folder, cache_dir=cache) == first and opened == []
+    assert kept.stat().st_mtime_ns == written and list(cache.iterdir()) == [kept]
     assert scan(folder, check_content=False, cache_dir=cache) == first and opened == []
     write(folder / "b.wav", tone(2.0))
     (folder / "a.wav").unlink()

@@ -28,7 +28,7 @@ def model(*overrides: str) -> Codec:
 
 
 def small(*overrides: str) -> Codec:
-    return model("autoencoder=tiny", "quantizer.codebook.codebook_size=64", *overrides)
+    return model("autoencoder=tiny", "quantizer=rvq", "quantizer.codebook.codebook_size=64", *overrides)
 
 
 @pytest.mark.parametrize(("name", "millions"), PARAMETERS.items())
@@ -66,25 +66,27 @@ def test_bitrates_are_the_papers_arithmetic(overrides, hop, bits):
 
 def test_a_causal_codec_never_looks_ahead():
     one = small()
-    audio = torch.randn(1, 1, 320 * 20)
+    hop = one.hop_length
+    audio = torch.randn(1, 1, hop * 20)
     changed = audio.clone()
-    changed[..., 320 * 12 :] += torch.randn(320 * 8)
+    changed[..., hop * 12 :] += torch.randn(hop * 8)
     with torch.no_grad():
         before, after = one.latents(audio), one.latents(changed)
         assert torch.equal(before[..., :12], after[..., :12])
         assert not torch.equal(before[..., 12], after[..., 12])
         decoded = one.autoencoder.decode(before), one.autoencoder.decode(after)
-    assert torch.equal(decoded[0][..., : 12 * 320], decoded[1][..., : 12 * 320])
-    assert not torch.equal(decoded[0][..., 12 * 320 : 13 * 320], decoded[1][..., 12 * 320 : 13 * 320])
+    assert torch.equal(decoded[0][..., : 12 * hop], decoded[1][..., : 12 * hop])
+    assert not torch.equal(decoded[0][..., 12 * hop : 13 * hop], decoded[1][..., 12 * hop : 13 * hop])
 
 
 def test_a_centred_codec_looks_ahead_as_far_as_behind():
     one = small("autoencoder.layers.causal=false")
-    audio = torch.zeros(1, 1, 320 * 40)
-    audio[..., 320 * 20] = 1
+    audio = torch.zeros(1, 1, one.hop_length * 40)
+    audio[..., one.hop_length * 20] = 1
     with torch.no_grad():
         changed = (one.latents(audio) - one.latents(torch.zeros_like(audio))).abs().sum(1)[0].nonzero()
-    assert 20 - int(changed.min()) >= 1 and abs((20 - int(changed.min())) - (int(changed.max()) - 20)) <= 1
+    behind, ahead = int(changed.max()) - 20, 20 - int(changed.min())
+    assert ahead >= 1 and abs(ahead - behind) <= 1
 
 
 @pytest.mark.parametrize("causal", ["true", "false"])

@@ -114,5 +114,6 @@ class FeatureMatching:
     def distance(self, real: Tensor, fake: Tensor) -> Tensor:
         """Mean absolute difference of one map."""
         real = real.detach().float()
-        distance = functional.l1_loss(fake.float(), real)
+        # A mean's gradient comes in the default layout, this one in the map's, which may be channels last.
+        distance = functional.l1_loss(fake.float(), real, reduction="sum") / real.numel()
         return distance / real.abs().mean().clamp(min=self.floor) if self.relative else distance

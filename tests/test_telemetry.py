@@ -1,0 +1,68 @@
+import csv
+import math
+
+import torch
+from composed import small_quantizer
+
+from codec.logs import MetricsCSV
+from codec.telemetry import codebook_health, diverging, residual_energy, warnings_in_words
+from codec.training import Step
+
+FAST = {"speed/data_wait": 0.0}
+
+
+def steps(quantizer, rows) -> list[Step]:
+    latents = rows.T[None]
+    return [Step({}, latents, quantizer(latents).codes, torch.ones(8, dtype=torch.int64), True)]
+
+
+def test_a_collapsed_codebook_is_reported_in_words():
+    quantizer = small_quantizer("rvq").eval()
+    healthy = torch.randn(2000, 16)
+    quantizer.initialise(healthy)
+    good = codebook_health(quantizer, steps(quantizer, healthy))
+    assert good["codebook/usage_1"] > 0.9 and good["codebook/perplexity_1"] > 20
+    assert good["codebook/replaced_1"] == 1
+    assert not warnings_in_words({}, good, FAST)
+    bad = codebook_health(quantizer, steps(quantizer, healthy[:1].repeat(2000, 1)))
+    assert bad["codebook/perplexity_1"] == 1 and bad["codebook/usage_1"] == 1 / 32
+    assert any("codebook 1, 2" in text and "collapsing" in text for text in warnings_in_words({}, bad, FAST))
+
+
+def test_residual_energy_falls_stage_by_stage():
+    quantizer = small_quantizer("rvq").eval()
+    rows = torch.randn(2000, 16)
+    quantizer.initialise(rows)
+    left = residual_energy(quantizer, rows.T[None])
+    assert left == sorted(left, reverse=True) and left[0] < 0
+    first = rows - quantizer.decode(quantizer.encode(rows.T[None], 1))[0].T
+    assert math.isclose(left[0], 10 * math.log10(first.square().sum() / rows.square().sum()), abs_tol=1e-4)
+
+
+def test_divergence_waiting_and_a_winning_discriminator_are_reported_in_words():
+    best: dict[str, float] = {}
+    assert not diverging({"mel": 3.0}, best) and not diverging({"mel": 1.0}, best)
+    assert not diverging({"mel": 1.9}, best)
+    assert "mel is 2.5 after 1: training diverges" in diverging({"mel": 2.5}, best)[0]
+    assert "80% of the time is spent waiting" in warnings_in_words({}, {}, {"speed/data_wait": 0.8})[0]
+    assert "tells every example apart" in warnings_in_words({"discriminator": 0.001}, {}, FAST)[0]
+
+
+def test_metrics_survive_new_columns_a_torn_row_and_a_resume(tmp_path):
+    path = tmp_path / "metrics.csv"
+    table = MetricsCSV(path)
+    table.log_metrics({"a": 1.0}, 10)
+    table.log_metrics({"a": 2.0, "b": 0.5}, 20)
+    table.log_metrics({"b": 0.25}, 30)
+    with path.open("a") as file:
+        file.write("4")
+    resumed = MetricsCSV(path)
+    resumed.rewind(20)
+    resumed.log_metrics({"a": 3.0}, 25)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["a"], row["b"]) for row in rows] == [
+        ("10", "1", ""),
+        ("20", "2", "0.5"),
+        ("25", "3", ""),
+    ]
