@@ -53,10 +53,14 @@ def train(composed: Any) -> int:
     quiet_libraries()
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config)
+    data.prepare_data()
+    data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
     if trainer.is_global_zero:
         save_config(folder, config)
+        report = "\n".join(index.report() for index in data.indexes)
+        (folder / "data.txt").write_text(report, encoding="utf-8")
         print(describe(config, module, folder, checkpoint), flush=True)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
