@@ -54,9 +54,11 @@ def checkpoint_callbacks(
         "enable_version_counter": False,
         "save_on_train_epoch_end": False,
     }
+    for leftover in directory.glob(".*.ckpt.*"):
+        leftover.unlink(missing_ok=True)  # of a process that was killed while it saved
     callbacks = [
-        ModelCheckpoint(filename="last", every_n_train_steps=save_every, **common),
         ModelCheckpoint(filename="best", monitor="valid/mel", save_top_k=1, **common),
+        LastCheckpoint(filename="last", every_n_train_steps=save_every, **common),
     ]
     if keep_every:
         callbacks.append(
@@ -65,6 +67,14 @@ def checkpoint_callbacks(
             )
         )
     return callbacks
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves after each validation too: a resumed run has to know the best score so far."""
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save `last.ckpt`; this callback stands behind the one that keeps the best."""
+        trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
 
 
 class StopOnSignal(Callback):
@@ -99,12 +109,13 @@ class StopOnSignal(Callback):
         batch_idx: int,
     ) -> None:
         """Stop if any process got a signal: the others would wait for it for ever."""
-        flag = torch.tensor(self.received or 0, device=pl_module.device)
-        total = int(all_reduce_sum([flag])[0])
-        if total:
-            self.received = self.received or total
+        flag = torch.tensor(int(self.received is not None), device=pl_module.device)
+        if int(all_reduce_sum([flag])[0]):
+            self.received = self.received or signal.SIGTERM
             trainer.save_checkpoint(self.checkpoint)
             trainer.should_stop = True
+            # Lightning would validate before it stops; whoever sent the signal may not wait that long.
+            trainer.limit_val_batches = 0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the signals back."""

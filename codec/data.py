@@ -169,8 +169,8 @@ class CropBatches(Sampler[list[int]]):
 
     def __init__(self, batch_size: int, seen: Callable[[], int], rank: int, world_size: int) -> None:
         if batch_size % world_size:
-            raise ValueError(
-                f"batch_size={batch_size}, for {world_size} processes: take a multiple of {world_size}"
+            raise DataError(
+                f"data.batch_size={batch_size}, for {world_size} processes: take a multiple of {world_size}"
             )
         self.batch_size, self.share = batch_size, batch_size // world_size
         self.seen, self.rank = seen, rank

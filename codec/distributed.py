@@ -28,6 +28,12 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def broadcast(tensor: Tensor) -> None:
+    """Overwrite a tensor by the first process's."""
+    if world_size() > 1:
+        distributed.broadcast(tensor, 0)
+
+
 def all_gather_rows(rows: Tensor) -> Tensor:
     """Concatenate equally many rows `[N, D]` of every process, in rank order: `[W * N, D]`."""
     if world_size() == 1:

@@ -1,4 +1,4 @@
-"""metrics.csv: every logged number of a run, one row a step, kept across resumes."""
+"""metrics.csv: every logged number of a run, kept across resumes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class MetricsCSV(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml in the run folder holds them."""
 
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Forget rows after a step: the run goes on from there."""
         if self.path.is_file():
@@ -61,6 +63,7 @@ class MetricsCSV(Logger):
             writer.writerows(rows)
         temporary.replace(self.path)
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add one row of numbers at a step."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}

@@ -90,7 +90,7 @@ class Codec(nn.Module):
         config = directory / f".{CONFIG_FILE}.{os.getpid()}"
         config.write_text(yaml.safe_dump({"model": self.config, "sha256": digest}, sort_keys=False))
         for temporary, name in ((weights, WEIGHTS_FILE), (config, CONFIG_FILE)):
-            with temporary.open("rb") as file:
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             temporary.replace(directory / name)
 
@@ -117,8 +117,14 @@ def load(path: str | Path) -> Codec:
     """
     path = Path(path)
     if path.is_dir():
-        finished = path / "model"  # where a run folder keeps it
-        config, weights = read_directory(finished if (finished / WEIGHTS_FILE).is_file() else path)
+        # A run folder holds its finished model in model/; while it trains, only checkpoints.
+        finished, last = path / "model", path / "checkpoints" / "last.ckpt"
+        if (finished / WEIGHTS_FILE).is_file():
+            config, weights = read_directory(finished)
+        elif last.is_file():
+            config, weights = read_checkpoint(last)
+        else:
+            config, weights = read_directory(path)
     elif path.is_file():
         config, weights = read_checkpoint(path)
     else:

@@ -19,14 +19,15 @@ from omegaconf import OmegaConf
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
-from codec.distributed import rank
 from codec.evaluation import evaluate, print_summary
 from codec.logs import MetricsCSV
-from codec.model import build_codec, load
+from codec.model import build_codec
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
 log = logging.getLogger(__name__)
+# Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BUILT = ("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint")
 
 
@@ -40,33 +41,44 @@ def train(composed: Any) -> int:
         raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
     config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     validate({name: config[name] for name in BUILT})
-    if not fits(config["evaluate"], int) or config["evaluate"] < 0:
-        raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")
+    check_plain_options(config)
     folder = Path(config["run_dir"])
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
         check_same_model(checkpoint, config["model"])
-        step = checkpoint_step(checkpoint)
-        if step >= config["trainer"]["max_steps"] and (folder / "model").is_dir():
+        step, wanted = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
+        evaluated = config["evaluate"] == 0 or (folder / "evaluation" / "summary.json").is_file()
+        if step >= wanted > 0 and evaluated and (folder / "model").is_dir():
             print(f"{folder} is trained to step {step} already; nothing to do\n{whereabouts(folder)}")
             return 0
     quiet_libraries()
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config)
-    data.prepare_data()
-    data.setup()
+    if checkpoint:
+        check_same_parts(checkpoint, module)
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
     if trainer.is_global_zero:
         save_config(folder, config)
-        report = "\n".join(index.report() for index in data.indexes)
-        (folder / "data.txt").write_text(report, encoding="utf-8")
         print(describe(config, module, folder, checkpoint), flush=True)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except TrainingFailed as error:
+    except (TrainingFailed, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
     return finish(config, module, data, folder, stop, trainer)
+
+
+def check_plain_options(config: dict[str, Any]) -> None:
+    """ConfigError for options that belong to no constructor."""
+    if not fits(config["evaluate"], int) or config["evaluate"] < 0:
+        raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")
+    if not fits(config["resume"], str | None):
+        raise ConfigError(f"resume: expected auto, a checkpoint's path or null, got {config['resume']!r}")
+    if str(config["trainer"].get("precision")) not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ConfigError(
+            f"trainer.precision: expected one of {known}, got {config['trainer']['precision']!r}"
+        )
 
 
 def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
@@ -91,11 +103,11 @@ def build_trainer(
     """Build Lightning's trainer with this project's checkpoints, logs and telemetry."""
     options = dict(config["trainer"])
     table = MetricsCSV(folder / "metrics.csv")
-    if checkpoint and rank() == 0:
+    if checkpoint:
         table.rewind(checkpoint_step(checkpoint))
     logger = build(config["logger"], path="logger") if config["logger"] else None
     callbacks: list[Callback] = [
-        Telemetry(options["log_every_n_steps"]),
+        Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),
         *complete(config, "checkpoint", folder / "checkpoints"),
         stop,
@@ -160,6 +172,15 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
         raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
 
 
+def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
+    """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
+    saved, current = read(checkpoint)["state_dict"], module.state_dict()
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
+        raise ConfigError(
+            f"{checkpoint} was made with another discriminator or loss: use those, or another name="
+        )
+
+
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
     """Leaves of a nested config by their paths."""
     if not isinstance(node, dict):
@@ -173,7 +194,7 @@ def save_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the resolved config of this run."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".config.yaml.{os.getpid()}"
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
     temporary.replace(folder / "config.yaml")
 
 
@@ -202,7 +223,7 @@ def finish(
     trainer: lightning.Trainer,
 ) -> int:
     """Save the averaged codec, evaluate it, say where everything is."""
-    if not stop.received and trainer.global_step % config["checkpoint"]["save_every"]:
+    if not stop.received:
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
@@ -214,7 +235,7 @@ def finish(
     files = data.valid_files[: config["evaluate"]]
     if files:
         output = folder / "evaluation"
-        print_summary(evaluate(load(folder / "model"), files, output), output)
+        print_summary(evaluate(module.average.cpu(), files, output), output)
     print(whereabouts(folder))
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from codec.pictures import save_spectrogram_pair, spectrogram_pair
 from codec.quantizers.base import Quantizer
 from codec.training import CodecTraining, Step
 
-
+log = logging.getLogger(__name__)
 SETTLED = 500  # steps; before, codebooks follow an encoder that has hardly learned
 
 
@@ -38,17 +40,26 @@ def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
 
 
 class Telemetry(Callback):
-    """Every `every` steps: losses, codebook health and speed to all loggers and the progress bar."""
+    """Every `every` steps: losses, codebook health and speed to all loggers and the progress bar.
 
-    def __init__(self, every: int):
+    What the data folders hold, skipped files with their reasons, is written to `report` at the start.
+    """
+
+    def __init__(self, every: int, report: Path):
         self.every = every
+        self.data_report = report
         self.steps: list[Step] = []
         self.best: dict[str, float] = {}
+        self.warned: set[str] = set()
         self.waited = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock and, on the first process, the bar."""
-        self.began = self.batch_ended = time.monotonic()
+        assert isinstance(pl_module, CodecTraining)
+        if rank() == 0:
+            folders = "\n".join(index.report() for index in pl_module.audio_data.indexes)
+            self.data_report.write_text(folders, encoding="utf-8")
+        self.began = time.monotonic()
         # In a file or a job's log a bar would be one endless line; there each report is a line instead.
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
@@ -63,7 +74,8 @@ class Telemetry(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Time since the last step ended was spent waiting for data."""
-        self.waited += time.monotonic() - self.batch_ended
+        assert isinstance(pl_module, CodecTraining)
+        self.waited += time.monotonic() - pl_module.step_ended
 
     def on_train_batch_end(
         self,
@@ -75,11 +87,12 @@ class Telemetry(Callback):
     ) -> None:
         """Collect a step; report when it is time."""
         assert isinstance(pl_module, CodecTraining)
+        if self.steps:  # latents are large, and wanted of the last step alone
+            self.steps[-1] = self.steps[-1]._replace(latents=None)
         self.steps.append(outputs["step"])
         self.bar.update()
         if trainer.global_step % self.every == 0:
             self.report(trainer, pl_module, batch)
-        self.batch_ended = time.monotonic()
 
     def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
         """Send the numbers of the steps since the last report everywhere."""
@@ -105,9 +118,17 @@ class Telemetry(Callback):
         if not self.terminal:
             self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
         if trainer.global_step >= SETTLED:
-            reconstruction = {name: losses[name] for name in module.objective.reconstruction if name in losses}
-            for warning in [*diverging(reconstruction, self.best), *warnings_in_words(losses, codebook, speed)]:
-                self.say(trainer, warning)
+            reconstruction = {
+                name: losses[name] for name in module.objective.reconstruction if name in losses
+            }
+            for warning in [
+                *diverging(reconstruction, self.best),
+                *warnings_in_words(losses, codebook, speed),
+            ]:
+                kind = re.sub(r"[\d.,]+", "", warning)
+                if kind not in self.warned:
+                    self.warned.add(kind)
+                    self.say(trainer, warning)
         self.steps, self.waited = [], 0.0
         self.began = time.monotonic()
 
@@ -119,12 +140,16 @@ class Telemetry(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the validation scores; its time is no waiting."""
         scores = {
-            k.removeprefix("valid/"): f"{float(v):.3f}"
-            for k, v in trainer.callback_metrics.items()
-            if k.startswith("valid/")
+            name.removeprefix("valid/"): float(score)
+            for name, score in trainer.callback_metrics.items()
+            if name.startswith("valid/")
         }
-        self.say(trainer, "validation " + ", ".join(f"{name} {score}" for name, score in scores.items()))
-        self.batch_ended = self.began = time.monotonic()
+        self.say(trainer, "validation " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {f"valid/{name}": score for name, score in scores.items()}, trainer.global_step
+            )
+        self.began = time.monotonic()
         self.steps, self.waited = [], 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -150,8 +175,9 @@ def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]
     replaced = [step.replaced for step in steps if step.replaced is not None]
     if replaced:
         health["replaced"] = torch.stack(replaced).sum(0)
-    with torch.no_grad():
-        health["residual_db"] = residual_energy(quantizer, steps[-1].latents)
+    if steps[-1].latents is not None:
+        with torch.no_grad():
+            health["residual_db"] = residual_energy(quantizer, steps[-1].latents)
     return {
         f"codebook/{name}_{k + 1}": float(v) for name, values in health.items() for k, v in enumerate(values)
     }
@@ -174,8 +200,8 @@ def diverging(losses: Mapping[str, float], best: dict[str, float]) -> list[str]:
     for name, value in losses.items():
         best[name] = min(value, best.get(name, value))
     return [
-        f"{name} is {value:.3g} after {best[name]:.3g}: training diverges. Lower the learning rates and resume "
-        "from best.ckpt, or raise training.adversarial_from"
+        f"{name} is {value:.3g} after {best[name]:.3g}: training diverges. Lower the learning rates and "
+        "resume from best.ckpt, or raise training.adversarial_from"
         for name, value in losses.items()
         if value > 2 * best[name]
     ]
@@ -227,18 +253,24 @@ class Samples(Callback):
         assert isinstance(pl_module, CodecTraining)
         rate = pl_module.codec.sample_rate
         for number, original, estimate in zip(batch.numbers.tolist(), batch.audio, outputs, strict=True):
-            if number >= self.count:
+            if number >= self.count or not torch.isfinite(estimate).all():
                 continue
             original, estimate = original.cpu().float(), estimate.detach().cpu().clamp(-1, 1)
-            reference = self.directory / f"clip-{number}-original.wav"
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if not reference.exists():
-                write_wav(reference, original.numpy(), rate)
-            stem = f"clip-{number}-step-{trainer.global_step:07d}"
-            if torch.isfinite(estimate).all():
-                write_wav(self.directory / f"{stem}.wav", estimate.numpy(), rate)
-                save_spectrogram_pair(self.directory / f"{stem}.png", original, estimate, rate, stem)
+            try:
+                self.write(f"clip-{number}", trainer.global_step, original, estimate, rate)
                 self.to_tensorboard(trainer, number, original, estimate, rate)
+            except OSError as error:
+                log.error("samples of step %d are missing: %s", trainer.global_step, error)
+
+    def write(self, name: str, step: int, original: Tensor, estimate: Tensor, rate: int) -> None:
+        """Write wav and picture of one clip."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        reference = self.directory / f"{name}-original.wav"
+        if not reference.exists():
+            write_wav(reference, original.numpy(), rate)
+        stem = f"{name}-step-{step:07d}"
+        write_wav(self.directory / f"{stem}.wav", estimate.numpy(), rate)
+        save_spectrogram_pair(self.directory / f"{stem}.png", original, estimate, rate, stem)
 
     def to_tensorboard(
         self, trainer: lightning.Trainer, number: int, original: Tensor, estimate: Tensor, rate: int

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from typing import Any, NamedTuple, cast
 
 import lightning
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from codec.audio import printable
 from codec.data import AudioData, Batch
 from codec.discriminators.base import Discriminator
 from codec.distributed import all_gather_rows, rank, world_size
@@ -38,7 +41,7 @@ class Step(NamedTuple):
     """
 
     losses: dict[str, Tensor]
-    latents: Tensor
+    latents: Tensor | None
     codes: Tensor
     replaced: Tensor | None
     finite: bool
@@ -75,8 +78,12 @@ class CodecTraining(lightning.LightningModule):
                 f"{average_decay}"
             )
         self.has_discriminator = any(True for _ in discriminator.parameters())
-        if self.has_discriminator and objective.adversarial is None:
-            raise ValueError("the loss has no adversarial part: choose discriminator=none or another loss")
+        if self.has_discriminator and not objective.needs_discriminator:
+            raise ValueError(
+                "this loss has no part for a discriminator: choose discriminator=none or another loss"
+            )
+        if objective.needs_discriminator and not self.has_discriminator:
+            raise ValueError("this loss needs a discriminator: choose one, or a loss without (loss=mel)")
         check_quantizer_weights(codec)
         self.codec = codec
         self.average = copy.deepcopy(codec).requires_grad_(False).eval()
@@ -91,6 +98,7 @@ class CodecTraining(lightning.LightningModule):
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
+        self.step_ended = time.monotonic()
         if compile:
             codec.autoencoder.encoder.compile()
             codec.autoencoder.decoder.compile()
@@ -106,15 +114,25 @@ class CodecTraining(lightning.LightningModule):
         players: list[tuple[Any, torch.nn.Module]] = [(self.optimization.generator, self.codec)]
         if self.has_discriminator:
             players.append((self.optimization.discriminator, self.discriminator))
+        half = self.trainer.precision == "16-mixed"
+        if half and self.objective.balancer:
+            raise MisconfigurationException(
+                "the balancer takes gradients before fp16's loss scaling, and they underflow to 0: set "
+                "trainer.precision=bf16-mixed, or loss.balancer=null"
+            )
         # A fused optimizer unscales fp16 gradients itself, too late for clipping.
-        options = {"fused": False} if self.trainer.precision == "16-mixed" else {}
+        options = {"fused": False} if half else {}
         return [make(module.parameters(), **options) for make, module in players]
 
     def on_train_start(self) -> None:
         """Fit the codebooks to a pool of latents, before the first step of a new run."""
         wanted = self.codec.quantizer.pool_size()
-        if not wanted:
-            return
+        if wanted:
+            self.initialise_codebooks(wanted)
+        self.step_ended = time.monotonic()
+
+    def initialise_codebooks(self, wanted: int) -> None:
+        """Let the quantizer fit itself to at least `wanted` latents of all processes together."""
         frames = -(-self.audio_data.segment_length // self.codec.hop_length)
         crops = -(-wanted // frames)
         crops += -crops % self.audio_data.batch_size
@@ -127,6 +145,10 @@ class CodecTraining(lightning.LightningModule):
                 pool.append(latents.float().permute(0, 2, 1).reshape(-1, latents.shape[1]))
         self.codec.quantizer.initialise(all_gather_rows(torch.cat(pool)))
         self.average.load_state_dict(self.codec.state_dict())
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Note when all is done with a step, the saving of checkpoints included."""
+        self.step_ended = time.monotonic()
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Train both players on one batch."""
@@ -192,9 +214,10 @@ class CodecTraining(lightning.LightningModule):
     def generator_total(self, losses: dict[str, Tensor], estimate: Tensor, quantized: Quantized) -> Tensor:
         """What the generator minimises: the objective's losses, balanced or not, and the quantizer's."""
         if self.objective.balancer:
-            # The gradient of this product at the estimate is the balanced gradient.
+            # The gradient of this product at the estimate is the balanced gradient. Examples are summed, not
+            # averaged as in other losses, but the processes' gradients will be averaged.
             gradient = self.objective.balancer.balance(losses, self.objective.weights, estimate)
-            total = (estimate * gradient).sum()
+            total = (estimate * gradient).sum() * world_size()
         else:
             total = self.objective.total(losses)
         for name, loss in quantized.losses.items():
@@ -243,8 +266,8 @@ class CodecTraining(lightning.LightningModule):
         names = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["gradients"]
         files = sorted({path for number in batch.numbers.tolist() for path in self.audio_data.source(number)})
         log.warning(
-            "step %d skipped: %s not finite (%d in a row) on %s",
-            self.global_step, ", ".join(names), self.skipped_in_a_row, ", ".join(files[:8]),
+            "step %d: skipped, %s not finite (%d in a row) on %s",
+            self.global_step, ", ".join(names), self.skipped_in_a_row, ", ".join(map(printable, files[:8])),
         )  # fmt: skip
         if self.skipped_in_a_row >= self.max_skipped:
             raise TrainingFailed(
@@ -262,7 +285,8 @@ class CodecTraining(lightning.LightningModule):
             "valid/si_sdr": si_sdr(estimate, audio),
         }
         for name, score in scores.items():
-            self.log(name, score.mean(), batch_size=len(audio), sync_dist=True, on_epoch=True)
+            # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.
+            self.log(name, score.mean(), batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False)
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

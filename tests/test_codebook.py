@@ -69,14 +69,14 @@ def test_a_half_dead_codebook_revives():
 
 
 def test_the_first_update_does_not_destroy_the_kmeans_start():
-    # Mean 3, std 1: AudioCraft's relative error jumps from 0.23 to 1.51 at the first update; ESPnet's and
-    # Mimi's stays at 0.35.
+    # Mean 3, std 1, D = 8, K = 256: AudioCraft's relative error jumps from 0.23 to 1.51 at the first update;
+    # ESPnet's and Mimi's stays at 0.35.
     torch.manual_seed(0)
-    quantizer = residual(16, num_quantizers=1, codebook_size=256)
-    quantizer.initialise(torch.randn(2000, 16) + 3)
+    quantizer = residual(8, num_quantizers=1, codebook_size=256)
+    quantizer.initialise(torch.randn(2000, 8) + 3)
     errors = []
     for step in range(50):
-        rows = torch.randn(2000, 16) + 3
+        rows = torch.randn(2000, 8) + 3
         quantized = quantizer(batch(rows))
         error = (quantized.latents[0].T - rows).square().mean() / rows.var(0).mean()
         errors.append(float(error))
@@ -84,7 +84,7 @@ def test_the_first_update_does_not_destroy_the_kmeans_start():
         if step % 10 == 9:
             quantizer.revive(quantized, step)
     assert max(errors) <= errors[1] * 1.05
-    assert max(errors) < 0.7
+    assert max(errors) <= 0.36
 
 
 def test_kmeans_beats_random_codes_and_uses_every_cluster():

@@ -13,6 +13,12 @@ def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     return torch.addmm(-0.5 * vectors.square().sum(1), points, vectors.T).argmax(1)
 
 
+def nearest_of_many(points: Tensor, vectors: Tensor) -> Tensor:
+    """`nearest` of a pool too large for all its scores `[N, K]` at once."""
+    portion = max(1, 2**26 // len(vectors))
+    return torch.cat([nearest(part, vectors) for part in points.split(portion)])
+
+
 class EMACodebook(nn.Module):
     """Nearest of `codebook_size` vectors in Euclidean distance; vectors follow their inputs' average.
 
@@ -69,7 +75,7 @@ class EMACodebook(nn.Module):
     def initialise(self, pool: Tensor) -> None:
         """Set the vectors to the k-means centroids of a pool `[N, D]`."""
         self.vectors.copy_(kmeans(pool, self.codebook_size, self.kmeans_iterations))
-        counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
+        counts = torch.bincount(nearest_of_many(pool, self.vectors), minlength=self.codebook_size)
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
 
@@ -116,7 +122,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
         noise = torch.randn(centroids.shape, generator=generator).to(points)
         centroids = centroids + 1e-3 * points.std() * noise
     for _ in range(iterations):
-        codes = nearest(points, centroids)
+        codes = nearest_of_many(points, centroids)
         counts = points.new_zeros(clusters).index_add_(0, codes, points.new_ones(len(points)))
         sums = torch.zeros_like(centroids).index_add_(0, codes, points)
         fresh = points[torch.randint(len(points), (clusters,), generator=generator).to(points.device)]

@@ -22,7 +22,7 @@ class Identity(Quantizer):
         self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
     ) -> Quantized:
         """Return the latents, zero where masked."""
-        passed = latents if mask is None else latents * mask[:, None]
+        passed = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
         return Quantized(passed, self.encode(latents), {}, latents.detach())
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:

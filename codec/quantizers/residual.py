@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from codec.distributed import all_reduce_sum, rank, world_size
+from codec.distributed import all_reduce_sum, broadcast, rank, world_size
 from codec.quantizers.base import Quantized, Quantizer, straight_through
 from codec.quantizers.codebook import EMACodebook
 
@@ -67,7 +67,7 @@ class Residual(Quantizer):
                 depth = torch.full((batch * frames,), computed, device=latents.device)
             inputs = residual = rows(latents.float())
             if mask is not None:
-                inputs = residual = inputs * mask.reshape(-1, 1)
+                inputs = residual = torch.where(mask.reshape(-1, 1), inputs, 0.0)
                 depth = depth * mask.reshape(-1)
             scale = 1 / (depth > 0).sum().clamp(min=1)
             total, losses, codes = torch.zeros_like(inputs), {}, []
@@ -120,6 +120,9 @@ class Residual(Quantizer):
         residual = pool.float()
         for stage in self.stages if self.averaged else []:
             stage.initialise(residual)
+            # On a GPU sums of the same numbers may differ in their last bits from process to process.
+            broadcast(stage.vectors)
+            broadcast(stage.usage)
             residual = residual - stage.lookup(stage.encode(residual))
 
     @torch.no_grad()
