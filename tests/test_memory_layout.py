@@ -1,4 +1,4 @@
-"""Maps stay channels last from the spectrum to their gradients: mixed layouts cost a third of EnCodec's step."""
+"""Maps stay channels last, from the spectrum to their gradients: mixed layouts are slow."""
 
 import pytest
 import torch

@@ -30,7 +30,7 @@ def spectrum(audio: Tensor, window: int, normalized: bool, frames_multiple: int 
     overlap = (window - hop) // 2
     audio = pad_reflect(audio, overlap, overlap + missing)
     view = torch.view_as_real(stft(audio, window, hop, normalized)).movedim(-1, 2).flatten(1, 2)
-    # Few channels are convolved up to twice as fast if they come last in memory; those of mono audio do anyway.
+    # Few channels are convolved up to twice as fast if they come last in memory, as those of mono do anyway.
     return view.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,48 @@
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+import torch
+from composed import config, options
+
+from codec.config import CONFIG_DIR
+from codec.model import build_codec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_tree_is_the_tree():
+    tree = README.partition("## The tree")[2]
+    named = set(re.findall(r"([a-z_]+\.py|[a-z]+/)", tree))
+    files = {path.name for path in (ROOT / "codec").glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.name}/" for path in (ROOT / "codec").iterdir() if (path / "__init__.py").is_file()}
+    assert files | folders <= named
+    others = {"codec/", "configs/", "scripts/", "tests/", "experiment/", "contracts/"}
+    assert named <= files | folders | others
+
+
+def test_every_choice_and_option_that_it_names_exists():
+    table = README.partition("## Options that people change")[2].partition("## What to expect")[0]
+    for group, names in re.findall(r"`(\w+)=(\w+(?:`, `\w+)*)`", table):
+        if (CONFIG_DIR / group).is_dir():
+            assert set(names.split("`, `")) <= set(options(group)), group
+    plain = [found for found in re.findall(r"`([\w.]+\.[\w.]+=[^`]+)`", table) if "data.root" not in found]
+    assert len(plain) > 10
+    config(*plain)
+
+
+def test_its_python_runs(tmp_path, monkeypatch):
+    build_codec(config("experiment=tiny")["model"]).save(tmp_path / "runs/tiny/model")
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block
+    names: dict = {}
+    exec(block[1], names)
+    assert names["codes"].dtype == torch.int64 and names["codes"].shape[:2] == (1, 8)
+    assert names["audio"].shape == (1, 1, 16000)
