@@ -92,7 +92,7 @@ def report_errors(command: Callable[[], int]) -> int:
 
     try:
         return command()
-    except (ConfigError, DataError, FileNotFoundError, FileExistsError, PermissionError) as error:
+    except (ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -47,6 +48,13 @@ def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int,
 def save_spectrogram_pair(
     path: str | Path, original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = ""
 ) -> None:
-    """Write the pair as a PNG."""
+    """Write the pair as a PNG, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with torch.no_grad():
-        spectrogram_pair(original, reconstruction, sample_rate, title).savefig(path, dpi=100)
+        figure = spectrogram_pair(original, reconstruction, sample_rate, title)
+    try:
+        figure.savefig(temporary, dpi=100, format="png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

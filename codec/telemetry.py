@@ -6,14 +6,14 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +37,20 @@ def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
         (latents - quantizer.decode(codes[:, : k + 1])).square().sum() / energy for k in range(codes.shape[1])
     ]
     return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in left]
+
+
+def to_loggers(trainer: lightning.Trainer, send: Callable[[Logger], None]) -> None:
+    """Let every logger have something; one that cannot write any more is left out from then on."""
+    for logger in list(trainer.loggers):
+        try:
+            send(logger)
+        except (OSError, ValueError) as error:
+            # Lightning's TensorBoard logger wraps what its writer's thread met in a ValueError.
+            cause = error.__cause__ if isinstance(error, ValueError) else error
+            if not isinstance(cause, OSError):
+                raise
+            log.error("%s stops here, training goes on: %s", type(logger).__name__, cause)
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
 
 class Telemetry(Callback):
@@ -111,8 +125,7 @@ class Telemetry(Callback):
             "train/learning_rate": optimizer.param_groups[0]["lr"],
             "train/skipped": float(module.skipped),
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, trainer.global_step)
+        to_loggers(trainer, lambda logger: logger.log_metrics(metrics, trainer.global_step))
         summary = short_summary(losses, codebook, speed)
         self.bar.set_postfix(summary, refresh=True)
         if not self.terminal:
@@ -145,10 +158,8 @@ class Telemetry(Callback):
             if name.startswith("valid/")
         }
         self.say(trainer, "validation " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
-        for logger in trainer.loggers:
-            logger.log_metrics(
-                {f"valid/{name}": score for name, score in scores.items()}, trainer.global_step
-            )
+        metrics = {f"valid/{name}": score for name, score in scores.items()}
+        to_loggers(trainer, lambda logger: logger.log_metrics(metrics, trainer.global_step))
         self.began = time.monotonic()
         self.steps, self.waited = [], 0.0
 
@@ -276,9 +287,12 @@ class Samples(Callback):
         self, trainer: lightning.Trainer, number: int, original: Tensor, estimate: Tensor, rate: int
     ) -> None:
         """Add the clip to TensorBoard, if that is the logger."""
-        for logger in trainer.loggers:
+
+        def add(logger: Logger) -> None:
             if isinstance(logger, TensorBoardLogger):
                 board, step = logger.experiment, trainer.global_step
                 for name, audio in (("original", original), ("reconstruction", estimate)):
                     board.add_audio(f"clip {number}/{name}", audio.mean(0, keepdim=True), step, rate)
                 board.add_figure(f"clip {number}", spectrogram_pair(original, estimate, rate), step)
+
+        to_loggers(trainer, add)
