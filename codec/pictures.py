@@ -30,7 +30,7 @@ def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int,
         panels, (original, reconstruction), ("original", "reconstruction"), strict=True
     ):
         image = panel.imshow(
-            decibels(audio.detach().cpu().float()),
+            decibels(audio.detach().cpu().float()).numpy(),
             origin="lower",
             aspect="auto",
             extent=extent,
