@@ -21,6 +21,7 @@ CONFIG_DIR = next(
 )
 TARGET, PARTIAL = "_target_", "_partial_"
 MODEL_CLASS = re.compile(r"codec\.(model|layers|(autoencoders|quantizers)\.\w+)\.\w+", re.ASCII)
+MODEL_FUNCTION = re.compile(r"codec\.quantizers\.estimators\.\w+", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -47,15 +48,16 @@ def locate(target: str) -> Any:
 
 
 def locate_own(target: str) -> Any:
-    """Class at a dotted path if it is a part of a model that this package defines; else ConfigError.
+    """Part of a model that this package defines, at a dotted path; ConfigError for anything else.
 
-    The class is judged by the module that defines it, because a path may walk through our modules into
+    A class is judged by the module that defines it, because a path may walk through our modules into
     others' (`codec.layers.torch.hub.load`). Nothing but the modules of `MODEL_CLASS` is imported on the way.
     """
     if MODEL_CLASS.fullmatch(str(target)):
         found = locate(target)
-        if inspect.isclass(found) and MODEL_CLASS.fullmatch(f"{found.__module__}.{found.__qualname__}"):
-            return found
+        for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):
+            if kind(found) and allowed.fullmatch(f"{found.__module__}.{found.__qualname__}"):
+                return found
     raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.nn import functional as nn_functional
 
 
 def world_size() -> int:
@@ -41,3 +42,10 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
     distributed.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
+
+
+def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum over all processes; gradients pass through it to every process's part."""
+    if world_size() == 1:
+        return tensor
+    return nn_functional.all_reduce(tensor)

@@ -45,8 +45,8 @@ class Codec(nn.Module):
 
     @property
     def hop_length(self) -> int:
-        """Samples per frame."""
-        return self.autoencoder.hop_length
+        """Samples per frame of codes."""
+        return self.autoencoder.hop_length * self.quantizer.stride
 
     @property
     def frame_rate(self) -> float:
@@ -58,19 +58,24 @@ class Codec(nn.Module):
         return self.quantizer.bits_per_frame(num_quantizers) * self.frame_rate
 
     def latents(self, audio: Tensor) -> Tensor:
-        """Encoder output `[B, D, F]`, before quantization; audio is padded with zeros to whole frames."""
+        """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames."""
         if audio.ndim != 3 or audio.shape[1] != self.audio_channels or not audio.shape[2]:
             raise ValueError(f"audio must be [B, {self.audio_channels}, T >= 1], got {list(audio.shape)}")
         return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[-1] % self.hop_length)))
 
-    def forward(self, audio: Tensor, num_quantizers: int | Tensor | None = None) -> tuple[Tensor, Quantized]:
+    def forward(
+        self,
+        audio: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Quantized]:
         """Reconstruct `[B, C, T]`; also what the quantizer made of it, for the losses."""
-        quantized = self.quantizer(self.latents(audio), num_quantizers)
+        quantized = self.quantizer(self.latents(audio), num_quantizers, generator=generator)
         return self.autoencoder.decode(quantized.latents)[..., : audio.shape[-1]], quantized
 
-    def encode(self, audio: Tensor, num_quantizers: int | None = None) -> Tensor:
-        """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`."""
-        return self.quantizer.encode(self.latents(audio), num_quantizers)
+    def encode(self, audio: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`; `beam` as in `Quantizer.encode`."""
+        return self.quantizer.encode(self.latents(audio), num_quantizers, beam)
 
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
         """Audio `[B, C, F * hop_length]`, cut to `length` samples; codes may use any first stages."""

@@ -133,7 +133,8 @@ class CodecTraining(lightning.LightningModule):
 
     def initialise_codebooks(self, wanted: int) -> None:
         """Let the quantizer fit itself to at least `wanted` latents of all processes together."""
-        frames = -(-self.audio_data.segment_length // self.codec.hop_length)
+        hop = self.codec.hop_length
+        frames = -(-self.audio_data.segment_length // hop) * self.codec.quantizer.stride
         crops = -(-wanted // frames)
         crops += -crops % self.audio_data.batch_size
         share = crops // world_size()
@@ -156,7 +157,8 @@ class CodecTraining(lightning.LightningModule):
         optimizers = self.players(step)
         audio = batch.audio
         fooling = len(optimizers) > 1 and step >= self.adversarial_from
-        estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)))
+        noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
+        estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)), noise)
         losses: dict[str, Tensor] = {}
         finite = True
         if fooling:
@@ -297,7 +299,7 @@ class CodecTraining(lightning.LightningModule):
 def check_quantizer_weights(codec: Codec) -> None:
     """ValueError unless the quantizer's loss weights name exactly the losses that it computes."""
     with torch.no_grad():
-        losses = codec.quantizer(torch.zeros(1, codec.quantizer.dim, 2)).losses
+        losses = codec.quantizer(torch.zeros(1, codec.quantizer.dim, codec.quantizer.stride)).losses
     weights = codec.quantizer.loss_weights
     if set(losses) != set(weights):
         raise ValueError(

@@ -22,13 +22,20 @@ def config(*overrides: str) -> dict[str, Any]:
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 
 
-def small_quantizer(name: str, dim: int = 16) -> Quantizer:
+def small_quantizer(name: str, dim: int = 16, most_stages: int = 32) -> Quantizer:
     """A quantizer of `configs/quantizer` for few dimensions, with codebooks that a small batch fills."""
     node = config(f"quantizer={name}", f"autoencoder.latent_dim={dim}")["quantizer"]
-    codebook = node.get("codebook", {})
-    if "codebook_size" in codebook:
-        codebook["codebook_size"] = 32
+    shrink(node, {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": most_stages})
     return build(node)
+
+
+def shrink(node: Any, most: dict[str, int]) -> None:
+    """Lower the numbers of these names, anywhere below a node."""
+    for key, value in node.items():
+        if key in most:
+            node[key] = min(value, most[key])
+        elif isinstance(value, dict):
+            shrink(value, most)
 
 
 SMALL_RVQ = ["quantizer.num_quantizers=2", "quantizer.codebook.codebook_size=16"]

@@ -24,15 +24,17 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """Latents `[B, D, F]` to codes `[B, K, F]` and back.
+    """Latents `[B, D, F * stride]` to codes `[B, K, F]` and back; `stride` is 1 for most.
 
     `forward`, `encode` and `decode` change no state: what is learned without gradients changes only in
     `initialise`, `update` and `revive`, which the training step calls once each, on all processes alike.
+    Nothing is random but what is drawn from the `generator` that a training step gives.
     """
 
     dim: int
     codebook_sizes: tuple[int, ...]
     loss_weights: dict[str, float]
+    stride: int = 1  # latents per frame of codes
 
     @property
     def num_quantizers(self) -> int:
@@ -61,12 +63,30 @@ class Quantizer(nn.Module):
         if codes.numel() and bool(((codes < 0) | (codes >= sizes)).any()):
             raise ValueError(f"codes must be at least 0 and below the codebook sizes {self.codebook_sizes}")
 
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError unless latents are `[B, D, F * stride]` with B and F of at least 1."""
+        good = latents.ndim == 3 and latents.shape[1] == self.dim and latents.shape[2] % self.stride == 0
+        if not good or 0 in latents.shape:
+            per = f" * {self.stride}" if self.stride > 1 else ""
+            raise ValueError(f"latents must be [B, {self.dim}, F{per}], not empty; got {list(latents.shape)}")
+
+    def check_finite(self, latents: Tensor) -> None:
+        """`check_latents`, and ValueError for latents that are not finite: they have no nearest code."""
+        self.check_latents(latents)
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(latents).all()):
+            raise ValueError("latents hold NaN or infinite values: look at the audio and the weights")
+
     def forward(
-        self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Quantized:
-        """Quantize latents `[B, D, F]` with the first `num_quantizers` stages, an int or `[B]` of them.
+        """Quantize latents with the first `num_quantizers` codes of a frame, an int or `[B]` of them.
 
         `mask` `[B, F]` is False on padded frames: they get code −1, zero latents and no part in any loss.
+        `generator` is for stochastic quantizers; without it they take their most probable code.
         """
         raise NotImplementedError
 
@@ -74,8 +94,12 @@ class Quantizer(nn.Module):
         """Stages that each example of a training batch should use, int64 `[B]`; None for all."""
         return None
 
-    def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
-        """Codes `[B, num_quantizers, F]` of latents `[B, D, F]`."""
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes `[B, num_quantizers, F]` of latents.
+
+        With `beam` above 1 the best of several residual paths is taken, at that many times the cost; then
+        fewer codes are no prefix of more. Quantizers that are no cascade ignore it.
+        """
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -87,7 +111,7 @@ class Quantizer(nn.Module):
         return 0
 
     def initialise(self, pool: Tensor) -> None:
-        """Fit the codebooks to a pool of latents `[N, D]`, the same on all processes."""
+        """Fit the codebooks to a pool of latents `[N, D]`, successive ones, the same on all processes."""
 
     def update(self, quantized: Quantized) -> None:
         """Learn from one training batch what gradients do not teach."""
@@ -95,9 +119,3 @@ class Quantizer(nn.Module):
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
         """Give codes that went out of use a vector of this batch; returns how many, int64 `[K]`."""
         return torch.zeros(self.num_quantizers, dtype=torch.int64)
-
-
-def straight_through(inputs: Tensor, quantized: Tensor) -> Tensor:
-    """Exactly `quantized`, with the gradient of `inputs` (arXiv 1308.3432)."""
-    # inputs - inputs.detach() is exactly 0, where the usual inputs + (q - inputs).detach() rounds.
-    return quantized.detach() + (inputs - inputs.detach()) if inputs.requires_grad else quantized

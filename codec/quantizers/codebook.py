@@ -1,34 +1,28 @@
-"""A codebook learned by moving averages: VQ-VAE (arXiv 1711.00937, appendix A.1) as SoundStream uses it."""
+"""Codebooks of explicit vectors: learned by moving averages (SoundStream), by gradients, or on the sphere."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-def nearest(points: Tensor, vectors: Tensor) -> Tensor:
-    """Index `[N]` of the vector `[K, D]` nearest to each point `[N, D]`; the lower index wins a tie."""
-    # argmin |x - c|² = argmax x·c - |c|²/2: the term |x|² is the same for all vectors.
-    return torch.addmm(-0.5 * vectors.square().sum(1), points, vectors.T).argmax(1)
+from codec.quantizers.kmeans import kmeans
+from codec.quantizers.search import half_norms, nearest, nearest_few, scores
 
 
-def nearest_of_many(points: Tensor, vectors: Tensor) -> Tensor:
-    """`nearest` of a pool too large for all its scores `[N, K]` at once."""
-    portion = max(1, 2**26 // len(vectors))
-    return torch.cat([nearest(part, vectors) for part in points.split(portion)])
+class Codebook(nn.Module):
+    """Nearest of `codebook_size` vectors in Euclidean distance; subclasses learn the vectors.
 
-
-class EMACodebook(nn.Module):
-    """Nearest of `codebook_size` vectors in Euclidean distance; vectors follow their inputs' average.
-
-    Buffers: `vectors` `[K, D]` and `usage` `[K]`, the moving average of each code's share of the frames, so
-    that nothing depends on the batch size. A code is dead when its usage is below `dead_threshold` times
-    the average code's.
+    `usage` `[K]` is the moving average of each code's share of the frames, so that nothing depends on the
+    batch size. A code is dead when its usage is below `dead_threshold` times the average code's;
+    `revive_from` says what it becomes: one of the batch's frames, or the twin of an overused code.
+    `temperature` above 0 draws training's codes by softmax(-distance / temperature) instead of the nearest.
     """
 
     # The gradient of the output is copied to the input past the whole residual cascade, once.
-    straight_through = True
+    straight_through_cascade = True
 
     vectors: Tensor
     usage: Tensor
@@ -41,90 +35,206 @@ class EMACodebook(nn.Module):
         *,
         decay: float = 0.99,
         kmeans_iterations: int = 10,
+        kmeans_frames: int = 16,
         dead_threshold: float = 0.1,
+        revive_from: Literal["frames", "overused"] = "frames",
+        temperature: float = 0.0,
     ):
         super().__init__()
         if codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay must be 0 to 1 (1 never learns), got {decay}")
         if not 0 <= dead_threshold < 1:
             raise ValueError(f"dead_threshold must be at least 0 and below 1, got {dead_threshold}")
+        if kmeans_iterations < 0 or kmeans_frames < 1 or temperature < 0:
+            got = f"{kmeans_iterations}, {kmeans_frames} and {temperature}"
+            raise ValueError(
+                "kmeans_iterations and temperature must be at least 0 and kmeans_frames (per code) at "
+                f"least 1, got {got}"
+            )
         self.codebook_size = codebook_size
         self.decay = decay
         self.kmeans_iterations = kmeans_iterations
+        self.kmeans_frames = kmeans_frames
         self.dead_threshold = dead_threshold
-        self.register_buffer("vectors", torch.randn(codebook_size, dim) / dim**0.5)
+        self.revive_from = revive_from
+        self.temperature = temperature
+        self.make_vectors(dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
-        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
+
+    def make_vectors(self, dim: int) -> None:
+        """Make `self.vectors` `[K, D]`, a buffer or a parameter."""
+        raise NotImplementedError
+
+    @property
+    def pool_frames(self) -> int:
+        """Latents that `initialise` wants."""
+        return self.kmeans_frames * self.codebook_size
+
+    def table(self) -> Tensor:
+        """All vectors `[K, D]`."""
+        return self.vectors
+
+    def sources(self) -> list[Tensor]:
+        """What `table` is computed from."""
+        return [self.vectors]
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Code `[N]` of the vector nearest to each of `[N, D]`."""
-        return nearest(inputs, self.vectors)
+        return nearest(inputs, self.table())
+
+    def candidates(self, inputs: Tensor, count: int) -> Tensor:
+        """Codes `[N, count]` of the nearest vectors, nearest first."""
+        return nearest_few(inputs, self.table(), min(count, self.codebook_size))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""
-        return functional.embedding(codes, self.vectors)
+        return functional.embedding(codes, self.table())
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]` and the squared commitment error per input `[N]`."""
-        codes = self.encode(inputs.detach())
-        vectors = self.lookup(codes)
-        return vectors, codes, {"commitment": (inputs - vectors).square().mean(1)}
+    def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The nearest code `[N]`, or in training one drawn at `temperature`."""
+        if generator is None or not self.temperature:
+            return nearest(inputs, table.detach())
+        # Gumbel's trick: the largest of logits with such noise is a draw from their softmax.
+        logits = 2 / self.temperature * scores(inputs, table, half_norms(table.detach()))
+        noise = torch.empty_like(logits).exponential_(generator=generator).log_()
+        return (logits - noise).argmax(1)
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, D]`, codes `[N]`, and losses per input `[N]` or of all; `used` `[N]` inputs count."""
+        table = self.table()
+        codes = self.choose(inputs, table, generator)
+        return functional.embedding(codes, table), codes, {}
 
     def initialise(self, pool: Tensor) -> None:
         """Set the vectors to the k-means centroids of a pool `[N, D]`."""
         self.vectors.copy_(kmeans(pool, self.codebook_size, self.kmeans_iterations))
-        counts = torch.bincount(nearest_of_many(pool, self.vectors), minlength=self.codebook_size)
+        counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
 
     def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
         """Per code the sum of its inputs and their number, `[K, D + 1]`; codes of −1 do not count."""
-        counted = (codes >= 0).to(inputs.dtype)
-        rows = torch.cat([inputs * counted[:, None], counted[:, None]], dim=1)
-        total = inputs.new_zeros(self.codebook_size, rows.shape[1])
-        return total.index_add_(0, codes.clamp(min=0), rows)
+        last = torch.where(codes >= 0, codes, self.codebook_size)  # takes what does not count
+        sums = inputs.new_zeros(self.codebook_size + 1, inputs.shape[1]).index_add_(0, last, inputs)
+        counts = inputs.new_zeros(self.codebook_size + 1, 1).index_add_(
+            0, last, inputs.new_ones(len(last), 1)
+        )
+        return torch.cat([sums, counts], 1)[:-1]
 
     def update(self, statistics: Tensor) -> None:
-        """Move vectors and usage by `statistics` summed over the processes; no-op unless all is finite."""
-        sums, counts = statistics[:, :-1], statistics[:, -1]
+        """Move the usage by `statistics` summed over the processes; no-op unless all is finite."""
+        counts = statistics[:, -1]
         total = counts.sum()
-        valid = torch.isfinite(statistics).all() & (total > 0)
-        shares = counts / total.clamp(min=1)
-        usage = self.decay * self.usage + (1 - self.decay) * shares
-        # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
-        # code without inputs exactly where it is, however small its usage has become.
-        pull = (sums / total.clamp(min=1) - shares[:, None] * self.vectors) * (1 - self.decay)
-        vectors = self.vectors + pull / usage.clamp(min=torch.finfo(usage.dtype).tiny)[:, None]
-        self.usage.copy_(torch.where(valid, usage, self.usage))
-        self.vectors.copy_(torch.where(valid, vectors, self.vectors))
+        usage = torch.lerp(counts / total.clamp(min=1), self.usage, self.decay)
+        self.usage.copy_(torch.where(usable(statistics), usage, self.usage))
 
     def dead(self) -> Tensor:
         """Which codes `[K]` have fallen out of use."""
-        return self.usage < self.dead_threshold * self.usage.mean()
+        return (self.usage < self.dead_threshold * self.usage.mean()) & (self.decay < 1)
 
     def replace(self, dead: Tensor, vectors: Tensor) -> None:
         """Give dead codes new vectors `[K, D]` and the usage of an average code, so that they survive."""
         self.vectors.copy_(torch.where(dead[:, None], vectors, self.vectors))
         self.usage.copy_(torch.where(dead, self.usage.mean(), self.usage))
 
+    def twins(self, seed: int) -> Tensor:
+        """Vectors `[K, D]` for dead codes: the least used gets the most used one's with a little noise."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.vectors.shape, generator=generator).to(self.vectors)
+        twins = torch.empty_like(self.vectors)
+        order = self.usage.argsort(stable=True)
+        twins[order] = self.vectors.detach()[order.flip(0)]
+        return twins + 0.01 * self.vectors.std() * noise
 
-def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """Centroids `[clusters, D]` of points `[N, D]` by Lloyd's algorithm; an empty cluster takes a new point.
 
-    Deterministic for given points. With fewer points than clusters, points repeat with a little noise.
+def usable(statistics: Tensor) -> Tensor:
+    """Whether statistics `[K, D + 1]` are finite and count any frame: a scalar that stays on its device."""
+    return torch.isfinite(statistics.sum()) & (statistics[:, -1].sum() > 0)
+
+
+class EMACodebook(Codebook):
+    """Vectors follow the moving average of their inputs (VQ-VAE, arXiv 1711.00937, appendix A.1)."""
+
+    def make_vectors(self, dim: int) -> None:
+        """Random vectors of length 1 on average."""
+        self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
+
+    def update(self, statistics: Tensor) -> None:
+        """Move vectors and usage by `statistics` summed over the processes; no-op unless all is finite."""
+        super().update(statistics)
+        sums, counts = statistics[:, :-1], statistics[:, -1]
+        total = counts.sum()
+        # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
+        # code without inputs exactly where it is, however small its usage has become.
+        pull = (sums - counts[:, None] * self.vectors) * ((1 - self.decay) / total.clamp(min=1))
+        vectors = self.vectors + pull / self.usage.clamp(min=torch.finfo(pull.dtype).tiny)[:, None]
+        self.vectors.copy_(torch.where(usable(statistics), vectors, self.vectors))
+
+
+class CosineCodebook(EMACodebook):
+    """Unit vectors, found by the largest cosine and moved as the mean direction of their inputs.
+
+    The l2-normalised codes of ViT-VQGAN (arXiv 2110.04627, §3.2), learned by spherical k-means.
     """
-    generator = torch.Generator().manual_seed(clusters)
-    order = torch.randperm(len(points), generator=generator).repeat(-(-clusters // len(points)))
-    centroids = points[order[:clusters].to(points.device)]
-    if len(points) < clusters:
-        noise = torch.randn(centroids.shape, generator=generator).to(points)
-        centroids = centroids + 1e-3 * points.std() * noise
-    for _ in range(iterations):
-        codes = nearest_of_many(points, centroids)
-        counts = points.new_zeros(clusters).index_add_(0, codes, points.new_ones(len(points)))
-        sums = torch.zeros_like(centroids).index_add_(0, codes, points)
-        fresh = points[torch.randint(len(points), (clusters,), generator=generator).to(points.device)]
-        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], fresh)
-    return centroids
+
+    def table(self) -> Tensor:
+        """All vectors `[K, D]`, of length 1."""
+        return functional.normalize(self.vectors, dim=1)
+
+    def initialise(self, pool: Tensor) -> None:
+        """Set the vectors to the centroids of the pool's directions."""
+        super().initialise(functional.normalize(pool, dim=1))
+
+    def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
+        """Per code the sum of its inputs' directions and their number, `[K, D + 1]`."""
+        return super().statistics(functional.normalize(inputs, dim=1), codes)
+
+
+class GradientCodebook(Codebook):
+    """Vectors are drawn to their inputs by the codebook loss (VQ-VAE, arXiv 1711.00937, eq. 3)."""
+
+    def make_vectors(self, dim: int) -> None:
+        """Random vectors of length 1 on average, to be trained."""
+        self.vectors = nn.Parameter(torch.randn(self.codebook_size, dim) / dim**0.5)
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, D]`, codes `[N]` and the squared codebook error per input `[N]`."""
+        vectors, codes, _ = super().forward(inputs, used, generator)
+        return vectors, codes, {"codebook": (vectors - inputs).square().mean(1)}
+
+
+class SimVQCodebook(GradientCodebook):
+    """Frozen random vectors under one learned linear map: all codes move together (SimVQ, arXiv 2411.02038).
+
+    No code has to be revived: the map moves those that nobody uses, too.
+    """
+
+    def __init__(self, dim: int, codebook_size: int = 1024):
+        super().__init__(dim, codebook_size, dead_threshold=0.0)
+        self.kmeans_frames = 1
+
+    def make_vectors(self, dim: int) -> None:
+        """Frozen vectors, N(0, 1/D) per entry, and the map."""
+        self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
+        self.map = nn.Linear(dim, dim, bias=False)
+
+    def table(self) -> Tensor:
+        """All vectors `[K, D]`, mapped."""
+        return self.map(self.vectors)
+
+    def sources(self) -> list[Tensor]:
+        """Frozen vectors and the map."""
+        return [self.vectors, self.map.weight]
+
+    def initialise(self, pool: Tensor) -> None:
+        """Start with the spread of the pool: a codebook of another scale would have one code for all."""
+        scale = pool.std() / self.table().std()
+        self.map.weight.mul_(scale)
+        self.initialised.fill_(True)

@@ -1,53 +1,161 @@
-"""DAC's factorised codebook (arXiv 2306.06546, §3.2): few dimensions, cosine lookup, learned by gradients."""
+"""Codebooks behind projections: DAC's factorised one, and BEST-RQ's that never learns."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
-from codec.quantizers.base import straight_through
+from codec.quantizers.derived import Derived
+from codec.quantizers.estimators import straight_through
+from codec.quantizers.search import best, best_few
+
+Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
 class FactorizedCodebook(nn.Module):
     """Projects `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
 
-    The losses compare the projections before normalisation, as DAC's release does.
+    DAC (arXiv 2306.06546, §3.2): few dimensions, learned by gradients. The losses compare the projections
+    before normalisation, as DAC's release does.
     """
 
     # Gradients pass through the projections, stage by stage; nothing is copied around the cascade.
-    straight_through = False
+    straight_through_cascade = False
 
-    def __init__(self, dim: int, codebook_size: int = 1024, codebook_dim: int = 8):
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int = 1024,
+        codebook_dim: int = 8,
+        estimator: Estimator = straight_through,
+    ):
         super().__init__()
         if codebook_size < 2 or codebook_dim < 1:
             got = f"{codebook_size} and {codebook_dim}"
             raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
         self.codebook_size = codebook_size
+        self.estimator = estimator
         self.in_proj = weight_norm(nn.Linear(dim, codebook_dim))
         self.out_proj = weight_norm(nn.Linear(codebook_dim, dim))
         self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
+        self.directions, self.projected_vectors = Derived(), Derived()
 
-    def nearest(self, projected: Tensor) -> Tensor:
-        """Code `[N]` with the largest cosine; the length of `projected` does not change which."""
-        return (projected @ functional.normalize(self.vectors, dim=1).T).argmax(1)
+    def search_table(self) -> tuple[Tensor, Tensor]:
+        """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""
+        table = self.directions([self.vectors], lambda: functional.normalize(self.vectors, dim=1))
+        return table.detach(), table.new_zeros(self.codebook_size)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`."""
-        return self.nearest(self.in_proj(inputs))
+        return best(self.in_proj(inputs), *self.search_table())
+
+    def candidates(self, inputs: Tensor, count: int) -> Tensor:
+        """Codes `[N, count]` with the largest cosines."""
+        return best_few(self.in_proj(inputs), *self.search_table(), min(count, self.codebook_size))
+
+    def table(self) -> Tensor:
+        """All vectors `[K, D]`, projected back."""
+        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
+
+    def sources(self) -> list[Tensor]:
+        """What `table` is computed from."""
+        return [self.vectors, *self.out_proj.parameters()]
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""
-        return self.out_proj(functional.embedding(codes, self.vectors))
+        return functional.embedding(codes, self.table())
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Vectors `[N, D]`, codes `[N]`, and commitment and codebook error per input `[N]`."""
         projected = self.in_proj(inputs)
-        codes = self.nearest(projected.detach())
+        codes = best(projected.detach(), *self.search_table())
         vectors = functional.embedding(codes, self.vectors)
         errors = {
             "commitment": (projected - vectors.detach()).square().mean(1),
             "codebook": (vectors - projected.detach()).square().mean(1),
         }
-        return self.out_proj(straight_through(projected, vectors)), codes, errors
+        passed = self.estimator(projected, vectors.detach())
+        return self.lookup(codes) + gradient_only(passed, self.out_proj), codes, errors
+
+
+class RandomProjectionCodebook(nn.Module):
+    """Frozen random projection and frozen unit vectors; only the way back is learned (BEST-RQ, 2202.01855).
+
+    A quantizer that cannot collapse, and a target generator for masked prediction.
+    """
+
+    straight_through_cascade = False
+
+    projection: Tensor
+    vectors: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int = 1024,
+        codebook_dim: int = 16,
+        estimator: Estimator = straight_through,
+    ):
+        super().__init__()
+        if codebook_size < 2 or codebook_dim < 1:
+            got = f"{codebook_size} and {codebook_dim}"
+            raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
+        self.codebook_size = codebook_size
+        self.dim = dim
+        self.estimator = estimator
+        projection = nn.init.xavier_uniform_(torch.empty(codebook_dim, dim))
+        self.register_buffer("projection", projection)
+        self.register_buffer("vectors", functional.normalize(torch.randn(codebook_size, codebook_dim), dim=1))
+        self.out_proj = nn.Linear(codebook_dim, dim)
+        self.projected_vectors = Derived()
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """Unit vectors `[N, d]` of layer-normalised inputs `[N, D]`."""
+        projected = functional.layer_norm(inputs, (self.dim,)) @ self.projection.T
+        return functional.normalize(projected, dim=1)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Codes `[N]` of inputs `[N, D]`."""
+        return best(self.project(inputs).detach(), self.vectors, self.vectors.new_zeros(self.codebook_size))
+
+    def candidates(self, inputs: Tensor, count: int) -> Tensor:
+        """Codes `[N, count]` with the largest cosines."""
+        bias = self.vectors.new_zeros(self.codebook_size)
+        return best_few(self.project(inputs), self.vectors, bias, min(count, self.codebook_size))
+
+    def table(self) -> Tensor:
+        """All vectors `[K, D]`, projected back."""
+        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
+
+    def sources(self) -> list[Tensor]:
+        """What `table` is computed from."""
+        return [self.vectors, *self.out_proj.parameters()]
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors `[..., D]` of codes `[...]`."""
+        return functional.embedding(codes, self.table())
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, D]`, codes `[N]`; no losses."""
+        projected = self.project(inputs)
+        codes = self.encode(inputs.detach())
+        passed = self.estimator(projected, self.vectors[codes])
+        return self.lookup(codes) + gradient_only(passed, self.out_proj), codes, {}
+
+
+def gradient_only(inputs: Tensor, projection: nn.Module) -> Tensor:
+    """Zeros that pass on the gradient of projected `inputs`.
+
+    What is looked up in a projected table is then the same bits in `forward` as in `decode`; projecting the
+    chosen vectors again would round otherwise.
+    """
+    return functional.linear(inputs - inputs.detach(), cast(Tensor, projection.weight).detach())

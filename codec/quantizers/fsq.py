@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from codec.quantizers.base import straight_through
+from codec.quantizers.estimators import straight_through
+
+
+def check_levels(levels: Sequence[int]) -> int:
+    """The number of points of the grid of `levels`; ValueError if it is no grid or has no int64 code."""
+    if not levels or min(levels) < 2:
+        raise ValueError(f"levels must be at least 2 in every dimension, got {list(levels)}")
+    if math.prod(levels) >= 2**63:
+        raise ValueError(f"the product of levels must be below 2^63, got {list(levels)}")
+    return math.prod(levels)
 
 
 class FSQCodebook(nn.Module):
     """The grid of `levels` as an implicit codebook of their product; nothing to learn but the projections.
 
-    `vectors` and codes are a bijection computed in int64, exact for any product below 2^63.
+    Vectors and codes are a bijection computed in int64, exact for any product below 2^63.
     """
 
-    straight_through = False
+    straight_through_cascade = False
 
     levels: Tensor
     basis: Tensor
 
-    def __init__(self, dim: int, levels: Sequence[int] = (8, 5, 5, 5)):
+    def __init__(
+        self,
+        dim: int,
+        levels: Sequence[int] = (8, 5, 5, 5),
+        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
+    ):
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise ValueError(f"levels must be at least 2 in every dimension, got {list(levels)}")
-        if math.prod(levels) >= 2**63:
-            raise ValueError(f"the product of levels must be below 2^63, got {list(levels)}")
-        self.codebook_size = math.prod(levels)
+        self.codebook_size = check_levels(levels)
+        self.estimator = estimator
         project = dim != len(levels)
         self.in_proj = nn.Linear(dim, len(levels)) if project else nn.Identity()
         self.out_proj = nn.Linear(len(levels), dim) if project else nn.Identity()
@@ -55,9 +66,94 @@ class FSQCodebook(nn.Module):
         integers = (codes[..., None] // self.basis) % self.levels - self.levels // 2
         return self.out_proj(integers / (self.levels // 2))
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Vectors `[N, D]`, codes `[N]`; no losses."""
         bounded = self.bound(self.in_proj(inputs))
         integers = bounded.detach().round()
-        vectors = straight_through(bounded, integers) / (self.levels // 2)
+        vectors = self.estimator(bounded, integers) / (self.levels // 2)
         return self.out_proj(vectors), self.to_codes(integers), {}
+
+
+class ScaledFSQCodebook(nn.Module):
+    """A uniform grid of `levels` per dimension whose steps are learned: a stage of residual FSQ.
+
+    The later stages of a residual FSQ see ever smaller numbers; a step per dimension, fitted to the stage's
+    own inputs and trained on, keeps their levels in use (RFSQ, arXiv 2508.15860, the learnable scale).
+    Needs `dim` = number of levels; `Projected` brings other latents there.
+    """
+
+    straight_through_cascade = True
+    pool_frames = 4096
+
+    levels: Tensor
+    basis: Tensor
+    initialised: Tensor
+
+    def __init__(self, dim: int, levels: Sequence[int] = (8, 5, 5, 5)):
+        super().__init__()
+        self.codebook_size = check_levels(levels)
+        if dim != len(levels):
+            raise ValueError(f"levels must name all {dim} dimensions, got {list(levels)}")
+        basis = [math.prod(levels[:index]) for index in range(len(levels))]
+        self.steps = nn.Parameter(2.0 / torch.tensor(list(levels)))
+        self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
+        self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def digits(self, inputs: Tensor, steps: Tensor) -> Tensor:
+        """Which level `[N, d]` is nearest in every dimension; the grid is centred on 0."""
+        middle = (self.levels - 1) / 2
+        return torch.minimum((inputs / steps + middle).round().clamp(min=0), self.levels - 1)
+
+    def to_codes(self, digits: Tensor) -> Tensor:
+        """Mixed-radix number `[...]` of digits `[..., d]`."""
+        return (digits.long() * self.basis).sum(-1)
+
+    def from_digits(self, digits: Tensor) -> Tensor:
+        """Vectors `[..., d]` of digits."""
+        return (digits - (self.levels - 1) / 2) * self.steps
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Codes `[N]` of inputs `[N, d]`."""
+        return self.to_codes(self.digits(inputs, self.steps))
+
+    def candidates(self, inputs: Tensor, count: int) -> Tensor:
+        """The nearest code and those that differ from it in one dimension, `[N, <= count]`, nearest first."""
+        digits = self.digits(inputs, self.steps)
+        error = inputs - self.from_digits(digits)
+        other = digits + torch.where(error >= 0, 1.0, -1.0)
+        allowed = (other >= 0) & (other < self.levels)
+        cost = ((inputs - self.from_digits(other)).square() - error.square()).where(allowed, torch.inf)
+        order = cost.sort(1)
+        count = min(count, 1 + inputs.shape[1])
+        change = ((other - digits).long() * self.basis).gather(1, order.indices[:, : count - 1])
+        change = change.where(order.values[:, : count - 1].isfinite(), 0)
+        base = self.to_codes(digits)[:, None]
+        return torch.cat([base, base + change], 1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors `[..., d]` of codes `[...]`."""
+        return self.from_digits((codes[..., None] // self.basis) % self.levels)
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, d]`, codes `[N]` and the squared error per input `[N]`, which trains the steps."""
+        digits = self.digits(inputs, self.steps.detach())
+        vectors = self.from_digits(digits)
+        return vectors, self.to_codes(digits), {"codebook": (vectors - inputs).square().mean(1)}
+
+    @torch.no_grad()
+    def initialise(self, pool: Tensor) -> None:
+        """Set each dimension's step to the best of 40 for a pool `[N, d]`, by squared error."""
+        widest = 2 * pool.abs().amax(0).clamp(min=1e-8) / (self.levels - 1)
+        tried = torch.linspace(0.05, 1, 40, device=pool.device)
+        middle = (self.levels - 1) / 2
+        errors = []
+        for share in tried:
+            digits = self.digits(pool, share * widest)
+            errors.append((pool - (digits - middle) * share * widest).square().mean(0))
+        self.steps.copy_(tried[torch.stack(errors).argmin(0)] * widest)
+        self.initialised.fill_(True)

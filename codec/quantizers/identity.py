@@ -1,9 +1,11 @@
-"""No quantization: what the autoencoder could do with unlimited bits."""
+"""No codes: the latents as they are, or a variational bottleneck; what others can be compared with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.quantizers.base import Quantized, Quantizer
 
@@ -19,16 +21,77 @@ class Identity(Quantizer):
         self.loss_weights = {}
 
     def forward(
-        self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Quantized:
         """Return the latents, zero where masked."""
+        self.check_latents(latents)
         passed = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
-        return Quantized(passed, self.encode(latents), {}, latents.detach())
+        return Quantized(passed, no_codes(latents), {}, latents.detach())
 
-    def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Empty codes `[B, 0, F]`."""
-        return torch.empty(len(latents), 0, latents.shape[-1], dtype=torch.int64, device=latents.device)
+        self.check_finite(latents)
+        return no_codes(latents)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Raise ValueError: nothing was coded."""
         raise ValueError("quantizer=none keeps no codes to decode; train with another quantizer for tokens")
+
+
+class Variational(Quantizer):
+    """Continuous latents of a variational autoencoder (arXiv 1312.6114): mean and variance of `latent_dim`.
+
+    Training draws the latents, everything else takes their mean. The loss "kl" is the divergence from N(0, 1)
+    in nats per latent dimension. Its codes are empty `[B, 0, F]` and its bitrate is infinite.
+    """
+
+    codebook_sizes = ()
+
+    def __init__(self, dim: int, latent_dim: int = 64, loss_weights: Mapping[str, float] | None = None):
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+        self.dim = dim
+        self.to_moments = nn.Conv1d(dim, 2 * latent_dim, 1)
+        self.out_proj = nn.Conv1d(latent_dim, dim, 1)
+        self.loss_weights = dict(loss_weights or {"kl": 0.01})
+
+    def forward(
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Draw `[B, D, F]`, or without a generator return the mean; zero where masked."""
+        self.check_latents(latents)
+        with torch.autocast(latents.device.type, enabled=False):
+            mean, log_variance = self.to_moments(latents.float()).chunk(2, 1)
+            log_variance = log_variance.clamp(-30, 20)
+            drawn = mean
+            if generator is not None:
+                noise = torch.empty_like(mean).normal_(generator=generator)
+                drawn = mean + noise * (0.5 * log_variance).exp()
+            present = torch.ones_like(mean[:, :1]) if mask is None else mask[:, None].to(mean.dtype)
+            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(1, keepdim=True)
+            kl = torch.where(present > 0, divergence, 0.0).sum() / present.sum().clamp(min=1)
+            passed = torch.where(present > 0, self.out_proj(drawn), 0.0)
+            return Quantized(passed, no_codes(latents), {"kl": kl}, latents.detach())
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Empty codes `[B, 0, F]`."""
+        self.check_finite(latents)
+        return no_codes(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Raise ValueError: nothing was coded."""
+        raise ValueError("quantizer=kl has continuous latents and no codes; train another one for tokens")
+
+
+def no_codes(latents: Tensor) -> Tensor:
+    """Codes `[B, 0, F]`."""
+    return torch.empty(len(latents), 0, latents.shape[-1], dtype=torch.int64, device=latents.device)

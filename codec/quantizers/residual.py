@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from codec.distributed import all_reduce_sum, broadcast, rank, world_size
-from codec.quantizers.base import Quantized, Quantizer, straight_through
-from codec.quantizers.codebook import EMACodebook
-
-# With fewer the first stages fit the k-means pool exactly and the later ones start on an exhausted residual.
-POOL_FRAMES_PER_CODE = 16
+from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.beam import beam_search
+from codec.quantizers.codebook import Codebook
+from codec.quantizers.derived import Derived
+from codec.quantizers.estimators import straight_through
 
 
 class Residual(Quantizer):
     """Cascade of `num_quantizers` codebooks over latents `[B, D, F]`; one codebook is plain VQ.
 
-    `codebook` makes one stage from `dim`. `dropout` is the share of training examples that use only their
-    first n ~ U{1..K} stages (SoundStream §III-C: every example; DAC: half of them), drawn per example.
+    `codebook` makes one stage from `dim`; `codebook_sizes` gives each its own size, `shared` makes one serve
+    all stages. `strides` (SNAC, arXiv 2410.14411) makes stage i see means of `strides[i]` latents; a frame of
+    codes is as long as the largest, and holds stage i's codes one after the other, coarse stages first.
+    `dropout` is the share of training examples that use only their first n codes, n drawn from `depths`,
+    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths).
     A loss is the sum over stages of its mean over frames; frames that drop a stage count as 0 there.
     All arithmetic is float32, also under autocast. Raises ValueError for impossible sizes.
     """
@@ -27,10 +32,15 @@ class Residual(Quantizer):
     def __init__(
         self,
         dim: int,
-        codebook: Callable[[int], nn.Module],
+        codebook: Callable[..., nn.Module],
         *,
         num_quantizers: int = 8,
+        codebook_sizes: Sequence[int] | None = None,
+        strides: Sequence[int] | None = None,
+        shared: bool = False,
         dropout: float = 1.0,
+        depths: Sequence[int] | None = None,
+        estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
         loss_weights: Mapping[str, float] | None = None,
     ):
         super().__init__()
@@ -38,131 +48,255 @@ class Residual(Quantizer):
             raise ValueError(f"num_quantizers must be at least 1, got {num_quantizers}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a share of examples, 0 to 1, got {dropout}")
+        for name, given in (("strides", strides), ("codebook_sizes", codebook_sizes)):
+            if given is not None and len(given) != num_quantizers:
+                raise ValueError(
+                    f"{name} must be num_quantizers = {num_quantizers} numbers, got {list(given)}"
+                )
+        if shared and codebook_sizes is not None:
+            raise ValueError("a shared codebook has one size: leave codebook_sizes out")
+        sizes = [{"codebook_size": size} for size in codebook_sizes or ()] or [{}] * num_quantizers
         self.dim = dim
-        self.codebooks = nn.ModuleList(codebook(dim) for _ in range(num_quantizers))
-        self.codebook_sizes = tuple(stage.codebook_size for stage in self.stages)
+        self.codebooks = nn.ModuleList(codebook(dim, **size) for size in (sizes[:1] if shared else sizes))
+        self.strides = tuple(strides or [1] * num_quantizers)
+        self.stride = max(self.strides)
+        if min(self.strides) < 1 or any(self.stride % stride for stride in self.strides):
+            raise ValueError(f"strides must divide the largest of them, got {list(self.strides)}")
+        self.per_frame = [self.stride // stride for stride in self.strides]
+        self.codebook_sizes = tuple(
+            stage.codebook_size
+            for stage, n in zip(self.stages, self.per_frame, strict=True)
+            for _ in range(n)
+        )
         self.dropout = dropout
+        self.depths = tuple(depths or range(1, self.num_quantizers + 1))
+        if not all(1 <= depth <= self.num_quantizers for depth in self.depths):
+            raise ValueError(f"depths must be 1 to {self.num_quantizers} codes, got {list(self.depths)}")
+        self.estimator = estimator
         self.loss_weights = dict(loss_weights or {})
+        self.tables = Derived()
 
     @property
     def stages(self) -> list:
         """The codebooks, first stage first."""
-        return list(self.codebooks)
+        return list(self.codebooks) * (len(self.strides) // len(self.codebooks))
 
     @property
-    def averaged(self) -> bool:
-        """Whether the codebooks learn by moving averages instead of gradients."""
-        return isinstance(self.codebooks[0], EMACodebook)
+    def learns(self) -> bool:
+        """Whether the codebooks keep statistics of their use."""
+        return isinstance(self.codebooks[0], Codebook)
+
+    @property
+    def tabular(self) -> bool:
+        """Whether every stage is a table of vectors."""
+        return hasattr(self.codebooks[0], "table")
 
     def forward(
-        self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize `[B, D, F]`; see `Quantizer.forward`."""
+        self.check_latents(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            batch, _, frames = latents.shape
-            if isinstance(num_quantizers, Tensor):
-                computed, depth = self.num_quantizers, num_quantizers.repeat_interleave(frames)
-            else:
-                computed = self.check_depth(num_quantizers)
-                depth = torch.full((batch * frames,), computed, device=latents.device)
-            inputs = residual = rows(latents.float())
+            batch, frames = len(latents), latents.shape[-1] // self.stride
+            inputs = rows(latents.float())
+            depth, computed = self.depth_of_frames(num_quantizers, batch, frames, latents.device)
             if mask is not None:
-                inputs = residual = torch.where(mask.reshape(-1, 1), inputs, 0.0)
+                inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
                 depth = depth * mask.reshape(-1)
-            scale = 1 / (depth > 0).sum().clamp(min=1)
-            total, losses, codes = torch.zeros_like(inputs), {}, []
-            for index, stage in enumerate(self.stages[:computed]):
-                vectors, chosen, errors = stage(residual)
-                used = depth > index
-                residual = residual - vectors
-                total = torch.addcmul(total, vectors, used[:, None].to(vectors.dtype))
-                codes.append(chosen.where(used, -1))
-                for name, error in errors.items():
-                    losses[name] = losses.get(name, 0) + (error * used).sum() * scale
-            if self.codebooks[0].straight_through:
-                total = straight_through(inputs, total)
-            return Quantized(
-                columns(total, batch), columns(torch.stack(codes, 1), batch), losses, latents.detach()
+            total, codes, losses = self.quantize(inputs, depth, computed, generator)
+            return Quantized(columns(total, batch), columns(codes, batch), losses, latents.detach())
+
+    def depth_of_frames(
+        self, num_quantizers: int | Tensor | None, batch: int, frames: int, device: torch.device
+    ) -> tuple[Tensor, int]:
+        """How many codes each frame of codes `[B * F]` uses, and how many have to be computed."""
+        if isinstance(num_quantizers, Tensor):
+            return num_quantizers.repeat_interleave(frames), self.num_quantizers
+        computed = self.check_depth(num_quantizers)
+        return torch.full((batch * frames,), computed, device=device), computed
+
+    def quantize(
+        self, inputs: Tensor, depth: Tensor, computed: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Run the cascade on rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
+        around = self.codebooks[0].straight_through_cascade
+        residual = inputs.detach() if around else inputs
+        scale = 1 / (depth > 0).sum().clamp(min=1)
+        total, pull = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        losses: dict[str, Tensor] = {}
+        codes: list[Tensor] = []
+        for first, stage, stride in self.levels(computed):
+            count = self.stride // stride
+            used = (depth[:, None] > first + torch.arange(count, device=depth.device)).reshape(-1)
+            seen = pooled(residual, stride)
+            vectors, chosen, errors = stage(seen, used, generator)
+            codes.append(chosen.where(used, -1).view(len(depth), count))
+            for name, error in errors.items():
+                losses[name] = losses.get(name, 0) + (error * used).sum() * (scale / count)
+            vectors = vectors.detach() if around else vectors
+            left = seen - vectors
+            if around and "commitment" in self.loss_weights:
+                counted = left * used[:, None]
+                squares = torch.dot(counted.flatten(), counted.flatten()) * (scale / (count * self.dim))
+                losses["commitment"] = losses.get("commitment", 0) + squares
+                pull = pull + spread(counted, stride)
+            total = torch.addcmul(
+                total, spread(vectors, stride), spread(used[:, None].to(total.dtype), stride)
             )
+            residual = left if stride == 1 else residual - spread(vectors, stride)
+        if around:
+            total = self.estimator(inputs, total)
+            if "commitment" in losses:
+                # The gradient of all stages' commitment in one tensor: each residual's derivative is 1.
+                slope = (inputs * (pull * (2 * scale / (self.dim * self.stride)))).sum()
+                losses["commitment"] = losses["commitment"] + (slope - slope.detach())
+        return total, torch.cat(codes, 1)[:, :computed], losses
+
+    def levels(self, computed: int | None = None) -> Iterator[tuple[int, Any, int]]:
+        """The stages that the first `computed` codes come from: number of first code, codebook, stride."""
+        first = 0
+        for stage, stride, count in zip(self.stages, self.strides, self.per_frame, strict=True):
+            if computed is None or first < computed:
+                yield first, stage, stride
+            first += count
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """Quantizer dropout: stages that each example of a training batch uses, int64 `[B]`."""
+        """Quantizer dropout: codes that each example of a training batch uses, int64 `[B]`."""
         if self.dropout == 0:
             return None
-        drawn = torch.randint(1, self.num_quantizers + 1, (batch,), generator=generator)
+        drawn = torch.tensor(self.depths)[torch.randint(len(self.depths), (batch,), generator=generator)]
         return drawn.where(torch.rand(batch, generator=generator) < self.dropout, self.num_quantizers)
 
-    def encode(self, latents: Tensor, num_quantizers: int | None = None) -> Tensor:
-        """Codes `[B, num_quantizers, F]` of latents `[B, D, F]`."""
+    @torch.no_grad()
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes `[B, num_quantizers, F]` of latents `[B, D, F * stride]`; see `Quantizer.encode`."""
+        self.check_finite(latents)
         with torch.autocast(latents.device.type, enabled=False):
-            residual, codes = rows(latents.float()), []
-            for stage in self.stages[: self.check_depth(num_quantizers)]:
-                codes.append(stage.encode(residual))
-                residual = residual - stage.lookup(codes[-1])
-            return columns(torch.stack(codes, 1), len(latents))
+            residual, depth = rows(latents.float()), self.check_depth(num_quantizers)
+            if beam > 1 and depth > 1:
+                codes = beam_search(list(self.levels(depth)), residual, self.stride, depth, beam)
+                return columns(codes, len(latents))
+            codes = []
+            for _, stage, stride in self.levels(depth):
+                chosen = stage.encode(pooled(residual, stride))
+                codes.append(chosen.view(-1, self.stride // stride))
+                residual = residual - spread(stage.lookup(chosen), stride)
+            return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents `[B, D, F]` of codes `[B, k, F]`, any prefix k of the stages."""
+        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes."""
         with torch.autocast(codes.device.type, enabled=False):
-            total = self.stages[0].lookup(codes[:, 0])
-            for index in range(1, codes.shape[1]):
-                total = total + self.stages[index].lookup(codes[:, index])
-            return total.permute(0, 2, 1)
+            frames = rows(codes)
+            if self.stride == 1 and self.tabular and not torch.compiler.is_compiling():
+                return columns(self.sum_of_vectors(frames), len(codes))
+            total: Tensor | None = None
+            for first, stage, stride in self.levels(codes.shape[1]):
+                count = self.stride // stride
+                given = frames[:, first : first + count]
+                present = functional.pad(torch.ones_like(given), (0, count - given.shape[1]))
+                chosen = functional.pad(given, (0, count - given.shape[1])).reshape(-1)
+                vectors = stage.lookup(chosen) * present.view(-1, 1)
+                total = spread(vectors, stride) if total is None else total + spread(vectors, stride)
+            assert total is not None
+            return columns(total, len(codes))
+
+    def sum_of_vectors(self, frames: Tensor) -> Tensor:
+        """Sum `[N, D]` of the vectors that codes `[N, k]` name, from one table of all stages'."""
+        stages = self.stages[: len(self.codebooks)]
+        sources = [tensor for stage in stages for tensor in stage.sources()]
+        table = self.tables(sources, lambda: torch.cat([stage.table() for stage in stages]))
+        starts = [0] * len(self.strides) if len(stages) == 1 else self.codebook_sizes
+        offsets = torch.tensor([0, *starts], device=frames.device).cumsum(0)[: frames.shape[1]]
+        return functional.embedding_bag(frames + offsets, table, mode="sum")
 
     def pool_size(self) -> int:
-        """Latents that k-means wants: 16 a code; 0 once initialised."""
-        ready = not self.averaged or bool(self.stages[0].initialised)
-        return 0 if ready else POOL_FRAMES_PER_CODE * max(self.codebook_sizes)
+        """Latents that the codebooks' start wants; 0 once they have started."""
+        wanted = [
+            stage.pool_frames * stride
+            for stage, stride in zip(self.stages, self.strides, strict=True)
+            if hasattr(stage, "pool_frames") and not bool(stage.initialised)
+        ]
+        return max(wanted, default=0)
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
         """Fit stage after stage by k-means to what the stages before left of a pool `[N, D]`."""
-        residual = pool.float()
-        for stage in self.stages if self.averaged else []:
-            stage.initialise(residual)
+        residual = pool[: len(pool) // self.stride * self.stride].float()
+        started: list[Tensor] = []
+        for _, stage, stride in self.levels():
+            if not hasattr(stage, "pool_frames"):
+                return
+            inputs = pooled(residual, stride)
+            # A shared codebook starts from what it will meet in all stages, as far as they are known.
+            started = [*started, inputs] if len(self.codebooks) == 1 else [inputs]
+            stage.initialise(torch.cat(started))
             # On a GPU sums of the same numbers may differ in their last bits from process to process.
-            broadcast(stage.vectors)
-            broadcast(stage.usage)
-            residual = residual - stage.lookup(stage.encode(residual))
+            for tensor in stage.state_dict().values():
+                if tensor.is_floating_point():
+                    broadcast(tensor)
+            residual = residual - spread(stage.lookup(stage.encode(inputs)), stride)
 
     @torch.no_grad()
     def update(self, quantized: Quantized) -> None:
         """Move the codebooks towards this batch's latents, summed over all processes."""
-        if not self.averaged:
+        if not self.learns:
             return
-        statistics = [stage.statistics(inputs, codes) for stage, inputs, codes in self.cascade(quantized)]
-        for stage, total in zip(self.stages, all_reduce_sum(statistics), strict=True):
+        found = [stage.statistics(inputs, codes) for stage, inputs, codes in self.cascade(quantized)]
+        totals = all_reduce_sum(found)
+        if len(self.codebooks) == 1:
+            totals = [torch.stack(totals).sum(0)]
+        for stage, total in zip(self.stages, totals, strict=False):
             stage.update(total)
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
-        """Replace dead codes by random stage inputs of the joint batch, the same ones on every process."""
-        if not self.averaged:
-            return super().revive(quantized, seed)
-        generator = torch.Generator().manual_seed(seed)
-        candidates = []
-        for stage, inputs, codes in self.cascade(quantized):
-            # A row that another process holds, or that dropped this stage, stays zero here; so does its flag.
-            picks = picked_rows(len(inputs) * world_size(), stage.codebook_size, generator) - rank() * len(
-                inputs
-            )
-            local = picks.to(inputs.device).clamp(0, len(inputs) - 1)
-            held = ((picks >= 0) & (picks < len(inputs))).to(inputs.device) & (codes[local] >= 0)
-            row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
-            candidates.append(torch.where(held[:, None], row, 0.0))
-        replaced = []
-        for stage, candidate in zip(self.stages, all_reduce_sum(candidates), strict=True):
-            dead = stage.dead() & (candidate[:, -1] > 0) & torch.isfinite(candidate).all(1)
-            stage.replace(dead, candidate[:, :-1])
-            replaced.append(dead.sum())
-        return torch.stack(replaced)
+        """Replace dead codes by stage inputs of the joint batch, or by twins of overused codes.
 
-    def cascade(self, quantized: Quantized) -> Iterator[tuple[EMACodebook, Tensor, Tensor]]:
+        All processes choose alike. A shared codebook takes inputs of its first stage.
+        """
+        replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
+        if not self.learns:
+            return replaced
+        generator = torch.Generator().manual_seed(seed)
+        candidates = [
+            self.candidates(stage, inputs, codes, generator)
+            for stage, inputs, codes in list(self.cascade(quantized))[: len(self.codebooks)]
+        ]
+        for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
+            vectors, known = candidate[:, :-1], candidate[:, -1] > 0
+            if stage.revive_from == "overused":
+                vectors, known = stage.twins(seed), torch.ones_like(known)
+            dead = stage.dead() & known & torch.isfinite(vectors).all(1)
+            stage.replace(dead, vectors)
+            replaced[first] = dead.sum()
+        return replaced
+
+    def candidates(
+        self, stage: Codebook, inputs: Tensor, codes: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """For each code a random stage input of the joint batch and the flag 1, `[codebook_size, D + 1]`.
+
+        A row that another process holds, or that dropped this stage, is zero here, its flag too.
+        """
+        picks = picked_rows(len(inputs) * world_size(), stage.codebook_size, generator)
+        picks = picks.to(inputs.device) - rank() * len(inputs)
+        local = picks.clamp(0, len(inputs) - 1)
+        held = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
+        row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
+        return torch.where(held[:, None], row, 0.0)
+
+    def cascade(self, quantized: Quantized) -> Iterator[tuple[Codebook, Tensor, Tensor]]:
         """Each stage with its inputs `[N, D]` and codes `[N]` in a batch that was quantized before."""
-        residual = rows(quantized.inputs.float())
-        for stage, codes in zip(self.stages, rows(quantized.codes).unbind(1), strict=True):
-            yield stage, residual, codes
-            residual = residual - stage.lookup(codes.clamp(min=0))
+        residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
+        for first, stage, stride in self.levels(codes.shape[1]):
+            inputs = pooled(residual, stride)
+            chosen = codes[:, first : first + self.stride // stride].reshape(-1)
+            yield stage, inputs, chosen
+            residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
 
 
 def rows(latents: Tensor) -> Tensor:
@@ -173,6 +307,16 @@ def rows(latents: Tensor) -> Tensor:
 def columns(frames: Tensor, batch: int) -> Tensor:
     """`[B * F, D]` back as `[B, D, F]`."""
     return frames.view(batch, -1, frames.shape[1]).permute(0, 2, 1)
+
+
+def pooled(frames: Tensor, stride: int) -> Tensor:
+    """Means `[N / stride, D]` of successive rows `[N, D]`."""
+    return frames if stride == 1 else frames.view(-1, stride, frames.shape[1]).mean(1)
+
+
+def spread(frames: Tensor, stride: int) -> Tensor:
+    """Each row of `[N, D]` `stride` times, `[N * stride, D]`."""
+    return frames if stride == 1 else frames.repeat_interleave(stride, 0)
 
 
 def picked_rows(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,65 @@
+"""Codes by attention over a codebook, with Gumbel noise in training (NWT's memcodes)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class GumbelCodebook(nn.Module):
+    """Inputs attend to the keys of `codebook_size` memories and get the value of one (NWT, arXiv 2106.04283).
+
+    Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
+    probable one is taken. No losses: gradients reach inputs and memories through the softmax. `Grouped` makes
+    several heads of it.
+    """
+
+    straight_through_cascade = False
+
+    def __init__(self, dim: int, codebook_size: int = 1024, temperature: float = 1.0):
+        super().__init__()
+        if codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.codebook_size = codebook_size
+        self.temperature = temperature
+        self.memories = nn.Parameter(torch.randn(codebook_size, dim))
+        self.to_keys = nn.Linear(dim, dim, bias=False)
+        self.to_values = nn.Linear(dim, dim, bias=False)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Scores `[N, K]` of inputs `[N, D]`."""
+        return inputs @ self.to_keys(self.memories).T * inputs.shape[1] ** -0.5
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """The most probable code `[N]` of inputs `[N, D]`."""
+        return self.logits(inputs).argmax(1)
+
+    def table(self) -> Tensor:
+        """All values `[K, D]`."""
+        return self.to_values(self.memories)
+
+    def sources(self) -> list[Tensor]:
+        """What `table` is computed from."""
+        return [self.memories, self.to_values.weight]
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Vectors `[..., D]` of codes `[...]`."""
+        return functional.embedding(codes, self.table())
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, D]`, codes `[N]`; no losses."""
+        logits = self.logits(inputs)
+        if generator is not None:
+            noise = torch.empty_like(logits).exponential_(generator=generator).log()
+            logits = (logits - noise) / self.temperature
+        codes = logits.detach().argmax(1)
+        soft = logits.softmax(1)
+        table = self.table()
+        # The chosen value exactly, with the gradient of the soft mixture.
+        mixture = (soft - soft.detach()) @ table.detach()
+        return functional.embedding(codes, table) + mixture, codes, {}

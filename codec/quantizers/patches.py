@@ -1,0 +1,82 @@
+"""Latents joined to patches of time, each quantized as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from codec.quantizers.base import Quantized, Quantizer
+
+
+class Patches(Quantizer):
+    """Joins `patch_length` successive latents `[B, D, F]` to one vector and quantizes that.
+
+    With `Grouped` over all channels, shared, this is channelwise VQ: each channel's course in time is cut
+    into patches, and one codebook serves all (quantizer-pytorch's `split_size`).
+    """
+
+    def __init__(self, dim: int, quantizer: Callable[[int], Quantizer], patch_length: int = 4):
+        super().__init__()
+        if patch_length < 1:
+            raise ValueError(f"patch_length must be at least 1 latent, got {patch_length}")
+        self.dim, self.patch_length = dim, patch_length
+        self.quantizer = quantizer(dim * patch_length)
+        self.codebook_sizes = self.quantizer.codebook_sizes
+        self.loss_weights = self.quantizer.loss_weights
+        self.stride = patch_length * self.quantizer.stride
+
+    def fold(self, latents: Tensor) -> Tensor:
+        """`[B, D, F * patch_length]` to `[B, D * patch_length, F]`."""
+        return latents.unflatten(2, (-1, self.patch_length)).transpose(2, 3).flatten(1, 2)
+
+    def unfold(self, patches: Tensor) -> Tensor:
+        """Undo `fold`."""
+        return patches.unflatten(1, (-1, self.patch_length)).transpose(2, 3).flatten(2, 3)
+
+    def forward(
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Quantize patch by patch; see `Quantizer.forward`."""
+        self.check_latents(latents)
+        inner = self.quantizer(self.fold(latents), num_quantizers, mask, generator)
+        return Quantized(self.unfold(inner.latents), inner.codes, inner.losses, latents.detach())
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes of the patches."""
+        self.check_finite(latents)
+        return self.quantizer.encode(self.fold(latents), num_quantizers, beam)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents `[B, D, F * patch_length]` of codes `[B, k, F]`."""
+        return self.unfold(self.quantizer.decode(codes))
+
+    def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
+        """What the inner quantizer draws."""
+        return self.quantizer.draw_num_quantizers(batch, generator)
+
+    def pool_size(self) -> int:
+        """Latents of as many patches as the inner quantizer wants."""
+        return self.quantizer.pool_size() * self.patch_length
+
+    def initialise(self, pool: Tensor) -> None:
+        """Fit the inner quantizer to the pool's patches."""
+        whole = pool[: len(pool) // self.patch_length * self.patch_length]
+        self.quantizer.initialise(self.fold(whole.T[None])[0].T)
+
+    def inside(self, quantized: Quantized) -> Quantized:
+        """The record as the inner quantizer knows it."""
+        return quantized._replace(inputs=self.fold(quantized.inputs))
+
+    def update(self, quantized: Quantized) -> None:
+        """Let the inner quantizer learn."""
+        self.quantizer.update(self.inside(quantized))
+
+    def revive(self, quantized: Quantized, seed: int) -> Tensor:
+        """Let the inner quantizer revive."""
+        return self.quantizer.revive(self.inside(quantized), seed)

@@ -1,0 +1,85 @@
+"""A quantizer in another number of dimensions, between learned projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from codec.quantizers.base import Quantized, Quantizer
+
+
+class Projected(Quantizer):
+    """Quantizes `quantizer_dim` projections of latents `[B, D, F]` and projects back, without bias.
+
+    EnCodec's successors search in fewer dimensions than their latents have (Mimi, arXiv 2410.00037: 512 to
+    256). `quantizer` makes the inner one from its number of dimensions.
+    """
+
+    def __init__(self, dim: int, quantizer: Callable[[int], Quantizer], quantizer_dim: int = 8):
+        super().__init__()
+        if quantizer_dim < 1:
+            raise ValueError(f"quantizer_dim must be at least 1, got {quantizer_dim}")
+        self.dim = dim
+        self.in_proj = nn.Conv1d(dim, quantizer_dim, 1, bias=False)
+        self.quantizer = quantizer(quantizer_dim)
+        self.out_proj = nn.Conv1d(quantizer_dim, dim, 1, bias=False)
+        self.codebook_sizes = self.quantizer.codebook_sizes
+        self.loss_weights = self.quantizer.loss_weights
+        self.stride = self.quantizer.stride
+
+    def project(self, latents: Tensor) -> Tensor:
+        """`[B, D, F]` to `[B, quantizer_dim, F]` in float32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.in_proj(latents.float())
+
+    def forward(
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Quantized:
+        """Project, quantize, project back; see `Quantizer.forward`."""
+        self.check_latents(latents)
+        inner = self.quantizer(self.project(latents), num_quantizers, mask, generator)
+        with torch.autocast(latents.device.type, enabled=False):
+            return Quantized(self.out_proj(inner.latents), inner.codes, inner.losses, latents.detach())
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes of the projected latents."""
+        self.check_finite(latents)
+        return self.quantizer.encode(self.project(latents), num_quantizers, beam)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents of codes, projected back."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.out_proj(self.quantizer.decode(codes))
+
+    def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
+        """What the inner quantizer draws."""
+        return self.quantizer.draw_num_quantizers(batch, generator)
+
+    def pool_size(self) -> int:
+        """What the inner quantizer wants."""
+        return self.quantizer.pool_size()
+
+    @torch.no_grad()
+    def initialise(self, pool: Tensor) -> None:
+        """Fit the inner quantizer to the projected pool."""
+        self.quantizer.initialise(self.project(pool.T[None])[0].T)
+
+    def inside(self, quantized: Quantized) -> Quantized:
+        """The record as the inner quantizer knows it."""
+        return quantized._replace(inputs=self.project(quantized.inputs))
+
+    @torch.no_grad()
+    def update(self, quantized: Quantized) -> None:
+        """Let the inner quantizer learn."""
+        self.quantizer.update(self.inside(quantized))
+
+    @torch.no_grad()
+    def revive(self, quantized: Quantized, seed: int) -> Tensor:
+        """Let the inner quantizer revive."""
+        return self.quantizer.revive(self.inside(quantized), seed)

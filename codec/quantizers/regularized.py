@@ -1,0 +1,48 @@
+"""Losses that keep a gradient codebook's vectors apart and in use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from codec.distributed import all_reduce_with_gradient
+from codec.quantizers.codebook import GradientCodebook
+from codec.quantizers.search import half_norms
+
+
+class RegularizedCodebook(GradientCodebook):
+    """A gradient codebook with two more losses, a weight of 0 in `loss_weights` turns either off.
+
+    "orthogonality": mean squared cosine between different vectors (arXiv 2112.00384). "diversity": what the
+    entropy of the mean soft assignment lacks of log(codebook_size), as a share of it.
+    """
+
+    SOFTNESS = 0.1  # of the assignment, as a share of the vectors' mean squared length
+
+    def forward(
+        self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Vectors `[N, D]`, codes `[N]`, the codebook error per input `[N]` and both regularizers of all."""
+        vectors, codes, losses = super().forward(inputs, used, generator)
+        losses |= {"orthogonality": self.orthogonality(), "diversity": self.diversity(inputs, used)}
+        return vectors, codes, losses
+
+    def orthogonality(self) -> Tensor:
+        """Mean squared cosine of two different vectors, 0 to 1."""
+        unit = functional.normalize(self.vectors, dim=1)
+        size = self.codebook_size
+        return ((unit.T @ unit).square().sum() - size).clamp(min=0) / (size * (size - 1))
+
+    def diversity(self, inputs: Tensor, used: Tensor) -> Tensor:
+        """0 when the frames of all processes together use all vectors alike, 1 when they use one."""
+        scale = 2 / (self.SOFTNESS * self.vectors.detach().square().sum(1).mean())
+        scores = torch.addmm(half_norms(self.vectors), inputs, self.vectors.T)
+        share = torch.where(used[:, None], (scale * scores).softmax(1), 0.0).sum(0)
+        total = torch.cat([share, used.sum().to(share.dtype)[None]])
+        if self.training:
+            total = all_reduce_with_gradient(total)
+        mean = (total[:-1] / total[-1].clamp(min=1)).clamp(min=1e-8)
+        return 1 + torch.xlogy(mean, mean).sum() / math.log(self.codebook_size)

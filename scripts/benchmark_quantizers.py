@@ -1,0 +1,294 @@
+"""Compare quantizers with the libraries people use: python scripts/benchmark_quantizers.py
+
+Every contender quantizes the same latents with as many codebooks of the same size; they take turns in one
+process on one thread, whose CPU time is read. "train" is forward, backward and the codebook update, "encode"
+gives codes, "decode" gives latents of codes. Those that are installed take part (see
+scripts/benchmark-requirements.txt). With --memory each runs in a process of its own, whose peak resident
+memory is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from codec.quantizers.codebook import EMACodebook
+from codec.quantizers.factorized import FactorizedCodebook
+from codec.quantizers.residual import Residual
+
+SIZE = 1024
+# Codebooks, latent dimensions, batch and frames.
+SETTINGS = [
+    (books, dim, *shape) for books in (1, 8) for dim in (128, 512) for shape in ((16, 150), (1, 6000))
+]
+MEMORY_SETTING = (8, 128, 16, 2000)
+
+
+class Contender(NamedTuple):
+    """What one library does with latents `[B, D, F]`."""
+
+    train: Callable[[Tensor], None]
+    encode: Callable[[Tensor], Any]
+    decode: Callable[[Any], Tensor]
+
+
+def backward(output: Tensor, loss: Tensor) -> None:
+    """Backpropagate the loss that all train with."""
+    (output.mean() + loss.sum()).backward()
+
+
+def without_gradient(function: Callable) -> Callable:
+    """The function as it is called in inference."""
+    return torch.no_grad()(function)
+
+
+def ours(books: int, dim: int) -> Contender:
+    """Residual VQ with EMA codebooks."""
+    quantizer = Residual(
+        dim,
+        partial(EMACodebook, codebook_size=SIZE),
+        num_quantizers=books,
+        loss_weights={"commitment": 1.0},
+    )
+
+    def train(latents: Tensor) -> None:
+        quantized = quantizer(latents)
+        backward(quantized.latents, quantized.losses["commitment"])
+        quantizer.update(quantized)
+
+    return Contender(train, without_gradient(quantizer.encode), without_gradient(quantizer.decode))
+
+
+def vector_quantize_pytorch(books: int, dim: int, rotation: bool = True) -> Contender:
+    """lucidrains' ResidualVQ; its default gradient is the rotation trick."""
+    from vector_quantize_pytorch import ResidualVQ
+
+    module = ResidualVQ(
+        dim=dim, num_quantizers=books, codebook_size=SIZE, decay=0.99, rotation_trick=rotation
+    )
+
+    def train(latents: Tensor) -> None:
+        output, _, loss = module.train()(latents.transpose(1, 2))
+        backward(output, loss)
+
+    return Contender(
+        train,
+        without_gradient(lambda latents: module.eval()(latents.transpose(1, 2))[1]),
+        without_gradient(lambda codes: module.eval().get_output_from_indices(codes)),
+    )
+
+
+def quantizer_pytorch(books: int, dim: int) -> Contender:
+    """Quantizer1d with residuals that do not share a codebook."""
+    from quantizer_pytorch import Quantizer1d
+
+    module = Quantizer1d(dim, num_groups=1, codebook_size=SIZE, num_residuals=books, shared_codebook=False)
+
+    def train(latents: Tensor) -> None:
+        output, info = module.train()(latents)
+        backward(output, info["loss"])
+
+    return Contender(
+        train,
+        without_gradient(lambda latents: module.eval()(latents)[1]["indices"]),
+        without_gradient(lambda codes: module.eval().from_ids(codes)),
+    )
+
+
+def encodec(books: int, dim: int) -> Contender:
+    """EnCodec's, which AudioCraft, FunCodec and others copied."""
+    from encodec.quantization.vq import ResidualVectorQuantizer
+
+    module = ResidualVectorQuantizer(dimension=dim, n_q=books, bins=SIZE, decay=0.99, kmeans_init=False)
+
+    def train(latents: Tensor) -> None:
+        output, _, loss = module.train().vq(latents)
+        backward(output, loss)
+
+    return Contender(
+        train,
+        without_gradient(lambda latents: module.eval().vq.encode(latents)),
+        without_gradient(lambda codes: module.eval().vq.decode(codes)),
+    )
+
+
+def mimi(books: int, dim: int) -> Contender:
+    """Kyutai's residual VQ."""
+    from moshi.quantization import ResidualVectorQuantizer
+
+    module = ResidualVectorQuantizer(dimension=dim, n_q=books, bins=SIZE)
+    for layer in module.vq.layers:
+        layer._codebook._buffers["_initialized"].fill_(1)
+
+    def train(latents: Tensor) -> None:
+        result = module.train()(latents, 75)
+        backward(result.x, result.penalty)
+
+    return Contender(
+        train,
+        without_gradient(lambda latents: module.eval().encode(latents)),
+        without_gradient(lambda codes: module.eval().decode(codes)),
+    )
+
+
+def ours_factorized(books: int, dim: int) -> Contender:
+    """DAC's quantizer as we build it."""
+    weights = {"commitment": 0.25, "codebook": 1.0}
+    quantizer = Residual(
+        dim, partial(FactorizedCodebook, codebook_size=SIZE), num_quantizers=books, loss_weights=weights
+    ).eval()
+
+    def train(latents: Tensor) -> None:
+        quantized = quantizer(latents)
+        loss = sum((weights[name] * loss for name, loss in quantized.losses.items()), torch.zeros(()))
+        backward(quantized.latents, loss)
+
+    return Contender(train, without_gradient(quantizer.encode), without_gradient(quantizer.decode))
+
+
+def dac(books: int, dim: int) -> Contender:
+    """Descript's factorised residual VQ."""
+    from dac.nn.quantize import ResidualVectorQuantize
+
+    module = ResidualVectorQuantize(dim, books, SIZE, 8, quantizer_dropout=0.0).eval()
+
+    def train(latents: Tensor) -> None:
+        output, _, _, commitment, codebook = module(latents)
+        backward(output, 0.25 * commitment + codebook)
+
+    return Contender(
+        train,
+        without_gradient(lambda latents: module(latents)[1]),
+        without_gradient(lambda codes: module.from_codes(codes)[0]),
+    )
+
+
+# Each with what it is measured against.
+CONTENDERS: dict[str, tuple[Callable[[int, int], Contender], str]] = {
+    "ours": (ours, "ours"),
+    "vector-quantize-pytorch": (vector_quantize_pytorch, "ours"),
+    "same, straight-through": (partial(vector_quantize_pytorch, rotation=False), "ours"),
+    "quantizer-pytorch": (quantizer_pytorch, "ours"),
+    "encodec (AudioCraft)": (encodec, "ours"),
+    "moshi (Mimi)": (mimi, "ours"),
+    "ours, factorized": (ours_factorized, "ours, factorized"),
+    "descript-audio-codec": (dac, "ours, factorized"),
+}
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """CPU time of this thread in one call."""
+    start = time.thread_time()
+    function()
+    return 1000 * (time.thread_time() - start)
+
+
+def installed(books: int, dim: int) -> dict[str, Contender]:
+    """The contenders whose packages are there."""
+    found = {}
+    for name, (make, _) in CONTENDERS.items():
+        torch.manual_seed(0)
+        try:
+            found[name] = make(books, dim)
+        except ImportError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+    return found
+
+
+def gemm_floor(books: int, dim: int, frames: int) -> float:
+    """Milliseconds that the search's matrix products alone take, at the speed of the fastest routine here."""
+    points, vectors = torch.randn(frames, dim), torch.randn(SIZE, dim)
+    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    product = (
+        (lambda: linear(points, vectors, None, "none", [], "")) if linear else (lambda: points @ vectors.T)
+    )
+    return books * min(milliseconds(product) for _ in range(10))
+
+
+def compare(books: int, dim: int, batch: int, frames: int, rounds: int) -> None:
+    """Let the contenders take turns; print the lower quartile of each and its multiple of ours."""
+    latents = torch.randn(batch, dim, frames, generator=torch.Generator().manual_seed(0))
+    contenders = installed(books, dim)
+    codes = {name: one.encode(latents) for name, one in contenders.items()}
+    jobs: dict[str, dict[str, Callable[[], object]]] = {
+        name: {
+            "train": lambda one=one: one.train(latents.clone().requires_grad_()),
+            "encode": lambda one=one: one.encode(latents),
+            "decode": lambda one=one, name=name: one.decode(codes[name]),
+        }
+        for name, one in contenders.items()
+    }
+    times: dict[tuple[str, str], list[float]] = {(n, job): [] for n in jobs for job in jobs[n]}
+    for number in range(rounds + 1):
+        for name, named in jobs.items():
+            for job, function in named.items():
+                repeats = 10 if job == "decode" else 1
+                spent = sum(milliseconds(function) for _ in range(repeats)) / repeats
+                if number:  # the first warms up
+                    times[name, job].append(spent)
+    floor = gemm_floor(books, dim, batch * frames)
+    print(f"\n{books} x {SIZE} codes, {dim} dimensions, {batch} x {frames} frames; GEMM floor {floor:.1f} ms")
+    typical = {key: statistics.quantiles(values, n=4)[0] for key, values in times.items()}
+    for name in jobs:
+        against = CONTENDERS[name][1]
+        cells = [
+            f"{typical[name, job]:9.2f} ms {typical[name, job] / typical[against, job]:7.2f} x"
+            for job in jobs[name]
+        ]
+        print(f"{name:26}" + "".join(cells), flush=True)
+
+
+def print_memory(name: str) -> None:
+    """Print how far one training step and one encode raise this process's peak memory, in MiB."""
+    books, dim, batch, frames = MEMORY_SETTING
+    contender = CONTENDERS[name][0](books, dim)
+    latents = torch.randn(batch, dim, frames)
+    contender.encode(latents[..., :8])
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contender.encode(latents)
+    encode = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contender.train(latents.requires_grad_())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"encode {(encode - start) / 1024:7.0f} MiB, then a training step {(peak - start) / 1024:7.0f} MiB")
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--books", type=int, choices=(1, 8), help="only with this many codebooks")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
+    parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory_of:
+        print_memory(options.memory_of)
+    elif options.memory:
+        books, dim, batch, frames = MEMORY_SETTING
+        print(f"peak above the start: {books} x {SIZE} codes, {dim} dimensions, {batch} x {frames} frames")
+        for name in CONTENDERS:
+            command = [sys.executable, __file__, "--memory-of", name]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            print(
+                f"{name:26}{(done.stdout or done.stderr.strip().rpartition(chr(10))[2]).rstrip()}", flush=True
+            )
+    else:
+        for books, dim, batch, frames in SETTINGS:
+            if options.books in (None, books):
+                compare(books, dim, batch, frames, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
