@@ -1,14 +1,10 @@
 """Folders of audio as endless, exactly repeatable training batches; the validation clips beside them."""
 
-import atexit
 import itertools
 import logging
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from codec import distributed
 from codec.audio import AudioError, printable, read_segment, resampled_length, rms
 from codec.index import DataError, Index, IndexedFile, has_audio, scan, split
+from codec.workers import WorkerLoader
 
 log = logging.getLogger(__name__)
 
@@ -262,14 +259,11 @@ class AudioData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's part of the endless training batches, from the first crop not used yet."""
         process = distributed.rank(), distributed.world_size()
-        ending = multiprocessing.RawValue("b", 0)
-        atexit.register(setattr, ending, "value", 1)
-        return DataLoader(
+        return WorkerLoader(
             self.train_crops,
             batch_sampler=CropBatches(self.batch_size, lambda: self.seen, *process),
             num_workers=self.num_workers,
             collate_fn=Batch._make,  # they come whole
-            worker_init_fn=partial(prepare_worker, ending),
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # from the global one it would draw; a resumed run would differ
@@ -341,10 +335,3 @@ def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count:
     if not clips:
         raise DataError("no validation clip could be read: see the warnings before this")
     return torch.from_numpy(np.stack(list(clips.values())))
-
-
-def prepare_worker(ending: Any, worker: int) -> None:
-    """Set up a loading process: one thread; no Ctrl-C or SIGTERM ends it before the program is `ending`."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)

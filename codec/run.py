@@ -65,6 +65,10 @@ def train(composed: Any) -> int:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
+            raise error.__context__ from None
+        raise
     return finish(config, module, data, folder, stop, trainer)
 
 

@@ -22,7 +22,7 @@ LAYERS = """
     training evaluation checkpoints logs
     data synthetic model losses optimization
     autoencoders discriminators quantizers pictures metrics index
-    layers spectrogram distributed config audio
+    layers spectrogram distributed workers config audio
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

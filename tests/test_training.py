@@ -265,6 +265,44 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, number, st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("moment", ["codec.workers.prepare_worker", "codec.data.AudioData.train_dataloader"])
+def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
+    tmp_path, wavs, moment, name, status
+):
+    *python, code = command(tmp_path, wavs, "trainer.max_steps=100000", "data.num_workers=2")
+    place, function = moment.rpartition(".")[::2]
+    signalled = f"""
+import os, signal
+from codec.config import locate
+import codec.data, codec.workers
+place = locate({place!r}) if {place!r}.endswith("Data") else codec.workers
+real = place.{function}
+def signalled(*arguments):
+    if arguments[1:] != (1,):  # one of the workers is enough: a second Ctrl-C means at once
+        os.killpg(0, signal.{name})
+    return real(*arguments)
+place.{function} = signalled
+"""
+    process = subprocess.run(
+        [*python, signalled + code], capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert process.returncode == status, process.stderr
+    assert f"stopped by {name} at step 1;" in process.stdout
+    assert "Traceback" not in process.stderr and last(tmp_path)["global_step"] == 1
+    assert run(tmp_path, wavs, "trainer.max_steps=2", "resume=auto")["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_step_is_an_interruption(tmp_path, wavs):
+    code = "import codec.data as data, os, signal; "
+    code += "data.has_audio = lambda root: os.kill(os.getpid(), signal.SIGINT); "
+    *python, training = command(tmp_path, wavs, "data=synthetic", f"data.root={wavs}")
+    process = subprocess.run([*python, code + training], capture_output=True, text=True, timeout=120)
+    assert process.returncode in (130, -signal.SIGINT) and "KeyboardInterrupt" in process.stderr
+
+
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs):
     random = np.random.default_rng(0)
     reached = 0
