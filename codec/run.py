@@ -20,6 +20,7 @@ from codec.checkpoints import AtomicCheckpoints, StopOnSignal
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
+from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
 from codec.model import build_codec
 from codec.telemetry import Samples, Telemetry
@@ -61,6 +62,13 @@ def train(composed: Any) -> int:
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
+    fit(trainer, module, data, checkpoint)
+    return finish(config, module, data, folder, stop, trainer)
+
+
+def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
+    """Train; ConfigError for what the user can mend."""
+    loggers = trainer.loggers
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
@@ -69,7 +77,13 @@ def train(composed: Any) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
             raise error.__context__ from None
         raise
-    return finish(config, module, data, folder, stop, trainer)
+    except Exception as error:
+        if isinstance(error, OSError | ConfigError) or logger_failure(error) is None:
+            raise
+        raise ConfigError(f"logger: {error}; or choose logger=tensorboard or logger=none") from error
+    finally:
+        for logger in loggers:
+            close(logger)
 
 
 def check_plain_options(config: dict[str, Any]) -> None:
@@ -109,7 +123,7 @@ def build_trainer(
     table = MetricsCSV(folder / "metrics.csv")
     if checkpoint:
         table.rewind(checkpoint_step(checkpoint))
-    logger = build(config["logger"], path="logger") if config["logger"] else None
+    logger = build_logger(config["logger"])
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),

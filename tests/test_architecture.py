@@ -19,7 +19,7 @@ LAYERS = """
     codec cli
     run doctor
     telemetry
-    training evaluation checkpoints logs
+    training evaluation checkpoints logs loggers
     data synthetic model losses optimization
     autoencoders discriminators quantizers pictures metrics index
     layers spectrogram distributed workers config audio
@@ -28,7 +28,7 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
-    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "data"},
+    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
     "hydra": {"cli", "run"},
     "omegaconf": {"cli", "run"},
     "matplotlib": {"pictures"},

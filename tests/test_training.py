@@ -1,6 +1,8 @@
 import csv
 import errno
+import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,6 +97,65 @@ def test_a_run_folder_loads_while_it_trains_and_when_it_is_done(tmp_path, wavs):
     training = codec.load(tmp_path / "run").state_dict()
     assert all(torch.equal(value, training[name]) for name, value in finished.items())
     assert (tmp_path / "run/data.txt").read_text().startswith(str(wavs))
+
+
+def contents_of_tensorboard(folder: Path, event_accumulator) -> list[str]:
+    tags = event_accumulator.EventAccumulator(str(folder / "run")).Reload().Tags()
+    assert "valid/mel" in tags["scalars"]
+    return [*tags["audio"], *tags["images"]]
+
+
+def contents_of_wandb(folder: Path, wandb) -> list[str]:
+    assert wandb.run is None, "the next run of a sweep would go on in this one"
+    (run,) = (folder / "run/wandb").glob("offline-run-*")
+    assert b"valid/mel" in next(run.glob("*.wandb")).read_bytes()
+    return [str(path.relative_to(run / "files")) for path in run.rglob("media/*/clip 0/*")]
+
+
+def contents_of_mlflow(folder: Path, mlflow) -> list[str]:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/run/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("codec").experiment_id])
+    assert run.info.status == "FINISHED" and "valid/mel" in run.data.metrics
+    return [artifact.path for artifact in client.list_artifacts(run.info.run_id, "samples")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("logger", "library", "contents", "expected"),
+    [
+        (
+            "tensorboard", "tensorboard.backend.event_processing.event_accumulator", contents_of_tensorboard,
+            ["clip 0/original", "clip 0/reconstruction", "clip 0"],
+        ),
+        (
+            "wandb", "wandb", contents_of_wandb,
+            [r"media/audio/clip 0/audio_\d+_.*wav"] * 2 + [r"media/images/clip 0/spectrograms_\d+_.*png"],
+        ),
+        (
+            "mlflow", "mlflow", contents_of_mlflow,
+            ["samples/clip-0-" + end for end in ("original.wav", "step-0000002.wav", "step-0000002.png")],
+        ),
+    ],
+)  # fmt: skip
+def test_every_logger_gets_numbers_audio_and_pictures(
+    tmp_path, wavs, monkeypatch, logger, library, contents, expected
+):
+    module = pytest.importorskip(library, reason=f'needs pip install "neural-audio-codec[{logger}]"')
+    monkeypatch.chdir(tmp_path)
+    options = ["logger.offline=true"] if logger == "wandb" else []
+    run(tmp_path, wavs, "trainer.max_steps=2", "trainer.val_check_interval=2", f"logger={logger}", *options)
+    found = contents(tmp_path, module)
+    assert all(any(re.fullmatch(name, one) for one in found) for name in expected), found
+    assert len(found) >= len(expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named_with_its_extra(tmp_path, wavs, logger):
+    if importlib.util.find_spec(logger):
+        pytest.skip(f"{logger} is installed")
+    with pytest.raises(ConfigError, match=r'pip install "neural-audio-codec\[wandb\]"'):
+        run(tmp_path, wavs, "trainer.max_steps=1", f"logger={logger}")
 
 
 def mel_by_step(folder: Path) -> dict[int, float]:
