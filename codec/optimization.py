@@ -1,9 +1,10 @@
-"""Optimizers, learning-rate schedules and clipping of the two players."""
+"""Optimizers, learning-rate schedules and clipping of the two players; what does not learn at all."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -74,3 +75,18 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     """Scale an optimizer's gradients down to a total norm of `limit`; returns the norm before."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf)
+
+
+def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
+    """Take the gradients from submodules of a codec; ValueError for unknown names or when nothing is left."""
+    modules = {name: module for name, module in codec.named_modules() if not name.startswith("quantizer.")}
+    for name in names:
+        if not name or name not in modules:
+            close = difflib.get_close_matches(name, modules, 1) or ["autoencoder.encoder"]
+            known = ", ".join(known for known in modules if known and known.count(".") < 2)
+            raise ValueError(
+                f"freeze: the codec has no part {name!r}; did you mean {close[0]}? It has {known}, and theirs"
+            )
+        modules[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in codec.parameters()):
+        raise ValueError(f"freeze: {list(names)} leaves nothing that gradients train")

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from composed import tiny_run
+from lightning import seed_everything
 from omegaconf import OmegaConf
 
 import codec
 from codec.audio import write_wav
 from codec.config import ConfigError
 from codec.losses.objective import Objective
-from codec.run import train
+from codec.run import build_parts, train
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -273,6 +274,15 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
         (["data.batch_size=0"], "batch_size must be positive"),
         (["data.weights=[1,2]"], "weights must be one positive number a root"),
         (["trainer.max_steps=oops"], "trainer.max_steps: expected int, got 'oops'"),
+        (
+            ["training.freeze=[quantiser]"],
+            "'quantiser'; did you mean quantizer.* autoencoder.decoder",
+        ),
+        (
+            ["training.freeze=[quantizer.codebooks.0]"],
+            "no part 'quantizer.codebooks.0'; did you mean",
+        ),
+        (["training.freeze=[autoencoder]"], "leaves nothing that gradients train"),
         (["resume=nowhere.ckpt"], "resume: there is no checkpoint nowhere.ckpt"),
     ],
 )
@@ -402,6 +412,52 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     assert sum(float(row["codebook/replaced_1"]) for row in rows) > 0
+
+
+def changed(checkpoint: dict, start: dict) -> set[str]:
+    """Which parts of the codec two states differ in."""
+    return {
+        name.removeprefix("codec.").split(".")[0 if "quantizer" in name else 1]
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("codec.") and not torch.equal(value, start["state_dict"][name])
+    }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "learning"),
+    [
+        ("[]", {"encoder", "decoder", "quantizer"}),
+        ("[quantizer]", {"encoder", "decoder"}),
+        ("[autoencoder.encoder,quantizer]", {"decoder"}),
+        ("[autoencoder.decoder]", {"encoder", "quantizer"}),
+    ],
+)
+def test_frozen_parts_stay_as_they_are(tmp_path, wavs, freeze, learning):
+    options = ["trainer.max_steps=4", "training.revive_every=1", "quantizer.codebook.dead_threshold=0.9"]
+    # Weights before the first step follow from the seed alone.
+    first = config_before_training(tmp_path / "first", wavs)
+    trained = run(tmp_path, wavs, *options, f"training.freeze={freeze}")
+    assert changed(trained, first) == learning
+    if "quantizer" not in learning:
+        assert not trained["state_dict"]["codec.quantizer.codebooks.0.initialised"]
+    # What was frozen may learn in the next run, and the other way round.
+    run(tmp_path, wavs, *options, "trainer.max_steps=5", "training.freeze=[]", "resume=auto")
+
+
+def config_before_training(folder: Path, wavs: Path) -> dict:
+    """State of a run's modules before its first step."""
+    config = tiny_run(folder, wavs)
+    seed_everything(config["seed"], workers=False, verbose=False)
+    return {"state_dict": build_parts(config)[1].state_dict()}
+
+
+def test_frozen_factorised_codebooks_get_no_gradient(tmp_path, wavs):
+    options = ["trainer.max_steps=3", "training.freeze=[quantizer]"]
+    config = tiny_run(tmp_path, wavs, *options, swap_quantizer="factorized_rvq")
+    seed_everything(config["seed"], workers=False, verbose=False)
+    first = {"state_dict": build_parts(config)[1].state_dict()}
+    assert train(OmegaConf.create(config)) == 0
+    assert changed(last(tmp_path), first) == {"encoder", "decoder"}
 
 
 def test_bfloat16_trains_with_float32_codebooks_and_weights(tmp_path, wavs):
