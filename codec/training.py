@@ -162,7 +162,7 @@ class CodecTraining(lightning.LightningModule):
         estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)))
         losses: dict[str, Tensor] = {}
         finite = True
-        if fooling:
+        if fooling and self.optimization.updates_discriminator(self.step_seed()):
             losses["discriminator"] = self.discriminator_loss(audio, estimate.detach())
             finite = self.descend(optimizers[1], losses["discriminator"])
         generator_losses = self.objective.reconstruction_losses(estimate, audio)

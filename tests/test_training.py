@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import tiny_run
+from composed import config, tiny_run
 from lightning import seed_everything
 from omegaconf import OmegaConf
 
 import codec
 from codec.audio import write_wav
-from codec.config import ConfigError
+from codec.config import ConfigError, build
 from codec.losses.objective import Objective
 from codec.run import build_parts, train
 
@@ -80,6 +80,27 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, wavs, 
     assert_same(whole, parts)
     with (tmp_path / "parts/run/metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+
+
+def discriminator_steps(checkpoint: dict) -> int:
+    (steps,) = {int(state["step"]) for state in checkpoint["optimizer_states"][1]["state"].values()}
+    return steps
+
+
+def test_a_discriminator_that_skips_steps_skips_the_same_ones_after_a_resume(tmp_path, wavs):
+    options = ["training.adversarial_from=0", "optimizer.discriminator_update_probability=0.5"]
+    whole = run(tmp_path / "whole", wavs, "trainer.max_steps=12", *options)
+    first = run(tmp_path / "parts", wavs, "trainer.max_steps=6", *options)
+    parts = run(tmp_path / "parts", wavs, "trainer.max_steps=12", "resume=auto", *options)
+    assert_same(whole, parts)
+    assert 0 < discriminator_steps(first) < discriminator_steps(whole) < 11
+
+
+def test_the_discriminator_learns_in_its_share_of_the_steps():
+    node = config("experiment=encodec_24khz")["optimizer"]
+    learns = [build(node).updates_discriminator(seed) for seed in range(3000)]
+    assert abs(sum(learns) / 3000 - 2 / 3) < 0.03
+    assert all(build(config()["optimizer"]).updates_discriminator(seed) for seed in range(100))
 
 
 def test_validation_is_logged_at_the_step_that_its_samples_are_named_after(tmp_path, wavs):
@@ -282,6 +303,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
             ["training.freeze=[quantizer.codebooks.0]"],
             "no part 'quantizer.codebooks.0'; did you mean",
         ),
+        (["optimizer.discriminator_update_probability=0"], "above 0 and at most 1.*discriminator=none"),
         (["training.freeze=[autoencoder]"], "leaves nothing that gradients train"),
         (["resume=nowhere.ckpt"], "resume: there is no checkpoint nowhere.ckpt"),
     ],
@@ -395,6 +417,8 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs
 def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     options = ["trainer.max_steps=6", "quantizer.codebook.dead_threshold=0.9", f"loss={loss}"]
     options.append(f"optimizer.schedule.warmup_steps={warmup}")
+    # All processes have to skip the same of the discriminator's steps.
+    options.append(f"optimizer.discriminator_update_probability={0.5 if loss == 'encodec' else 1.0}")
     start = run(tmp_path / "start", wavs, *options, "trainer.max_steps=1", "optimizer.generator.lr=1e-9")
     one = run(tmp_path / "one", wavs, *options)
     folder = tmp_path / "two"
