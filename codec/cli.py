@@ -42,7 +42,7 @@ def train() -> None:
         nonlocal status
         from codec.run import train as run
 
-        status = report_errors(lambda: run(config))
+        status = report_errors(lambda: run(config)) or status  # of a sweep, that of its last failure
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
     sys.exit(status)

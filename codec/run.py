@@ -12,8 +12,11 @@ from typing import Any, cast
 import lightning
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import OmegaConf
 
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal
@@ -59,6 +62,7 @@ def train(composed: Any) -> int:
         check_same_parts(checkpoint, module)
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
+    check_sweep(trainer)
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
@@ -146,6 +150,16 @@ def build_trainer(
         )
     except (ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def check_sweep(trainer: lightning.Trainer) -> None:
+    """ConfigError for a sweep of several processes: each that Lightning starts runs the command again."""
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
+        raise ConfigError(
+            f"-m (a sweep) and {trainer.world_size} processes a run: each process would run the whole sweep. "
+            "Give one command a run instead, without -m, or trainer=default trainer.devices=1"
+        )
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
