@@ -88,7 +88,7 @@ def doctor() -> None:
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)
-    from codec.index import DataError
+    from codec.inventory import DataError
 
     try:
         return command()

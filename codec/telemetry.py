@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec.audio import write_wav
-from codec.data import Batch
+from codec.crops import Batch
 from codec.distributed import rank, world_size
 from codec.loggers import Clip, send_clip, to_loggers
 from codec.metrics import codebook_usage

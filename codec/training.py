@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from codec.audio import printable
-from codec.data import AudioData, Batch
+from codec.crops import Batch
+from codec.data import AudioData
 from codec.discriminators.base import Discriminator
 from codec.distributed import all_gather_rows, rank, world_size
 from codec.losses.objective import Objective

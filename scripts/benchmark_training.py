@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.config import CONFIG_DIR, build
-from codec.data import Batch
+from codec.crops import Batch
 from codec.model import build_codec
 from codec.training import CodecTraining
 

@@ -21,7 +21,8 @@ LAYERS = """
     telemetry
     training evaluation checkpoints logs loggers
     data synthetic model losses optimization
-    autoencoders discriminators quantizers pictures metrics index
+    autoencoders discriminators quantizers pictures metrics index crops
+    inventory
     layers spectrogram distributed workers config audio
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -33,7 +34,7 @@ CONFINED = {
     "omegaconf": {"cli", "run"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
-    "soundfile": {"audio", "index"},
+    "soundfile": {"audio"},
     "soxr": {"audio"},
 }
 
