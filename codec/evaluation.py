@@ -15,12 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec.audio import AudioError, printable, read_info, read_segment, resampled_length, write_wav
-from codec.metrics import codebook_statistics, count_codes, mel_distance, si_sdr, stft_distance
+from codec.metrics import SCORES, codebook_statistics, count_codes
 from codec.model import Codec
 from codec.pictures import save_spectrogram_pair
 
 log = logging.getLogger(__name__)
-SCORES = ("si_sdr", "mel", "stft")
 
 
 @torch.inference_mode()
@@ -39,12 +38,8 @@ def evaluate(
     for name, audio in read_clips(codec, bar, max_seconds):
         codes = codec.encode(audio)
         estimate = codec.decode(codes, audio.shape[-1]) if codes.shape[1] else codec(audio)[0]
-        scores = (
-            si_sdr(estimate, audio),
-            mel_distance(estimate, audio, codec.sample_rate),
-            stft_distance(estimate, audio),
-        )
-        rows.append({"file": printable(name)} | {k: float(v) for k, v in zip(SCORES, scores, strict=True)})
+        scores = {key: float(score(estimate, audio, codec.sample_rate)) for key, score in SCORES.items()}
+        rows.append({"file": printable(name)} | scores)
         counted = count_codes(codes, codec.quantizer.codebook_sizes) if codes.shape[1] else []
         counts = [a + b for a, b in zip(counts, counted, strict=True)] if counts else counted
         write_pair(

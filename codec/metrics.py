@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +77,14 @@ def stft_distance(estimate: Tensor, target: Tensor, windows: Sequence[int] = STF
         logs = 2 * (ours.clamp(min=FLOOR).log10() - theirs.clamp(min=FLOOR).log10())
         total = total + ((ours - theirs).abs() + logs.abs()).mean(dim=(1, 2, 3))
     return total
+
+
+# The scores `[B]` of an estimate, given its target and their rate in Hz; by the names used everywhere.
+SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "si_sdr": lambda estimate, target, sample_rate: si_sdr(estimate, target),
+    "mel": mel_distance,
+    "stft": lambda estimate, target, sample_rate: stft_distance(estimate, target),
+}
 
 
 def count_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> list[Tensor]:

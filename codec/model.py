@@ -156,17 +156,26 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return saved["model"], weights
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Model config and averaged weights of a training checkpoint, without unpickling any object."""
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """All of a training checkpoint, its tensors mapped from the file; ConfigError when it is damaged."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        config, state = dict(checkpoint["model"]), dict(checkpoint["state_dict"])
     except Exception as error:
         # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
         raise ConfigError(f"{path}: not a checkpoint of codec-train, or damaged: {error}") from error
-    prefix = "average."
-    return config, {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    lacking = {"model", "state_dict", "global_step"} - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if lacking:
+        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {', '.join(sorted(lacking))}")
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model config and averaged weights of a training checkpoint, without unpickling any object."""
+    checkpoint, prefix = open_checkpoint(path), "average."
+    return dict(checkpoint["model"]), {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
     }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -25,7 +24,7 @@ from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
 from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
-from codec.model import build_codec
+from codec.model import build_codec, open_checkpoint
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
@@ -178,23 +177,14 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     return None
 
 
-def read(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's content, unpickling nothing; ConfigError when it is damaged."""
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
-        raise ConfigError(f"{checkpoint}: not a checkpoint of codec-train, or damaged: {error}") from error
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """Steps that a checkpoint has behind it."""
-    return int(read(checkpoint)["global_step"])
+    return int(open_checkpoint(checkpoint)["global_step"])
 
 
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
     """ConfigError that names every option in which the model differs from the checkpoint's."""
-    saved, current = flatten(read(checkpoint).get("model", {})), flatten(model)
+    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
     changed = [
         f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
         for key in sorted(saved.keys() | current.keys())
@@ -206,7 +196,7 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
 
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
-    saved, current = read(checkpoint)["state_dict"], module.state_dict()
+    saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
         raise ConfigError(
             f"{checkpoint} was made with another discriminator or loss: use those, or another name="

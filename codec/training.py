@@ -23,7 +23,7 @@ from codec.data import AudioData
 from codec.discriminators.base import Discriminator
 from codec.distributed import all_gather_rows, rank, world_size
 from codec.losses.objective import Objective
-from codec.metrics import mel_distance, si_sdr, stft_distance
+from codec.metrics import SCORES
 from codec.model import Codec
 from codec.optimization import Optimization, clip_gradients, freeze_submodules
 from codec.quantizers.base import Quantized
@@ -287,14 +287,12 @@ class CodecTraining(lightning.LightningModule):
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
         audio = batch.audio
         estimate = self.average(audio)[0].float()
-        scores = {
-            "valid/mel": mel_distance(estimate, audio, self.codec.sample_rate),
-            "valid/stft": stft_distance(estimate, audio),
-            "valid/si_sdr": si_sdr(estimate, audio),
-        }
-        for name, score in scores.items():
+        for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.
-            self.log(name, score.mean(), batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False)
+            mean = score(estimate, audio, self.codec.sample_rate).mean()
+            self.log(
+                f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
+            )
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
