@@ -1,6 +1,7 @@
 import csv
 import errno
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -496,6 +497,13 @@ def test_any_quantizer_trains_with_any_adversary(tmp_path, wavs, quantizer, opti
     config = tiny_run(tmp_path, wavs, "trainer.max_steps=3", *options, swap_quantizer=quantizer)
     assert train(OmegaConf.create(config)) == 0
     assert last(tmp_path)["global_step"] == 3
+
+
+def test_a_grid_with_more_codes_than_memory_is_trained_and_evaluated(tmp_path, wavs):
+    options = ["trainer.max_steps=2", "quantizer.codebook.levels=[32,32,32,32,32,32,32,32]", "evaluate=2"]
+    assert train(OmegaConf.create(tiny_run(tmp_path, wavs, *options, swap_quantizer="fsq"))) == 0
+    summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())
+    assert 0 < summary["codebook_entropy"][0] < 1
 
 
 @pytest.mark.slow
