@@ -24,7 +24,7 @@ from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
 from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
-from codec.model import build_codec, open_checkpoint
+from codec.model import CONFIG_FILE, build_codec, open_checkpoint
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
@@ -50,8 +50,7 @@ def train(composed: Any) -> int:
     if checkpoint:
         check_same_model(checkpoint, config["model"])
         step, wanted = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
-        evaluated = config["evaluate"] == 0 or (folder / "evaluation" / "summary.json").is_file()
-        if step >= wanted > 0 and evaluated and (folder / "model").is_dir():
+        if step >= wanted > 0 and is_finished(folder, checkpoint, config["evaluate"] > 0):
             print(f"{folder} is trained to step {step} already; nothing to do\n{whereabouts(folder)}")
             return 0
     quiet_libraries()
@@ -161,6 +160,13 @@ def check_sweep(trainer: lightning.Trainer) -> None:
         )
 
 
+def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
+    """Whether a run folder has all that is made of its last checkpoint, and made since."""
+    made = [folder / "model" / CONFIG_FILE, *([folder / "evaluation" / "summary.json"] if evaluated else [])]
+    written = checkpoint.stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in made)
+
+
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -249,7 +255,13 @@ def finish(
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
-    module.average.save(folder / "model")
+    try:
+        module.average.save(folder / "model")
+    except OSError as error:
+        raise OSError(
+            f"{error}\nThe checkpoints in {stop.checkpoint.parent} are whole: free some space, then the same "
+            "command with resume=auto saves the codec and evaluates it"
+        ) from error
     if stop.received:
         name = signal.Signals(stop.received).name
         print(f"stopped by {name} at step {trainer.global_step}; go on with the same command and resume=auto")
@@ -257,7 +269,7 @@ def finish(
     files = data.valid_files[: config["evaluate"]]
     if files:
         output = folder / "evaluation"
-        print_summary(evaluate(module.average.cpu(), files, output), output)
+        print_summary(evaluate(module.average.to(trainer.strategy.root_device), files, output), output)
     print(whereabouts(folder))
     return 0
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from composed import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import codec
 from codec.audio import write_wav
 from codec.cli import quoted
+from codec.model import build_codec
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -97,6 +99,17 @@ def test_a_mistake_gives_a_message_and_no_traceback(tmp_path, arguments, words):
         assert word in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+@pytest.mark.slow
+def test_evaluate_takes_a_device_and_names_one_that_is_not_there(tmp_path, wavs):
+    build_codec(config("experiment=tiny")["model"]).save(tmp_path / "model")
+    for device, message in (("cuda:99", "error: --device cuda:99: "), ("gpu", "error: --device gpu: ")):
+        refused = run("evaluate", "model", wavs.name, "--device", device, folder=tmp_path)
+        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
+    done = run("evaluate", "model", wavs.name, "--device", "cpu", "--max-files", "1", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"model/evaluation-{wavs.name}/summary.json").is_file()
 
 
 SMALL = [

@@ -17,6 +17,7 @@ import torch
 from composed import config, tiny_run
 from lightning import seed_everything
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 import codec
 from codec.audio import write_wav
@@ -270,6 +271,54 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
     assert ".ckpt NOT saved" in caplog.text and "No space left" in caplog.text
     assert "samples of step 3 are missing" in caplog.text and "metrics.csv: " in caplog.text
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
+
+
+def test_a_full_disk_at_the_end_is_told_and_the_same_command_exports_later(
+    tmp_path, wavs, monkeypatch, capsys
+):
+    real = codec.model.save_file
+
+    def full(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("codec.model.save_file", full)
+    with pytest.raises(OSError, match=r"run/model: the codec is NOT saved: .*No space left") as caught:
+        run(tmp_path, wavs, "trainer.max_steps=4")
+    assert f"checkpoints in {tmp_path}/run/checkpoints are whole: free some space" in str(caught.value)
+    assert not list((tmp_path / "run/model").iterdir())
+    monkeypatch.setattr("codec.model.save_file", real)
+    run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
+    finished = codec.load(tmp_path / "run/model").state_dict()
+    # A longer run has a model already, when its own cannot be saved.
+    monkeypatch.setattr("codec.model.save_file", full)
+    with pytest.raises(OSError, match="NOT saved"):
+        run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert all(
+        torch.equal(value, finished[name])
+        for name, value in codec.load(tmp_path / "run/model").state_dict().items()
+    )
+    monkeypatch.setattr("codec.model.save_file", real)
+    run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert "nothing to do" not in capsys.readouterr().out
+    longer = codec.load(tmp_path / "run/model")
+    state = last(tmp_path)["state_dict"]
+    assert all(torch.equal(v, state[f"average.{name}"]) for name, v in longer.state_dict().items())
+    run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
+    devices: list[str] = []
+
+    def evaluated(model: torch.nn.Module, files: list, output: Path) -> dict:
+        devices.append(next(model.parameters()).device.type)
+        return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
+
+    monkeypatch.setattr("codec.run.evaluate", evaluated)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    run(tmp_path, wavs, "trainer.max_steps=1", "evaluate=1", f"trainer.accelerator={accelerator}")
+    assert devices == [accelerator]
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
