@@ -88,8 +88,16 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over both signals; Lightning has set its own handlers by now."""
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over both signals as soon as Lightning has set its own handlers."""
+        # No hook lies between that and the start of the workers, which may take a second; Lightning's handler
+        # would end the training without saving it, and without the other processes.
+        connector: Any = trainer._signal_connector
+        register = connector.register_signal_handlers
+        connector.register_signal_handlers = lambda: (register(), self.take_over())
+
+    def take_over(self) -> None:
+        """Answer both signals from now on."""
         self.previous = {
             number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
         }

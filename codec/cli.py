@@ -42,7 +42,7 @@ def train() -> None:
         nonlocal status
         from codec.run import train as run
 
-        status = report_errors(lambda: run(config))
+        status = report_errors(lambda: run(config)) or status  # of a sweep, that of its last failure
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
     sys.exit(status)
@@ -55,18 +55,26 @@ def evaluate() -> None:
     parser.add_argument("folder", type=Path, help="folder of recordings")
     parser.add_argument("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
     parser.add_argument("--max-files", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     options = parser.parse_args()
     sys.exit(report_errors(lambda: run_evaluation(options)))
 
 
 def run_evaluation(options: argparse.Namespace) -> int:
     """Evaluate on the usable files of a folder."""
+    import torch
+
     from codec.evaluation import evaluate as run
     from codec.evaluation import print_summary
     from codec.index import scan
     from codec.model import load
 
     codec = load(options.model)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        codec.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     usable = scan(options.folder).require_usable().usable
     files = [os.path.join(options.folder, file.path) for file in usable][: options.max_files]
     place = options.model if options.model.is_dir() else options.model.parent
@@ -88,7 +96,7 @@ def doctor() -> None:
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)
-    from codec.index import DataError
+    from codec.inventory import DataError
 
     try:
         return command()

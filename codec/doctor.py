@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from codec.index import DataError, Index, scan
+from codec.index import scan
+from codec.inventory import DataError, Index
 
 
 def examine(folder: str, check_content: bool = True) -> Index:

@@ -15,19 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec.audio import AudioError, printable, read_info, read_segment, resampled_length, write_wav
-from codec.metrics import codebook_statistics, count_codes, mel_distance, si_sdr, stft_distance
+from codec.metrics import SCORES, codebook_statistics, count_codes
 from codec.model import Codec
 from codec.pictures import save_spectrogram_pair
 
 log = logging.getLogger(__name__)
-SCORES = ("si_sdr", "mel", "stft")
 
 
 @torch.inference_mode()
 def evaluate(
     codec: Codec, files: Sequence[str], output: Path, *, max_seconds: float = 20.0, pictures: int = 16
 ) -> dict[str, Any]:
-    """Code audio files and write wav pairs, pictures, `files.csv` and `summary.json`.
+    """Code audio files, on the codec's device, and write wav pairs, pictures, `files.csv` and `summary.json`.
 
     Of a longer file the first `max_seconds` are used. Unreadable files are logged and left out. Returns the
     summary: means of the scores, bitrate in kbit/s, and codebook usage per stage.
@@ -36,16 +35,14 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     counts: list[Tensor] = []
     bar = tqdm(files, desc="evaluate", unit="file", dynamic_ncols=True)
+    device = next(codec.parameters()).device
     for name, audio in read_clips(codec, bar, max_seconds):
+        audio = audio.to(device)
         codes = codec.encode(audio)
         estimate = codec.decode(codes, audio.shape[-1]) if codes.shape[1] else codec(audio)[0]
-        scores = (
-            si_sdr(estimate, audio),
-            mel_distance(estimate, audio, codec.sample_rate),
-            stft_distance(estimate, audio),
-        )
-        rows.append({"file": printable(name)} | {k: float(v) for k, v in zip(SCORES, scores, strict=True)})
-        counted = count_codes(codes, codec.quantizer.codebook_sizes) if codes.shape[1] else []
+        scores = {key: float(score(estimate, audio, codec.sample_rate)) for key, score in SCORES.items()}
+        rows.append({"file": printable(name)} | scores)
+        counted = count_codes(codes.cpu(), codec.quantizer.codebook_sizes) if codes.shape[1] else []
         counts = [a + b for a, b in zip(counts, counted, strict=True)] if counts else counted
         write_pair(
             output, len(rows), name, audio[0], estimate[0], codec.sample_rate, picture=len(rows) <= pictures
@@ -76,6 +73,7 @@ def write_pair(
     output: Path, number: int, name: str, original: Tensor, estimate: Tensor, rate: int, picture: bool
 ) -> None:
     """Write original and reconstruction `[C, T]` side by side, and their spectrograms."""
+    original, estimate = original.cpu(), estimate.cpu()
     stem = f"{number:03d}-{Path(printable(name)).stem[:60]}"
     write_wav(output / f"{stem}.original.wav", original.numpy(), rate)
     write_wav(output / f"{stem}.reconstruction.wav", estimate.clamp(-1, 1).numpy(), rate)

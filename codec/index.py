@@ -1,4 +1,4 @@
-"""A folder of audio: which files are usable, how long they are, and what is wrong with the others."""
+"""Scanning a folder of audio, with a memory of the files that did not change; its held-out part."""
 
 import difflib
 import hashlib
@@ -8,129 +8,21 @@ import os
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple
 from pathlib import Path
 
 from tqdm import tqdm
 
 from codec.audio import AudioError, AudioInfo, measure, open_audio, printable, read_header
+from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 
 log = logging.getLogger(__name__)
 
-# fmt: off
-EXTENSIONS = frozenset({
-    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd",
-    ".caf", ".w64", ".rf64", ".sph", ".voc",
-})
-# fmt: on
-CLIPPED_SHARE = 1e-3  # share of clipped samples from which a file is mentioned; it stays usable
 CACHE_VERSION = 1
 UNKNOWN = -1  # time of last change of a file whose state could not be read
-
-
-class DataError(ValueError):
-    """A folder that cannot be used: missing, not readable, or without a single usable audio file."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedFile:
-    """One file: its header, its level (0 where the content was not checked) and what is wrong with it.
-
-    `path` is relative to the root, with `/` between folders and surrogate escapes for bytes that are
-    not UTF-8. `peak` and `rms` are linear (1 = full scale); `clipped` is the share of samples at full
-    scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    frames: int = 0
-    sample_rate: int = 0
-    channels: int = 0
-    peak: float = 0.0
-    rms: float = 0.0
-    clipped: float = 0.0
-    problem: str | None = None
-
-    @property
-    def info(self) -> AudioInfo:
-        """Length, rate and channels as `audio.read_info` gives them."""
-        return AudioInfo(self.frames, self.sample_rate, self.channels)
-
-    @property
-    def seconds(self) -> float:
-        """Duration in seconds; 0 for a file that could not be read."""
-        return self.frames / self.sample_rate if self.sample_rate else 0.0
-
-    def below(self, root: str) -> "IndexedFile":
-        """The same file with an absolute path."""
-        return replace(self, path=os.path.join(root, self.path))
-
-
 Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
-
-
-@dataclass(frozen=True)
-class Index:
-    """The audio files below `root` (sorted by path), and how many others were `ignored` by extension."""
-
-    root: str
-    files: tuple[IndexedFile, ...]
-    ignored: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def usable(self) -> tuple[IndexedFile, ...]:
-        """The files without a problem."""
-        return tuple(file for file in self.files if file.problem is None)
-
-    @property
-    def problems(self) -> tuple[IndexedFile, ...]:
-        """The files with a problem."""
-        return tuple(file for file in self.files if file.problem is not None)
-
-    @property
-    def clipped(self) -> tuple[IndexedFile, ...]:
-        """Usable files of which more than 0.1 % of the samples are clipped."""
-        return tuple(file for file in self.usable if file.clipped > CLIPPED_SHARE)
-
-    def require_usable(self) -> "Index":
-        """Return the index itself; `DataError` with the reasons when no file is usable."""
-        if self.usable:
-            return self
-        where = f"no usable audio file in {printable(self.root)}: "
-        if self.files:
-            raise DataError(where + "; ".join(_grouped(self.problems)))
-        others = ", ".join(f"{count} {suffix}" for suffix, count in Counter(self.ignored).most_common(5))
-        found = f"it holds only other files ({others})" if others else "it is empty"
-        raise DataError(f"{where}{found}; looked in all its sub-folders for {' '.join(sorted(EXTENSIONS))}")
-
-    def summary(self) -> str:
-        """Hours, formats, rates and channels of the usable files, and the problems counted: a few lines."""
-        usable = self.usable
-        minutes = sum(file.seconds for file in usable) / 60
-        length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
-        lines = [
-            f"{printable(self.root)}: {len(usable)} usable files, {length}",
-            "  formats: " + _counted(os.path.splitext(file.path)[1].lower()[1:] for file in usable),
-            "  rates: " + _counted(f"{file.sample_rate} Hz" for file in usable),
-            "  channels: " + _counted(str(file.channels) for file in usable),
-        ]
-        if self.clipped:
-            lines.append(f"  used although clipped: {_names(self.clipped)}")
-        if self.problems:
-            lines.append(f"  skipped: {len(self.problems)}")
-            lines += [f"    {group}" for group in _grouped(self.problems)]
-        return "\n".join(lines)
-
-    def report(self) -> str:
-        """The summary, then one line for each file that is skipped or clipped, with its reason."""
-        skipped = [f"skipped  {printable(file.path)}: {file.problem}" for file in self.problems]
-        clipped = [
-            f"clipped  {printable(file.path)}: {file.clipped:.1%} of its samples" for file in self.clipped
-        ]
-        return "\n".join([self.summary(), *skipped, *clipped]) + "\n"
 
 
 def scan(
@@ -328,22 +220,3 @@ def _save_cache(path: Path, files: Cache) -> None:
         os.replace(temporary, path)
     except OSError as error:
         log.warning("the index cache is not kept: %s", error)
-
-
-def _counted(values: Iterable[str]) -> str:
-    counts = Counter(values).most_common()
-    more = f", {len(counts) - 6} more" if len(counts) > 6 else ""
-    return ", ".join(f"{value} ({count})" for value, count in counts[:6]) + more
-
-
-def _names(files: Sequence[IndexedFile]) -> str:
-    more = f", … {len(files) - 3} more" if len(files) > 3 else ""
-    return ", ".join(printable(file.path) for file in files[:3]) + more
-
-
-def _grouped(problems: Sequence[IndexedFile]) -> list[str]:
-    groups: dict[str, list[IndexedFile]] = {}
-    for file in problems:
-        groups.setdefault((file.problem or "").split(":")[0], []).append(file)
-    ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return [f"{len(files)} {kind} ({_names(files)})" for kind, files in ranked]

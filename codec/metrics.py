@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BINS = (5, 10, 20, 40, 80, 160, 320)
 STFT_WINDOWS = (2048, 512)
 FLOOR = 1e-5
+DENSE_CODES = 2**20  # a larger codebook, as FSQ's grids have, is counted only where it was used
 
 
 def check_same_shape(estimate: Tensor, target: Tensor) -> None:
@@ -79,10 +80,19 @@ def stft_distance(estimate: Tensor, target: Tensor, windows: Sequence[int] = STF
     return total
 
 
+# The scores `[B]` of an estimate, given its target and their rate in Hz; by the names used everywhere.
+SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "si_sdr": lambda estimate, target, sample_rate: si_sdr(estimate, target),
+    "mel": mel_distance,
+    "stft": lambda estimate, target, sample_rate: stft_distance(estimate, target),
+}
+
+
 def count_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> list[Tensor]:
     """How often each code of each stage occurs in `codes` `[B, K, F]`: K counts `[codebook_size]`.
 
-    Counts of several batches may be added before `codebook_statistics`. Codes below 0 mean "no code here".
+    Counts of several batches may be added before `codebook_statistics`; those of codebooks with more than
+    `DENSE_CODES` entries are sparse tensors. Codes below 0 mean "no code here".
     Raises ValueError if K is not the number of sizes or a code is not in its codebook.
     """
     if codes.dim() != 3 or codes.shape[1] != len(codebook_sizes):
@@ -97,7 +107,12 @@ def count_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> list[Tensor]:
             raise ValueError(
                 f"stage {stage} has code {int(present.max())}, but its codebook has {size} entries"
             )
-        counts.append(torch.bincount(present, minlength=size))
+        if size <= DENSE_CODES:
+            counts.append(torch.bincount(present, minlength=size))
+        else:
+            seen, times = present.unique(return_counts=True)
+            with torch.sparse.check_sparse_tensor_invariants(True):
+                counts.append(torch.sparse_coo_tensor(seen[None], times, (size,)))
     return counts
 
 
@@ -109,10 +124,11 @@ def codebook_statistics(counts: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     statistics: dict[str, list[float]] = {"usage": [], "perplexity": [], "entropy": []}
     for count in counts:
-        share = count.double().cpu() / count.sum().clamp(min=1).cpu()
+        times = (count.coalesce().values() if count.is_sparse else count).double().cpu()
+        share = times / times.sum().clamp(min=1)
         nats = -float(torch.xlogy(share, share).sum())
-        statistics["usage"].append(float((count > 0).double().mean()))
-        statistics["perplexity"].append(math.exp(nats) if count.any() else 0.0)
+        statistics["usage"].append(float((times > 0).sum()) / len(count))
+        statistics["perplexity"].append(math.exp(nats) if times.any() else 0.0)
         statistics["entropy"].append(nats / math.log(max(len(count), 2)))
     return {name: torch.tensor(values) for name, values in statistics.items()}
 

@@ -83,21 +83,29 @@ class Codec(nn.Module):
         return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
 
     def save(self, directory: str | Path) -> None:
-        """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written."""
+        """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written.
+
+        OSError that names the directory when it cannot be written; what was in it stays whole.
+        """
         if self.config is None:
             raise ValueError("this codec has no config to save: make it with codec.build_codec(config)")
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = directory / f".{WEIGHTS_FILE}.{os.getpid()}"
+        weights, config = (directory / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, weights)
-        digest = sha256(weights)
-        config = directory / f".{CONFIG_FILE}.{os.getpid()}"
-        config.write_text(yaml.safe_dump({"model": self.config, "sha256": digest}, sort_keys=False))
-        for temporary, name in ((weights, WEIGHTS_FILE), (config, CONFIG_FILE)):
-            with temporary.open("r+b") as file:
-                os.fsync(file.fileno())
-            temporary.replace(directory / name)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, weights)
+            saved = {"model": self.config, "sha256": sha256(weights)}
+            config.write_text(yaml.safe_dump(saved, sort_keys=False))
+            for temporary in (weights, config):
+                with temporary.open("r+b") as file:
+                    os.fsync(file.fileno())
+            weights.replace(directory / WEIGHTS_FILE)
+            config.replace(directory / CONFIG_FILE)
+        except (OSError, SafetensorError) as error:
+            weights.unlink(missing_ok=True)
+            config.unlink(missing_ok=True)
+            raise OSError(f"{directory}: the codec is NOT saved: {error}") from error
 
 
 def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
@@ -161,17 +169,26 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return saved["model"], weights
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Model config and averaged weights of a training checkpoint, without unpickling any object."""
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """All of a training checkpoint, its tensors mapped from the file; ConfigError when it is damaged."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        config, state = dict(checkpoint["model"]), dict(checkpoint["state_dict"])
     except Exception as error:
         # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
         raise ConfigError(f"{path}: not a checkpoint of codec-train, or damaged: {error}") from error
-    prefix = "average."
-    return config, {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    lacking = {"model", "state_dict", "global_step"} - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if lacking:
+        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {', '.join(sorted(lacking))}")
+    return checkpoint
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Model config and averaged weights of a training checkpoint, without unpickling any object."""
+    checkpoint, prefix = open_checkpoint(path), "average."
+    return dict(checkpoint["model"]), {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
     }
 
 

@@ -1,11 +1,13 @@
-"""Optimizers, learning-rate schedules and clipping of the two players."""
+"""Optimizers, learning-rate schedules and clipping of the two players; what does not learn at all."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -51,7 +53,9 @@ class Cosine:
 class Optimization:
     """How generator and discriminator learn: optimizer factories, one schedule, a gradient norm limit each.
 
-    `generator` and `discriminator` make an optimizer from parameters. A limit of 0 clips nothing.
+    `generator` and `discriminator` make an optimizer from parameters. A limit of 0 clips nothing. A step
+    trains the discriminator with `discriminator_update_probability` (EnCodec, arXiv 2210.13438: 2/3), so
+    that it does not win.
     """
 
     generator: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -59,10 +63,20 @@ class Optimization:
     schedule: Exponential | Cosine
     generator_clip: float = 1.0
     discriminator_clip: float = 10.0
+    discriminator_update_probability: float = 1.0
 
     def __post_init__(self):
         if self.generator_clip < 0 or self.discriminator_clip < 0:
             raise ValueError("generator_clip and discriminator_clip must be at least 0 (0 clips nothing)")
+        if not 0 < self.discriminator_update_probability <= 1:
+            raise ValueError(
+                "discriminator_update_probability must be above 0 and at most 1, got "
+                f"{self.discriminator_update_probability}; discriminator=none trains without"
+            )
+
+    def updates_discriminator(self, seed: int) -> bool:
+        """Whether the step with this seed trains the discriminator: the same answer on all processes."""
+        return float(np.random.default_rng(seed).random()) < self.discriminator_update_probability
 
     def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
         """Put the schedule's factor for a step on the optimizer's base learning rate."""
@@ -74,3 +88,18 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
     """Scale an optimizer's gradients down to a total norm of `limit`; returns the norm before."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf)
+
+
+def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
+    """Take the gradients from submodules of a codec; ValueError for unknown names or when nothing is left."""
+    modules = {name: module for name, module in codec.named_modules() if not name.startswith("quantizer.")}
+    for name in names:
+        if not name or name not in modules:
+            close = difflib.get_close_matches(name, modules, 1) or ["autoencoder.encoder"]
+            known = ", ".join(known for known in modules if known and known.count(".") < 2)
+            raise ValueError(
+                f"freeze: the codec has no part {name!r}; did you mean {close[0]}? It has {known}, and theirs"
+            )
+        modules[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in codec.parameters()):
+        raise ValueError(f"freeze: {list(names)} leaves nothing that gradients train")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from torch import Tensor
 
 from codec.spectrogram import magnitude
@@ -58,3 +60,8 @@ def save_spectrogram_pair(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Pixels of a PNG, `[height, width, channels]`, 0 to 1."""
+    return imread(path)

@@ -10,18 +10,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import OmegaConf
 
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
+from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
-from codec.model import build_codec
+from codec.model import CONFIG_FILE, build_codec, open_checkpoint
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
@@ -47,8 +50,7 @@ def train(composed: Any) -> int:
     if checkpoint:
         check_same_model(checkpoint, config["model"])
         step, wanted = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
-        evaluated = config["evaluate"] == 0 or (folder / "evaluation" / "summary.json").is_file()
-        if step >= wanted > 0 and evaluated and (folder / "model").is_dir():
+        if step >= wanted > 0 and is_finished(folder, checkpoint, config["evaluate"] > 0):
             print(f"{folder} is trained to step {step} already; nothing to do\n{whereabouts(folder)}")
             return 0
     quiet_libraries()
@@ -58,14 +60,32 @@ def train(composed: Any) -> int:
         check_same_parts(checkpoint, module)
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
+    check_sweep(trainer)
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
+    fit(trainer, module, data, checkpoint)
+    return finish(config, module, data, folder, stop, trainer)
+
+
+def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
+    """Train; ConfigError for what the user can mend."""
+    loggers = trainer.loggers
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
-    return finish(config, module, data, folder, stop, trainer)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
+            raise error.__context__ from None
+        raise
+    except Exception as error:
+        if isinstance(error, OSError | ConfigError) or logger_failure(error) is None:
+            raise
+        raise ConfigError(f"logger: {error}; or choose logger=tensorboard or logger=none") from error
+    finally:
+        for logger in loggers:
+            close(logger)
 
 
 def check_plain_options(config: dict[str, Any]) -> None:
@@ -105,7 +125,7 @@ def build_trainer(
     table = MetricsCSV(folder / "metrics.csv")
     if checkpoint:
         table.rewind(checkpoint_step(checkpoint))
-    logger = build(config["logger"], path="logger") if config["logger"] else None
+    logger = build_logger(config["logger"])
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),
@@ -130,6 +150,23 @@ def build_trainer(
         raise ConfigError(f"trainer: {error}") from error
 
 
+def check_sweep(trainer: lightning.Trainer) -> None:
+    """ConfigError for a sweep of several processes: each that Lightning starts runs the command again."""
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
+        raise ConfigError(
+            f"-m (a sweep) and {trainer.world_size} processes a run: each process would run the whole sweep. "
+            "Give one command a run instead, without -m, or trainer=default trainer.devices=1"
+        )
+
+
+def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
+    """Whether a run folder has all that is made of its last checkpoint, and made since."""
+    made = [folder / "model" / CONFIG_FILE, *([folder / "evaluation" / "summary.json"] if evaluated else [])]
+    written = checkpoint.stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in made)
+
+
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -146,23 +183,14 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
     return None
 
 
-def read(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's content, unpickling nothing; ConfigError when it is damaged."""
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
-        raise ConfigError(f"{checkpoint}: not a checkpoint of codec-train, or damaged: {error}") from error
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """Steps that a checkpoint has behind it."""
-    return int(read(checkpoint)["global_step"])
+    return int(open_checkpoint(checkpoint)["global_step"])
 
 
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
     """ConfigError that names every option in which the model differs from the checkpoint's."""
-    saved, current = flatten(read(checkpoint).get("model", {})), flatten(model)
+    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
     changed = [
         f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
         for key in sorted(saved.keys() | current.keys())
@@ -174,7 +202,7 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
 
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
-    saved, current = read(checkpoint)["state_dict"], module.state_dict()
+    saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
         raise ConfigError(
             f"{checkpoint} was made with another discriminator or loss: use those, or another name="
@@ -227,7 +255,13 @@ def finish(
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
-    module.average.save(folder / "model")
+    try:
+        module.average.save(folder / "model")
+    except OSError as error:
+        raise OSError(
+            f"{error}\nThe checkpoints in {stop.checkpoint.parent} are whole: free some space, then the same "
+            "command with resume=auto saves the codec and evaluates it"
+        ) from error
     if stop.received:
         name = signal.Signals(stop.received).name
         print(f"stopped by {name} at step {trainer.global_step}; go on with the same command and resume=auto")
@@ -235,7 +269,7 @@ def finish(
     files = data.valid_files[: config["evaluate"]]
     if files:
         output = folder / "evaluation"
-        print_summary(evaluate(module.average.cpu(), files, output), output)
+        print_summary(evaluate(module.average.to(trainer.strategy.root_device), files, output), output)
     print(whereabouts(folder))
     return 0
 

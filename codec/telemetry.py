@@ -6,22 +6,23 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
 from codec.audio import write_wav
-from codec.data import Batch
+from codec.crops import Batch
 from codec.distributed import rank, world_size
+from codec.loggers import Clip, send_clip, to_loggers
 from codec.metrics import codebook_usage
-from codec.pictures import save_spectrogram_pair, spectrogram_pair
+from codec.pictures import save_spectrogram_pair
 from codec.quantizers.base import Quantizer
 from codec.training import CodecTraining, Step
 
@@ -37,20 +38,6 @@ def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
         (latents - quantizer.decode(codes[:, : k + 1])).square().sum() / energy for k in range(codes.shape[1])
     ]
     return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in left]
-
-
-def to_loggers(trainer: lightning.Trainer, send: Callable[[Logger], None]) -> None:
-    """Let every logger have something; one that cannot write any more is left out from then on."""
-    for logger in list(trainer.loggers):
-        try:
-            send(logger)
-        except (OSError, ValueError) as error:
-            # Lightning's TensorBoard logger wraps what its writer's thread met in a ValueError.
-            cause = error.__cause__ if isinstance(error, ValueError) else error
-            if not isinstance(cause, OSError):
-                raise
-            log.error("%s stops here, training goes on: %s", type(logger).__name__, cause)
-            trainer.loggers = [other for other in trainer.loggers if other is not logger]
 
 
 class Telemetry(Callback):
@@ -268,31 +255,24 @@ class Samples(Callback):
                 continue
             original, estimate = original.cpu().float(), estimate.detach().cpu().clamp(-1, 1)
             try:
-                self.write(f"clip-{number}", trainer.global_step, original, estimate, rate)
-                self.to_tensorboard(trainer, number, original, estimate, rate)
+                clip = self.write(number, trainer.global_step, original, estimate, rate)
             except OSError as error:
                 log.error("samples of step %d are missing: %s", trainer.global_step, error)
+            else:
+                to_loggers(trainer, partial(send_clip, clip=clip))
 
-    def write(self, name: str, step: int, original: Tensor, estimate: Tensor, rate: int) -> None:
+    def write(self, number: int, step: int, original: Tensor, estimate: Tensor, rate: int) -> Clip:
         """Write wav and picture of one clip."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        reference = self.directory / f"{name}-original.wav"
-        if not reference.exists():
-            write_wav(reference, original.numpy(), rate)
-        stem = f"{name}-step-{step:07d}"
-        write_wav(self.directory / f"{stem}.wav", estimate.numpy(), rate)
-        save_spectrogram_pair(self.directory / f"{stem}.png", original, estimate, rate, stem)
-
-    def to_tensorboard(
-        self, trainer: lightning.Trainer, number: int, original: Tensor, estimate: Tensor, rate: int
-    ) -> None:
-        """Add the clip to TensorBoard, if that is the logger."""
-
-        def add(logger: Logger) -> None:
-            if isinstance(logger, TensorBoardLogger):
-                board, step = logger.experiment, trainer.global_step
-                for name, audio in (("original", original), ("reconstruction", estimate)):
-                    board.add_audio(f"clip {number}/{name}", audio.mean(0, keepdim=True), step, rate)
-                board.add_figure(f"clip {number}", spectrogram_pair(original, estimate, rate), step)
-
-        to_loggers(trainer, add)
+        stem = f"clip-{number}-step-{step:07d}"
+        sounds = {"original": original, "reconstruction": estimate}
+        files = {
+            "original": self.directory / f"clip-{number}-original.wav",
+            "reconstruction": self.directory / f"{stem}.wav",
+        }
+        for name, file in files.items():
+            if name != "original" or not file.exists():
+                write_wav(file, sounds[name].numpy(), rate)
+        picture = self.directory / f"{stem}.png"
+        save_spectrogram_pair(picture, original, estimate, rate, stem)
+        return Clip(f"clip {number}", step, sounds, files, picture, rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import lightning
@@ -17,13 +18,14 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from codec.audio import printable
-from codec.data import AudioData, Batch
+from codec.crops import Batch
+from codec.data import AudioData
 from codec.discriminators.base import Discriminator
 from codec.distributed import all_gather_rows, rank, world_size
 from codec.losses.objective import Objective
-from codec.metrics import mel_distance, si_sdr, stft_distance
+from codec.metrics import SCORES
 from codec.model import Codec
-from codec.optimization import Optimization, clip_gradients
+from codec.optimization import Optimization, clip_gradients, freeze_submodules
 from codec.quantizers.base import Quantized
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,9 @@ class CodecTraining(lightning.LightningModule):
     """Trains a codec against a discriminator: `adversarial_from` steps of reconstruction alone, then both.
 
     Each batch is one generator forward, one discriminator step on its detached output, one generator step,
-    one codebook update, and counts as one `global_step`. What is random in a step is drawn from (seed,
-    step), so a resumed run repeats an uninterrupted one.
+    one codebook update, and counts as one `global_step`. What is random in a step is drawn from the data's
+    seed and the step, so a resumed run repeats an uninterrupted one. Submodules of the codec named in
+    `freeze` stay as they are; a quantizer is frozen as a whole.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class CodecTraining(lightning.LightningModule):
         revive_every: int = 10,
         max_skipped: int = 50,
         compile: bool = False,
-        seed: int = 0,
+        freeze: Sequence[str] = (),
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -85,6 +88,7 @@ class CodecTraining(lightning.LightningModule):
         if objective.needs_discriminator and not self.has_discriminator:
             raise ValueError("this loss needs a discriminator: choose one, or a loss without (loss=mel)")
         check_quantizer_weights(codec)
+        freeze_submodules(codec, freeze)
         self.codec = codec
         self.average = copy.deepcopy(codec).requires_grad_(False).eval()
         self.discriminator = discriminator
@@ -94,7 +98,7 @@ class CodecTraining(lightning.LightningModule):
         self.average_decay = average_decay
         self.revive_every = revive_every
         self.max_skipped = max_skipped
-        self.seed = seed
+        self.learning_quantizer = "quantizer" not in freeze
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
@@ -127,7 +131,7 @@ class CodecTraining(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Fit the codebooks to a pool of latents, before the first step of a new run."""
         wanted = self.codec.quantizer.pool_size()
-        if wanted:
+        if wanted and self.learning_quantizer:
             self.initialise_codebooks(wanted)
         self.step_ended = time.monotonic()
 
@@ -161,7 +165,7 @@ class CodecTraining(lightning.LightningModule):
         estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)), noise)
         losses: dict[str, Tensor] = {}
         finite = True
-        if fooling:
+        if fooling and self.optimization.updates_discriminator(self.step_seed()):
             losses["discriminator"] = self.discriminator_loss(audio, estimate.detach())
             finite = self.descend(optimizers[1], losses["discriminator"])
         generator_losses = self.objective.reconstruction_losses(estimate, audio)
@@ -195,7 +199,7 @@ class CodecTraining(lightning.LightningModule):
 
     def step_seed(self) -> int:
         """A seed for what this step draws, the same on all processes."""
-        return int(np.random.SeedSequence((self.seed, self.global_step)).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.audio_data.seed, self.global_step)).generate_state(1)[0])
 
     def discriminator_loss(self, audio: Tensor, estimate: Tensor) -> Tensor:
         """How badly the discriminator tells `audio` from `estimate`."""
@@ -249,10 +253,7 @@ class CodecTraining(lightning.LightningModule):
     @torch.no_grad()
     def after_step(self, quantized: Quantized) -> Tensor | None:
         """Update codebooks and averaged weights; returns how many codes each stage revived, if it looked."""
-        quantizer = self.codec.quantizer
-        quantizer.update(quantized)
-        due = self.global_step % self.revive_every == 0
-        replaced = quantizer.revive(quantized, self.step_seed()) if due else None
+        replaced = self.update_quantizer(quantized) if self.learning_quantizer else None
         decay = min(self.average_decay, self.global_step / (self.global_step + 10))
         for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
             average.lerp_(current, 1 - decay)
@@ -260,6 +261,13 @@ class CodecTraining(lightning.LightningModule):
             average.copy_(current)
         self.skipped_in_a_row = 0
         return replaced
+
+    def update_quantizer(self, quantized: Quantized) -> Tensor | None:
+        """Teach the codebooks one batch; how many codes each stage revived, if it was time to look."""
+        quantizer = self.codec.quantizer
+        quantizer.update(quantized)
+        due = self.global_step % self.revive_every == 0
+        return quantizer.revive(quantized, self.step_seed()) if due else None
 
     def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
         """Say which losses were not finite and on which files; TrainingFailed after too many in a row."""
@@ -281,14 +289,12 @@ class CodecTraining(lightning.LightningModule):
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
         audio = batch.audio
         estimate = self.average(audio)[0].float()
-        scores = {
-            "valid/mel": mel_distance(estimate, audio, self.codec.sample_rate),
-            "valid/stft": stft_distance(estimate, audio),
-            "valid/si_sdr": si_sdr(estimate, audio),
-        }
-        for name, score in scores.items():
+        for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.
-            self.log(name, score.mean(), batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False)
+            mean = score(estimate, audio, self.codec.sample_rate).mean()
+            self.log(
+                f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
+            )
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

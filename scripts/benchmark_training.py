@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.config import CONFIG_DIR, build
-from codec.data import Batch
+from codec.crops import Batch
 from codec.model import build_codec
 from codec.training import CodecTraining
 
@@ -60,6 +60,8 @@ class BareOptimizer:
 
 class BareData:
     """What the training step asks of the data module."""
+
+    seed = 0
 
     def advance(self) -> None:
         """Nothing is counted."""
@@ -107,6 +109,7 @@ class BareTraining(CodecTraining):
 def ours(experiment: str, balancer: bool, bf16: bool) -> Step:
     """The training step of one of our experiments, built as `codec-train` does."""
     overrides = [f"experiment={experiment}", "data.root=unused", "name=benchmark"]
+    overrides += ["optimizer.discriminator_update_probability=1.0"]  # a whole step, each time
     overrides += ["loss.balancer=null"] if "encodec" in experiment and not balancer else []
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)

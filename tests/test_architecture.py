@@ -19,21 +19,22 @@ LAYERS = """
     codec cli
     run doctor
     telemetry
-    training evaluation checkpoints logs
+    training evaluation checkpoints logs loggers
     data synthetic model losses optimization
-    autoencoders discriminators quantizers pictures metrics index
-    layers spectrogram distributed config audio
+    autoencoders discriminators quantizers pictures metrics index crops
+    inventory
+    layers spectrogram distributed workers config audio
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
-    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "data"},
+    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
     "hydra": {"cli", "run"},
     "omegaconf": {"cli", "run"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
-    "soundfile": {"audio", "index"},
+    "soundfile": {"audio"},
     "soxr": {"audio"},
 }
 

@@ -1,13 +1,20 @@
 """The commands as a user types them."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from composed import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import codec
+from codec.audio import write_wav
 from codec.cli import quoted
+from codec.model import build_codec
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -92,3 +99,73 @@ def test_a_mistake_gives_a_message_and_no_traceback(tmp_path, arguments, words):
         assert word in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+@pytest.mark.slow
+def test_evaluate_takes_a_device_and_names_one_that_is_not_there(tmp_path, wavs):
+    build_codec(config("experiment=tiny")["model"]).save(tmp_path / "model")
+    for device, message in (("cuda:99", "error: --device cuda:99: "), ("gpu", "error: --device gpu: ")):
+        refused = run("evaluate", "model", wavs.name, "--device", device, folder=tmp_path)
+        assert refused.returncode == 2 and message in refused.stderr and "Traceback" not in refused.stderr
+    done = run("evaluate", "model", wavs.name, "--device", "cpu", "--max-files", "1", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"model/evaluation-{wavs.name}/summary.json").is_file()
+
+
+SMALL = [
+    "experiment=tiny", "data=folder", "data.num_workers=1", "data.batch_size=4", "data.segment_seconds=0.1",
+    "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2", "autoencoder.latent_dim=8",
+    "quantizer.num_quantizers=2", "quantizer.codebook.codebook_size=16", "trainer.accelerator=cpu",
+    "trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.log_every_n_steps=2", "evaluate=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def wavs(tmp_path) -> Path:
+    """Recordings in a folder with everything in its name that a command line can trip over."""
+    folder = tmp_path / "mes épées = it's, 日本"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(4):
+        write_wav(folder / f"{number}.wav", 0.3 * random.standard_normal((1, 16_000), np.float32), 16_000)
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The installed command, in a folder of the user's."""
+    installed = Path(sys.executable).with_name("codec-train")
+    program = [str(installed)] if installed.is_file() else [sys.executable, str(SCRIPTS / "train.py")]
+    return subprocess.run(
+        [*program, *SMALL, *arguments], capture_output=True, text=True, cwd=folder, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_the_command(tmp_path, wavs):
+    options = ["trainer=ddp", "trainer.devices=2", f"data.root={wavs.name}", "name=zwei läufe"]
+    result = command(tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {wavs.name, "runs"}
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "zwei läufe" and (folder / "evaluation/summary.json").is_file()
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4 and checkpoint["AudioData"] == {"seen": 16}
+    with (folder / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
+    assert steps == ["2", "4", "4"]
+    assert result.stdout.count("starts, to step 4") == 1
+    assert codec.load(folder).sample_rate == 16_000
+    again = command(tmp_path, *options, "resume=auto", "trainer.max_steps=6")
+    assert again.returncode == 0, again.stderr
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_of_several_processes_is_refused_before_it_starts_any(tmp_path, wavs):
+    sweep = ["quantizer.dropout=0.5,1.0", "name=sweep-${quantizer.dropout}", f"data.root={wavs}", "-m"]
+    refused = command(tmp_path, "trainer=ddp", "trainer.devices=2", *sweep)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "would run the whole sweep. Give one command a run instead" in refused.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert command(tmp_path, "trainer.max_steps=1", *sweep).returncode == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sweep-0.5", "sweep-1.0"}

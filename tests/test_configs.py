@@ -74,7 +74,7 @@ def test_interpolated_options_follow_the_rate_and_the_channels():
     assert composed["data"]["sample_rate"] == composed["model"]["sample_rate"] == 8000
     assert composed["data"]["channels"] == composed["model"]["autoencoder"]["audio_channels"] == 2
     assert composed["model"]["quantizer"]["dim"] == 48
-    assert composed["data"]["seed"] == composed["training"]["seed"] == 7
+    assert composed["data"]["seed"] == 7
 
 
 def test_every_problem_of_a_whole_config_is_reported_at_once():

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 
 from codec import distributed
 from codec.config import build, validate
-from codec.data import AudioData, Augmentation, Batch, CropBatches, Crops, Validation, read_clips, skip_short
-from codec.index import DataError, Index, IndexedFile, scan
+from codec.crops import Augmentation, Batch, Crops, read_clips
+from codec.data import AudioData, CropBatches, Validation, skip_short
+from codec.index import scan
+from codec.inventory import DataError, Index, IndexedFile
 
 
 @pytest.fixture(scope="module")

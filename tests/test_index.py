@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import codec.index
 from codec import doctor
-from codec.index import DataError, Index, IndexedFile, has_audio, scan, split
+from codec.index import has_audio, scan, split
+from codec.inventory import DataError, Index, IndexedFile
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,25 @@ def test_counts_of_batches_add_up():
         torch.testing.assert_close(summed[name], values)
 
 
+def test_codes_of_a_huge_codebook_are_counted_as_those_of_a_small_one():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (4, 1, 50), generator=generator)
+    sizes = {"small": [16], "huge": [2**62]}
+    counts = {
+        name: [a + b for a, b in zip(*(count_codes(part, size) for part in codes.split(2)), strict=True)]
+        for name, size in sizes.items()
+    }
+    small, huge = (codebook_statistics(counts[name]) for name in sizes)
+    assert huge["perplexity"].item() == pytest.approx(small["perplexity"].item())
+    # Shares of a larger whole.
+    assert huge["usage"].item() * 2**58 == pytest.approx(small["usage"].item())
+    assert huge["entropy"].item() * 62 / 4 == pytest.approx(small["entropy"].item())
+    nothing = codebook_usage(torch.full((1, 1, 4), -1), [2**62])
+    assert all(value.item() == 0 for value in nothing.values())
+    with pytest.raises(ValueError, match=f"stage 0 has code {2**62}"):
+        count_codes(torch.full((1, 1, 4), 2**62), [2**62])
+
+
 def test_a_quantizer_without_stages_has_no_statistics():
     assert {
         name: len(values) for name, values in codebook_usage(torch.zeros(2, 0, 5).long(), []).items()

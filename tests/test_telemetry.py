@@ -1,9 +1,13 @@
 import csv
+import errno
 import math
+from types import SimpleNamespace
 
+import pytest
 import torch
 from composed import small_quantizer
 
+from codec.loggers import to_loggers
 from codec.logs import MetricsCSV
 from codec.telemetry import codebook_health, diverging, residual_energy, warnings_in_words
 from codec.training import Step
@@ -66,3 +70,32 @@ def test_metrics_survive_new_columns_a_torn_row_and_a_resume(tmp_path):
         ("20", "2", "0.5"),
         ("25", "3", ""),
     ]
+
+
+class MlflowException(Exception):
+    __module__ = "mlflow.exceptions"
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left"), MlflowException("database is locked")]
+)
+def test_a_logger_that_fails_is_left_out_and_the_others_go_on(failure, caplog):
+    trainer, sent = SimpleNamespace(loggers=["bad", "good"]), []
+
+    def send(logger):
+        if logger == "bad":
+            raise failure
+        sent.append(logger)
+
+    to_loggers(trainer, send)  # type: ignore[arg-type]
+    to_loggers(trainer, send)  # type: ignore[arg-type]
+    assert trainer.loggers == ["good"] and sent == ["good", "good"]
+    assert str(failure) in caplog.text and "training goes on" in caplog.text
+
+
+def test_a_mistake_of_our_own_is_no_logger_s_failure():
+    def send(logger):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        to_loggers(SimpleNamespace(loggers=["one"]), send)  # type: ignore[arg-type]

@@ -1,6 +1,9 @@
 import csv
 import errno
+import importlib.util
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import tiny_run
+from composed import config, tiny_run
+from lightning import seed_everything
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 import codec
 from codec.audio import write_wav
-from codec.config import ConfigError
+from codec.config import ConfigError, build
 from codec.losses.objective import Objective
-from codec.run import train
+from codec.run import build_parts, train
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -79,6 +84,27 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, wavs, 
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
 
 
+def discriminator_steps(checkpoint: dict) -> int:
+    (steps,) = {int(state["step"]) for state in checkpoint["optimizer_states"][1]["state"].values()}
+    return steps
+
+
+def test_a_discriminator_that_skips_steps_skips_the_same_ones_after_a_resume(tmp_path, wavs):
+    options = ["training.adversarial_from=0", "optimizer.discriminator_update_probability=0.5"]
+    whole = run(tmp_path / "whole", wavs, "trainer.max_steps=12", *options)
+    first = run(tmp_path / "parts", wavs, "trainer.max_steps=6", *options)
+    parts = run(tmp_path / "parts", wavs, "trainer.max_steps=12", "resume=auto", *options)
+    assert_same(whole, parts)
+    assert 0 < discriminator_steps(first) < discriminator_steps(whole) < 11
+
+
+def test_the_discriminator_learns_in_its_share_of_the_steps():
+    node = config("experiment=encodec_24khz")["optimizer"]
+    learns = [build(node).updates_discriminator(seed) for seed in range(3000)]
+    assert abs(sum(learns) / 3000 - 2 / 3) < 0.03
+    assert all(build(config()["optimizer"]).updates_discriminator(seed) for seed in range(100))
+
+
 def test_validation_is_logged_at_the_step_that_its_samples_are_named_after(tmp_path, wavs):
     run(tmp_path, wavs, "trainer.max_steps=6", "trainer.val_check_interval=3")
     with (tmp_path / "run/metrics.csv").open() as file:
@@ -95,6 +121,65 @@ def test_a_run_folder_loads_while_it_trains_and_when_it_is_done(tmp_path, wavs):
     training = codec.load(tmp_path / "run").state_dict()
     assert all(torch.equal(value, training[name]) for name, value in finished.items())
     assert (tmp_path / "run/data.txt").read_text().startswith(str(wavs))
+
+
+def contents_of_tensorboard(folder: Path, event_accumulator) -> list[str]:
+    tags = event_accumulator.EventAccumulator(str(folder / "run")).Reload().Tags()
+    assert "valid/mel" in tags["scalars"]
+    return [*tags["audio"], *tags["images"]]
+
+
+def contents_of_wandb(folder: Path, wandb) -> list[str]:
+    assert wandb.run is None, "the next run of a sweep would go on in this one"
+    (run,) = (folder / "run/wandb").glob("offline-run-*")
+    assert b"valid/mel" in next(run.glob("*.wandb")).read_bytes()
+    return [str(path.relative_to(run / "files")) for path in run.rglob("media/*/clip 0/*")]
+
+
+def contents_of_mlflow(folder: Path, mlflow) -> list[str]:
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/run/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("codec").experiment_id])
+    assert run.info.status == "FINISHED" and "valid/mel" in run.data.metrics
+    return [artifact.path for artifact in client.list_artifacts(run.info.run_id, "samples")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("logger", "library", "contents", "expected"),
+    [
+        (
+            "tensorboard", "tensorboard.backend.event_processing.event_accumulator", contents_of_tensorboard,
+            ["clip 0/original", "clip 0/reconstruction", "clip 0"],
+        ),
+        (
+            "wandb", "wandb", contents_of_wandb,
+            [r"media/audio/clip 0/audio_\d+_.*wav"] * 2 + [r"media/images/clip 0/spectrograms_\d+_.*png"],
+        ),
+        (
+            "mlflow", "mlflow", contents_of_mlflow,
+            ["samples/clip-0-" + end for end in ("original.wav", "step-0000002.wav", "step-0000002.png")],
+        ),
+    ],
+)  # fmt: skip
+def test_every_logger_gets_numbers_audio_and_pictures(
+    tmp_path, wavs, monkeypatch, logger, library, contents, expected
+):
+    module = pytest.importorskip(library, reason=f'needs pip install "neural-audio-codec[{logger}]"')
+    monkeypatch.chdir(tmp_path)
+    options = ["logger.offline=true"] if logger == "wandb" else []
+    run(tmp_path, wavs, "trainer.max_steps=2", "trainer.val_check_interval=2", f"logger={logger}", *options)
+    found = contents(tmp_path, module)
+    assert all(any(re.fullmatch(name, one) for one in found) for name in expected), found
+    assert len(found) >= len(expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_named_with_its_extra(tmp_path, wavs, logger):
+    if importlib.util.find_spec(logger):
+        pytest.skip(f"{logger} is installed")
+    with pytest.raises(ConfigError, match=r'pip install "neural-audio-codec\[wandb\]"'):
+        run(tmp_path, wavs, "trainer.max_steps=1", f"logger={logger}")
 
 
 def mel_by_step(folder: Path) -> dict[int, float]:
@@ -188,6 +273,54 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 
+def test_a_full_disk_at_the_end_is_told_and_the_same_command_exports_later(
+    tmp_path, wavs, monkeypatch, capsys
+):
+    real = codec.model.save_file
+
+    def full(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("codec.model.save_file", full)
+    with pytest.raises(OSError, match=r"run/model: the codec is NOT saved: .*No space left") as caught:
+        run(tmp_path, wavs, "trainer.max_steps=4")
+    assert f"checkpoints in {tmp_path}/run/checkpoints are whole: free some space" in str(caught.value)
+    assert not list((tmp_path / "run/model").iterdir())
+    monkeypatch.setattr("codec.model.save_file", real)
+    run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
+    finished = codec.load(tmp_path / "run/model").state_dict()
+    # A longer run has a model already, when its own cannot be saved.
+    monkeypatch.setattr("codec.model.save_file", full)
+    with pytest.raises(OSError, match="NOT saved"):
+        run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert all(
+        torch.equal(value, finished[name])
+        for name, value in codec.load(tmp_path / "run/model").state_dict().items()
+    )
+    monkeypatch.setattr("codec.model.save_file", real)
+    run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert "nothing to do" not in capsys.readouterr().out
+    longer = codec.load(tmp_path / "run/model")
+    state = last(tmp_path)["state_dict"]
+    assert all(torch.equal(v, state[f"average.{name}"]) for name, v in longer.state_dict().items())
+    run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
+    devices: list[str] = []
+
+    def evaluated(model: torch.nn.Module, files: list, output: Path) -> dict:
+        devices.append(next(model.parameters()).device.type)
+        return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
+
+    monkeypatch.setattr("codec.run.evaluate", evaluated)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    run(tmp_path, wavs, "trainer.max_steps=1", "evaluate=1", f"trainer.accelerator={accelerator}")
+    assert devices == [accelerator]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
     run(tmp_path, wavs, "trainer.max_steps=2")
     path = tmp_path / "run/checkpoints/last.ckpt"
@@ -212,6 +345,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
         (["data.batch_size=0"], "batch_size must be positive"),
         (["data.weights=[1,2]"], "weights must be one positive number a root"),
         (["trainer.max_steps=oops"], "trainer.max_steps: expected int, got 'oops'"),
+        (
+            ["training.freeze=[quantiser]"],
+            "'quantiser'; did you mean quantizer.* autoencoder.decoder",
+        ),
+        (
+            ["training.freeze=[quantizer.codebooks.0]"],
+            "no part 'quantizer.codebooks.0'; did you mean",
+        ),
+        (["optimizer.discriminator_update_probability=0"], "above 0 and at most 1.*discriminator=none"),
+        (["training.freeze=[autoencoder]"], "leaves nothing that gradients train"),
         (["resume=nowhere.ckpt"], "resume: there is no checkpoint nowhere.ckpt"),
     ],
 )
@@ -265,6 +408,44 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, number, st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("moment", ["codec.workers.prepare_worker", "codec.data.AudioData.train_dataloader"])
+def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
+    tmp_path, wavs, moment, name, status
+):
+    *python, code = command(tmp_path, wavs, "trainer.max_steps=100000", "data.num_workers=2")
+    place, function = moment.rpartition(".")[::2]
+    signalled = f"""
+import os, signal
+from codec.config import locate
+import codec.data, codec.workers
+place = locate({place!r}) if {place!r}.endswith("Data") else codec.workers
+real = place.{function}
+def signalled(*arguments):
+    if arguments[1:] != (1,):  # one of the workers is enough: a second Ctrl-C means at once
+        os.killpg(0, signal.{name})
+    return real(*arguments)
+place.{function} = signalled
+"""
+    process = subprocess.run(
+        [*python, signalled + code], capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert process.returncode == status, process.stderr
+    assert f"stopped by {name} at step 1;" in process.stdout
+    assert "Traceback" not in process.stderr and last(tmp_path)["global_step"] == 1
+    assert run(tmp_path, wavs, "trainer.max_steps=2", "resume=auto")["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_the_first_step_is_an_interruption(tmp_path, wavs):
+    code = "import codec.data as data, os, signal; "
+    code += "data.has_audio = lambda root: os.kill(os.getpid(), signal.SIGINT); "
+    *python, training = command(tmp_path, wavs, "data=synthetic", f"data.root={wavs}")
+    process = subprocess.run([*python, code + training], capture_output=True, text=True, timeout=120)
+    assert process.returncode in (130, -signal.SIGINT) and "KeyboardInterrupt" in process.stderr
+
+
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs):
     random = np.random.default_rng(0)
     reached = 0
@@ -286,6 +467,8 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs
 def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     options = ["trainer.max_steps=6", "quantizer.codebook.dead_threshold=0.9", f"loss={loss}"]
     options.append(f"optimizer.schedule.warmup_steps={warmup}")
+    # All processes have to skip the same of the discriminator's steps.
+    options.append(f"optimizer.discriminator_update_probability={0.5 if loss == 'encodec' else 1.0}")
     start = run(tmp_path / "start", wavs, *options, "trainer.max_steps=1", "optimizer.generator.lr=1e-9")
     one = run(tmp_path / "one", wavs, *options)
     folder = tmp_path / "two"
@@ -305,6 +488,52 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     assert sum(float(row["codebook/replaced_1"]) for row in rows) > 0
 
 
+def changed(checkpoint: dict, start: dict) -> set[str]:
+    """Which parts of the codec two states differ in."""
+    return {
+        name.removeprefix("codec.").split(".")[0 if "quantizer" in name else 1]
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("codec.") and not torch.equal(value, start["state_dict"][name])
+    }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "learning"),
+    [
+        ("[]", {"encoder", "decoder", "quantizer"}),
+        ("[quantizer]", {"encoder", "decoder"}),
+        ("[autoencoder.encoder,quantizer]", {"decoder"}),
+        ("[autoencoder.decoder]", {"encoder", "quantizer"}),
+    ],
+)
+def test_frozen_parts_stay_as_they_are(tmp_path, wavs, freeze, learning):
+    options = ["trainer.max_steps=4", "training.revive_every=1", "quantizer.codebook.dead_threshold=0.9"]
+    # Weights before the first step follow from the seed alone.
+    first = config_before_training(tmp_path / "first", wavs)
+    trained = run(tmp_path, wavs, *options, f"training.freeze={freeze}")
+    assert changed(trained, first) == learning
+    if "quantizer" not in learning:
+        assert not trained["state_dict"]["codec.quantizer.codebooks.0.initialised"]
+    # What was frozen may learn in the next run, and the other way round.
+    run(tmp_path, wavs, *options, "trainer.max_steps=5", "training.freeze=[]", "resume=auto")
+
+
+def config_before_training(folder: Path, wavs: Path) -> dict:
+    """State of a run's modules before its first step."""
+    config = tiny_run(folder, wavs)
+    seed_everything(config["seed"], workers=False, verbose=False)
+    return {"state_dict": build_parts(config)[1].state_dict()}
+
+
+def test_frozen_factorised_codebooks_get_no_gradient(tmp_path, wavs):
+    options = ["trainer.max_steps=3", "training.freeze=[quantizer]"]
+    config = tiny_run(tmp_path, wavs, *options, swap_quantizer="factorized_rvq")
+    seed_everything(config["seed"], workers=False, verbose=False)
+    first = {"state_dict": build_parts(config)[1].state_dict()}
+    assert train(OmegaConf.create(config)) == 0
+    assert changed(last(tmp_path), first) == {"encoder", "decoder"}
+
+
 def test_bfloat16_trains_with_float32_codebooks_and_weights(tmp_path, wavs):
     state = run(tmp_path, wavs, "trainer.max_steps=4", "trainer.precision=bf16-mixed")["state_dict"]
     assert all(value.dtype != torch.bfloat16 and torch.isfinite(value).all() for value in state.values())
@@ -317,6 +546,13 @@ def test_any_quantizer_trains_with_any_adversary(tmp_path, wavs, quantizer, opti
     config = tiny_run(tmp_path, wavs, "trainer.max_steps=3", *options, swap_quantizer=quantizer)
     assert train(OmegaConf.create(config)) == 0
     assert last(tmp_path)["global_step"] == 3
+
+
+def test_a_grid_with_more_codes_than_memory_is_trained_and_evaluated(tmp_path, wavs):
+    options = ["trainer.max_steps=2", "quantizer.codebook.levels=[32,32,32,32,32,32,32,32]", "evaluate=2"]
+    assert train(OmegaConf.create(tiny_run(tmp_path, wavs, *options, swap_quantizer="fsq"))) == 0
+    summary = json.loads((tmp_path / "run/evaluation/summary.json").read_text())
+    assert 0 < summary["codebook_entropy"][0] < 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""TensorBoard, wandb and MLflow: how each takes a clip, and what it costs when one fails."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from codec.config import ConfigError, build
+from codec.pictures import read_picture
+
+log = logging.getLogger(__name__)
+
+
+class Clip(NamedTuple):
+    """A validation clip at a step: its sounds `[C, T]` by name, their wav files, and a picture of them."""
+
+    name: str
+    step: int
+    sounds: Mapping[str, Tensor]
+    files: Mapping[str, Path]
+    picture: Path
+    sample_rate: int
+
+
+def build_logger(node: Mapping[str, Any] | None) -> Logger | None:
+    """The logger that a config describes; ConfigError that names the extra when its library is missing."""
+    try:
+        return build(node, path="logger") if node else None
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"logger: {error}\nlogger=wandb and logger=mlflow need more than the rest: "
+            'pip install "neural-audio-codec[wandb]" or "neural-audio-codec[mlflow]"'
+        ) from error
+
+
+def logger_failure(error: BaseException) -> BaseException | None:
+    """What the system or a logger's own library refused; None for any other error."""
+    # Lightning's TensorBoard logger wraps what its writer's thread met in a ValueError.
+    cause = error.__cause__ if isinstance(error, ValueError) else error
+    foreign = type(cause).__module__.partition(".")[0] in ("wandb", "mlflow")
+    return cause if foreign or isinstance(cause, OSError) else None
+
+
+def to_loggers(trainer: lightning.Trainer, send: Callable[[Logger], None]) -> None:
+    """Let every logger have something; one that cannot write any more is left out from then on."""
+    for logger in list(trainer.loggers):
+        try:
+            send(logger)
+        except Exception as error:
+            cause = logger_failure(error)
+            if cause is None:
+                raise
+            log.error("%s stops here, training goes on: %s", type(logger).__name__, cause)
+            trainer.loggers = [other for other in trainer.loggers if other is not logger]
+
+
+def send_clip(logger: Logger, clip: Clip) -> None:
+    """Add a clip to a logger that takes audio and pictures."""
+    if isinstance(logger, TensorBoardLogger):
+        board: Any = logger.experiment
+        for name, audio in clip.sounds.items():
+            board.add_audio(f"{clip.name}/{name}", audio.mean(0, keepdim=True), clip.step, clip.sample_rate)
+        board.add_image(clip.name, read_picture(clip.picture), clip.step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        files = [str(file) for file in clip.files.values()]
+        logger.log_audio(f"{clip.name}/audio", files, clip.step, caption=list(clip.files))
+        logger.log_image(f"{clip.name}/spectrograms", [str(clip.picture)], clip.step)
+    elif isinstance(logger, MLFlowLogger):
+        for file in (*clip.files.values(), clip.picture):
+            logger.experiment.log_artifact(logger.run_id, str(file), "samples")
+
+
+def close(logger: Logger) -> None:
+    """End a logger's run; otherwise wandb would put the next one of this process, as of a sweep, into it."""
+    if isinstance(logger, WandbLogger):
+        importlib.import_module("wandb").finish()
