@@ -34,6 +34,8 @@ def shrink(node: Any, most: dict[str, int]) -> None:
     for key, value in node.items():
         if key in most:
             node[key] = min(value, most[key])
+        elif key == "depths" and value:
+            node[key] = [depth for depth in value if depth <= most["num_quantizers"]]
         elif isinstance(value, dict):
             shrink(value, most)
 
