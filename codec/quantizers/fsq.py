@@ -124,12 +124,10 @@ class ScaledFSQCodebook(nn.Module):
         digits = self.digits(inputs, self.steps)
         error = inputs - self.from_digits(digits)
         other = digits + torch.where(error >= 0, 1.0, -1.0)
-        allowed = (other >= 0) & (other < self.levels)
-        cost = ((inputs - self.from_digits(other)).square() - error.square()).where(allowed, torch.inf)
-        order = cost.sort(1)
-        count = min(count, 1 + inputs.shape[1])
-        change = ((other - digits).long() * self.basis).gather(1, order.indices[:, : count - 1])
-        change = change.where(order.values[:, : count - 1].isfinite(), 0)
+        other = torch.where((other >= 0) & (other < self.levels), other, 2 * digits - other)
+        cost = (inputs - self.from_digits(other)).square() - error.square()
+        order = cost.argsort(1)[:, : count - 1]
+        change = ((other - digits).long() * self.basis).gather(1, order)
         base = self.to_codes(digits)[:, None]
         return torch.cat([base, base + change], 1)
 
