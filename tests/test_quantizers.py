@@ -338,7 +338,7 @@ def test_bits_are_the_signs_and_bsq_is_bounded():
         assert codes.tolist() == [sum(int(bit) << i for i, bit in enumerate(row)) for row in signs]
         bits = (2.0 * signs - 1) * codebook.size
         torch.testing.assert_close(codebook.lookup(codes), codebook.out_proj(bits))
-    embedded = codebook.embed(inputs)
+    embedded = codebook.embed(inputs).detach()
     # arXiv 2406.07548: the error of binarising a point of the sphere is at most sqrt(2 - 2 / sqrt(L)).
     assert float((embedded - bits).norm(dim=1).max()) <= math.sqrt(2 - 2 / math.sqrt(40)) + 1e-5
 
