@@ -171,8 +171,8 @@ class EMACodebook(Codebook):
         total = counts.sum()
         # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
         # code without inputs exactly where it is, however small its usage has become.
-        pull = (sums - counts[:, None] * self.vectors) * ((1 - self.decay) / total.clamp(min=1))
-        vectors = self.vectors + pull / self.usage.clamp(min=torch.finfo(pull.dtype).tiny)[:, None]
+        weight = (1 - self.decay) / total.clamp(min=1) / self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
+        vectors = torch.addcmul((1 - counts * weight)[:, None] * self.vectors, sums, weight[:, None])
         self.vectors.copy_(torch.where(usable(statistics), vectors, self.vectors))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ class Residual(Quantizer):
     A loss is the sum over stages of its mean over frames; frames that drop a stage count as 0 there.
     All arithmetic is float32, also under autocast. Raises ValueError for impossible sizes.
     """
+
+    offsets: Tensor
 
     def __init__(
         self,
@@ -68,6 +71,9 @@ class Residual(Quantizer):
             for stage, n in zip(self.stages, self.per_frame, strict=True)
             for _ in range(n)
         )
+        starts = [0] * len(self.strides) if shared else [0, *itertools.accumulate(self.codebook_sizes)]
+        offsets = torch.tensor(starts[: len(self.strides)])
+        self.register_buffer("offsets", offsets, persistent=False)  # of each stage in the table of all
         self.dropout = dropout
         self.depths = tuple(depths or range(1, self.num_quantizers + 1))
         if not all(1 <= depth <= self.num_quantizers for depth in self.depths):
@@ -107,7 +113,10 @@ class Residual(Quantizer):
             if mask is not None:
                 inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
                 depth = depth * mask.reshape(-1)
-            total, codes, losses = self.quantize(inputs, depth, computed, generator)
+            # Where every frame uses every stage, nothing has to be masked.
+            complete = self.stride == 1 or computed == self.num_quantizers
+            whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
+            total, codes, losses = self.quantize(inputs, depth, computed, whole, generator)
             return Quantized(columns(total, batch), columns(codes, batch), losses, latents.detach())
 
     def depth_of_frames(
@@ -120,7 +129,7 @@ class Residual(Quantizer):
         return torch.full((batch * frames,), computed, device=device), computed
 
     def quantize(
-        self, inputs: Tensor, depth: Tensor, computed: int, generator: torch.Generator | None
+        self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run the cascade on rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
         around = self.codebooks[0].straight_through_cascade
@@ -140,13 +149,12 @@ class Residual(Quantizer):
             vectors = vectors.detach() if around else vectors
             left = seen - vectors
             if around and "commitment" in self.loss_weights:
-                counted = left * used[:, None]
+                counted = left if whole else left * used[:, None]
                 squares = torch.dot(counted.flatten(), counted.flatten()) * (scale / (count * self.dim))
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 pull = pull + spread(counted, stride)
-            total = torch.addcmul(
-                total, spread(vectors, stride), spread(used[:, None].to(total.dtype), stride)
-            )
+            kept = vectors if whole else vectors * used[:, None]
+            total = total + spread(kept, stride)
             residual = left if stride == 1 else residual - spread(vectors, stride)
         if around:
             total = self.estimator(inputs, total)
@@ -209,9 +217,7 @@ class Residual(Quantizer):
         stages = self.stages[: len(self.codebooks)]
         sources = [tensor for stage in stages for tensor in stage.sources()]
         table = self.tables(sources, lambda: torch.cat([stage.table() for stage in stages]))
-        starts = [0] * len(self.strides) if len(stages) == 1 else self.codebook_sizes
-        offsets = torch.tensor([0, *starts], device=frames.device).cumsum(0)[: frames.shape[1]]
-        return functional.embedding_bag(frames + offsets, table, mode="sum")
+        return functional.embedding_bag(frames + self.offsets[: frames.shape[1]], table, mode="sum")
 
     def pool_size(self) -> int:
         """Latents that the codebooks' start wants; 0 once they have started."""

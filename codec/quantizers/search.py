@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Scores held at a time: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
-TILE = 2**21
+TILE = 2**22
 BLOCKS = 16
 ONEDNN = "_linear_pointwise"
 
