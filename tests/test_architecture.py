@@ -21,7 +21,7 @@ LAYERS = """
     telemetry
     training evaluation checkpoints logs
     data synthetic model losses optimization
-    autoencoders discriminators quantizers pictures metrics index
+    autoencoders discriminators quantizers pictures metrics index bitrate
     layers spectrogram distributed config audio
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -113,7 +113,7 @@ def test_public_names():
     assert set(codec.__all__) == {"Codec", "build_codec", "load"}
     assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
         *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
-        *("data", "trainer", "logger", "experiment"),
+        *("data", "trainer", "logger", "sweep", "experiment"),
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
