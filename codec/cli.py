@@ -78,6 +78,38 @@ def run_evaluation(options: argparse.Namespace) -> int:
     return 0
 
 
+def report() -> None:
+    """Compare finished runs on one page: `codec-report runs/sweep`."""
+    parser = argparse.ArgumentParser(prog="codec-report", description=report.__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="runs, or folders of runs")
+    parser.add_argument("-o", "--output", type=Path, help="where to write; default FOLDER/report")
+    parser.add_argument("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
+    parser.add_argument(
+        "--evaluation",
+        default="evaluation",
+        help="folder in each run, as codec-evaluate writes; default: %(default)s",
+    )
+    options = parser.parse_args()
+    output = options.output or options.folders[0] / "report"
+
+    def run() -> int:
+        from codec.report import report as write
+
+        print(
+            write(
+                options.folders,
+                output,
+                clips=options.clips,
+                seconds=options.seconds,
+                evaluation=options.evaluation,
+            )
+        )
+        return 0
+
+    sys.exit(report_errors(run))
+
+
 def doctor() -> None:
     """Say what is wrong with a folder of recordings: `codec-doctor FOLDER`."""
     from codec.doctor import main

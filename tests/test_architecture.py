@@ -17,9 +17,9 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 # are folders, whose files may.
 LAYERS = """
     codec cli
-    run doctor
-    telemetry
-    training evaluation checkpoints logs
+    run doctor report
+    telemetry tables
+    training evaluation checkpoints logs results
     data synthetic model losses optimization
     autoencoders discriminators quantizers pictures metrics index bitrate
     layers spectrogram distributed config audio
@@ -117,6 +117,6 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "doctor")
+        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
     }
     assert project["version"] == codec.__version__
