@@ -51,7 +51,7 @@ def at_bitrate(
         if unlimited:
             return quantizer
         raise ConfigError(
-            "sweep.kbps: this quantizer has no codes, hence no bitrate; to have it as the ceiling of the "
+            "this quantizer has no codes, hence no bitrate; to have it as the ceiling of the "
             "comparison: sweep.unlimited=true"
         )
     target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
@@ -203,7 +203,7 @@ def unreachable(quantizer: dict[str, Any], nearest: dict[str, Any], rate: float,
         else "take another quantizer"
     )
     return (
-        f"sweep.kbps: this quantizer cannot have {kbps:g} kbit/s; the nearest is {rate / 1000:.4g} kbit/s "
+        f"this quantizer cannot have {kbps:g} kbit/s; the nearest is {rate / 1000:.4g} kbit/s "
         f"with {shown or 'what it has'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or change "
         "sweep.kbps or the frame rate (autoencoder.strides)"
     )
