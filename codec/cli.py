@@ -35,9 +35,11 @@ def train() -> None:
 
     sys.argv[1:] = map(quoted, sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
+        from codec.ray_launcher import RayLauncher
         from codec.sweep import Sweep
 
         Sweep.install()
+        RayLauncher.install()
         # First, because Hydra's parser reads no overrides on both sides of a flag.
         overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         named = any(argument.startswith("name=") for argument in overrides)

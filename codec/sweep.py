@@ -83,6 +83,9 @@ class Sweep(Sweeper):
             self.launch(waiting)
         except KeyboardInterrupt:
             status = 130
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
         failed = self.summarise(jobs, already=len(jobs) - len(waiting))
         raise SystemExit(status or (1 if failed else 0))
 
@@ -142,6 +145,8 @@ class Sweep(Sweeper):
         while jobs:
             try:
                 self.launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
+            except ConfigError:
+                raise
             except Exception as error:
                 print(f"error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
             left = [job for job in jobs if job.state.get("status") == "waiting"]
@@ -174,11 +179,14 @@ def folder_name(swept: Mapping[str, str]) -> str:
 
 def check_unchanged(job: Job) -> None:
     """ConfigError if the folder holds a run with other options, not comparable with this sweep's."""
-    before = job.state.get("overrides")
     begun = (job.folder / "checkpoints" / "last.ckpt").is_file()
-    if before is None or not begun or sorted(before) == sorted(job.overrides):
+    before, now = (
+        {option for option in options if option.partition("=")[0] not in OWN}
+        for options in (job.state.get("overrides", job.overrides), job.overrides)
+    )
+    if not begun or before == now:
         return
-    changed = ", ".join(sorted(set(before) ^ set(job.overrides)))
+    changed = ", ".join(sorted(before ^ now))
     raise ConfigError(
         f"{job.folder} was made with other options ({changed}): give this sweep another name=..., or remove "
         "that folder"

@@ -17,6 +17,7 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 # are folders, whose files may.
 LAYERS = """
     codec cli
+    sweep
     run doctor report
     telemetry tables
     training evaluation checkpoints logs results
@@ -29,8 +30,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "data"},
-    "hydra": {"cli", "run"},
-    "omegaconf": {"cli", "run"},
+    "hydra": {"cli", "run", "sweep"},
+    "omegaconf": {"cli", "run", "sweep"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio", "index"},
