@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BUILT = (
     *("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint"),
-    "sweep",
+    *("sweep", "search"),
 )
 
 

@@ -13,21 +13,22 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from codec.config import ConfigError, in_quotes
+from codec.config import ConfigError, build, in_quotes, validate
 from codec.results import RESULT, essence, read_json
 
-OWN = ("run_dir", "name")  # options that a sweep gives each of its runs
+OWN = ("run_dir=", "name=", "resume=")  # options that a sweep gives each of its runs
 
 
 class Job(NamedTuple):
@@ -67,51 +68,76 @@ class Sweep(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run what is not done, say how it went; leaves by SystemExit: 0 when every run is done."""
+        assert self.hydra_context and self.config is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = parser.parse_overrides(given)
+        self.jobs: list[Job] = []
+        status, begun = 0, time.time()
         try:
-            jobs = self.plan([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-            self.check_distinct(jobs)
-            for job in jobs:
-                check_unchanged(job)
+            if self.config.get("search"):
+                print(self.search(overrides))
+            else:
+                self.grid(overrides)
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
+            status = 2
+        except KeyboardInterrupt:
+            status = 130
+        failed = self.summarise(begun) if self.jobs else 0
+        raise SystemExit(status or (1 if failed else 0))
+
+    def grid(self, overrides: Sequence[Override]) -> None:
+        """Run every combination of the values given."""
+        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+        jobs = [
+            self.job({part.partition("=")[0]: part.partition("=")[2] for part in combination}, swept)
+            for combination in BasicSweeper.split_arguments(list(overrides), None)[0]
+        ]
+        self.check_distinct(jobs)
+        self.run(jobs)
+
+    def search(self, overrides: Sequence[Override]) -> str:
+        """Run what a search picks, until it has seen enough; returns what it found."""
+        assert self.config is not None
+        node = OmegaConf.to_container(self.config.search, resolve=True)
+        validate(node, path="search")
+        fixed = {
+            o.get_key_element(): str(o.get_value_element_as_str())
+            for o in overrides
+            if not o.is_sweep_override()
+        }
+
+        def start(chosen: list[dict[str, str]]) -> list[Path]:
+            jobs = [self.job({**fixed, **values}, set(values)) for values in chosen]
+            self.run(jobs)
+            return [job.folder for job in jobs]
+
+        return build(node, path="search").run(overrides, Path(self.config.run_dir), start)
+
+    def job(self, options: Mapping[str, str], swept: Collection[str]) -> Job:
+        """One run with its folder, which the swept options name."""
+        assert self.config is not None
+        base, title = Path(self.config.run_dir), str(self.config.name)
+        different = {key.lstrip("+"): value for key, value in options.items() if key in swept}
+        slug = folder_name(different)
+        own = {"run_dir": in_quotes(str(base / slug)), "name": in_quotes(f"{title}/{slug}")}
+        overrides = {"resume": "auto", **options, **own}
+        return Job(base / slug, different, [f"{key}={value}" for key, value in overrides.items()])
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run those of the jobs that are not done."""
+        for job in jobs:
+            check_unchanged(job)
+        self.jobs += jobs
         waiting = [job for job in jobs if job.state.get("status") != "done"]
         for job in waiting:
             record(job.folder, status="waiting", swept=job.swept, overrides=job.overrides)
-        status = 0
-        try:
-            self.launch(waiting)
-        except KeyboardInterrupt:
-            status = 130
-        except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-        failed = self.summarise(jobs, already=len(jobs) - len(waiting))
-        raise SystemExit(status or (1 if failed else 0))
-
-    def plan(self, arguments: list[str]) -> list[Job]:
-        """Every combination of the options, each with its folder."""
-        assert self.hydra_context and self.config is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(arguments)
-        swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
-        base, title = Path(self.config.run_dir), str(self.config.name)
-        jobs = []
-        for combination in BasicSweeper.split_arguments(overrides, None)[0]:
-            options = {part.partition("=")[0]: part.partition("=")[2] for part in combination}
-            different = {key.lstrip("+"): value for key, value in options.items() if key in swept}
-            slug = folder_name(different)
-            kept = [part for part in combination if part.partition("=")[0] not in OWN]
-            resume = [] if "resume" in options else ["resume=auto"]
-            own = [f"run_dir={in_quotes(str(base / slug))}", f"name={in_quotes(f'{title}/{slug}')}"]
-            jobs.append(Job(base / slug, different, [*kept, *resume, *own]))
-        return jobs
+        self.launch(waiting)
 
     def check_distinct(self, jobs: Sequence[Job]) -> None:
         """ConfigError if two runs would be the same, or if none can start."""
-        from codec.run import (
-            resolve,
-        )  # imports Lightning, which the workers of a launcher need, not this file
+        from codec.run import resolve  # which imports Lightning: not what the workers of a launcher wait for
 
         assert self.hydra_context and self.config is not None
         seen: dict[str, Job] = {}
@@ -154,11 +180,13 @@ class Sweep(Sweeper):
                 return
             jobs = left
 
-    def summarise(self, jobs: Sequence[Job], already: int) -> int:
+    def summarise(self, begun: float) -> int:
         """Print how every run ended; returns how many are not done."""
+        jobs = list({job.folder: job for job in self.jobs}.values())
         unfinished = [job for job in jobs if job.state.get("status") != "done"]
+        before = sum(job.state.get("ended", begun) < begun for job in jobs if job not in unfinished)
         folder = jobs[0].folder.parent
-        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {already} of them before")
+        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {before} of them before")
         for job in unfinished:
             state = job.state
             reason = state.get("error") or "the same command again starts or continues it"
@@ -181,7 +209,7 @@ def check_unchanged(job: Job) -> None:
     """ConfigError if the folder holds a run with other options, not comparable with this sweep's."""
     begun = (job.folder / "checkpoints" / "last.ckpt").is_file()
     before, now = (
-        {option for option in options if option.partition("=")[0] not in OWN}
+        {option for option in options if not option.startswith((*OWN, "search"))}
         for options in (job.state.get("overrides", job.overrides), job.overrides)
     )
     if not begun or before == now:
@@ -212,7 +240,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
     if status > 128:
         record(folder, status="interrupted")
         raise KeyboardInterrupt
-    record(folder, status="done", seconds=round(time.time() - began, 1))
+    record(folder, status="done", ended=time.time(), seconds=round(time.time() - began, 1))
     return 0
 
 

@@ -17,7 +17,7 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 # are folders, whose files may.
 LAYERS = """
     codec cli
-    sweep
+    sweep ray_launcher search
     run doctor report
     telemetry tables
     training evaluation checkpoints logs results
@@ -30,8 +30,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "data"},
-    "hydra": {"cli", "run", "sweep"},
-    "omegaconf": {"cli", "run", "sweep"},
+    "hydra": {"cli", "run", "sweep", "search", "ray_launcher"},
+    "omegaconf": {"cli", "run", "sweep", "ray_launcher"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio", "index"},
@@ -114,7 +114,7 @@ def test_public_names():
     assert set(codec.__all__) == {"Codec", "build_codec", "load"}
     assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
         *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
-        *("data", "trainer", "logger", "sweep", "experiment"),
+        *("data", "trainer", "logger", "sweep", "search", "experiment"),
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
