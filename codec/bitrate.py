@@ -16,8 +16,10 @@ from codec.config import ConfigError, build
 # With more, a codebook could neither be searched nor its codes be counted one by one.
 LARGEST_BITS = 18
 MOST_STAGES = 128
+NEAR = 7  # sizes by powers of two, the original and three to each side, that are tried before odd ones
 SIZES = ("codebook_size", "codebook_sizes", "codebook_bits", "levels")
 Path = tuple[str | int, ...]
+Config = dict[str, Any]
 
 
 class Knob(NamedTuple):
@@ -25,6 +27,7 @@ class Knob(NamedTuple):
 
     path: Path
     value: Any
+    siblings: Mapping[str, Any]
 
     @property
     def name(self) -> str:
@@ -37,10 +40,11 @@ def at_bitrate(
 ) -> dict[str, Any]:
     """The quantizer of a codec's config, changed so that the codec has `kbps` kbit/s nominally.
 
-    Its own codebook size is kept if a number of stages (or groups) fits; else sizes go by powers of two and
-    levels by the closest product. A single stage stays one. Of several branches the one with most stages
-    changes. ConfigError when nothing is within `tolerance`, a share of the target, or when the quantizer has
-    no codes, unless `unlimited` lets such a one pass, as the ceiling of a comparison.
+    Its own codebook size is kept if a number of stages (or groups) fits; else sizes go by powers of two, or
+    to any number if those are far, and levels by the closest product. A single stage stays one. Of several
+    branches the one with most stages changes. ConfigError when nothing is within `tolerance`, a share of the
+    target, or when the quantizer has no codes, unless `unlimited` lets such a one pass, as the ceiling of a
+    comparison.
     """
     if not kbps > 0 or not 0 < tolerance < 1:
         raise ValueError(f"kbps must be above 0 and tolerance between 0 and 1, got {kbps} and {tolerance}")
@@ -66,49 +70,63 @@ def at_bitrate(
     raise ConfigError(unreachable(quantizer, best[2], best[1], kbps))
 
 
-def bitrate_of(model: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], float]:
+def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
     """Function that says the nominal bit/s of the codec with another quantizer, without its weights."""
     with torch.device("meta"):
         parts = {key: build(node, path=key) for key, node in model.items() if key != "quantizer"}
 
-    def measure(quantizer: Mapping[str, Any]) -> float:
+    def measure(quantizer: Config) -> float:
         with torch.device("meta"):
             return build({**parts, "quantizer": build(quantizer, path="quantizer")}).bitrate()
 
     return measure
 
 
-def candidates(
-    quantizer: dict[str, Any], target: float, measure: Callable[[Mapping[str, Any]], float]
-) -> Iterator[dict[str, Any]]:
+def candidates(quantizer: Config, target: float, measure: Callable[[Config], float]) -> Iterator[Config]:
     """Configs near the target bit/s, those that keep most of the original first."""
-    count, size = find_count(quantizer), find_size(quantizer)
+    count = find_count(quantizer)
+    size = find_size(quantizer, count)
 
-    def fit_count(node: dict[str, Any]) -> dict[str, Any]:
+    def between(one: Config, two: Config) -> float:
+        """Where the target lies between the bitrates of two configs, 0 to 1, or beyond: bits are affine."""
+        try:
+            low, high = measure(one), measure(two)
+        except ConfigError:
+            return math.nan
+        return (target - low) / (high - low) if high > low else math.nan
+
+    def fit_count(node: Config) -> Config:
         if not count:
             return node
-        # Bits are affine in the number of stages, and in the bits of a stage.
-        one, two = (measure(replaced(node, count.path, number)) for number in (1, 2))
-        number = round(1 + (target - one) / (two - one)) if two > one else 1
-        return replaced(node, count.path, min(max(number, 1), MOST_STAGES))
+        fewest = len(count.siblings.get("strides") or [0])  # fewer would drop the finest scale
+        steps = between(with_count(node, count, fewest), with_count(node, count, fewest + 1))
+        number = fewest if math.isnan(steps) else min(max(round(fewest + steps), fewest), MOST_STAGES)
+        return with_count(node, count, number)
 
     fitted = fit_count(quantizer)
     yield fitted
     if not size:
         return
     if size.path[-1] != "levels":
-        for value in sizes(size):
-            yield fit_count(replaced(quantizer, size.path, value))
+        others = sizes(size)
+        near = list(itertools.islice(others, NEAR))
+        yield from (fit_count(replaced(quantizer, size.path, value)) for value in near)
+        if size.path[-1] == "codebook_size":
+            # Any size rather than one that makes another quantizer of it, as 20 stages of 4 codes.
+            bits = 8 + between(*(replaced(fitted, size.path, 2**bits) for bits in (8, 9)))
+            if 1 <= bits <= LARGEST_BITS:
+                yield replaced(fitted, size.path, round(2**bits))
+        yield from (fit_count(replaced(quantizer, size.path, value)) for value in others)
         return
     # The number of stages that suits the original levels best lets them change least.
     center = value_at(fitted, count.path) if count else 1
     for number in outward(center, 1, MOST_STAGES) if count else [None]:
-        node = replaced(quantizer, count.path, number) if count else quantizer
-        three, six = (measure(replaced(node, size.path, [8] * digits)) for digits in (1, 2))
-        bits = 3 + 3 * (target - three) / (six - three)
+        node = with_count(quantizer, count, number) if count and number else quantizer
+        digits = len(size.value)
+        bits = digits * (2 + between(*(replaced(node, size.path, [2**b] * digits) for b in (2, 3))))
         if bits >= 1:
-            levels = closest_levels(min(bits, LARGEST_BITS), size.value)
-            yield replaced(node, size.path, levels)
+            wanted = min(bits, LARGEST_BITS)
+            yield from (replaced(node, size.path, found) for found in closest_levels(wanted, digits))
 
 
 def sizes(size: Knob) -> Iterator[Any]:
@@ -129,10 +147,10 @@ def outward(center: int, low: int, high: int) -> Iterator[int]:
     return iter(sorted(range(low, high + 1), key=lambda number: abs(number - center)))
 
 
-def closest_levels(bits: float, original: list[int]) -> list[int]:
-    """Levels whose product is closest to `2 ** bits`, from 5 up if possible (FSQ, arXiv:2309.15505, §4.1).
+def closest_levels(bits: float, digits: int) -> Iterator[list[int]]:
+    """Levels whose product is close to `2 ** bits`: as many as there were, then any number (FSQ, §4.1).
 
-    Of equally close ones (within half a percent) those with the original number of dimensions.
+    Levels from 5 to 9 come before others; of nearly equal products the one with most nearly as many levels.
     """
     found: list[tuple[tuple[float, ...], list[int]]] = []
     for low, high in itertools.combinations_with_replacement(range(2, 17), 2):
@@ -140,44 +158,57 @@ def closest_levels(bits: float, original: list[int]) -> list[int]:
             for number in range(dimensions if low != high else 1):
                 levels = [high] * number + [low] * (dimensions - number)
                 error = abs(sum(map(math.log2, levels)) / bits - 1)
-                small, large = sum(level < 5 for level in levels), sum(level > 9 for level in levels)
-                rank = (max(error, 0.005), small + large, abs(dimensions - len(original)), error)
-                found.append((rank, levels))
-    return min(found)[1]
+                odd = sum(not 5 <= level <= 9 for level in levels)
+                found.append(((max(error, 0.005), odd, abs(dimensions - digits), error), levels))
+    usual = [entry for entry in found if len(entry[1]) == digits and entry[0][1] == 0]
+    same = [entry for entry in found if len(entry[1]) == digits]
+    yield from (min(entries)[1] for entries in (usual, found, same) if entries)
 
 
-def find_count(node: Mapping[str, Any]) -> Knob | None:
-    """The number of stages if it is free: above 1, without strides or sizes of its own; else of groups."""
-    stages = [
-        knob
-        for knob, parent in walk(node)
-        if knob.path[-1] == "num_quantizers"
-        and knob.value > 1
-        and not parent.get("strides")
-        and not parent.get("codebook_sizes")
-    ]
-    groups = [knob for knob, _ in walk(node) if knob.path[-1] == "num_groups" and knob.value > 1]
-    several = any(parent.get("strides") or parent.get("codebook_sizes") for _, parent in walk(node))
-    return (stages or ([] if several else groups) or [None])[0]
+def find_count(node: Config) -> Knob | None:
+    """The number of stages if there are several and no sizes for each; else the number of groups."""
+    found = [knob for knob in walk(node) if isinstance(knob.value, int) and knob.value > 1]
+    stages = [knob for knob in found if knob.path[-1] == "num_quantizers"]
+    if stages:
+        return None if stages[0].siblings.get("codebook_sizes") else stages[0]
+    return next((knob for knob in found if knob.path[-1] == "num_groups"), None)
 
 
-def find_size(node: Mapping[str, Any]) -> Knob | None:
-    """The size of the codebooks; per stage where it is given so."""
-    found = [knob for knob, _ in walk(node) if knob.path[-1] in SIZES and knob.value is not None]
-    return min(found, key=lambda knob: knob.path[-1] != "codebook_sizes", default=None)
+def find_size(node: Config, count: Knob | None) -> Knob | None:
+    """The size of the codebooks, per stage where it is given so, in the branch whose stages are counted."""
+
+    def preference(knob: Knob) -> tuple[int, bool]:
+        pairs = zip(knob.path, count.path if count else (), strict=False)
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return sum(1 for _ in shared), knob.path[-1] == "codebook_sizes"
+
+    found = [knob for knob in walk(node) if knob.path[-1] in SIZES and knob.value is not None]
+    return max(found, key=preference, default=None)
 
 
-def walk(node: Any, path: Path = ()) -> Iterator[tuple[Knob, Mapping[str, Any]]]:
-    """Every option below a node and the mapping it is in; of several branches the one with most stages."""
+def walk(node: Any, path: Path = ()) -> Iterator[Knob]:
+    """Every option below a node; of a list of branches only the one with most stages."""
     if isinstance(node, list):
         stages = [branch.get("num_quantizers", 1) for branch in node]
-        last_largest = max(range(len(node)), key=lambda index: (stages[index], index))
-        yield from walk(node[last_largest], (*path, last_largest))
+        largest = max(range(len(node)), key=lambda index: (stages[index], index))
+        yield from walk(node[largest], (*path, largest))
     elif isinstance(node, Mapping):
         for key, value in node.items():
-            yield Knob((*path, key), value), node
+            yield Knob((*path, key), value, node)
             if isinstance(value, Mapping) or (key == "quantizers" and value):
                 yield from walk(value, (*path, key))
+
+
+def with_count(node: Config, count: Knob, number: int) -> Config:
+    """Copy with another number of stages or groups, and with what says something for each stage."""
+    node = replaced(node, count.path, max(number, 1))
+    parent = value_at(node, count.path[:-1])
+    if parent.get("strides") and count.path[-1] == "num_quantizers":
+        finest = [min(parent["strides"])] * (number - len(parent["strides"]))
+        parent["strides"] = [*parent["strides"][:number], *finest]
+    elif parent.get("depths"):
+        parent["depths"] = sorted({depth for depth in parent["depths"] if depth < number} | {max(number, 1)})
+    return node
 
 
 def value_at(node: Any, path: Path) -> Any:
@@ -185,18 +216,19 @@ def value_at(node: Any, path: Path) -> Any:
     return functools.reduce(lambda parent, key: parent[key], path, node)
 
 
-def replaced(node: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def replaced(node: Config, path: Path, value: Any) -> Config:
     """Copy of a nested config with another value at a path."""
     node = copy.deepcopy(node)
     value_at(node, path[:-1])[path[-1]] = value
     return node
 
 
-def unreachable(quantizer: dict[str, Any], nearest: dict[str, Any], rate: float, kbps: float) -> str:
+def unreachable(quantizer: Config, nearest: Config, rate: float, kbps: float) -> str:
     """What the quantizer reaches instead of the target, and what to do."""
-    knobs = [knob for knob in (find_count(nearest), find_size(nearest)) if knob]
+    count = find_count(nearest)
+    knobs = [knob for knob in (count, find_size(nearest, count)) if knob]
     shown = ", ".join(f"{knob.name}={str(knob.value).replace(' ', '')}" for knob in knobs)
-    single = [knob.name for knob, _ in walk(quantizer) if knob.path[-1] == "num_quantizers"]
+    single = [knob.name for knob in walk(quantizer) if knob.path[-1] == "num_quantizers" and knob.value == 1]
     advice = (
         f"give it several stages ({single[0]}=2 or more), take a residual or grouped quantizer"
         if single and not find_count(quantizer)

@@ -9,7 +9,7 @@ from composed import config, options
 from omegaconf import OmegaConf
 from torch import nn
 
-from codec.bitrate import at_bitrate, closest_levels
+from codec.bitrate import Knob, at_bitrate, closest_levels, with_count
 from codec.config import CONFIG_DIR, ConfigError, build
 from codec.run import resolve
 
@@ -82,6 +82,7 @@ def stages(codebook: dict | None = None, **arguments: object) -> dict:
 
 
 SIGNS = target("Signs", _partial_=True, codebook_bits=10)
+COUNT = Knob(("num_quantizers",), 32, {})
 EIGHT = stages(_partial_=True, num_quantizers=8)
 
 
@@ -104,6 +105,16 @@ def test_stages_change_first_and_books_stay(rate):
         assert solved["codebook"]["codebook_size"] == 1024
     else:
         assert math.log2(solved["codebook"]["codebook_size"]) % 1 == 0
+
+
+def test_an_odd_size_is_better_than_another_quantizer():
+    solved = reaches({**config("quantizer=rvq")["quantizer"], "dim": 32}, 9.3)
+    assert solved["num_quantizers"] == 7 and 1024 < solved["codebook"]["codebook_size"] < 2048
+
+
+def test_depths_that_training_draws_stay_within_the_stages():
+    node = with_count({"num_quantizers": 32, "depths": [2, 4, 8, 16, 32]}, COUNT, 12)
+    assert node == {"num_quantizers": 12, "depths": [2, 4, 8, 12]}
 
 
 def test_a_quantizer_that_is_there_already_is_left_alone():
@@ -135,7 +146,9 @@ def test_residual_fsq_keeps_its_levels():
         (stages(SIGNS, num_quantizers=1), 2.0, "codebook_bits", 16),
         (stages(SIGNS, num_quantizers=4), 2.5, "codebook_bits", 10),
         (stages(num_quantizers=1), 1.0, "codebook_size", 256),
-        (stages(num_quantizers=3, strides=[4, 2, 1]), 2.625, "codebook_size", 4096),
+        (stages(num_quantizers=3, strides=[4, 2, 1]), 1.96875, "codebook_size", 512),
+        (stages(num_quantizers=3, strides=[4, 2, 1]), 2.0, "codebook_size", 565),
+        (stages(num_quantizers=3, strides=[4, 2, 1]), 4.6875, "strides", [4, 2, 1, 1, 1]),
         (stages(num_quantizers=2, codebook_sizes=[1024, 256]), 2.5, "codebook_sizes", [2048, 512]),
         (target("Groups", quantizer=stages(_partial_=True), num_groups=2), 5.0, "num_groups", 4),
         (target("Groups", quantizer=stages(_partial_=True, num_quantizers=2)), 7.5, "num_quantizers", 3),
@@ -180,7 +193,7 @@ def test_impossible_targets_are_refused(options):
 
 @pytest.mark.parametrize("bits", [1, 2.5, 4, 7.97, 10, 12.3, 16, 18])
 def test_levels_are_close_to_any_number_of_bits(bits):
-    levels = closest_levels(bits, [8, 5, 5, 5])
+    levels = min(closest_levels(bits, 4), key=lambda found: abs(sum(map(math.log2, found)) - bits))
     assert min(levels) >= 2
     tolerance = 0.01 if bits % 1 == 0 or bits > 4 else 0.08  # few products are small
     assert sum(map(math.log2, levels)) == pytest.approx(bits, rel=tolerance)
