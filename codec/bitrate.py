@@ -13,7 +13,7 @@ import torch
 
 from codec.config import ConfigError, build
 
-# With more, a codebook could neither be searched nor its codes be counted one by one.
+# LFQ's largest in the literature: with more codes nobody can tell from any recording how they are used.
 LARGEST_BITS = 18
 MOST_STAGES = 128
 NEAR = 7  # sizes by powers of two, the original and three to each side, that are tried before odd ones
