@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from codec.config import CONFIG_DIR, ConfigError
+from codec.config import CONFIG_DIR, ConfigError, in_quotes
 
 # What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -24,9 +24,7 @@ def quoted(argument: str) -> str:
         return argument
     if PLAIN_VALUE.fullmatch(value) and not (os.sep in value and re.search(r"[,:=() {}\[\]*'\"]", value)):
         return argument
-    # Inside quotes Hydra keeps a backslash as it is, unless a quote follows it.
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value)
-    return f"{key}='{escaped}'"
+    return f"{key}={in_quotes(value)}"
 
 
 def train() -> None:
@@ -36,13 +34,31 @@ def train() -> None:
     import hydra
 
     sys.argv[1:] = map(quoted, sys.argv[1:])
+    if {"-m", "--multirun"} & set(sys.argv):
+        from codec.ray_launcher import RayLauncher
+        from codec.sweep import Sweep
+
+        Sweep.install()
+        RayLauncher.install()
+        # First, because Hydra's parser reads no overrides on both sides of a flag.
+        overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+        named = any(argument.startswith("name=") for argument in overrides)
+        sys.argv[1:] = ["-m", *overrides, *([] if named else ["name=sweep"])]
     status = 0
 
     def job(config: Any) -> None:
         nonlocal status
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
         from codec.run import train as run
 
-        status = report_errors(lambda: run(config)) or status  # of a sweep, that of its last failure
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            from codec.sweep import recorded
+
+            recorded(Path(config.run_dir), lambda: run(config))
+        else:
+            status = report_errors(lambda: run(config))
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
     sys.exit(status)
@@ -84,6 +100,38 @@ def run_evaluation(options: argparse.Namespace) -> int:
     summary = run(codec, files, output)
     print_summary(summary, output)
     return 0
+
+
+def report() -> None:
+    """Compare finished runs on one page: `codec-report runs/sweep`."""
+    parser = argparse.ArgumentParser(prog="codec-report", description=report.__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", help="runs, or folders of runs")
+    parser.add_argument("-o", "--output", type=Path, help="where to write; default FOLDER/report")
+    parser.add_argument("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
+    parser.add_argument(
+        "--evaluation",
+        default="evaluation",
+        help="folder in each run, as codec-evaluate writes; default: %(default)s",
+    )
+    options = parser.parse_args()
+    output = options.output or options.folders[0] / "report"
+
+    def run() -> int:
+        from codec.report import report as write
+
+        print(
+            write(
+                options.folders,
+                output,
+                clips=options.clips,
+                seconds=options.seconds,
+                evaluation=options.evaluation,
+            )
+        )
+        return 0
+
+    sys.exit(report_errors(run))
 
 
 def doctor() -> None:

@@ -172,3 +172,9 @@ def describe(hint: Any) -> str:
     if origin is not None and arguments and issubclass(origin, Sequence):
         return f"list of {describe(arguments[0])}"
     return getattr(hint, "__name__", str(hint))
+
+
+def in_quotes(value: str) -> str:
+    """Any text as Hydra's grammar takes it in an override."""
+    # Inside quotes Hydra keeps a backslash as it is, unless a quote follows it.
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"

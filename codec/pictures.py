@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 from torch import Tensor
 
-from codec.spectrogram import magnitude
+from codec.spectrogram import magnitude, mel
 
 WINDOW = 1024
 RANGE = 80.0  # dB below the original's peak
@@ -45,6 +46,19 @@ def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int,
     figure.colorbar(image, ax=panels, label="dB")
     figure.suptitle(title)
     return figure
+
+
+def mel_picture(audio: np.ndarray, sample_rate: int, top: float | None = None) -> tuple[bytes, float]:
+    """PNG of 96 mel bins of audio `[C, T]`, one pixel a bin and frame, and the dB of its brightest.
+
+    `top` takes another picture's scale, for comparing them.
+    """
+    bins = mel(torch.from_numpy(audio).mean(0)[None, None], sample_rate, WINDOW, 96)[0, 0].T
+    levels = 20 * bins.clamp(min=1e-7).log10()
+    top = float(levels.max()) if top is None else top
+    content = io.BytesIO()
+    imsave(content, levels.flip(0).numpy(), cmap="magma", vmin=top - RANGE, vmax=top, format="png")
+    return content.getvalue(), top
 
 
 def save_spectrogram_pair(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -31,7 +32,10 @@ from codec.training import CodecTraining, TrainingFailed
 log = logging.getLogger(__name__)
 # Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-BUILT = ("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint")
+BUILT = (
+    *("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint"),
+    *("sweep", "search"),
+)
 
 
 def train(composed: Any) -> int:
@@ -39,12 +43,7 @@ def train(composed: Any) -> int:
 
     130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
-    config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    validate({name: config[name] for name in BUILT})
-    check_plain_options(config)
+    config = resolve(composed)
     folder = Path(config["run_dir"])
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
@@ -86,6 +85,22 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
     finally:
         for logger in loggers:
             close(logger)
+
+
+def resolve(composed: Any) -> dict[str, Any]:
+    """Plain, checked config of what Hydra composed, its quantizer at the sweep's bitrate if there is one."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
+    config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    validate({name: config[name] for name in BUILT})
+    check_plain_options(config)
+    if not config["sweep"]:
+        return config
+    composed = copy.deepcopy(composed)
+    quantizer = complete(config, "sweep", config["model"])
+    OmegaConf.update(composed, "quantizer", quantizer, merge=False, force_add=True)
+    return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
 
 
 def check_plain_options(config: dict[str, Any]) -> None:

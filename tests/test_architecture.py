@@ -17,11 +17,12 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 # are folders, whose files may.
 LAYERS = """
     codec cli
-    run doctor
-    telemetry
-    training evaluation checkpoints logs loggers
+    sweep ray_launcher search
+    run doctor report
+    telemetry tables
+    training evaluation checkpoints logs loggers results
     data synthetic model losses optimization
-    autoencoders discriminators quantizers pictures metrics index crops
+    autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
 """
@@ -30,8 +31,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
-    "hydra": {"cli", "run"},
-    "omegaconf": {"cli", "run"},
+    "hydra": {"cli", "run", "sweep", "search", "ray_launcher"},
+    "omegaconf": {"cli", "run", "sweep", "ray_launcher"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},
@@ -114,10 +115,10 @@ def test_public_names():
     assert set(codec.__all__) == {"Codec", "build_codec", "load"}
     assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
         *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
-        *("data", "trainer", "logger", "experiment"),
+        *("data", "trainer", "logger", "sweep", "search", "experiment"),
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "doctor")
+        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
     }
     assert project["version"] == codec.__version__

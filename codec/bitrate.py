@@ -1,0 +1,241 @@
+"""Equal bitrate: give a quantizer as many stages, codes or levels as a target bitrate asks for."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from codec.config import ConfigError, build
+
+# LFQ's largest in the literature: with more codes nobody can tell from any recording how they are used.
+LARGEST_BITS = 18
+MOST_STAGES = 128
+NEAR = 7  # sizes by powers of two, the original and three to each side, that are tried before odd ones
+SIZES = ("codebook_size", "codebook_sizes", "codebook_bits", "levels")
+Path = tuple[str | int, ...]
+Config = dict[str, Any]
+
+
+class Knob(NamedTuple):
+    """An option of a quantizer's config that changes its bitrate: where it lies and what it is."""
+
+    path: Path
+    value: Any
+    siblings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The option as a user types it."""
+        return ".".join(map(str, ("quantizer", *self.path)))
+
+
+def at_bitrate(
+    model: Mapping[str, Any], kbps: float, *, tolerance: float = 0.01, unlimited: bool = False
+) -> dict[str, Any]:
+    """The quantizer of a codec's config, changed so that the codec has `kbps` kbit/s nominally.
+
+    Its own codebook size is kept if a number of stages (or groups) fits; else sizes go by powers of two, or
+    to any number if those are far, and levels by the closest product. A single stage stays one. Of several
+    branches the one with most stages changes. ConfigError when nothing is within `tolerance`, a share of the
+    target, or when the quantizer has no codes, unless `unlimited` lets such a one pass, as the ceiling of a
+    comparison.
+    """
+    if not kbps > 0 or not 0 < tolerance < 1:
+        raise ValueError(f"kbps must be above 0 and tolerance between 0 and 1, got {kbps} and {tolerance}")
+    quantizer = dict(model["quantizer"])
+    measure = bitrate_of(model)
+    base = measure(quantizer)
+    if math.isinf(base):
+        if unlimited:
+            return quantizer
+        raise ConfigError(
+            "this quantizer has no codes, hence no bitrate; to have it as the ceiling of the "
+            "comparison: sweep.unlimited=true"
+        )
+    target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
+    for candidate in itertools.chain([quantizer], candidates(quantizer, target, measure)):
+        try:
+            rate = measure(candidate)
+        except ConfigError:  # sizes that this quantizer cannot have, as groups that do not divide dim
+            continue
+        if abs(rate - target) <= tolerance * target:
+            return candidate
+        best = min(best, (abs(rate - target), rate, candidate), key=lambda found: found[0])
+    raise ConfigError(unreachable(quantizer, best[2], best[1], kbps))
+
+
+def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
+    """Function that says the nominal bit/s of the codec with another quantizer, without its weights."""
+    with torch.device("meta"):
+        parts = {key: build(node, path=key) for key, node in model.items() if key != "quantizer"}
+
+    def measure(quantizer: Config) -> float:
+        with torch.device("meta"):
+            return build({**parts, "quantizer": build(quantizer, path="quantizer")}).bitrate()
+
+    return measure
+
+
+def candidates(quantizer: Config, target: float, measure: Callable[[Config], float]) -> Iterator[Config]:
+    """Configs near the target bit/s, those that keep most of the original first."""
+    count = find_count(quantizer)
+    size = find_size(quantizer, count)
+
+    def between(one: Config, two: Config) -> float:
+        """Where the target lies between the bitrates of two configs, 0 to 1, or beyond: bits are affine."""
+        try:
+            low, high = measure(one), measure(two)
+        except ConfigError:
+            return math.nan
+        return (target - low) / (high - low) if high > low else math.nan
+
+    def fit_count(node: Config) -> Config:
+        if not count:
+            return node
+        fewest = len(count.siblings.get("strides") or [0])  # fewer would drop the finest scale
+        steps = between(with_count(node, count, fewest), with_count(node, count, fewest + 1))
+        number = fewest if math.isnan(steps) else min(max(round(fewest + steps), fewest), MOST_STAGES)
+        return with_count(node, count, number)
+
+    fitted = fit_count(quantizer)
+    yield fitted
+    if not size:
+        return
+    if size.path[-1] != "levels":
+        others = sizes(size)
+        near = list(itertools.islice(others, NEAR))
+        yield from (fit_count(replaced(quantizer, size.path, value)) for value in near)
+        if size.path[-1] == "codebook_size":
+            # Any size rather than one that makes another quantizer of it, as 20 stages of 4 codes.
+            bits = 8 + between(*(replaced(fitted, size.path, 2**bits) for bits in (8, 9)))
+            if 1 <= bits <= LARGEST_BITS:
+                yield replaced(fitted, size.path, round(2**bits))
+        yield from (fit_count(replaced(quantizer, size.path, value)) for value in others)
+        return
+    # The number of stages that suits the original levels best lets them change least.
+    center = value_at(fitted, count.path) if count else 1
+    for number in outward(center, 1, MOST_STAGES) if count else [None]:
+        node = with_count(quantizer, count, number) if count and number else quantizer
+        digits = len(size.value)
+        bits = digits * (2 + between(*(replaced(node, size.path, [2**b] * digits) for b in (2, 3))))
+        if bits >= 1:
+            wanted = min(bits, LARGEST_BITS)
+            yield from (replaced(node, size.path, found) for found in closest_levels(wanted, digits))
+
+
+def sizes(size: Knob) -> Iterator[Any]:
+    """Other values for the size of a codebook, by powers of two, the nearest first."""
+    if size.path[-1] == "codebook_bits":
+        yield from outward(size.value, 1, LARGEST_BITS)
+    elif size.path[-1] == "codebook_size":
+        yield from (2**bits for bits in outward(round(math.log2(size.value)), 1, LARGEST_BITS))
+    else:
+        for shift in outward(0, -LARGEST_BITS, LARGEST_BITS):
+            scaled = [round(value * 2.0**shift) for value in size.value]
+            if min(scaled) >= 2 and max(scaled) <= 2**LARGEST_BITS:
+                yield scaled
+
+
+def outward(center: int, low: int, high: int) -> Iterator[int]:
+    """All integers of low..high, the nearest to the center first."""
+    return iter(sorted(range(low, high + 1), key=lambda number: abs(number - center)))
+
+
+def closest_levels(bits: float, digits: int) -> Iterator[list[int]]:
+    """Levels whose product is close to `2 ** bits`: as many as there were, then any number (FSQ, §4.1).
+
+    Levels from 5 to 9 come before others; of nearly equal products the one with most nearly as many levels.
+    """
+    found: list[tuple[tuple[float, ...], list[int]]] = []
+    for low, high in itertools.combinations_with_replacement(range(2, 17), 2):
+        for dimensions in range(1, math.ceil(bits) + 1):
+            for number in range(dimensions if low != high else 1):
+                levels = [high] * number + [low] * (dimensions - number)
+                error = abs(sum(map(math.log2, levels)) / bits - 1)
+                odd = sum(not 5 <= level <= 9 for level in levels)
+                found.append(((max(error, 0.005), odd, abs(dimensions - digits), error), levels))
+    usual = [entry for entry in found if len(entry[1]) == digits and entry[0][1] == 0]
+    same = [entry for entry in found if len(entry[1]) == digits]
+    yield from (min(entries)[1] for entries in (usual, found, same) if entries)
+
+
+def find_count(node: Config) -> Knob | None:
+    """The number of stages if there are several and no sizes for each; else the number of groups."""
+    found = [knob for knob in walk(node) if isinstance(knob.value, int) and knob.value > 1]
+    stages = [knob for knob in found if knob.path[-1] == "num_quantizers"]
+    if stages:
+        return None if stages[0].siblings.get("codebook_sizes") else stages[0]
+    return next((knob for knob in found if knob.path[-1] == "num_groups"), None)
+
+
+def find_size(node: Config, count: Knob | None) -> Knob | None:
+    """The size of the codebooks, per stage where it is given so, in the branch whose stages are counted."""
+
+    def preference(knob: Knob) -> tuple[int, bool]:
+        pairs = zip(knob.path, count.path if count else (), strict=False)
+        shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return sum(1 for _ in shared), knob.path[-1] == "codebook_sizes"
+
+    found = [knob for knob in walk(node) if knob.path[-1] in SIZES and knob.value is not None]
+    return max(found, key=preference, default=None)
+
+
+def walk(node: Any, path: Path = ()) -> Iterator[Knob]:
+    """Every option below a node; of a list of branches only the one with most stages."""
+    if isinstance(node, list):
+        stages = [branch.get("num_quantizers", 1) for branch in node]
+        largest = max(range(len(node)), key=lambda index: (stages[index], index))
+        yield from walk(node[largest], (*path, largest))
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield Knob((*path, key), value, node)
+            if isinstance(value, Mapping) or (key == "quantizers" and value):
+                yield from walk(value, (*path, key))
+
+
+def with_count(node: Config, count: Knob, number: int) -> Config:
+    """Copy with another number of stages or groups, and with what says something for each stage."""
+    node = replaced(node, count.path, max(number, 1))
+    parent = value_at(node, count.path[:-1])
+    if parent.get("strides") and count.path[-1] == "num_quantizers":
+        finest = [min(parent["strides"])] * (number - len(parent["strides"]))
+        parent["strides"] = [*parent["strides"][:number], *finest]
+    elif parent.get("depths"):
+        parent["depths"] = sorted({depth for depth in parent["depths"] if depth < number} | {max(number, 1)})
+    return node
+
+
+def value_at(node: Any, path: Path) -> Any:
+    """What lies at a path of a nested config."""
+    return functools.reduce(lambda parent, key: parent[key], path, node)
+
+
+def replaced(node: Config, path: Path, value: Any) -> Config:
+    """Copy of a nested config with another value at a path."""
+    node = copy.deepcopy(node)
+    value_at(node, path[:-1])[path[-1]] = value
+    return node
+
+
+def unreachable(quantizer: Config, nearest: Config, rate: float, kbps: float) -> str:
+    """What the quantizer reaches instead of the target, and what to do."""
+    count = find_count(nearest)
+    knobs = [knob for knob in (count, find_size(nearest, count)) if knob]
+    shown = ", ".join(f"{knob.name}={str(knob.value).replace(' ', '')}" for knob in knobs)
+    single = [knob.name for knob in walk(quantizer) if knob.path[-1] == "num_quantizers" and knob.value == 1]
+    advice = (
+        f"give it several stages ({single[0]}=2 or more), take a residual or grouped quantizer"
+        if single and not find_count(quantizer)
+        else "take another quantizer"
+    )
+    return (
+        f"this quantizer cannot have {kbps:g} kbit/s; the nearest is {rate / 1000:.4g} kbit/s "
+        f"with {shown or 'what it has'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or change "
+        "sweep.kbps or the frame rate (autoencoder.strides)"
+    )

@@ -1,0 +1,243 @@
+"""What finished runs scored: found in folders, grouped by variant, compared with what chance would give."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from codec.config import ConfigError
+
+RESULT = "result.json"
+LOWER_IS_BETTER = {"mel", "stft"}  # every other metric that is known to us rises with quality
+RESAMPLES = 4000
+# Options in which runs of one variant may differ.
+INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "save_every"}
+
+
+@dataclass
+class Run:
+    """One run folder: its config, scores by file (`scores[metric][file]`), or why it has none."""
+
+    folder: Path
+    config: dict[str, Any]
+    label: str
+    summary: dict[str, Any] | None = None
+    scores: dict[str, dict[str, float]] | None = None
+    error: str | None = None
+
+    @property
+    def seed(self) -> Any:
+        """The seed, None when the config is lost."""
+        return self.config.get("seed")
+
+
+def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[Run]:
+    """All runs in and below some folders; ConfigError if a folder is missing or none holds a run."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder")
+    found = {place.resolve(): place for folder in folders for place in run_folders(folder)}
+    if not found:
+        names = ", ".join(map(str, folders))
+        raise ConfigError(f"{names}: no run of codec-train in there (a folder with config.yaml)")
+    return [read_run(place, evaluation) for place in found.values()]
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """The folder if it is a run's, else those of its sub-folders."""
+    if (folder / "config.yaml").is_file() or (folder / RESULT).is_file():
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from run_folders(child)
+
+
+def read_run(folder: Path, evaluation: str) -> Run:
+    """Read one run; what is damaged or unfinished becomes its `error`."""
+    run = Run(folder, {}, folder.name)
+    try:
+        if (folder / "config.yaml").is_file():
+            run.config = as_mapping(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
+        result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
+        run.label = label_of(result.get("swept") or {}) or folder.name
+        if result.get("status") == "failed":
+            run.error = str(result.get("error"))
+        elif not run.config:
+            run.error = "damaged: there is no config.yaml"
+        elif not (folder / evaluation / "summary.json").is_file():
+            run.error = f"not finished, or not evaluated: there is no {evaluation}/summary.json"
+        else:
+            run.summary = read_json(folder / evaluation / "summary.json")
+            run.scores = read_scores(folder / evaluation / "files.csv")
+            if not {"files", "rate_distortion", *run.scores} <= run.summary.keys():
+                raise ValueError("summary.json lacks scores: evaluate the run again")
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        run.summary, run.error = None, f"damaged: {error}"
+    return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError that names the file when it is none."""
+    try:
+        return as_mapping(json.loads(path.read_text(encoding="utf-8")), path.name)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def as_mapping(value: Any, name: str) -> dict[str, Any]:
+    """The value if it is a mapping, else ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds no options")
+    return value
+
+
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Columns of files.csv as `scores[metric][file]`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "file" not in rows[0]:
+        raise ValueError(f"{path.name} holds no scores")
+    metrics = [name for name in rows[0] if name != "file"]
+    try:
+        return {metric: {row["file"]: float(row[metric]) for row in rows} for metric in metrics}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def label_of(swept: Mapping[str, Any]) -> str:
+    """Short name of a variant from its swept options: group choices as they are, values with their key."""
+    return ", ".join(
+        str(value) if "." not in key and key.lstrip("+").isalpha() else f"{key.rpartition('.')[2]}={value}"
+        for key, value in sorted(swept.items())
+        if key != "seed"
+    )
+
+
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs with scores by variant: those whose configs differ in nothing but the seed and names.
+
+    A run that repeats another's config and seed gets an `error` and is left out.
+    """
+    variants: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.summary:
+            members = variants.setdefault(json.dumps(essence(run.config), sort_keys=True), [])
+            twin = next((other for other in members if other.seed == run.seed), None)
+            if twin:
+                run.error = f"the same config and seed as {twin.folder}: left out"
+            else:
+                members.append(run)
+    named: dict[str, list[Run]] = {}
+    for members in variants.values():
+        label = members[0].label
+        taken = label in named or sum(label == other[0].label for other in variants.values()) > 1
+        named[f"{label} ({members[0].folder.name})" if taken else label] = members
+    return named
+
+
+def essence(node: Any) -> Any:
+    """A config without what is incidental to its result."""
+    if isinstance(node, Mapping):
+        return {key: essence(value) for key, value in node.items() if key not in INCIDENTAL}
+    return [essence(value) for value in node] if isinstance(node, list) else node
+
+
+def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
+    """Each file's score, averaged over runs, for files that all of them have."""
+    tables = [run.scores[metric] for run in runs if run.scores and metric in run.scores]
+    files = set.intersection(*map(set, tables)) if tables else set()
+    return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
+
+
+def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a mean over files (percentiles of resampled means)."""
+    values = np.asarray(scores)
+    picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
+    """Two-sided sign-flip permutation test that the mean difference of paired scores is 0."""
+    differences = np.asarray(one) - np.asarray(other)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (RESAMPLES, len(differences)))
+    flipped = np.abs((signs * differences).mean(axis=1))
+    observed = abs(differences.mean())
+    return float((1 + (flipped >= observed - 1e-12).sum()) / (1 + RESAMPLES))
+
+
+def welch_p_value(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided p of Welch's t-test that two means of independent samples are equal."""
+    errors = [float(np.var(values, ddof=1)) / len(values) for values in (one, other)]
+    if sum(errors) == 0:
+        return 0.0 if np.mean(one) != np.mean(other) else 1.0
+    t = abs(np.mean(one) - np.mean(other)) / math.sqrt(sum(errors))
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (one, other), strict=True))
+    # With t = sqrt(freedom) * tan(angle), Student's density is a power of the cosine.
+    start = math.atan(t / math.sqrt(freedom))
+    tail, half = (
+        np.trapezoid(np.cos(angles := np.linspace(low, math.pi / 2, 20_001)) ** (freedom - 1), angles)
+        for low in (start, 0.0)
+    )
+    return float(tail / half)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's correction for several comparisons, by name."""
+    corrected, highest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
+        corrected[name] = highest
+    return corrected
+
+
+def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
+    """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
+
+    The p before correction is the larger of the test over files and, where both have several seeds, the one
+    over seeds: a difference has to stand out against both. Only `rivals` can be best; p is None for the
+    best, for those that are no rivals, and without common files.
+    """
+    tables = {name: mean_over_seeds(runs, metric) for name, runs in variants.items()}
+    tables = {
+        name: table for name, table in tables.items() if table and all(map(math.isfinite, table.values()))
+    }
+    seeds = {
+        name: [float(np.mean(list(run.scores[metric].values()))) for run in variants[name] if run.scores]
+        for name in tables
+    }
+    means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    best = min((name for name in rivals if name in means), key=lambda name: sign * means[name], default=None)
+    p_values = {}
+    for name in rivals:
+        if best is None or name == best or name not in tables:
+            continue
+        common = sorted(tables[name].keys() & tables[best].keys())
+        if len(common) > 1:
+            ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
+            p_values[name] = paired_p_value(ours, theirs)
+            if min(len(seeds[name]), len(seeds[best])) > 1:
+                p_values[name] = max(p_values[name], welch_p_value(seeds[name], seeds[best]))
+    corrected = holm(p_values)
+    intervals = {name: interval(list(table.values())) for name, table in tables.items()}
+    return {
+        name: {
+            "mean": means[name],
+            "low": intervals[name][0],
+            "high": intervals[name][1],
+            "spread": float(np.std(seeds[name], ddof=1)) if len(seeds[name]) > 1 else None,
+            "best": name == best,
+            "p": corrected.get(name),
+        }
+        for name in tables
+    }

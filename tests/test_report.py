@@ -1,0 +1,309 @@
+"""The comparison of runs: its statistics against other ways to the same number, its page in a browser."""
+
+import csv
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from codec.audio import write_wav
+from codec.config import ConfigError
+from codec.report import report
+from codec.results import Run, compare, find_runs, group, holm, interval, paired_p_value, welch_p_value
+
+RATE = 16_000
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def write_run(
+    folder: Path, quantizer: str, seed: int = 0, mel: float = 2.0, files: int = 8, **summary
+) -> Path:
+    """A run folder as training leaves it, with scores around `mel`."""
+    place = folder / f"quantizer={quantizer},seed={seed}"
+    evaluation = place / "evaluation"
+    evaluation.mkdir(parents=True)
+    random = np.random.default_rng([seed, len(quantizer)])
+    rows = [(f"{n}.wav", mel + 0.3 * n + 0.01 * random.normal(), 5 - mel) for n in range(files)]
+    with (evaluation / "files.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "mel", "si_sdr"), *rows])
+    means = {"mel": float(np.mean([row[1] for row in rows])), "si_sdr": 5 - mel}
+    coded = quantizer != "none"
+    points = [
+        {"num_quantizers": k, "kbit/s": 3.0 * k, "kbit/s_entropy": 2.5 * k, **means, "mel": means["mel"] / k}
+        for k in ((1, 2) if coded else ())
+    ] or [{"num_quantizers": 0, "kbit/s": None, "kbit/s_entropy": None, **means}]
+    summary = {
+        **{"files": files, **means, "kbit/s": points[-1]["kbit/s"]},
+        **{"kbit/s_entropy": points[-1]["kbit/s_entropy"], "rate_distortion": points, "frames": 99_999},
+        "codebook_sizes": [256, 256] if coded else [],
+        "codebook_usage": [0.9, 0.5] if coded else [],
+        "codebook_perplexity": [200.0, 60.0] if coded else [],
+        "parameters": {"encoder": 400_000, "decoder": 500_000, "quantizer": 100_000},
+        "encode_ms": 12.5,
+        "decode_ms": 20.0,
+        "timed_on": "1 of 2 CPU threads, x86_64",
+    } | summary
+    (evaluation / "summary.json").write_text(json.dumps(summary))
+    (place / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "quantizer": {"_target_": quantizer}}))
+    (place / "metrics.csv").write_text("step,train/mel,valid/mel\n10,3.5,\n20,3.0,3.1\n30,,2.5\n")
+    swept = {"quantizer": quantizer, "seed": seed}
+    (place / "result.json").write_text(json.dumps({"status": "done", "swept": swept}))
+    tone = 0.3 * np.sin(np.arange(RATE) * 0.1)[None].astype(np.float32)
+    write_wav(evaluation / "001-a.original.wav", tone, RATE)
+    write_wav(evaluation / "001-a.reconstruction.wav", 0.5 * tone, RATE)
+    return place
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    folder = tmp_path / "sweep"
+    for seed, mel in enumerate((2.0, 2.02, 1.98)):
+        write_run(folder, "rvq", seed, mel)
+        write_run(folder, "fsq", seed, mel + 0.01)
+        write_run(folder, "lfq", seed, mel + 0.5)
+    write_run(folder, "none", 0, 1.0)
+    failed = folder / "quantizer=vq,seed=0"
+    failed.mkdir()
+    error = "sweep.kbps: this quantizer cannot have <b>6</b> kbit/s"
+    (failed / "result.json").write_text(json.dumps({"status": "failed", "error": error, "swept": {}}))
+    return folder
+
+
+# Statistics
+
+
+def test_interval_is_that_of_the_normal_approximation_for_many_files():
+    scores = np.random.default_rng(1).normal(3.0, 0.5, 400)
+    low, high = interval(scores.tolist())
+    half = 1.96 * scores.std(ddof=1) / math.sqrt(len(scores))
+    assert (low, high) == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.005)
+
+
+def test_permutation_p_is_that_of_all_permutations():
+    one, other = [1.0, 2.0, 3.0, 4.5, 2.0, 3.0], [0.9, 1.7, 3.2, 4.0, 1.5, 2.9]
+    differences = np.subtract(one, other)
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(one))))
+    exact = (np.abs((signs * differences).mean(1)) >= abs(differences.mean()) - 1e-12).mean()
+    assert paired_p_value(one, other) == pytest.approx(exact, abs=0.02)
+
+
+def test_welch_p_is_scipy_s():
+    assert welch_p_value([1, 2, 3], [2, 3, 4.5]) == pytest.approx(0.28028685711650725, abs=1e-6)
+    assert welch_p_value([1, 2, 3, 4], [5, 6, 7, 8.5]) == pytest.approx(0.006084583138314847, abs=1e-6)
+
+
+def test_holm_is_holm():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def scored(name: str, means: list[float], files: int = 30, noise: float = 0.05) -> list[Run]:
+    random = np.random.default_rng(len(name))
+    return [
+        Run(
+            Path(name),
+            {"seed": seed},
+            name,
+            {},
+            {"mel": {str(n): mean + 0.1 * n + noise * random.normal() for n in range(files)}},
+        )
+        for seed, mean in enumerate(means)
+    ]
+
+
+def test_a_difference_smaller_than_that_between_seeds_is_no_difference():
+    one_seed = compare({"a": scored("a", [2.0]), "bb": scored("bb", [2.1])}, "mel", ["a", "bb"])
+    assert one_seed["a"]["best"] and one_seed["bb"]["p"] < 0.01
+    seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
+    several = compare(seeds, "mel", ["a", "bb"])
+    assert several["a"]["best"] and several["bb"]["p"] > 0.3
+    assert several["a"]["spread"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_ceiling_is_never_the_best_and_higher_si_sdr_is_better():
+    variants = {"none": scored("none", [1.0]), "a": scored("a", [2.0])}
+    assert not compare(variants, "mel", ["a"])["none"]["best"]
+    assert compare(variants, "mel", ["a"])["a"]["best"]
+    for run in itertools.chain(*variants.values()):
+        run.scores = {"si_sdr": run.scores["mel"]}
+    assert compare(variants, "si_sdr", ["a", "none"])["a"]["best"]
+
+
+# Reading
+
+
+def test_seeds_of_a_variant_are_one_row_and_repeats_are_left_out(runs):
+    shutil.copytree(runs / "quantizer=rvq,seed=0", runs / "quantizer=again,seed=0")
+    found = find_runs([runs])
+    variants = group(found)
+    assert {name: len(members) for name, members in variants.items()} == {
+        "rvq": 3,
+        "fsq": 3,
+        "lfq": 3,
+        "none": 1,
+    }
+    assert [run.error for run in found if run.error and "same config and seed" in run.error]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "evaluation/summary.json").write_text('{"files": 8'), "summary.json"),
+        (lambda run: (run / "evaluation/summary.json").write_text("[]"), "summary.json"),
+        (lambda run: (run / "evaluation/summary.json").write_text('{"files": 8}'), "evaluate the run again"),
+        (lambda run: (run / "evaluation/files.csv").write_text("file,mel\na.wav,x\n"), "files.csv"),
+        (lambda run: (run / "evaluation/files.csv").unlink(), "files.csv"),
+        (lambda run: (run / "evaluation/summary.json").unlink(), "not finished"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), "damaged"),
+        (lambda run: (run / "result.json").write_text("{"), "result.json"),
+    ],
+)
+def test_a_damaged_run_is_listed_with_its_reason_and_the_others_are_compared(runs, tmp_path, damage, words):
+    damage(runs / "quantizer=lfq,seed=1")
+    assert "9 runs of 4 variants, 2 without result" in report([runs], tmp_path / "out")
+    (line,) = [line for line in (tmp_path / "out/table.md").read_text().splitlines() if "lfq,seed=1" in line]
+    assert words in line
+
+
+def test_nothing_to_compare_is_said_clearly(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        report([tmp_path / "missing"], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"no run of codec-train .*config\.yaml"):
+        report([tmp_path / "empty"], tmp_path / "out")
+    run = write_run(tmp_path / "runs", "rvq")
+    shutil.rmtree(run / "evaluation")
+    with pytest.raises(ConfigError, match=r"(?s)no run is finished.*seed=0: not finished"):
+        report([tmp_path / "runs"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Writing
+
+
+def test_tables_hold_the_means_and_mark_the_best(runs, tmp_path):
+    report([runs], tmp_path / "out")
+    with (tmp_path / "out/table.csv").open(newline="") as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    assert float(rows["rvq"]["mel distance"]) == pytest.approx(2.0 + 0.3 * 3.5, abs=0.01)
+    assert rows["rvq"]["seeds"] == "3" and float(rows["rvq"]["kbit/s"]) == 6
+    assert any("cannot have" in row["error"] for row in rows.values())
+    markdown = (tmp_path / "out/table.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in markdown.splitlines() if line.startswith("| ")}
+    assert re.search(r"\| \*\*3\.0\d\d\*\*", lines["rvq"])
+    assert "≈ 3.0" in lines["fsq"] and "≈ 3.5" not in lines["lfq"] and "3.5" in lines["lfq"]
+    assert "none (ceiling)" in lines and "**" not in lines["none (ceiling)"].split("|")[6]
+    assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+
+
+class Links(HTMLParser):
+    """What a page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href") and value]
+
+
+def test_the_page_needs_nothing_else_and_text_stays_text(runs, tmp_path):
+    (runs / "quantizer=rvq,seed=0/result.json").write_text(
+        json.dumps({"status": "done", "swept": {"quantizer": "</script><img src=http://x onerror=alert(1)>"}})
+    )
+    report([runs], tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.found == [] and "<img src=http" not in page
+    without_data = re.sub(r"(?s)<script type=.*?</script>", "", page)
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:|@import|url\(http""", without_data)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "table.csv", "table.md"}
+
+
+def test_other_evaluations_can_be_compared(runs, tmp_path):
+    (runs / "quantizer=rvq,seed=0/evaluation").rename(runs / "quantizer=rvq,seed=0/evaluation-music")
+    assert "1 runs of 1 variants" in report([runs], tmp_path / "out", evaluation="evaluation-music")
+
+
+PROBE = """<body><iframe src="out/index.html" style="border:0;width:{width}px;height:900px"></iframe>
+<pre id="said"></pre>
+<script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument, said = {{}};
+  const all = selector => [...page.querySelectorAll(selector)];
+  said.ready = page.documentElement.dataset.ready;
+  said.overflow = page.documentElement.scrollWidth - {width};
+  said.order = () => all("tbody tr").map(row => row.querySelector(".name").textContent);
+  said.before = said.order();
+  all("th button")[0].click(); said.ascending = said.order();
+  all("th button")[0].click(); said.descending = said.order();
+  said.best = all("td.best").length;
+  said.lines = ["rd", "training"].map(id => all(`#${{id}} path`).length);
+  said.ceiling = page.getElementById("rd").textContent.includes("none (ceiling)");
+  said.bars = all("#codebooks rect").length;
+  said.players = all("#listen audio").length;
+  said.pictures = all("#listen img").filter(image => image.naturalWidth > 0).length;
+  said.failed = page.getElementById("failed").textContent;
+  const rate = all("#rd-controls select")[1];
+  const tick = () => all("#rd text").map(text => text.textContent).join(" ");
+  const nominal = tick(); rate.value = "kbit/s_entropy"; rate.dispatchEvent(new Event("change"));
+  said.redrawn = nominal !== tick();
+  delete said.order;
+  document.getElementById("said").textContent = JSON.stringify(said);
+}};
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, width):
+    report([runs], tmp_path / "out")
+    (tmp_path / "probe.html").write_text(PROBE.format(width=width))
+    options = ["--headless=new", "--disable-gpu", "--no-sandbox", "--allow-file-access-from-files"]
+    options += [
+        f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=5000",
+        "--window-size=1400,1000",
+    ]
+    dumped = subprocess.run(
+        [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "probe.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="said">(\{.*?\})</pre>', dumped.stdout)
+    assert found, dumped.stdout[-2000:] + dumped.stderr[-2000:]
+    said = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert said["ready"] == "yes" and said["overflow"] <= 0
+    assert said["before"] == ["none", "rvq", "fsq", "lfq"]  # by mel distance
+    assert said["ascending"] == sorted(said["before"]) == said["descending"][::-1]
+    assert said["best"] == 2 and said["lines"] == [3, 10] and said["ceiling"]
+    assert said["bars"] == 6 and said["players"] == 5 and said["pictures"] == 5
+    assert "<b>6</b> kbit/s" in said["failed"] and said["redrawn"]
+
+
+def test_the_command_reports_and_refuses_in_words(runs, tmp_path):
+    script = Path(__file__).parent.parent / "scripts/report.py"
+    command = [sys.executable, str(script), str(runs), "--clips", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (runs / "report/index.html").is_file() and "10 runs of 4 variants, 1 without result" in done.stdout
+    wrong = subprocess.run(
+        [*command[:2], "nowhere"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (
+        wrong.returncode == 2
+        and "nowhere: no such folder" in wrong.stderr
+        and "Traceback" not in wrong.stderr
+    )
