@@ -47,9 +47,11 @@ def test_search_is_brute_force_at_any_size_and_in_tiles(size, monkeypatch):
     assert torch.equal(search.nearest(points, vectors), expected)
     monkeypatch.setattr(search, "TILE", 3 * size)
     assert torch.equal(search.nearest(points, vectors), expected)
-    few = search.nearest_few(points, vectors, 2)
-    order = (points[:, None].double() - vectors.double()).square().sum(-1).argsort(1)
-    assert torch.equal(few, order[:, :2])
+    distances, order = (points[:, None].double() - vectors.double()).square().sum(-1).sort(1)
+    for count in (2, min(size, 9)):
+        few, errors = search.nearest_few(points, vectors, count)
+        assert torch.equal(few, order[:, :count])
+        torch.testing.assert_close(errors.double(), distances[:, :count], rtol=1e-3, atol=1e-4)
 
 
 def test_a_codebook_of_2_to_the_18_is_searched_without_all_scores(monkeypatch):
@@ -326,8 +328,10 @@ def test_candidates_of_a_grid_are_its_nearest_points():
     codebook = ScaledFSQCodebook(3, [4, 3, 5])
     inputs = 0.6 * torch.randn(200, 3)
     points = codebook.lookup(torch.arange(60))
-    nearest = (inputs[:, None] - points).square().sum(-1).argsort(1)
-    assert torch.equal(codebook.candidates(inputs, 2), nearest[:, :2])
+    distances, nearest = (inputs[:, None] - points).square().sum(-1).sort(1)
+    codes, errors = codebook.candidates(inputs, 2)
+    assert torch.equal(codes, nearest[:, :2])
+    torch.testing.assert_close(errors, distances[:, :2])
 
 
 def test_bits_are_the_signs_and_bsq_is_bounded():

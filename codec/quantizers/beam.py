@@ -34,17 +34,16 @@ def beam_search(
 def extend(stage: Any, paths: Tensor, codes: Tensor, part: slice, beam: int) -> tuple[Tensor, Tensor]:
     """Continue every path by its best codes for the rows `part`; keep the best `beam`, best first."""
     frames, width, _, dim = paths.shape
-    seen = paths[:, :, part].mean(2) if part.stop - part.start > 1 else paths[:, :, part.start]
-    chosen = stage.candidates(seen.reshape(-1, dim), beam).view(frames, width, -1)
-    vectors = stage.lookup(chosen)  # [frames, paths, candidates, D]
-    # The error of the other rows is the same for all candidates of a path.
-    left = paths[:, :, None, part] - vectors[..., None, :]
-    rest = paths.square().sum((2, 3)) - paths[:, :, part].square().sum((2, 3))
-    errors = (left.square().sum((3, 4)) + rest[:, :, None]).flatten(1)
+    length = part.stop - part.start
+    seen = paths[:, :, part].mean(2)
+    chosen, errors = stage.candidates(seen.reshape(-1, dim), beam)
+    # Coding the mean of several rows leaves their deviation from it, and the other rows, as they are.
+    rest = paths.square().sum((2, 3)) - length * seen.square().sum(2)
+    errors = (rest[:, :, None] + length * errors.view(frames, width, -1)).flatten(1)
     kept = errors.topk(min(beam, errors.shape[1]), dim=1, largest=False).indices
-    parent, candidate = kept // chosen.shape[2], kept % chosen.shape[2]
+    code = chosen.view(frames, -1).gather(1, kept)
+    parent = kept // chosen.shape[1]
     index = torch.arange(frames, device=paths.device)[:, None]
-    paths = paths[index, parent].clone()
-    paths[:, :, part] = left[index, parent, candidate]
-    code = chosen[index, parent, candidate]
+    paths = paths[index, parent]
+    paths[:, :, part] -= stage.lookup(code)[:, :, None]
     return paths, torch.cat([codes[index, parent], code[..., None]], dim=2)

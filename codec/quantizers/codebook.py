@@ -85,8 +85,8 @@ class Codebook(nn.Module):
         """Code `[N]` of the vector nearest to each of `[N, D]`."""
         return nearest(inputs, self.table())
 
-    def candidates(self, inputs: Tensor, count: int) -> Tensor:
-        """Codes `[N, count]` of the nearest vectors, nearest first."""
+    def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Codes `[N, count]` of the nearest vectors, nearest first, and their squared errors."""
         return nearest_few(inputs, self.table(), min(count, self.codebook_size))
 
     def lookup(self, codes: Tensor) -> Tensor:

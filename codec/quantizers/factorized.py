@@ -54,9 +54,11 @@ class FactorizedCodebook(nn.Module):
         """Codes `[N]` of inputs `[N, D]`."""
         return best(self.in_proj(inputs), *self.search_table())
 
-    def candidates(self, inputs: Tensor, count: int) -> Tensor:
-        """Codes `[N, count]` with the largest cosines."""
-        return best_few(self.in_proj(inputs), *self.search_table(), min(count, self.codebook_size))
+    def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Codes `[N, count]` with the largest cosines, and the squared errors of their vectors."""
+        count = min(count, self.codebook_size)
+        codes, _ = best_few(self.in_proj(inputs), *self.search_table(), count)
+        return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def table(self) -> Tensor:
         """All vectors `[K, D]`, projected back."""
@@ -125,10 +127,11 @@ class RandomProjectionCodebook(nn.Module):
         """Codes `[N]` of inputs `[N, D]`."""
         return best(self.project(inputs).detach(), self.vectors, self.vectors.new_zeros(self.codebook_size))
 
-    def candidates(self, inputs: Tensor, count: int) -> Tensor:
-        """Codes `[N, count]` with the largest cosines."""
-        bias = self.vectors.new_zeros(self.codebook_size)
-        return best_few(self.project(inputs), self.vectors, bias, min(count, self.codebook_size))
+    def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Codes `[N, count]` with the largest cosines, and the squared errors of their vectors."""
+        bias, count = self.vectors.new_zeros(self.codebook_size), min(count, self.codebook_size)
+        codes, _ = best_few(self.project(inputs), self.vectors, bias, count)
+        return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def table(self) -> Tensor:
         """All vectors `[K, D]`, projected back."""

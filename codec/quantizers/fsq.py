@@ -119,8 +119,11 @@ class ScaledFSQCodebook(nn.Module):
         """Codes `[N]` of inputs `[N, d]`."""
         return self.to_codes(self.digits(inputs, self.steps))
 
-    def candidates(self, inputs: Tensor, count: int) -> Tensor:
-        """The nearest code and those that differ from it in one dimension, `[N, <= count]`, nearest first."""
+    def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest code and those that differ from it in one dimension, `[N, <= count]`, nearest first.
+
+        With them their squared errors.
+        """
         digits = self.digits(inputs, self.steps)
         error = inputs - self.from_digits(digits)
         other = digits + torch.where(error >= 0, 1.0, -1.0)
@@ -128,8 +131,8 @@ class ScaledFSQCodebook(nn.Module):
         cost = (inputs - self.from_digits(other)).square() - error.square()
         order = cost.argsort(1)[:, : count - 1]
         change = ((other - digits).long() * self.basis).gather(1, order)
-        base = self.to_codes(digits)[:, None]
-        return torch.cat([base, base + change], 1)
+        base, least = self.to_codes(digits)[:, None], error.square().sum(1, keepdim=True)
+        return torch.cat([base, base + change], 1), torch.cat([least, least + cost.gather(1, order)], 1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., d]` of codes `[...]`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Scores held at a time: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
-TILE = 2**22
+TILE = 2**21
 BLOCKS = 16
 ONEDNN = "_linear_pointwise"
 
@@ -22,9 +22,10 @@ def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     return best(points, vectors, half_norms(vectors))
 
 
-def nearest_few(points: Tensor, vectors: Tensor, count: int) -> Tensor:
-    """Indices `[N, count]` of the vectors nearest to each point `[N, D]`, nearest first."""
-    return best_few(points, vectors, half_norms(vectors), count)
+def nearest_few(points: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices `[N, count]` of the vectors nearest to each point `[N, D]`, nearest first, and |x - c|²."""
+    indices, values = best_few(points, vectors, half_norms(vectors), count)
+    return indices, points.square().sum(1, keepdim=True) - 2 * values
 
 
 def best(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
@@ -36,10 +37,11 @@ def best(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def best_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> Tensor:
-    """Indices `[N, count]` of the largest `x·c + bias`, largest first."""
+def best_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices and values `[N, count]` of the largest `x·c + bias`, largest first."""
     tiles = points.split(max(1, TILE // len(vectors)))
-    return torch.cat([scores(tile, vectors, bias).topk(count, dim=1).indices for tile in tiles])
+    found = [largest(scores(tile, vectors, bias), count) for tile in tiles]
+    return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
 
 
 def scores(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
@@ -51,12 +53,38 @@ def scores(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, points, vectors.T)
 
 
+def blockwise(scores: Tensor) -> bool:
+    """Whether searching the maxima of blocks first is faster: on a CPU, three times."""
+    return scores.device.type == "cpu" and scores.shape[1] % BLOCKS == 0 and scores.shape[1] >= 16 * BLOCKS
+
+
 def first_maximum(scores: Tensor) -> Tensor:
-    """`scores.argmax(1)` of `[N, K]`; on a CPU three times as fast, because only one block is searched."""
-    rows, columns = scores.shape
-    if scores.device.type != "cpu" or columns % BLOCKS or columns < 16 * BLOCKS:
+    """`scores.argmax(1)` of `[N, K]`."""
+    if not blockwise(scores):
         return scores.argmax(1)
-    width = columns // BLOCKS
+    rows, width = len(scores), scores.shape[1] // BLOCKS
     block = scores.view(rows, BLOCKS, width).amax(2).argmax(1)
     inside = scores.view(rows * BLOCKS, width).index_select(0, torch.arange(rows) * BLOCKS + block)
     return block * width + inside.argmax(1)
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices and values `[N, count]` of each row's largest scores `[N, K]`, in order; changes `scores`."""
+    if not blockwise(scores) or count > 8:  # sorting is faster from here on
+        values, indices = scores.topk(count, dim=1)
+        return indices, values
+    rows, width = len(scores), scores.shape[1] // BLOCKS
+    blocks = scores.view(rows * BLOCKS, width)
+    maxima = scores.view(rows, BLOCKS, width).amax(2)
+    indices, values = [], []
+    for _ in range(count):
+        block = maxima.argmax(1, keepdim=True)
+        row = torch.arange(rows) * BLOCKS + block[:, 0]
+        inside = blocks.index_select(0, row)
+        position = inside.argmax(1, keepdim=True)
+        indices.append(block * width + position)
+        values.append(inside.gather(1, position))
+        # Taken out, the next largest of its block stands for it.
+        blocks.index_copy_(0, row, inside.scatter_(1, position, -torch.inf))
+        maxima.scatter_(1, block, inside.amax(1, keepdim=True))
+    return torch.cat(indices, 1), torch.cat(values, 1)
