@@ -19,6 +19,8 @@ FRAME_RATE = 16000 / 128  # of experiment=tiny
 class Stages(nn.Module):
     """Stands for a residual quantizer: with strides, the coarsest stage is a frame."""
 
+    stride = 1
+
     def __init__(self, dim, codebook, num_quantizers=1, strides=None, codebook_sizes=None):
         super().__init__()
         self.dim = dim

@@ -162,10 +162,11 @@ def test_two_processes_train_through_the_command(tmp_path, wavs):
 
 @pytest.mark.slow
 def test_a_sweep_of_several_processes_is_refused_before_it_starts_any(tmp_path, wavs):
-    sweep = ["quantizer.dropout=0.5,1.0", "name=sweep-${quantizer.dropout}", f"data.root={wavs}", "-m"]
+    sweep = ["quantizer.dropout=0.5,1.0", "name=two", f"data.root={wavs}", "-m"]
     refused = command(tmp_path, "trainer=ddp", "trainer.devices=2", *sweep)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert "would run the whole sweep. Give one command a run instead" in refused.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
     assert command(tmp_path, "trainer.max_steps=1", *sweep).returncode == 0
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sweep-0.5", "sweep-1.0"}
+    runs = {path.name for path in (tmp_path / "runs/two").iterdir()}
+    assert runs >= {"quantizer.dropout=0.5", "quantizer.dropout=1.0"}

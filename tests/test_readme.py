@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from composed import config, options
 
-from codec.config import CONFIG_DIR
+from codec.config import CONFIG_DIR, build
 from codec.model import build_codec
 
 ROOT = Path(__file__).parent.parent
@@ -46,3 +46,29 @@ def test_its_python_runs(tmp_path, monkeypatch):
     exec(block[1], names)
     assert names["codes"].dtype == torch.int64 and names["codes"].shape[:2] == (1, 8)
     assert names["audio"].shape == (1, 1, 16000)
+
+
+def test_the_table_of_quantizers_is_what_their_yamls_say():
+    table = (CONFIG_DIR / "quantizer/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", table.partition("## ")[0], re.MULTILINE)
+    assert [name for name, *_ in rows] == options("quantizer")
+    for name, what, codes, bits in rows:
+        lines = (CONFIG_DIR / f"quantizer/{name}.yaml").read_text(encoding="utf-8").splitlines()
+        assert lines[0] == f"# {what}"
+        quantizer = build(config(f"quantizer={name}")["quantizer"])
+        if quantizer.codebook_sizes:
+            per = f" per {quantizer.stride} frames" if quantizer.stride > 1 else ""
+            assert codes == f"{quantizer.num_quantizers}{per}"
+            assert bits == f"{quantizer.bits_per_frame() / quantizer.stride:.4g}"
+
+
+def test_every_option_in_the_quantizers_other_names_exists():
+    text = (CONFIG_DIR / "quantizer/README.md").read_text(encoding="utf-8")
+    parts = text.partition("They are compositions")[2].partition("## Coming")[0]
+    modules = {
+        path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "codec/quantizers").glob("*.py")
+    }
+    for module, name in re.findall(r"`(\w+)\.(\w+)`", parts):
+        assert re.search(rf"^(class|def) {name}\b", modules[module], re.MULTILINE), name
+    for name in re.findall(r"`quantizer=(\w+)`", text):
+        assert name in options("quantizer")
