@@ -33,7 +33,14 @@ def train() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import hydra
 
+    from codec.overrides import check_names
+
     sys.argv[1:] = map(quoted, sys.argv[1:])
+    try:
+        check_names(sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     if {"-m", "--multirun"} & set(sys.argv):
         from codec.ray_launcher import RayLauncher
         from codec.sweep import Sweep

@@ -59,8 +59,13 @@ class Codec(nn.Module):
 
     def latents(self, audio: Tensor) -> Tensor:
         """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames."""
-        if audio.ndim != 3 or audio.shape[1] != self.audio_channels or not audio.shape[2]:
-            raise ValueError(f"audio must be [B, {self.audio_channels}, T >= 1], got {list(audio.shape)}")
+        if not isinstance(audio, Tensor) or not audio.is_floating_point():
+            kind = getattr(audio, "dtype", type(audio).__name__)
+            raise ValueError(f"audio must be a tensor of float samples, nominally -1 to 1, got {kind}")
+        if audio.ndim != 3 or audio.shape[1] != self.audio_channels or 0 in audio.shape:
+            shape = f"[B >= 1, {self.audio_channels}, T >= 1]"
+            raise ValueError(f"audio must be {shape}, got {list(audio.shape)}")
+        audio = audio.to(next(self.parameters()).dtype)
         return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[-1] % self.hop_length)))
 
     def forward(
@@ -80,6 +85,11 @@ class Codec(nn.Module):
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
         """Audio `[B, C, F * hop_length]`, cut to `length` samples; codes may use any first stages."""
         self.quantizer.check_codes(codes)
+        whole = codes.shape[2] * self.hop_length
+        if length is not None and not 1 <= length <= whole:
+            raise ValueError(
+                f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
+            )
         return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
 
     def save(self, directory: str | Path) -> None:
@@ -142,11 +152,20 @@ def load(path: str | Path) -> Codec:
         config, weights = read_checkpoint(path)
     else:
         raise FileNotFoundError(f"{path}: no such model directory or checkpoint")
+    # Compared before anything is allocated: a config can ask for more memory than there is.
+    with torch.device("meta"):
+        expected = build_codec(config, trusted=False).state_dict()
+    differ = {
+        name
+        for name in expected.keys() | weights.keys()
+        if name not in expected or name not in weights or expected[name].shape != weights[name].shape
+    }
+    if differ:
+        raise ConfigError(
+            f"{path}: weights and config do not belong together: {', '.join(sorted(differ)[:5])}"
+        )
     codec = build_codec(config, trusted=False)
-    try:
-        codec.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: weights and config do not belong together: {error}") from error
+    codec.load_state_dict(weights)
     return codec.eval()
 
 
@@ -158,7 +177,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         saved = yaml.safe_load((path / CONFIG_FILE).read_text())
         weights = load_file(path / WEIGHTS_FILE)
-    except (yaml.YAMLError, SafetensorError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
         raise ConfigError(f"{path / CONFIG_FILE}: not the config of a saved codec: it has no 'model'")
@@ -174,11 +193,15 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        # torch raises whatever its parsers raise on foreign bytes; each means the same to the user.
-        raise ConfigError(f"{path}: not a checkpoint of codec-train, or damaged: {error}") from error
-    lacking = {"model", "state_dict", "global_step"} - set(checkpoint if isinstance(checkpoint, dict) else ())
-    if lacking:
-        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {', '.join(sorted(lacking))}")
+        # torch raises whatever its parsers raise on foreign bytes, and advises to unpickle them.
+        problem = "not a checkpoint of codec-train, or damaged"
+        raise ConfigError(f"{path}: {problem} ({type(error).__name__}); nothing was unpickled") from error
+    expected = {"model": dict, "state_dict": dict, "global_step": int}
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    lacking = [name for name, kind in expected.items() if not isinstance(content.get(name), kind)]
+    if lacking or not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+        what = ", ".join(lacking) or "only tensors in its state_dict"
+        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {what}")
     return checkpoint
 
 

@@ -17,7 +17,7 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 # are folders, whose files may.
 LAYERS = """
     codec cli
-    sweep ray_launcher search
+    sweep ray_launcher search overrides
     run doctor report
     telemetry tables
     training evaluation checkpoints logs loggers results
@@ -31,8 +31,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
-    "hydra": {"cli", "run", "sweep", "search", "ray_launcher"},
-    "omegaconf": {"cli", "run", "sweep", "ray_launcher"},
+    "hydra": {"cli", "run", "sweep", "search", "ray_launcher", "overrides"},
+    "omegaconf": {"cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},

@@ -122,7 +122,7 @@ def test_codes_of_a_batch_are_those_of_its_examples():
 def test_stereo_in_stereo_out():
     one = small("channels=2")
     assert one(torch.randn(3, 2, 1000))[0].shape == (3, 2, 1000)
-    with pytest.raises(ValueError, match=r"audio must be \[B, 2, T >= 1\]"):
+    with pytest.raises(ValueError, match=r"audio must be \[B >= 1, 2, T >= 1\]"):
         one(torch.randn(3, 1, 1000))
 
 
@@ -141,7 +141,20 @@ def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "codec.layers.torch.hub.load", "codec.cli.train", "codec.data.AudioData", "builtins.eval"],
+    [
+        *(
+            "os.system",
+            "codec.layers.torch.hub.load",
+            "codec.cli.train",
+            "codec.data.AudioData",
+            "builtins.eval",
+        ),
+        *(
+            "codec.model.load",
+            "codec.quantizers.estimators.torch.hub.load",
+            "codec.quantizers.search.nearest",
+        ),
+    ],
 )
 def test_a_hostile_config_is_refused(tmp_path, target):
     small().save(tmp_path)
@@ -150,6 +163,70 @@ def test_a_hostile_config_is_refused(tmp_path, target):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     with pytest.raises(ConfigError, match="refused"):
         codec.load(tmp_path)
+
+
+def test_an_estimator_is_the_only_function_that_a_saved_model_may_name(tmp_path):
+    small("quantizer=rvq_rotation").save(tmp_path)
+    estimator = codec.load(tmp_path).quantizer.estimator
+    assert estimator.func.__name__ == "rotation_trick" and estimator.keywords == {"max_scale": 2.0}
+
+
+@pytest.mark.parametrize(("part", "option"), [("autoencoder", "latent_dim"), ("quantizer", "num_quantizers")])
+def test_a_config_cannot_ask_for_more_memory_than_its_weights(tmp_path, part, option):
+    small().save(tmp_path)
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    saved["model"][part][option] = 2000
+    if option == "latent_dim":
+        saved["model"]["quantizer"]["dim"] = 2000
+        saved["model"]["quantizer"]["codebook"]["codebook_size"] = 10**9
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match="weights and config do not belong together"):
+        codec.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": 5, "state_dict": {}, "global_step": 1},
+        {"model": {}, "state_dict": [], "global_step": 1},
+        {"model": {}, "state_dict": {"x": 1}, "global_step": 1},
+        {"model": {}, "state_dict": {}},
+        [1, 2],
+    ],
+)
+def test_a_foreign_checkpoint_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(ConfigError, match=r"foreign.ckpt: not a checkpoint of codec-train: it has no"):
+        codec.load(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize(
+    "audio", [torch.zeros(1, 1, 100, dtype=torch.int16), [0.0] * 100, torch.zeros(0, 1, 100)]
+)
+def test_what_is_no_audio_is_refused(audio):
+    with pytest.raises(ValueError, match="audio must be"):
+        small().encode(audio)
+
+
+def test_double_precision_audio_is_taken():
+    one, audio = small(), torch.randn(1, 1, 1000)
+    assert torch.equal(one.encode(audio.double()), one.encode(audio))
+
+
+@pytest.mark.parametrize("length", [0, -5, 10**9])
+def test_an_impossible_length_is_refused(length):
+    one = small()
+    codes = one.encode(torch.randn(1, 1, 1000))
+    with pytest.raises(ValueError, match="length must be 1 to"):
+        one.decode(codes, length)
+    with pytest.raises(ValueError, match="codes must be int64"):
+        one.decode(codes[..., :0])
+
+
+def test_a_codec_without_codes_says_so():
+    one = model("autoencoder=tiny", "quantizer=none")
+    with pytest.raises(ValueError, match="keeps no codes"):
+        one.decode(one.encode(torch.randn(1, 1, 1000)))
 
 
 def test_a_pickle_is_refused(tmp_path):

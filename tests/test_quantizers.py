@@ -182,6 +182,22 @@ def test_a_gradient_codebook_s_loss_is_the_mean_squared_error():
     assert set(touched.nonzero().flatten().tolist()) == set(used.tolist())
 
 
+def test_only_the_codebook_loss_moves_a_factorised_codebook():
+    # As in DAC, whose decoder's gradient goes past the codes to the projections.
+    weights = {"commitment": 0.25, "codebook": 1.0}
+    quantizer = residual(
+        6, partial(FactorizedCodebook, codebook_size=16), num_quantizers=2, loss_weights=weights
+    )
+    quantized = quantizer(torch.randn(2, 6, 10, requires_grad=True))
+    (quantized.latents.square().sum() + quantized.losses["commitment"]).backward(retain_graph=True)
+    for stage in quantizer.stages:
+        assert stage.vectors.grad is None or not stage.vectors.grad.any()
+        assert stage.out_proj.parametrizations.weight.original1.grad.any()
+        assert stage.in_proj.parametrizations.weight.original1.grad.any()
+    quantized.losses["codebook"].backward()
+    assert all(stage.vectors.grad.any() for stage in quantizer.stages)
+
+
 def test_a_cosine_codebook_ignores_the_length_of_its_inputs():
     codebook = CosineCodebook(6, 32)
     inputs = torch.randn(200, 6)

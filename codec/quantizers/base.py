@@ -55,8 +55,11 @@ class Quantizer(nn.Module):
         return num_quantizers
 
     def check_codes(self, codes: Tensor) -> None:
-        """Raise ValueError unless codes are int64 `[B, K, F]`, each below its codebook's size."""
-        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.num_quantizers or codes.dtype != torch.int64:
+        """Raise ValueError unless codes are int64 `[B, K, F]`, not empty, each below its codebook's size."""
+        if not self.codebook_sizes:
+            raise ValueError("this quantizer keeps no codes to decode; train with another one for tokens")
+        good = codes.ndim == 3 and codes.shape[1] <= self.num_quantizers and 0 not in codes.shape
+        if not good or codes.dtype != torch.int64:
             shape = f"[B, 1..{self.num_quantizers}, F]"
             raise ValueError(f"codes must be int64 {shape}, got {codes.dtype} {list(codes.shape)}")
         sizes = torch.tensor(self.codebook_sizes[: codes.shape[1]], device=codes.device)[:, None]

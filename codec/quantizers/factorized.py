@@ -61,8 +61,8 @@ class FactorizedCodebook(nn.Module):
         return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def table(self) -> Tensor:
-        """All vectors `[K, D]`, projected back."""
-        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
+        """All vectors `[K, D]`, projected back; the codebook itself learns from its own loss alone."""
+        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors.detach()))
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""

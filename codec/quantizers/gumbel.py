@@ -12,10 +12,15 @@ class GumbelCodebook(nn.Module):
 
     Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
     probable one is taken. No losses: gradients reach inputs and memories through the softmax. `Grouped` makes
-    several heads of it.
+    several heads of it. The keys start at a scale where the inputs, not the noise, decide: with an untrained
+    encoder's small latents all codes would be drawn alike, and nothing could be learned from them.
     """
 
     straight_through_cascade = False
+    pool_frames = 4096
+    SHARPNESS = 4.0  # standard deviation of the first logits
+
+    initialised: Tensor
 
     def __init__(self, dim: int, codebook_size: int = 1024, temperature: float = 1.0):
         super().__init__()
@@ -28,6 +33,13 @@ class GumbelCodebook(nn.Module):
         self.memories = nn.Parameter(torch.randn(codebook_size, dim))
         self.to_keys = nn.Linear(dim, dim, bias=False)
         self.to_values = nn.Linear(dim, dim, bias=False)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def initialise(self, pool: Tensor) -> None:
+        """Scale the keys for a pool `[N, D]`."""
+        spread = self.logits(pool - pool.mean(0)).std().clamp(min=1e-8)
+        self.to_keys.weight.mul_(self.SHARPNESS * self.temperature / spread)
+        self.initialised.fill_(True)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores `[N, K]` of inputs `[N, D]`."""

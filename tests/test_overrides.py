@@ -1,0 +1,43 @@
+"""A mistyped option is answered with the one that was meant."""
+
+import pytest
+
+from codec.config import ConfigError
+from codec.overrides import check_names
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("quantizer=rqv", r"quantizer=rqv: there is no such option; did you mean rvq\?; there are .*vq"),
+        ("quantizer.num_quantizer=3", r"did you mean quantizer\.num_quantizers\?"),
+        ("trainer.max_step=3", r"trainer\.max_step: .* did you mean trainer\.max_steps\?"),
+        ("quantizer.codebook.codebok_size=3", r"did you mean quantizer\.codebook\.codebook_size\?"),
+        ("sample_rat=3", r"did you mean sample_rate\?"),
+        ("zzz=1", r"zzz: there is no such option$"),
+    ],
+)
+def test_what_was_meant_is_named(argument, answer):
+    with pytest.raises(ConfigError, match=answer):
+        check_names([argument, "data.root=x"])
+
+
+def test_all_mistakes_are_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        check_names(["sead=1", "nam=x", "quantizer=rvq"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=tiny", "data=folder", "data.root=x", "quantizer=rvq,fsq", "seed=1,2", "-m"],
+        ["quantizer=fsq", "quantizer.codebook.levels=[8,8]"],
+        ["+trainer.gradient_clip_val=1", "~logger", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["loss.weights.mel=3", "loss=mel", "logger=none", "--cfg", "job"],
+        ["sweep=equal_bitrate", "sweep.kbps=6", "search=optuna", "search.trials=3"],
+        ["data.root=[/a,/b]", "data.weights=[3,1]", "data.augmentation.gain_db=[-10,6]"],
+    ],
+)
+def test_what_exists_passes(arguments):
+    check_names(arguments)
