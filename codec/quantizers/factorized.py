@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
+from codec.quantizers.kmeans import kmeans
 from codec.quantizers.search import best, best_few
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -21,17 +22,22 @@ class FactorizedCodebook(nn.Module):
     """Projects `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
 
     DAC (arXiv 2306.06546, §3.2): few dimensions, learned by gradients. The losses compare the projections
-    before normalisation, as DAC's release does.
+    before normalisation, as DAC's release does. Unlike there the codes start as the k-means centroids of the
+    projections' directions, and the way back as the inverse of the way in, so that no stage begins by adding
+    to the error; `kmeans_iterations=0` starts at random.
     """
 
     # Gradients pass through the projections, stage by stage; nothing is copied around the cascade.
     straight_through_cascade = False
+
+    initialised: Tensor
 
     def __init__(
         self,
         dim: int,
         codebook_size: int = 1024,
         codebook_dim: int = 8,
+        kmeans_iterations: int = 10,
         estimator: Estimator = straight_through,
     ):
         super().__init__()
@@ -39,11 +45,24 @@ class FactorizedCodebook(nn.Module):
             got = f"{codebook_size} and {codebook_dim}"
             raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
         self.codebook_size = codebook_size
+        self.pool_frames = 16 * codebook_size
+        self.kmeans_iterations = kmeans_iterations
         self.estimator = estimator
+        self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
         self.in_proj = weight_norm(nn.Linear(dim, codebook_dim))
         self.out_proj = weight_norm(nn.Linear(codebook_dim, dim))
         self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
         self.directions, self.projected_vectors = Derived(), Derived()
+
+    def initialise(self, pool: Tensor) -> None:
+        """Fit codes and the projection back to a pool `[N, D]`."""
+        projected = self.in_proj(pool)
+        centroids = kmeans(functional.normalize(projected, dim=1), self.codebook_size, self.kmeans_iterations)
+        self.vectors.copy_(functional.normalize(centroids, dim=1) * projected.norm(dim=1).median())
+        inverse = torch.linalg.pinv(cast(Tensor, self.in_proj.weight))
+        self.out_proj.weight = inverse  # which the weight normalisation takes apart
+        cast(Tensor, self.out_proj.bias).copy_(-inverse @ cast(Tensor, self.in_proj.bias))
+        self.initialised.fill_(True)
 
     def search_table(self) -> tuple[Tensor, Tensor]:
         """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""

@@ -6,14 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.quantizers.regularized import lacking_entropy
+
 
 class GumbelCodebook(nn.Module):
     """Inputs attend to the keys of `codebook_size` memories and get the value of one (NWT, arXiv 2106.04283).
 
     Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
-    probable one is taken. No losses: gradients reach inputs and memories through the softmax. `Grouped` makes
-    several heads of it. The keys start at a scale where the inputs, not the noise, decide: with an untrained
-    encoder's small latents all codes would be drawn alike, and nothing could be learned from them.
+    probable one is taken. Gradients reach inputs and memories through the softmax; the loss "diversity" is
+    what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0, arXiv 2006.11477,
+    eq. 4): without it all inputs end at a few memories. `Grouped` makes several heads of it. The keys start
+    at a scale where the inputs, not the noise, decide: with an untrained encoder's small latents all codes
+    would be drawn alike, and nothing could be learned from them.
     """
 
     straight_through_cascade = False
@@ -64,8 +68,9 @@ class GumbelCodebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`; no losses."""
+        """Vectors `[N, D]`, codes `[N]`, and the diversity loss of all."""
         logits = self.logits(inputs)
+        losses = {"diversity": lacking_entropy(logits.softmax(1), used, self.training)}
         if generator is not None:
             noise = torch.empty_like(logits).exponential_(generator=generator).log()
             logits = (logits - noise) / self.temperature
@@ -74,4 +79,4 @@ class GumbelCodebook(nn.Module):
         table = self.table()
         # The chosen value exactly, with the gradient of the soft mixture.
         mixture = (soft - soft.detach()) @ table.detach()
-        return functional.embedding(codes, table) + mixture, codes, {}
+        return functional.embedding(codes, table) + mixture, codes, losses

@@ -40,9 +40,14 @@ class RegularizedCodebook(GradientCodebook):
         """0 when the frames of all processes together use all vectors alike, 1 when they use one."""
         scale = 2 / (self.SOFTNESS * self.vectors.detach().square().sum(1).mean())
         scores = torch.addmm(half_norms(self.vectors), inputs, self.vectors.T)
-        share = torch.where(used[:, None], (scale * scores).softmax(1), 0.0).sum(0)
-        total = torch.cat([share, used.sum().to(share.dtype)[None]])
-        if self.training:
-            total = all_reduce_with_gradient(total)
-        mean = (total[:-1] / total[-1].clamp(min=1)).clamp(min=1e-8)
-        return 1 + torch.xlogy(mean, mean).sum() / math.log(self.codebook_size)
+        return lacking_entropy((scale * scores).softmax(1), used, self.training)
+
+
+def lacking_entropy(assignment: Tensor, used: Tensor, joint: bool) -> Tensor:
+    """What the entropy of the mean of soft assignments `[N, K]` lacks, 0 to 1; `joint`: of all processes."""
+    share = torch.where(used[:, None], assignment, 0.0).sum(0)
+    total = torch.cat([share, used.sum().to(share.dtype)[None]])
+    if joint:
+        total = all_reduce_with_gradient(total)
+    mean = (total[:-1] / total[-1].clamp(min=1)).clamp(min=1e-8)
+    return 1 + torch.xlogy(mean, mean).sum() / math.log(assignment.shape[1])
