@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import platform
+import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,57 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
 
 log = logging.getLogger(__name__)
+LOCK = ".lock"
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process; ConfigError that names the process which has it already.
+
+    The system gives the folder back however the process ends. A folder that stayed empty is removed.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            # Not flock, which the loading processes would inherit and keep for a while after a kill.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder}: {file.read() or 'another process'} trains into it: wait for that, stop it, "
+                    "or choose another name=..."
+                ) from error
+            log.warning("%s is not locked against a second run: %s", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def reason_in_words(error: BaseException, folder: Path) -> str:
+    """Why nothing could be written to a folder: torch hides a full disk behind a message of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left on the disk of {folder}"
+        cause = cause.__cause__ or cause.__context__
+    full = folder.is_dir() and shutil.disk_usage(folder).free < 2**20
+    return f"no space left on the disk of {folder}" if full else str(error)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -38,8 +91,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
             temporary.replace(path)
         # torch reports a failed write as RuntimeError, the file system as OSError.
         except (OSError, RuntimeError) as error:
+            reason = reason_in_words(error, path.parent)
             temporary.unlink(missing_ok=True)
-            log.error("%s NOT saved: %s. The previous checkpoint is intact; free some space.", path, error)
+            previous = "The previous checkpoint is intact" if path.exists() else "There is none before it"
+            log.error("%s NOT saved: %s. %s; training goes on.", path, reason, previous)
 
 
 def checkpoint_callbacks(

@@ -20,6 +20,7 @@ from codec.inventory import DataError, Index, IndexedFile
 from codec.workers import WorkerLoader
 
 log = logging.getLogger(__name__)
+FEW_HELD_OUT = 4  # files; below, scores say more about the recordings than about the codec
 
 
 def check_above(limit: int, **options: float) -> None:
@@ -134,7 +135,7 @@ class AudioData(LightningDataModule):
             return
         # Other processes than the one that prepared find the folders' indexes in the cache.
         indexes = self.indexes or [self.make_index(root) for root in self.roots]
-        self.indexes = [skip_short(index, *self.shape[:2]).require_usable() for index in indexes]
+        self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
         train = []
         for index in self.indexes:
             parts = split(index.usable, self.validation.fraction)
@@ -145,6 +146,14 @@ class AudioData(LightningDataModule):
         self.train_crops = Crops(train, self.shape, self.seed, self.weights, self.augmentation)
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
+            if len(self.valid) < FEW_HELD_OUT:
+                log.warning(
+                    "held out for validation: %d file%s only, too few to tell models apart; raise "
+                    "data.validation.fraction (%g), or add recordings",
+                    len(self.valid),
+                    "s" * (len(self.valid) != 1),
+                    self.validation.fraction,
+                )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's part of the endless training batches, from the first crop not used yet."""
@@ -193,7 +202,10 @@ class AudioData(LightningDataModule):
 
 
 def skip_short(index: Index, length: int, sample_rate: int) -> Index:
-    """The index with files of less than `length` samples at `sample_rate` Hz marked as too short."""
+    """The index with files of less than `length` samples at `sample_rate` Hz marked as too short.
+
+    `DataError` when nothing usable is left.
+    """
     needed = f"segment_seconds is {length / sample_rate:.3f} s"
     files = [
         replace(file, problem=f"shorter than a crop: {file.seconds:.3f} s, {needed}")
@@ -201,4 +213,13 @@ def skip_short(index: Index, length: int, sample_rate: int) -> Index:
         else file
         for file in index.files
     ]
-    return replace(index, files=tuple(files))
+    kept = replace(index, files=tuple(files))
+    try:
+        return kept.require_usable()
+    except DataError as error:
+        if not index.usable:
+            raise
+        longest = max(file.seconds for file in index.usable)
+        raise DataError(
+            f"{error}; {needed}: lower data.segment_seconds, the longest file has {longest:.3f} s"
+        ) from error

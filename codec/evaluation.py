@@ -194,9 +194,10 @@ def write_whole(path: Path, text: str) -> None:
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print the scores and where the audio is."""
+    files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
     print(
-        f"{summary['files']} files{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
+        f"{files}{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
         f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
         f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
     )

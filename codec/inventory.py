@@ -95,7 +95,7 @@ class Index:
         minutes = sum(file.seconds for file in usable) / 60
         length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
         lines = [
-            f"{printable(self.root)}: {len(usable)} usable files, {length}",
+            f"{printable(self.root)}: {len(usable)} usable file{'s' * (len(usable) != 1)}, {length}",
             "  formats: " + _counted(os.path.splitext(file.path)[1].lower()[1:] for file in usable),
             "  rates: " + _counted(f"{file.sample_rate} Hz" for file in usable),
             "  channels: " + _counted(str(file.channels) for file in usable),

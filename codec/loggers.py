@@ -16,6 +16,7 @@ from codec.config import ConfigError, build
 from codec.pictures import read_picture
 
 log = logging.getLogger(__name__)
+LIBRARIES = "wandb>=0.22", "mlflow>=3.5"  # as in pyproject.toml
 
 
 class Clip(NamedTuple):
@@ -30,13 +31,13 @@ class Clip(NamedTuple):
 
 
 def build_logger(node: Mapping[str, Any] | None) -> Logger | None:
-    """The logger that a config describes; ConfigError that names the extra when its library is missing."""
+    """The logger that a config describes; ConfigError that says what to install when a library is missing."""
     try:
         return build(node, path="logger") if node else None
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"logger: {error}\nlogger=wandb and logger=mlflow need more than the rest: "
-            'pip install "neural-audio-codec[wandb]" or "neural-audio-codec[mlflow]"'
+            + " or ".join(f'pip install "{library}"' for library in LIBRARIES)
         ) from error
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,14 @@ from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from codec.checkpoints import AtomicCheckpoints, StopOnSignal
+from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
+from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
 from codec.model import CONFIG_FILE, build_codec, open_checkpoint
@@ -44,19 +47,30 @@ def train(composed: Any) -> int:
     130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
     """
     config = resolve(composed)
+    quiet_libraries()
     folder = Path(config["run_dir"])
+    first = not getattr(rank_zero_only, "rank", 0)
+    with only_writer(folder) if first else nullcontext():
+        return train_in(folder, config, first)
+
+
+def train_in(folder: Path, config: dict[str, Any], first: bool) -> int:
+    """Train what a resolved config describes in its folder, of several processes as the first or not."""
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
         check_same_model(checkpoint, config["model"])
         step, wanted = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
-        if step >= wanted > 0 and is_finished(folder, checkpoint, config["evaluate"] > 0):
-            print(f"{folder} is trained to step {step} already; nothing to do\n{whereabouts(folder)}")
+        if step > wanted > 0 or (step == wanted and is_finished(folder, checkpoint, config["evaluate"] > 0)):
+            print(f"{checkpoint} is at step {step} of {wanted} already; nothing to do")
+            print(whereabouts(folder, config))
             return 0
-    quiet_libraries()
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config)
     if checkpoint:
         check_same_parts(checkpoint, module)
+    if first:  # before anything is written: what cannot be used shall leave no run folder
+        data.prepare_data()
+        data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
     check_sweep(trainer)
@@ -74,6 +88,8 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
+    except DataError as error:  # a loading process's is wrapped in its traceback
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
             raise error.__context__ from None
@@ -104,7 +120,13 @@ def resolve(composed: Any) -> dict[str, Any]:
 
 
 def check_plain_options(config: dict[str, Any]) -> None:
-    """ConfigError for options that belong to no constructor."""
+    """ConfigError for options that belong to no constructor, or to one that takes them unseen."""
+    if not fits(config["seed"], int) or not 0 <= config["seed"] < 2**32:
+        raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {config['seed']!r}")
+    trainer = config["trainer"]
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
+        if not fits(trainer[name], int) or (trainer[name] < 1 and (name, trainer[name]) != ("max_steps", -1)):
+            raise ConfigError(f"trainer.{name}: expected a number of steps above 0, got {trainer[name]!r}")
     if not fits(config["evaluate"], int) or config["evaluate"] < 0:
         raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")
     if not fits(config["resume"], str | None):
@@ -249,10 +271,11 @@ def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkp
         "discriminator": sum(p.numel() for p in module.discriminator.parameters()) / 1e6,
     }
     start = f"resumes {checkpoint} at step {checkpoint_step(checkpoint)}" if checkpoint else "starts"
+    rate = f"{codec.bitrate() / 1000:.4g} kbit/s" if codec.quantizer.codebook_sizes else "no codes"
     return (
         f"{folder}: {start}, to step {config['trainer']['max_steps']}\n"
         f"  {codec.sample_rate} Hz, {codec.hop_length} samples a frame, {codec.frame_rate:.4g} frames/s, "
-        f"{codec.bitrate() / 1000:.4g} kbit/s, parameters: codec {millions['codec']:.3f} M, "
+        f"{rate}, parameters: codec {millions['codec']:.3f} M, "
         f"discriminator {millions['discriminator']:.3f} M"
     )
 
@@ -285,24 +308,31 @@ def finish(
     if files:
         output = folder / "evaluation"
         print_summary(evaluate(module.average.to(trainer.strategy.root_device), files, output), output)
-    print(whereabouts(folder))
+    print(whereabouts(folder, config))
     return 0
 
 
-def whereabouts(folder: Path) -> str:
-    """Where everything of a run is, and what to run next."""
-    return (
-        f"model: {folder}/model\n"
-        f"originals, reconstructions, spectrograms of held-out files: {folder}/evaluation\n"
-        f"samples while it trained: {folder}/samples\n"
-        f"numbers: {folder}/metrics.csv, or tensorboard --logdir {folder}\n"
-        "next, on your own recordings: codec-train data.root=/path/to/wavs name=mine"
-    )
+def whereabouts(folder: Path, config: dict[str, Any]) -> str:
+    """Where everything is that a run has made, and what to run next."""
+    board = "TensorBoard" in (config["logger"] or {}).get("_target_", "")
+    made = {
+        "model": "model",
+        "evaluation": "originals, reconstructions, spectrograms of held-out files",
+        "samples": "samples while it trained",
+        "metrics.csv": "numbers",
+    }
+    lines = [f"{what}: {folder}/{name}" for name, what in made.items() if (folder / name).exists()]
+    lines += [f"curves: tensorboard --logdir {folder}"] if board else []
+    if config["data"].get("generate"):
+        lines.append("next, on your own recordings: codec-train data.root=/path/to/wavs name=mine")
+    else:
+        lines.append(f"next, on other recordings: codec-evaluate {folder} /path/to/wavs")
+    return "\n".join(lines)
 
 
 def quiet_libraries() -> None:
     """Silence what Lightning says about things that this project does on purpose."""
-    for name in ("lightning.pytorch", "matplotlib"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -123,7 +124,7 @@ class Telemetry(Callback):
             }
             for warning in [
                 *diverging(reconstruction, self.best),
-                *warnings_in_words(losses, codebook, speed),
+                *warnings_in_words(losses, codebook, speed, module.audio_data.num_workers),
             ]:
                 kind = re.sub(r"[\d.,]+", "", warning)
                 if kind not in self.warned:
@@ -206,7 +207,7 @@ def diverging(losses: Mapping[str, float], best: dict[str, float]) -> list[str]:
 
 
 def warnings_in_words(
-    losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
+    losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float], num_workers: int
 ) -> list[str]:
     """What a practitioner would worry about in these numbers, and what to try."""
     warnings = []
@@ -224,10 +225,13 @@ def warnings_in_words(
             "optimizer.discriminator.lr or raise training.adversarial_from"
         )
     if speed["speed/data_wait"] > 0.3:
-        warnings.append(
-            f"{speed['speed/data_wait']:.0%} of the time is spent waiting for data: raise data.num_workers, "
-            "or store the corpus as wav at sample_rate"
+        advice = (
+            f"raise data.num_workers ({num_workers} now), or store the corpus as wav at sample_rate"
+            if num_workers < (os.cpu_count() or 1)
+            else "its cores are busy, or the files slow to read (flac, mp3, another rate, a network); store "
+            "the corpus as wav at sample_rate on a local disk"
         )
+        warnings.append(f"{speed['speed/data_wait']:.0%} of the time is spent waiting for data: {advice}")
     return warnings
 
 

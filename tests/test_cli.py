@@ -98,7 +98,13 @@ def test_a_mistake_gives_a_message_and_no_traceback(tmp_path, arguments, words):
     for word in words:
         assert word in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.ckpt"))
+    assert not list((tmp_path / "runs").glob("*")) and not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.slow
+def test_help_begins_with_this_project(tmp_path):
+    shown = run("train", "--help", folder=tmp_path).stdout
+    assert shown.startswith("codec-train: ") and "codec-train data.root=/path/to/wavs " in shown
 
 
 @pytest.mark.slow
@@ -154,6 +160,8 @@ def test_two_processes_train_through_the_command(tmp_path, wavs):
         steps = [row["step"] for row in csv.DictReader(file)]
     assert steps == ["2", "4", "4"]
     assert result.stdout.count("starts, to step 4") == 1
+    assert "Initializing distributed" not in result.stdout + result.stderr
+    assert not list(tmp_path.rglob("*.log"))
     assert codec.load(folder).sample_rate == 16_000
     again = command(tmp_path, *options, "resume=auto", "trainer.max_steps=6")
     assert again.returncode == 0, again.stderr

@@ -448,7 +448,7 @@ def test_short_files_are_skipped_with_a_reason(tmp_path, cache):
         "skipped  short.wav: shorter than a crop: 0.500 s, segment_seconds is 1.000 s"
         in data.indexes[0].report()
     )
-    assert "1 usable files" in data.indexes[0].report()
+    assert "1 usable file," in data.indexes[0].report()
     with pytest.raises(
         DataError, match=r"no usable audio file in .*: 2 shorter than a crop \(long.wav, short.wav\)"
     ):

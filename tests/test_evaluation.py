@@ -14,6 +14,7 @@ from codec.audio import read_audio, write_wav
 from codec.evaluation import depths, evaluate
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec
+from codec.pictures import read_picture, save_spectrogram_pair
 
 RATE = 16_000
 
@@ -117,3 +118,9 @@ def test_a_quantizer_without_codes_has_scores_and_no_bitrate(files, tmp_path):
 )
 def test_depths_are_few_and_even_and_hold_the_first_and_the_last(stages, expected):
     assert depths(stages) == expected
+
+
+def test_a_picture_s_title_may_be_in_a_script_that_the_font_lacks(tmp_path):
+    audio = torch.randn(1, 4000)
+    save_spectrogram_pair(tmp_path / "picture.png", audio, audio, 16_000, "日本")
+    assert read_picture(tmp_path / "picture.png").shape == (600, 1000, 4)

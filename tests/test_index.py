@@ -363,7 +363,7 @@ def test_the_doctor_tells_good_from_bad_folders(home, capsys):
     write(home / "good.wav", tone())
     assert doctor.main([str(home)]) == 1
     printed = capsys.readouterr().out
-    assert "1 usable files" in printed and "skipped  bad.wav: zero-length file" in printed
+    assert "1 usable file," in printed and "skipped  bad.wav: zero-length file" in printed
     (home / "bad.wav").unlink()
     assert doctor.main([str(home)]) == 0
     assert doctor.main([str(home / "nowhere")]) == 2

@@ -1,6 +1,7 @@
 import csv
 import errno
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -27,10 +28,12 @@ def test_a_collapsed_codebook_is_reported_in_words():
     good = codebook_health(quantizer, steps(quantizer, healthy))
     assert good["codebook/usage_1"] > 0.9 and good["codebook/perplexity_1"] > 20
     assert good["codebook/replaced_1"] == 1
-    assert not warnings_in_words({}, good, FAST)
+    assert not warnings_in_words({}, good, FAST, 2)
     bad = codebook_health(quantizer, steps(quantizer, healthy[:1].repeat(2000, 1)))
     assert bad["codebook/perplexity_1"] == 1 and bad["codebook/usage_1"] == 1 / 32
-    assert any("codebook 1, 2" in text and "collapsing" in text for text in warnings_in_words({}, bad, FAST))
+    assert any(
+        "codebook 1, 2" in text and "collapsing" in text for text in warnings_in_words({}, bad, FAST, 2)
+    )
 
 
 def test_residual_energy_falls_stage_by_stage():
@@ -48,8 +51,11 @@ def test_divergence_waiting_and_a_winning_discriminator_are_reported_in_words():
     assert not diverging({"mel": 3.0}, best) and not diverging({"mel": 1.0}, best)
     assert not diverging({"mel": 1.9}, best)
     assert "mel is 2.5 after 1: training diverges" in diverging({"mel": 2.5}, best)[0]
-    assert "80% of the time is spent waiting" in warnings_in_words({}, {}, {"speed/data_wait": 0.8})[0]
-    assert "tells every example apart" in warnings_in_words({"discriminator": 0.001}, {}, FAST)[0]
+    waiting = {"speed/data_wait": 0.8}
+    few, many = (warnings_in_words({}, {}, waiting, workers)[0] for workers in (0, os.cpu_count() or 1))
+    assert "80% of the time is spent waiting" in few and "raise data.num_workers (0 now)" in few
+    assert "its cores are busy, or the files slow to read" in many and "num_workers" not in many
+    assert "tells every example apart" in warnings_in_words({"discriminator": 0.001}, {}, FAST, 2)[0]
 
 
 def test_metrics_survive_new_columns_a_torn_row_and_a_resume(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from safetensors import SafetensorError
 
 import codec
 from codec.audio import write_wav
+from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError, build
+from codec.inventory import DataError
 from codec.losses.objective import Objective
 from codec.run import build_parts, train
+from codec.training import CodecTraining
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -175,10 +179,12 @@ def test_every_logger_gets_numbers_audio_and_pictures(
 
 
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
-def test_a_logger_that_is_not_installed_is_named_with_its_extra(tmp_path, wavs, logger):
+def test_what_a_logger_needs_is_named_when_it_is_not_installed(tmp_path, wavs, logger):
     if importlib.util.find_spec(logger):
         pytest.skip(f"{logger} is installed")
-    with pytest.raises(ConfigError, match=r'pip install "neural-audio-codec\[wandb\]"'):
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    (library,) = project["optional-dependencies"][logger]
+    with pytest.raises(ConfigError, match=f'pip install "{library}"'):
         run(tmp_path, wavs, "trainer.max_steps=1", f"logger={logger}")
 
 
@@ -268,7 +274,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
     monkeypatch.setattr("codec.logs.MetricsCSV.rewrite", no_room)
     checkpoint = run(tmp_path, wavs, "trainer.max_steps=6", "trainer.val_check_interval=3")
     assert checkpoint["global_step"] == 6
-    assert ".ckpt NOT saved" in caplog.text and "No space left" in caplog.text
+    assert ".ckpt NOT saved: no space left on the disk of" in caplog.text
     assert "samples of step 3 are missing" in caplog.text and "metrics.csv: " in caplog.text
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
@@ -345,6 +351,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
         (["data.batch_size=0"], "batch_size must be positive"),
         (["data.weights=[1,2]"], "weights must be one positive number a root"),
         (["trainer.max_steps=oops"], "trainer.max_steps: expected int, got 'oops'"),
+        (["trainer.max_steps=0"], "trainer.max_steps: expected a number of steps above 0, got 0"),
+        (["trainer.val_check_interval=0"], "trainer.val_check_interval: expected a number of steps"),
+        (["trainer.val_check_interval=0.5"], "trainer.val_check_interval: expected .*, got 0.5"),
+        (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps: expected a number of steps"),
+        (["seed=-1"], "seed: expected a whole number from 0 to 4294967295, got -1"),
+        (["seed=4294967296"], "seed: expected a whole number from 0"),
         (
             ["training.freeze=[quantiser]"],
             "'quantiser'; did you mean quantizer.* autoencoder.decoder",
@@ -362,6 +374,95 @@ def test_impossible_options_are_refused_before_training(tmp_path, wavs, override
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, wavs, "trainer.max_steps=1", *overrides)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_crops_longer_than_every_file_are_refused_and_leave_no_run_folder(tmp_path, wavs):
+    with pytest.raises(DataError, match=r"lower data.segment_seconds, the longest file has 1.000 s"):
+        run(tmp_path, wavs, "data.segment_seconds=100")
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_held_out_files_are_mentioned(tmp_path, wavs, caplog):
+    run(tmp_path, wavs, "trainer.max_steps=1")
+    assert "held out for validation: 1 file only" in caplog.text
+    caplog.clear()
+    run(tmp_path / "more", wavs, "trainer.max_steps=1", "data.validation.fraction=0.9")
+    assert "held out for validation" not in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_while_it_trains_are_told_in_one_line(tmp_path, wavs, monkeypatch, workers):
+    copy = shutil.copytree(wavs, tmp_path / "copy")
+    monkeypatch.setattr(CodecTraining, "on_train_start", lambda self: shutil.rmtree(copy))
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, copy, "trainer.max_steps=100", f"data.num_workers={workers}")
+    assert re.match(r"crop \d+: 50 draws met files that are not readable any more: ", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_end_names_what_was_made_and_what_fits_next(tmp_path, wavs, capsys):
+    run(tmp_path, wavs, "trainer.max_steps=2")
+    plain = capsys.readouterr().out
+    assert f"model: {tmp_path}/run/model" in plain and f"codec-evaluate {tmp_path}/run " in plain
+    assert not re.search("evaluation$|samples$|tensorboard|your own recordings", plain, re.MULTILINE)
+    options = ["data=synthetic", "trainer.val_check_interval=1", "evaluate=1", "logger=tensorboard"]
+    run(tmp_path / "full", wavs, *options, f"data.root={wavs}", "data.num_workers=0", "trainer.max_steps=1")
+    full = capsys.readouterr().out
+    assert "1 file at " in full and "tensorboard --logdir" in full and "your own recordings" in full
+    assert re.search("evaluation$", full, re.MULTILINE) and re.search("samples$", full, re.MULTILINE)
+
+
+def test_fewer_steps_than_are_done_already_are_nothing_to_do(tmp_path, wavs, capsys):
+    run(tmp_path, wavs, "trainer.max_steps=4")
+    shutil.rmtree(tmp_path / "run/model")
+    before = (tmp_path / "run/metrics.csv").read_text()
+    capsys.readouterr()
+    assert run(tmp_path, wavs, "trainer.max_steps=2", "resume=auto")["global_step"] == 4
+    said = capsys.readouterr().out
+    assert "is at step 4 of 2 already; nothing to do" in said and "resumes" not in said
+    assert "model: " not in said and (tmp_path / "run/metrics.csv").read_text() == before
+
+
+HOLDER = """
+import os, sys
+from pathlib import Path
+from codec.checkpoints import only_writer
+with only_writer(Path(sys.argv[1])):
+    if not os.fork():  # a loading process, which outlives its parent for a while
+        import time
+        time.sleep(600)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fcntl")
+def test_a_run_folder_has_one_process_that_writes_until_it_is_killed(tmp_path, wavs):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout and process.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=rf"/run: process {process.pid} on .* trains into it"):
+            run(tmp_path, wavs, "trainer.max_steps=1")
+        process.kill()
+        process.wait()
+        assert run(tmp_path, wavs, "trainer.max_steps=1")["global_step"] == 1
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_a_full_disk_is_named_also_where_torch_hides_it(tmp_path, monkeypatch, caplog):
+    path, real = tmp_path / "last.ckpt", Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: real(Path("/dev/full"), mode))
+    for intact in (False, True):
+        AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(100_000)}, path)
+        assert f"last.ckpt NOT saved: no space left on the disk of {tmp_path}" in caplog.text
+        assert ("The previous checkpoint is intact" in caplog.text) is intact
+        path.touch()
 
 
 def distance(one: dict, other: dict) -> float:
