@@ -126,7 +126,9 @@ def test_the_wheel_holds_the_package_and_every_yaml(wheel):
     sources = {path.relative_to(ROOT).as_posix() for path in SOURCES}
     inside = {name for name in names if ".dist-info/" not in name}
     assert "codec/configs/train.yaml" in inside
-    assert inside == sources | {f"codec/{name}" for name in CONFIGS} | {"codec/py.typed", "codec/report.html"}
+    assert inside == sources | {f"codec/{name}" for name in CONFIGS} | {
+        *("codec/py.typed", "codec/report.html", "codec/configs/quantizer/README.md"),
+    }
 
 
 @pytest.fixture(scope="module")
