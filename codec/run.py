@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -28,7 +29,8 @@ from codec.evaluation import evaluate, print_summary
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
-from codec.model import CONFIG_FILE, build_codec, open_checkpoint
+from codec.model import build_codec
+from codec.resume import check_same_model, check_same_parts, checkpoint_step, find_checkpoint, is_finished
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
@@ -141,6 +143,13 @@ def check_plain_options(config: dict[str, Any]) -> None:
 def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
     """Build the data and the module that trains on it."""
     data = build(config["data"], path="data")
+    with torch.device("meta"):  # what is too large to be trained may be too large to be built
+        hop_length = build_codec(config["model"]).hop_length
+    if hop_length > data.segment_length:
+        raise ConfigError(
+            f"autoencoder.strides: a frame of {hop_length} samples is longer than the crops of "
+            f"{data.segment_length}; lower the strides or raise data.segment_seconds"
+        )
     codec = build_codec(config["model"])
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     return data, complete(config, "training", codec, *parts)
@@ -195,64 +204,6 @@ def check_sweep(trainer: lightning.Trainer) -> None:
             f"-m (a sweep) and {trainer.world_size} processes a run: each process would run the whole sweep. "
             "Give one command a run instead, without -m, or trainer=default trainer.devices=1"
         )
-
-
-def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
-    """Whether a run folder has all that is made of its last checkpoint, and made since."""
-    made = [folder / "model" / CONFIG_FILE, *([folder / "evaluation" / "summary.json"] if evaluated else [])]
-    written = checkpoint.stat().st_mtime_ns
-    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in made)
-
-
-def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return last if last.is_file() else None
-    if resume:
-        if not Path(resume).is_file():
-            raise ConfigError(f"resume: there is no checkpoint {resume}")
-        return Path(resume)
-    if last.is_file():
-        raise ConfigError(
-            f"{folder} holds a run already: go on with resume=auto, or choose another name=... "
-        )
-    return None
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Steps that a checkpoint has behind it."""
-    return int(open_checkpoint(checkpoint)["global_step"])
-
-
-def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
-    """ConfigError that names every option in which the model differs from the checkpoint's."""
-    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
-    changed = [
-        f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-    ]
-    if changed:
-        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
-
-
-def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
-    """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
-    saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
-        raise ConfigError(
-            f"{checkpoint} was made with another discriminator or loss: use those, or another name="
-        )
-
-
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of a nested config by their paths."""
-    if not isinstance(node, dict):
-        return {path: node}
-    return {
-        k: v for key, child in node.items() for k, v in flatten(child, f"{path}.{key}".lstrip(".")).items()
-    }
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:

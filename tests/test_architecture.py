@@ -19,7 +19,7 @@ LAYERS = """
     codec cli
     sweep ray_launcher search overrides
     run doctor report
-    telemetry tables
+    telemetry tables resume
     training evaluation checkpoints logs loggers results
     data synthetic model losses optimization
     autoencoders discriminators quantizers pictures metrics index crops bitrate

@@ -345,6 +345,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
         (["resume=true"], "resume: expected auto, a checkpoint's path or null, got True"),
         (["evaluate=many"], "evaluate: expected a number of files, got 'many'"),
         (["checkpoint.save_every=0"], "save_every and keep_every must be at least 1 step"),
+        (
+            ["autoencoder.strides=[8,8,8,8]"],
+            "autoencoder.strides: a frame of 4096 samples is longer than the crops",
+        ),
         (["+quantizer.loss_weights.codebook=1"], "quantizer.loss_weights must name the quantizer's losses"),
         (["+loss.weights.mell=1"], "weights.mell: nothing produces this loss; did you mean mel?"),
         (["training.average_decay=1.5"], r"average_decay in \[0, 1\)"),

@@ -1,0 +1,68 @@
+"""Whether a run folder holds a run to go on with, and whether it is this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from codec.config import ConfigError
+from codec.model import CONFIG_FILE, open_checkpoint
+from codec.training import CodecTraining
+
+
+def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
+    """Whether a run folder has all that is made of its last checkpoint, and made since."""
+    made = [folder / "model" / CONFIG_FILE, *([folder / "evaluation" / "summary.json"] if evaluated else [])]
+    written = checkpoint.stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in made)
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return last if last.is_file() else None
+    if resume:
+        if not Path(resume).is_file():
+            raise ConfigError(f"resume: there is no checkpoint {resume}")
+        return Path(resume)
+    if last.is_file():
+        raise ConfigError(
+            f"{folder} holds a run already: go on with resume=auto, or choose another name=... "
+        )
+    return None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Steps that a checkpoint has behind it."""
+    return int(open_checkpoint(checkpoint)["global_step"])
+
+
+def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
+    """ConfigError that names every option in which the model differs from the checkpoint's."""
+    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
+    changed = [
+        f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+    if changed:
+        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
+
+
+def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
+    """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
+    saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
+        raise ConfigError(
+            f"{checkpoint} was made with another discriminator or loss: use those, or another name="
+        )
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of a nested config by their paths."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        k: v for key, child in node.items() for k, v in flatten(child, f"{path}.{key}".lstrip(".")).items()
+    }
