@@ -46,6 +46,15 @@ def test_residual_energy_falls_stage_by_stage():
     assert math.isclose(left[0], 10 * math.log10(first.square().sum() / rows.square().sum()), abs_tol=1e-4)
 
 
+def test_a_step_that_is_not_finite_is_reported_without_its_latents():
+    quantizer = small_quantizer("rvq").eval()
+    latents = torch.randn(2, 16, 10)
+    codes = quantizer(latents).codes
+    whole, broken = (Step({}, x, codes, None, True) for x in (latents, latents / 0))
+    assert "codebook/residual_db_1" in codebook_health(quantizer, [whole])
+    assert "codebook/residual_db_1" not in codebook_health(quantizer, [broken])
+
+
 def test_divergence_waiting_and_a_winning_discriminator_are_reported_in_words():
     best: dict[str, float] = {}
     assert not diverging({"mel": 3.0}, best) and not diverging({"mel": 1.0}, best)
