@@ -175,7 +175,7 @@ def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]
     if replaced:
         health["replaced"] = torch.stack(replaced).sum(0)
     latents = steps[-1].latents
-    # Of hundreds of codes a frame (channelwise VQ) each is decoded in vain; NaN latents were skipped and said.
+    # Hundreds of codes a frame (channelwise VQ) would take long; NaN latents were skipped, and that was said.
     if latents is not None and quantizer.num_quantizers <= 64 and bool(torch.isfinite(latents).all()):
         with torch.no_grad():
             health["residual_db"] = residual_energy(quantizer, latents)
