@@ -172,8 +172,10 @@ class EMACodebook(Codebook):
         # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
         # code without inputs exactly where it is, however small its usage has become.
         weight = (1 - self.decay) / total.clamp(min=1) / self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
-        vectors = torch.addcmul((1 - counts * weight)[:, None] * self.vectors, sums, weight[:, None])
-        self.vectors.copy_(torch.where(usable(statistics), vectors, self.vectors))
+        known = usable(statistics)
+        weight = torch.where(known, weight, 0.0)
+        self.vectors.mul_((1 - torch.where(known, counts, 0.0) * weight)[:, None])
+        self.vectors.addcmul_(torch.where(known, sums, 0.0), weight[:, None])
 
 
 class CosineCodebook(EMACodebook):

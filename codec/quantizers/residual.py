@@ -152,7 +152,7 @@ class Residual(Quantizer):
                 counted = left if whole else left * used[:, None]
                 squares = torch.dot(counted.flatten(), counted.flatten()) * (scale / (count * self.dim))
                 losses["commitment"] = losses.get("commitment", 0) + squares
-                pull = pull + spread(counted, stride)
+                pull += spread(counted, stride)
             kept = vectors if whole else vectors * used[:, None]
             total = total + spread(kept, stride)
             residual = left if stride == 1 else residual - spread(vectors, stride)
@@ -160,7 +160,7 @@ class Residual(Quantizer):
             total = self.estimator(inputs, total)
             if "commitment" in losses:
                 # The gradient of all stages' commitment in one tensor: each residual's derivative is 1.
-                slope = (inputs * (pull * (2 * scale / (self.dim * self.stride)))).sum()
+                slope = torch.dot(inputs.flatten(), pull.flatten()) * (2 * scale / (self.dim * self.stride))
                 losses["commitment"] = losses["commitment"] + (slope - slope.detach())
         return total, torch.cat(codes, 1)[:, :computed], losses
 
