@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.quantizers.codebook import Codebook
 from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
 from codec.quantizers.kmeans import kmeans
@@ -18,41 +19,46 @@ from codec.quantizers.search import best, best_few
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
-class FactorizedCodebook(nn.Module):
+class FactorizedCodebook(Codebook):
     """Projects `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
 
     DAC (arXiv 2306.06546, §3.2): few dimensions, learned by gradients. The losses compare the projections
     before normalisation, as DAC's release does. Unlike there the codes start as the k-means centroids of the
-    projections' directions, and the way back as the inverse of the way in, so that no stage begins by adding
-    to the error; `kmeans_iterations=0` starts at random.
+    projections' directions, the way back as the inverse of the way in, so that no stage begins by adding to
+    the error (`kmeans_iterations=0`: at random), and dead codes are revived (`dead_threshold=0`: never).
     """
 
     # Gradients pass through the projections, stage by stage; nothing is copied around the cascade.
     straight_through_cascade = False
-
-    initialised: Tensor
 
     def __init__(
         self,
         dim: int,
         codebook_size: int = 1024,
         codebook_dim: int = 8,
+        *,
+        decay: float = 0.99,
         kmeans_iterations: int = 10,
+        dead_threshold: float = 0.1,
         estimator: Estimator = straight_through,
     ):
-        super().__init__()
-        if codebook_size < 2 or codebook_dim < 1:
-            got = f"{codebook_size} and {codebook_dim}"
-            raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
-        self.codebook_size = codebook_size
-        self.pool_frames = 16 * codebook_size
-        self.kmeans_iterations = kmeans_iterations
+        if codebook_dim < 1:
+            raise ValueError(f"codebook_dim must be at least 1, got {codebook_dim}")
+        super().__init__(
+            codebook_dim,
+            codebook_size,
+            decay=decay,
+            kmeans_iterations=kmeans_iterations,
+            dead_threshold=dead_threshold,
+        )
         self.estimator = estimator
-        self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
         self.in_proj = weight_norm(nn.Linear(dim, codebook_dim))
         self.out_proj = weight_norm(nn.Linear(codebook_dim, dim))
-        self.vectors = nn.Parameter(torch.randn(codebook_size, codebook_dim))
         self.directions, self.projected_vectors = Derived(), Derived()
+
+    def make_vectors(self, dim: int) -> None:
+        """Random vectors, to be trained."""
+        self.vectors = nn.Parameter(torch.randn(self.codebook_size, dim))
 
     def initialise(self, pool: Tensor) -> None:
         """Fit codes and the projection back to a pool `[N, D]`."""
@@ -62,7 +68,17 @@ class FactorizedCodebook(nn.Module):
         inverse = torch.linalg.pinv(cast(Tensor, self.in_proj.weight))
         self.out_proj.weight = inverse  # which the weight normalisation takes apart
         cast(Tensor, self.out_proj.bias).copy_(-inverse @ cast(Tensor, self.in_proj.bias))
+        counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
+        self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
+
+    def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
+        """How often each code was used, `[K, 1]`."""
+        return super().statistics(inputs[:, :0], codes)
+
+    def replace(self, dead: Tensor, vectors: Tensor) -> None:
+        """Give dead codes the projections of `[K, D]`."""
+        super().replace(dead, self.in_proj(vectors))
 
     def search_table(self) -> tuple[Tensor, Tensor]:
         """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""
@@ -86,10 +102,6 @@ class FactorizedCodebook(nn.Module):
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
         return [self.vectors, *self.out_proj.parameters()]
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors `[..., D]` of codes `[...]`."""
-        return functional.embedding(codes, self.table())
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None

@@ -15,16 +15,12 @@ class GumbelCodebook(nn.Module):
     Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
     probable one is taken. Gradients reach inputs and memories through the softmax; the loss "diversity" is
     what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0, arXiv 2006.11477,
-    eq. 4): without it all inputs end at a few memories. `Grouped` makes several heads of it. The keys start
-    at a scale where the inputs, not the noise, decide: with an untrained encoder's small latents all codes
-    would be drawn alike, and nothing could be learned from them.
+    eq. 4): without it all inputs end at a few memories. `Grouped` makes several heads of it. Scores are
+    cosines times a learned sharpness: an untrained encoder's small latents would leave the choice to the
+    noise, and a trained one's large ones would leave no gradient.
     """
 
     straight_through_cascade = False
-    pool_frames = 4096
-    SHARPNESS = 4.0  # standard deviation of the first logits
-
-    initialised: Tensor
 
     def __init__(self, dim: int, codebook_size: int = 1024, temperature: float = 1.0):
         super().__init__()
@@ -37,17 +33,12 @@ class GumbelCodebook(nn.Module):
         self.memories = nn.Parameter(torch.randn(codebook_size, dim))
         self.to_keys = nn.Linear(dim, dim, bias=False)
         self.to_values = nn.Linear(dim, dim, bias=False)
-        self.register_buffer("initialised", torch.tensor(False))
-
-    def initialise(self, pool: Tensor) -> None:
-        """Scale the keys for a pool `[N, D]`."""
-        spread = self.logits(pool - pool.mean(0)).std().clamp(min=1e-8)
-        self.to_keys.weight.mul_(self.SHARPNESS * self.temperature / spread)
-        self.initialised.fill_(True)
+        self.sharpness = nn.Parameter(torch.tensor(10.0))
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores `[N, K]` of inputs `[N, D]`."""
-        return inputs @ self.to_keys(self.memories).T * inputs.shape[1] ** -0.5
+        keys = functional.normalize(self.to_keys(self.memories), dim=1)
+        return self.sharpness * (functional.normalize(inputs, dim=1) @ keys.T)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The most probable code `[N]` of inputs `[N, D]`."""
