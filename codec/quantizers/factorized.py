@@ -15,6 +15,7 @@ from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
 from codec.quantizers.kmeans import kmeans
 from codec.quantizers.search import best, best_few
+from codec.quantizers.standardize import Standardize
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
@@ -125,6 +126,9 @@ class RandomProjectionCodebook(nn.Module):
     """
 
     straight_through_cascade = False
+    pool_frames = 4096
+
+    initialised: Tensor
 
     projection: Tensor
     vectors: Tensor
@@ -141,18 +145,23 @@ class RandomProjectionCodebook(nn.Module):
             got = f"{codebook_size} and {codebook_dim}"
             raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
         self.codebook_size = codebook_size
-        self.dim = dim
         self.estimator = estimator
         projection = nn.init.xavier_uniform_(torch.empty(codebook_dim, dim))
         self.register_buffer("projection", projection)
         self.register_buffer("vectors", functional.normalize(torch.randn(codebook_size, codebook_dim), dim=1))
         self.out_proj = nn.Linear(codebook_dim, dim)
         self.projected_vectors = Derived()
+        self.standardize = Standardize(dim)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def initialise(self, pool: Tensor) -> None:
+        """Standardise what is like a pool `[N, D]`."""
+        self.standardize.fit(pool)
+        self.initialised.fill_(True)
 
     def project(self, inputs: Tensor) -> Tensor:
-        """Unit vectors `[N, d]` of layer-normalised inputs `[N, D]`."""
-        projected = functional.layer_norm(inputs, (self.dim,)) @ self.projection.T
-        return functional.normalize(projected, dim=1)
+        """Unit vectors `[N, d]` of standardised inputs `[N, D]`."""
+        return functional.normalize(self.standardize(inputs) @ self.projection.T, dim=1)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`."""

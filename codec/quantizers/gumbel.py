@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.quantizers.regularized import lacking_entropy
+from codec.quantizers.standardize import Standardize
 
 
 class GumbelCodebook(nn.Module):
@@ -21,6 +22,9 @@ class GumbelCodebook(nn.Module):
     """
 
     straight_through_cascade = False
+    pool_frames = 4096
+
+    initialised: Tensor
 
     def __init__(self, dim: int, codebook_size: int = 1024, temperature: float = 1.0):
         super().__init__()
@@ -34,11 +38,18 @@ class GumbelCodebook(nn.Module):
         self.to_keys = nn.Linear(dim, dim, bias=False)
         self.to_values = nn.Linear(dim, dim, bias=False)
         self.sharpness = nn.Parameter(torch.tensor(10.0))
+        self.standardize = Standardize(dim)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def initialise(self, pool: Tensor) -> None:
+        """Standardise what is like a pool `[N, D]`."""
+        self.standardize.fit(pool)
+        self.initialised.fill_(True)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores `[N, K]` of inputs `[N, D]`."""
         keys = functional.normalize(self.to_keys(self.memories), dim=1)
-        return self.sharpness * (functional.normalize(inputs, dim=1) @ keys.T)
+        return self.sharpness * (functional.normalize(self.standardize(inputs), dim=1) @ keys.T)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The most probable code `[N]` of inputs `[N, D]`."""
