@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,14 @@ class Codec(nn.Module):
                 f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
             )
         return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
+
+    def codec_id(self) -> str:
+        """Hexadecimal SHA-256 of config and weights: equal for codecs whose codes mean the same audio."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def save(self, directory: str | Path) -> None:
         """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written.

@@ -126,6 +126,16 @@ def test_stereo_in_stereo_out():
         one(torch.randn(3, 1, 1000))
 
 
+def test_the_codec_id_is_of_weights_and_config(tmp_path):
+    one = small()
+    one.save(tmp_path)
+    assert codec.load(tmp_path).codec_id() == one.codec_id() == small().codec_id()
+    assert small("quantizer.dropout=0.5").codec_id() != one.codec_id()
+    with torch.no_grad():
+        one.autoencoder.decoder[0].conv.bias[0] += 1e-6
+    assert one.codec_id() != small().codec_id()
+
+
 def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
     one, audio = small(), torch.randn(2, 1, 3333)
     one.save(tmp_path / "model")
