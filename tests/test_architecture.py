@@ -22,6 +22,8 @@ LAYERS = """
     telemetry tables resume
     training evaluation checkpoints logs loggers results
     data synthetic model losses optimization
+    streaming
+    steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
