@@ -27,6 +27,7 @@ LAYERS = """
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
+    audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
