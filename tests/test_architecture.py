@@ -18,7 +18,7 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report
+    run doctor report live
     telemetry tables resume
     training evaluation checkpoints logs loggers results
     data synthetic model losses optimization
@@ -122,6 +122,6 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
+        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor", "stream")
     }
     assert project["version"] == codec.__version__
