@@ -19,6 +19,7 @@ from codec.autoencoders.seanet import ResidualUnit
 from codec.layers import LSTM, Conv1d, ConvTranspose1d, Snake, linear
 
 State = list[Tensor]
+SHORT = 32  # frames up to which an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than any network's receptive field
 
 
@@ -178,8 +179,30 @@ class Recurrent(Step):
         """Run over the steps that came."""
         if x.shape[1] == 0:
             return x, state
-        answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
-        return x + answer.transpose(0, 1), list(following)
+        if x.shape[1] > SHORT:
+            answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
+            return x + answer.transpose(0, 1), list(following)
+        answer, ends = x, []
+        for weights, hidden, cell in zip(self.lstm.all_weights, *state, strict=True):
+            answer, *end = recur(answer, hidden, cell, *weights)
+            ends.append(end)
+        return x + answer, [torch.stack(part) for part in zip(*ends, strict=True)]
+
+
+def recur(
+    x: Tensor, hidden: Tensor, cell: Tensor, of_input: Tensor, of_hidden: Tensor, bias: Tensor, more: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of `torch.nn.LSTM` on `[B, T, C]`: outputs, hidden and cell state `[B, C]` after them.
+
+    The library's lays out its weights anew for every call, ten times the work of one frame.
+    """
+    outputs = []
+    for gates in linear(x, of_input, bias + more).unbind(1):
+        opened, kept, new, shown = torch.addmm(gates, hidden, of_hidden.T).chunk(4, 1)
+        cell = kept.sigmoid() * cell + opened.sigmoid() * new.tanh()
+        hidden = shown.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs, 1), hidden, cell
 
 
 class Chain(Step):
