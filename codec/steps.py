@@ -19,6 +19,7 @@ from codec.autoencoders.seanet import ResidualUnit
 from codec.layers import LSTM, Conv1d, ConvTranspose1d, Snake, linear
 
 State = list[Tensor]
+MANY = 256  # outputs from which a convolution is faster as such than as one matrix product
 SHORT = 32  # frames up to which an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than any network's receptive field
 
@@ -105,8 +106,13 @@ class Convolution(Step):
         after = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
         x = torch.cat([*state, x, *after], 1)
         count = max(0, self.count(x.shape[1] - self.left))
-        answer = linear(self.windows(x, count), self.weight, self.bias)
-        return answer, [x[:, count * self.stride :]]
+        following = [x[:, count * self.stride :]]
+        if count < MANY or self.channels == 1 or torch.compiler.is_compiling():
+            return linear(self.windows(x, count), self.weight, self.bias), following
+        # With channels last, as here, libraries convolve two dimensions alone.
+        kernel = self.weight.view(-1, 1, self.kernel_size, self.channels).permute(0, 3, 1, 2)
+        image, along = x.transpose(1, 2).unsqueeze(2), ((1, self.stride), 0, (1, self.dilation))
+        return functional.conv2d(image, kernel, self.bias, *along).squeeze(2).transpose(1, 2), following
 
     def windows(self, x: Tensor, count: int) -> Tensor:
         """What the kernel sees at each of `count` places, `[B, count, k * C]`."""
