@@ -19,14 +19,17 @@ LAYERS = """
     codec cli
     sweep ray_launcher search overrides
     run doctor report
-    telemetry tables resume
-    training evaluation checkpoints logs loggers results
+    telemetry tables resume encoding decoding token_exports
+    training evaluation checkpoints logs loggers results encoding_sources
+    encoding_shards tokens
+    encoding_plan batching
     data synthetic model losses optimization
     streaming
     steps
-    autoencoders discriminators quantizers pictures metrics index crops bitrate
-    inventory
-    layers spectrogram distributed workers config audio
+    autoencoders discriminators quantizers pictures metrics index crops bitrate token_arrow
+    token_files
+    inventory encoding_ray
+    layers spectrogram distributed workers config audio token_views
     audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -40,6 +43,7 @@ CONFINED = {
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},
     "soxr": {"audio"},
+    "pyarrow": {"token_arrow", "token_exports"},
 }
 
 
@@ -122,6 +126,8 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
+        **{f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")},
+        **{f"codec-{name}": f"codec.cli:{name}" for name in ("encode", "decode")},
+        "codec-export-tokens": "codec.cli:export_tokens",
     }
     assert project["version"] == codec.__version__
