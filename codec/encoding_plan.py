@@ -73,7 +73,7 @@ def make_plan(inputs: Sequence[Path], sample_rate: int, shard_hours: float, prog
 
 def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Source]:
     """Give every file an id, its path without the extension where that is unique, and a path in UTF-8."""
-    paths = [os.fsencode(file.path).decode("utf-8", "backslashreplace") for file in files]
+    paths = [portable(file.path) for file in files]
     stems = Counter(os.path.splitext(path)[0] for path in paths)
     every, seen = set(paths), set()
     for file, path in zip(files, paths, strict=True):
@@ -82,9 +82,20 @@ def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Sou
         if problem is None and not resampled_length(file.frames, file.sample_rate, sample_rate):
             problem = f"too short: no whole sample at {sample_rate} Hz"
         if path in seen:
-            problem = "its name, which is not UTF-8, is like that of another file: rename it"
+            problem = "its name, which is not UTF-8, is that of another file: rename it"
         seen.add(path)
         yield Source(file, stem if unique else path, path, problem)
+
+
+def portable(path: str) -> str:
+    """A relative path that every system can write and read: bytes that are no UTF-8 become `%E9`.
+
+    So do a backslash and a colon after the first letter, with which Windows would leave the folder.
+    """
+    if path[1:2] == ":":
+        path = f"{path[0]}%3A{path[2:]}"
+    path = path.replace("\\", "%5C")
+    return "".join(f"%{ord(c) & 0xFF:02X}" if "\ud800" <= c <= "\udfff" else c for c in path)
 
 
 def cut(sources: Sequence[Source], most_seconds: float) -> Iterator[range]:

@@ -19,6 +19,7 @@ from codec.config import ConfigError
 from codec.encoding_plan import Plan
 from codec.encoding_shards import Outcome
 from codec.model import Codec
+from codec.token_arrow import pyarrow
 from codec.token_files import LAYOUTS, TokenFormat, Utterance, checksum
 
 
@@ -142,6 +143,8 @@ class Encoder:
 
 def format_of(codec: Codec, settings: Settings) -> TokenFormat:
     """The format of this codec's tokens; ConfigError when it has none, or not so many quantizers."""
+    if settings.layout == "arrow":
+        pyarrow()  # to be missed now, not after an hour
     sizes = codec.quantizer.codebook_sizes
     if not sizes:
         raise ConfigError("this codec's quantizer keeps no codes: train with another one for tokens")

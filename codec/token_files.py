@@ -143,8 +143,8 @@ def mirrored(path: str, suffix: str) -> str:
 def inside(path: str) -> str:
     """The path itself; TokenError unless it stays below the folder that it is relative to."""
     parts = PurePosixPath(path).parts
-    drive = len(path) > 1 and path[1] == ":"
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or drive:
+    absolute = path.startswith("/") or path[1:2] == ":"
+    if not parts or absolute or ".." in parts or "\\" in path or "\0" in path:
         raise TokenError(f"the path {path[:200]!r} is not a plain relative one")
     return path
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenised import LAYOUTS, NEEDS_ARROW, RATE, small_codec, write_corpus
+from tokenised import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_codec, write_corpus
 from torch.utils.data import DataLoader
 
 from codec.audio import read_audio
 from codec.encoding import encode_corpus
-from codec.encoding_sources import Settings
+from codec.encoding_sources import Encoder, Settings
 from codec.token_files import inside, mirrored
 from codec.tokens import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
 
@@ -29,18 +29,22 @@ def codec():
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def corpus(request, codec, tmp_path_factory):
-    """A dataset, and the codes of each recording encoded by hand."""
+    """A dataset, and the codes that each recording was encoded to."""
     folder = tmp_path_factory.mktemp("corpus")
+    expected, row = {}, Encoder.row
+
+    def recorded(self, one, codes):
+        expected[self.plan.sources[one.number].path] = torch.from_numpy(codes.astype(np.int64))
+        return row(self, one, codes)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "row", recorded)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         names = write_corpus(folder / "wavs")
         options = Settings(request.param, shard_hours=0.0005, workers=0)
         encode_corpus(codec, [folder / "wavs"], folder / "tokens", options)
-    expected = {}
     for name in names:
-        audio = torch.from_numpy(read_audio(folder / "wavs" / name)[0])
-        with torch.inference_mode():
-            expected[name] = codec.encode(audio[None])[0]
+        require_same_codes(codec, expected[name], read_audio(folder / "wavs" / name)[0])
     return folder / "tokens", expected
 
 

@@ -34,6 +34,28 @@ def small_codec(*overrides: str, channels: int = 1) -> Codec:
     return codec
 
 
+def require_same_codes(codec: Codec, found: torch.Tensor, audio: np.ndarray | torch.Tensor) -> None:
+    """Fail unless codes `[K, F]` are those of the audio `[C, T]` alone.
+
+    A frame may differ where two codes are equally near but for rounding, which no two batches share.
+    """
+    with torch.inference_mode():
+        latents = codec.latents(torch.as_tensor(audio)[None])
+        expected = codec.quantizer.encode(latents, len(found))[0]
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        differing = (found != expected).any(0).nonzero().flatten().tolist()
+        assert len(differing) <= 1 + found.shape[1] // 100
+        for frame in differing:
+            left = latents[0, :, frame].clone()
+            for stage, (a, b) in enumerate(zip(found[:, frame], expected[:, frame], strict=True)):
+                table = codec.quantizer.codebooks[stage].table()  # type: ignore[union-attr, index]
+                distances = (table - left).square().sum(1)
+                if a != b:
+                    assert abs(distances[a] - distances[b]) < 1e-3 * distances[b], f"frame {frame}"
+                    break
+                left -= table[b]
+
+
 def noise(samples: int, seed: int = 0, channels: int = 1) -> np.ndarray:
     """Uniform noise `[C, T]` that a 16-bit wav holds exactly."""
     drawn = np.random.default_rng(seed).integers(-9000, 9000, (channels, samples))
