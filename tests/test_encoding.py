@@ -146,28 +146,25 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def run(*arguments: object, **environment: str) -> subprocess.Popen:
-    code = "from codec.cli import encode; encode()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from codec.cli import encode; encode()", *map(str, arguments)]
+    with log.open("ab") as output:
+        return subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
     codec.save(tmp_path / "model")
+    (tmp_path / "wavs").mkdir()
     for n in range(400):
-        write_wav(tmp_path / "wavs" / f"{n}.wav", noise(6000 + n, n), RATE) if n else (
-            tmp_path / "wavs"
-        ).mkdir()
+        write_wav(tmp_path / "wavs" / f"{n}.wav", noise(6000 + n, n), RATE)
     arguments = [tmp_path / "model", tmp_path / "wavs", "--format", layout, "--shard-hours", "0.001", "-o"]
-    job = run(*arguments, tmp_path / "whole")
-    assert job.wait(300) == 0, job.stdout.read()
+    log = tmp_path / "log.txt"
+    assert start(log, *arguments, tmp_path / "whole").wait(300) == 0, log.read_text()
     kills = 0
     for _ in range(4):
-        job = run(*arguments, tmp_path / "cut")
+        job = start(log, *arguments, tmp_path / "cut")
         before = len(list((tmp_path / "cut").rglob(".encoding/*.jsonl")))
         deadline = time.monotonic() + 120
         while job.poll() is None and time.monotonic() < deadline:
@@ -176,8 +173,7 @@ def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
                 kills += 1
                 break
         job.wait()
-    job = run(*arguments, tmp_path / "cut")
-    assert job.wait(300) == 0, job.stdout.read()
+    assert start(log, *arguments, tmp_path / "cut").wait(300) == 0, log.read_text()
     assert kills >= 2 and contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
@@ -364,9 +360,8 @@ def test_ray_runs_the_jobs(codec, wavs, tmp_path):
         "--workers",
         "0",
     ]
-    job = run(*arguments, "--engine", "ray", "--num-shards", "3", "--device", "cpu", PYTHONWARNINGS="default")
-    output = job.communicate(timeout=300)[0]
-    assert job.returncode == 0, output.decode()
+    log, more = tmp_path / "log.txt", ["--engine", "ray", "--num-shards", "3", "--device", "cpu"]
+    assert start(log, *arguments, *more, PYTHONWARNINGS="default").wait(300) == 0, log.read_text()
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 
