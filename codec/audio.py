@@ -220,7 +220,7 @@ def write_wav_blocks(
     target = Path(path)
     # A short name of its own: a long target name plus a suffix would pass the 255 bytes of file systems.
     temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    options: dict[str, Any] = {"format": "RF64" if large else "WAV", "subtype": "PCM_16"}
+    kind = "RF64" if large else "WAV"
     samples = (_pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:
@@ -228,7 +228,7 @@ def write_wav_blocks(
     try:
         with (
             open(temporary, "xb") as opened,
-            soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], **options) as file,
+            soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
         ):
             file.write(first)
             for block in samples:

@@ -155,6 +155,27 @@ def stream() -> None:
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
 
+def encode() -> None:
+    """Encode recordings to a token dataset: `codec-encode MODEL FOLDER -o TOKENS`."""
+    from codec.encoding import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
+def decode() -> None:
+    """Turn a token dataset into wavs: `codec-decode MODEL TOKENS -o WAVS`."""
+    from codec.decoding import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
+def export_tokens() -> None:
+    """Write a token dataset as another library reads it: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
+    from codec.token_exports import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)

@@ -61,6 +61,15 @@ def scan(
     return index.require_usable() if require_usable else index
 
 
+def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
+    """Index these files by their headers, below the folder that they have in common; each of them once."""
+    absolute = sorted({os.path.abspath(path) for path in paths})
+    root = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    states = [_state(root, os.path.relpath(path, root).replace(os.sep, "/")) for path in absolute]
+    files = [_examine(root, state, check_content=False) for state in states]
+    return Index(root, tuple(sorted(files, key=lambda file: file.path)))
+
+
 def has_audio(root: str | os.PathLike[str]) -> bool:
     """Whether `root` is a folder with at least one file whose name says that it is audio."""
     return os.path.isdir(root) and bool(_walk(os.fspath(root))[0])

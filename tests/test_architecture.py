@@ -19,14 +19,17 @@ LAYERS = """
     codec cli
     sweep ray_launcher search overrides
     run doctor report live
-    telemetry tables resume
-    training evaluation checkpoints logs loggers results
+    telemetry tables resume encoding decoding token_exports
+    training evaluation checkpoints logs loggers results encoding_sources
+    encoding_shards tokens
+    encoding_plan batching
     data synthetic model losses optimization
     streaming
     steps
-    autoencoders discriminators quantizers pictures metrics index crops bitrate
-    inventory
-    layers spectrogram distributed workers config audio
+    autoencoders discriminators quantizers pictures metrics index crops bitrate token_arrow
+    token_files
+    inventory encoding_ray
+    layers spectrogram distributed workers config audio token_views
     audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -40,6 +43,7 @@ CONFINED = {
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},
     "soxr": {"audio"},
+    "pyarrow": {"token_arrow", "token_exports"},
 }
 
 
@@ -61,8 +65,9 @@ def imports(module: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{module}, line {node.lineno}: a relative import"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names} & TREES.keys()
-            found |= inner or {node.module}
+            names = {f"{node.module}.{alias.name}" for alias in node.names} - {"codec.__version__"}
+            inner = names & TREES.keys()
+            found |= inner or ({node.module} if names else set())
     return found
 
 
@@ -122,6 +127,7 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor", "stream")
+        f"codec-{name.replace('_', '-')}": f"codec.cli:{name}"
+        for name in ("train", "evaluate", "report", "doctor", "stream", "encode", "decode", "export_tokens")
     }
     assert project["version"] == codec.__version__

@@ -1,0 +1,122 @@
+"""`codec-decode MODEL TOKENS -o WAVS`: a token dataset back to recordings of their old lengths and names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from codec.audio import AudioError, read_info, write_wav_blocks
+from codec.batching import on_device
+from codec.config import ConfigError
+from codec.model import Codec, load
+from codec.token_files import TokenError, inside, mirrored, written_whole
+from codec.tokens import TokenDataset
+
+MARK = "decoding.json"  # what the wavs of a folder were made from
+RF64_BYTES = 2**32 - 2**16  # a plain wav counts its bytes in 32 bits
+
+
+def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: bool = False) -> list[Path]:
+    """Decode every utterance, on the codec's device, to 16-bit wavs below `output`; returns their paths.
+
+    Wavs that are there already are kept. ConfigError when the tokens are of another codec (unless
+    `any_codec`) or `output` holds something else, TokenError when a file is damaged.
+    """
+    if not any_codec:
+        try:
+            tokens.require_codec(codec)
+        except ValueError as error:
+            raise ConfigError(str(error).replace("any_codec=True", "--any-codec")) from error
+    elif (codec.sample_rate, codec.hop_length) != (tokens.format.sample_rate, tokens.format.hop_length):
+        raise ConfigError("--any-codec: this codec has another sample rate or hop length")
+    begin(output, tokens, codec)
+    names = wav_names(tokens)
+    written = []
+    order = tqdm(range(len(tokens)), desc="decoding", unit="file", delay=1.0)
+    for i in order:
+        path = output / names[i]
+        written.append(path)
+        length = tokens.length(i)
+        if is_whole(path, length):
+            continue
+        tokens.verify(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        large = length * codec.audio_channels * 2 > RF64_BYTES
+        blocks = (piece.numpy() for piece in tokens.audio(codec, i) if piece.shape[1])
+        write_wav_blocks(path, blocks, codec.sample_rate, large)
+    return written
+
+
+def wav_names(tokens: TokenDataset) -> list[str]:
+    """A relative path for every utterance's wav: its recording's, `.wav` added to other extensions.
+
+    No two are the same, not even with a.wav, a.flac and a.flac.wav. TokenError for paths that lead outside.
+    """
+    paths = [inside(tokens.index.text("path", i)) for i in range(len(tokens))]
+    taken = {path for path in paths if path.lower().endswith(".wav")}
+    if len(set(paths)) != len(paths):
+        raise TokenError(f"{tokens.path}: damaged: two utterances have the same path")
+    names = []
+    for path in paths:
+        name = path
+        if path not in taken:
+            name += ".wav"
+            while name in taken:
+                name += ".wav"
+        taken.add(name)
+        names.append(mirrored(name[:-4], name[-4:]))
+    return names
+
+
+def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
+    """Make the output folder, or go on in it; ConfigError when it is for other tokens or stages."""
+    about = {
+        "codec_id": codec.codec_id(),
+        "tokens": tokens.format.describe(),
+        "num_quantizers": tokens.num_quantizers,
+    }
+    mark = output / MARK
+    if mark.is_file():
+        if json.loads(mark.read_bytes()) != about:
+            raise ConfigError(f"{output} holds the wavs of other tokens or stages: name another folder")
+        return
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output} is not empty: name another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    with written_whole(mark, output, ".decoding") as file:
+        file.write(json.dumps(about, indent=2).encode())
+
+
+def is_whole(path: Path, length: int) -> bool:
+    """Whether a wav of so many samples is there."""
+    try:
+        return path.is_file() and read_info(path).frames == length
+    except AudioError:
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Decode; ConfigError and DataError are for the user."""
+    parser = argparse.ArgumentParser(
+        prog="codec-decode",
+        description="Decode tokens to wavs. The same command again goes on where it was stopped.",
+    )
+    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
+    parser.add_argument("tokens", type=Path, help="folder that codec-encode wrote, of either format")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs")
+    parser.add_argument("--num-quantizers", type=int, help="first stages to decode; default: all")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
+    options = parser.parse_args(argv)
+    try:
+        tokens = TokenDataset(options.tokens, options.num_quantizers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    codec = on_device(load(options.model), options.device)
+    written = decode_dataset(codec, tokens, options.output, options.any_codec)
+    print(f"{len(written)} wavs in {options.output}")
+    return 0

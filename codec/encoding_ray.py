@@ -1,0 +1,37 @@
+"""`codec-encode --engine ray`: the jobs as Ray tasks, on this machine or a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from codec.config import ConfigError
+
+
+def run_on_ray(run_job: Callable[..., None], work: Mapping[str, Any], num_jobs: int | None = None) -> None:
+    """Call `run_job` for all jobs, by default one for each GPU, or each CPU, of Ray's; a failed one again.
+
+    `RAY_ADDRESS` names a cluster. Model, recordings and output have to lie where every machine sees them.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ConfigError('--engine ray needs Ray: pip install "neural-audio-codec[ray]"') from error
+    ray.init(include_dashboard=False, ignore_reinit_error=True)
+    try:
+        resources = ray.cluster_resources()
+        gpus = 0 if str(work["device"] or "").startswith("cpu") else int(resources.get("GPU", 0))
+        number = num_jobs or gpus or int(resources.get("CPU", 1))
+        absolute = {
+            **work,
+            "model": Path(os.path.abspath(work["model"])),
+            "inputs": [Path(os.path.abspath(path)) for path in work["inputs"]],
+            "output": Path(os.path.abspath(work["output"])),
+        }
+        options = {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "max_retries": 2}
+        task = ray.remote(**options)(run_job)
+        ray.get([task.remote(**absolute, jobs=(number, job)) for job in range(number)])
+    finally:
+        ray.shutdown()

@@ -1,0 +1,286 @@
+"""Token files on disk: what describes them, where each utterance's codes lie, and no trust in either."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from codec.inventory import DataError
+
+FORMAT, VERSION = "codec-tokens", 1
+META_FILE, MANIFEST_FILE, INDEX_FILE, SHARDS = "tokens.json", "manifest.jsonl", "index.arrow", "shards"
+LAYOUTS = ("arrow", "npy")
+MOST_QUANTIZERS, MOST_CODES = 1024, 2**32
+LONGEST_NAME = 255  # bytes, of Linux's and Apple's file systems
+
+
+class TokenError(DataError):
+    """A token file that cannot be used: damaged, foreign, or of a later version."""
+
+
+@dataclass(frozen=True)
+class TokenFormat:
+    """What all utterances of a dataset have in common, the part of `tokens.json` that readers need."""
+
+    layout: str
+    codec_id: str
+    sample_rate: int
+    hop_length: int
+    audio_channels: int
+    codebook_sizes: tuple[int, ...]
+    items: int = 0
+    index_crc32: int = 0
+
+    def __post_init__(self) -> None:
+        integers = (self.sample_rate, self.hop_length, self.audio_channels, *self.codebook_sizes)
+        wrong = {
+            "layout": self.layout not in LAYOUTS,
+            "codec_id": not isinstance(self.codec_id, str),
+            "codebook_sizes": not 1 <= len(self.codebook_sizes) <= MOST_QUANTIZERS
+            or not all(type(size) is int and 1 <= size <= MOST_CODES for size in self.codebook_sizes),
+            "sample_rate, hop_length, audio_channels": not all(
+                type(value) is int and 1 <= value <= MOST_CODES for value in integers
+            ),
+            "items, index_crc32": not all(
+                type(value) is int and 0 <= value < 2**63 for value in (self.items, self.index_crc32)
+            ),
+        }
+        if any(wrong.values()):
+            raise TokenError(f"not possible: {', '.join(name for name, bad in wrong.items() if bad)}")
+
+    @property
+    def num_quantizers(self) -> int:
+        """Codes per frame."""
+        return len(self.codebook_sizes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned integer that holds every code, little-endian."""
+        return code_dtype(self.codebook_sizes)
+
+    def describe(self) -> dict[str, Any]:
+        """`tokens.json` without what only its writer knows."""
+        divisor = math.gcd(self.sample_rate, self.hop_length)
+        frame_rate = [self.sample_rate // divisor, self.hop_length // divisor]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **asdict(self),
+            "codebook_sizes": list(self.codebook_sizes),
+            "num_quantizers": self.num_quantizers,
+            "frame_rate": frame_rate,
+            "dtype": self.dtype.name,
+            "order": "[num_quantizers, n_frames], row-major, little-endian",
+        }
+
+    def frames(self, n_samples: int, sample_rate: int) -> int:
+        """Frames of a recording of so many samples at its own rate."""
+        return -(-self.length(n_samples, sample_rate) // self.hop_length)
+
+    def length(self, n_samples: int, sample_rate: int) -> int:
+        """Samples at the codec's rate of a recording of so many samples at its own rate."""
+        return n_samples * self.sample_rate // sample_rate
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of an index: a recording as its header describes it, and where its codes are.
+
+    `path` is relative, with `/`. `offset` counts bytes from the beginning of Arrow shard `shard`.
+    """
+
+    id: str
+    path: str
+    channels: int
+    sample_rate: int
+    n_samples: int
+    n_frames: int
+    sha256: str
+    crc32: int
+    shard: int = 0
+    offset: int = 0
+
+
+def code_dtype(codebook_sizes: Sequence[int]) -> np.dtype:
+    """The smallest of uint8, uint16, uint32 for codes below these sizes."""
+    largest = max(codebook_sizes) - 1
+    return np.dtype("<u1" if largest < 2**8 else "<u2" if largest < 2**16 else "<u4")
+
+
+def checksum(codes: np.ndarray) -> int:
+    """CRC-32 of codes as they are stored."""
+    return zlib.crc32(np.ascontiguousarray(codes).data)
+
+
+def shard_file(number: int) -> str:
+    """Where Arrow shard `number` lies below the dataset."""
+    return f"{SHARDS}/{number:05d}.arrow"
+
+
+def mirrored(path: str, suffix: str) -> str:
+    """`path` with a suffix, its last part shortened where a file system would refuse it."""
+    folder, slash, name = path.rpartition("/")
+    encoded = os.fsencode(name)
+    if len(encoded) + len(suffix) > LONGEST_NAME:
+        digest = hashlib.sha256(encoded).hexdigest()[:16]
+        name = f"{encoded[: LONGEST_NAME - 24 - len(suffix)].decode('utf-8', 'ignore')}-{digest}"
+    return folder + slash + name + suffix
+
+
+def inside(path: str) -> str:
+    """The path itself; TokenError unless it stays below the folder that it is relative to."""
+    parts = PurePosixPath(path).parts
+    absolute = path.startswith("/") or path[1:2] == ":"
+    if not parts or absolute or ".." in parts or "\\" in path or "\0" in path:
+        raise TokenError(f"the path {path[:200]!r} is not a plain relative one")
+    return path
+
+
+@contextmanager
+def written_whole(path: Path, work: Path, label: str) -> Iterator[BinaryIO]:
+    """A file that appears under its name when all of it is on the disk; written as `label-*` in `work`.
+
+    `flush_folder` makes the name last as well.
+    """
+    temporary = work / f"{label}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_format(folder: Path) -> tuple[TokenFormat, dict[str, Any]]:
+    """What `tokens.json` says; FileNotFoundError when there is none, TokenError when it makes no sense."""
+    path = folder / META_FILE
+    if not path.is_file():
+        begun = (folder / ".encoding").is_dir()
+        hint = "its encoding is not finished: run codec-encode again" if begun else f"{META_FILE} is missing"
+        raise FileNotFoundError(f"{folder}: holds no token dataset, {hint}")
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise TokenError("not the description of a token dataset")
+        if content.get("version") != VERSION:
+            raise TokenError(f"version {content.get('version')!r}; this program reads version {VERSION}")
+        return parse_format(content), content
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise TokenError(f"{path}: damaged: {error}") from error
+
+
+def parse_format(content: Mapping[str, Any]) -> TokenFormat:
+    """The readers' part of `tokens.json`."""
+    known: dict[str, Any] = {field.name: content[field.name] for field in fields(TokenFormat)}
+    if not isinstance(known["codebook_sizes"], list):
+        raise TokenError("codebook_sizes is not a list")
+    known["codebook_sizes"] = tuple(known["codebook_sizes"])
+    return TokenFormat(**known)
+
+
+class TokenIndex:
+    """Every utterance's numbers as arrays; `row(i)` is one of them in full. All checked when it is made.
+
+    Raises TokenError for numbers that contradict each other, or the format.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], token_format: TokenFormat):
+        self.columns = columns
+        numbers = {
+            name: np.asarray(columns[name], np.int64)
+            for name in ("channels", "sample_rate", "n_samples", "n_frames", "crc32", "shard", "offset")
+        }
+        self.numbers = numbers
+        self.n_frames = numbers["n_frames"]
+        if len(self.n_frames) != token_format.items:
+            raise TokenError(f"{len(self.n_frames)} utterances, {META_FILE} says {token_format.items}")
+        rates, samples = numbers["sample_rate"], numbers["n_samples"]
+        if (rates < 1).any() or (samples < 1).any() or (samples > 2**40).any() or (rates > 2**31).any():
+            raise TokenError("a recording has an impossible rate or length")
+        # In Python's integers where 64 bits might not hold the product.
+        wide = samples.astype(object) if len(samples) and int(samples.max()) > 2**30 else samples
+        lengths = wide * token_format.sample_rate // rates
+        if (self.n_frames != -(-lengths // token_format.hop_length)).any() or (self.n_frames < 1).any():
+            raise TokenError("the frames of an utterance do not fit the length of its recording")
+        if (numbers["shard"] < 0).any() or (numbers["offset"] < 0).any() or (numbers["shard"] > 10**7).any():
+            raise TokenError("an utterance lies nowhere")
+
+    def __len__(self) -> int:
+        return len(self.n_frames)
+
+    def row(self, i: int) -> Utterance:
+        """Utterance number `i`."""
+        row: dict[str, Any] = {name: self.text(name, i) for name in ("id", "path", "sha256")}
+        row.update({name: int(values[i]) for name, values in self.numbers.items()})
+        return Utterance(**row)
+
+    def text(self, column: str, i: int) -> str:
+        """The `id`, `path` or `sha256` of utterance `i`."""
+        value = self.columns[column][i]
+        value = value if isinstance(value, str) else value.as_py()
+        if not isinstance(value, str):
+            raise TokenError(f"utterance {i} has no {column}")
+        return value
+
+    @cached_property
+    def by_name(self) -> dict[str, int]:
+        """Numbers of the utterances by their ids and paths."""
+        columns = [self.columns[name] for name in ("path", "id")]
+        lists = [column if isinstance(column, list) else column.to_pylist() for column in columns]
+        return {name: i for names in lists for i, name in enumerate(names)}
+
+
+def read_manifest(content: bytes) -> dict[str, list[Any]]:
+    """Columns of the JSON lines of `manifest.jsonl`."""
+    columns: dict[str, list[Any]] = {field.name: [] for field in fields(Utterance)}
+    for line in content.splitlines():
+        row = Utterance(**{"shard": 0, "offset": 0} | json.loads(line))
+        for name, values in columns.items():
+            values.append(getattr(row, name))
+    return columns
+
+
+def read_npy(path: Path, token_format: TokenFormat, n_frames: int) -> np.ndarray:
+    """Codes `[K, F]` of a `.npy` file, mapped; TokenError when it is not what the manifest says.
+
+    All that varies in such a file is known already: its header is compared, not parsed.
+    """
+    shape = (token_format.num_quantizers, n_frames)
+    expected = io.BytesIO()
+    description = {"descr": token_format.dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(expected, description)
+    header = expected.getvalue()
+    try:
+        content = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise TokenError(f"{path}: missing or damaged: {error}") from error
+    size = len(header) + math.prod(shape) * token_format.dtype.itemsize
+    if len(content) != size or content[: len(header)].tobytes() != header:
+        raise TokenError(f"{path}: not {token_format.dtype.name} {list(shape)} as its manifest says")
+    return content[len(header) :].view(token_format.dtype).reshape(shape)

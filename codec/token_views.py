@@ -1,0 +1,66 @@
+"""Orders in which a language model reads codes `[..., K, F]`, each with its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def delay(codes: Tensor, fill: int) -> Tensor:
+    """Stage k moved k frames to the right: `[..., K, F] -> [..., K, F + K - 1]`, `fill` where nothing is.
+
+    MusicGen's delay pattern (arXiv 2306.05284): a step predicts every stage of a frame after the stage
+    before it. `fill` must be no code, so that models can tell; e.g. the largest codebook size.
+    """
+    *batch, stages, frames = codes.shape
+    delayed = codes.new_full((*batch, stages, frames + stages - 1), fill)
+    for stage in range(stages):
+        delayed[..., stage, stage : stage + frames] = codes[..., stage, :]
+    return delayed
+
+
+def undelay(delayed: Tensor) -> Tensor:
+    """Codes `[..., K, F]` of what `delay` gave; ValueError when there is no whole frame."""
+    stages, steps = delayed.shape[-2:]
+    frames = steps - stages + 1
+    if frames < 0:
+        raise ValueError(f"{steps} steps are fewer than the {stages - 1} by which the last stage is delayed")
+    parts = [delayed[..., stage, stage : stage + frames] for stage in range(stages)]
+    return torch.stack(parts, dim=-2)
+
+
+def flatten(codes: Tensor, codebook_sizes: Sequence[int] | None = None) -> Tensor:
+    """All codes of a frame, then those of the next: `[..., K, F] -> [..., F * K]`.
+
+    With `codebook_sizes` every stage has numbers of its own: stage k's are raised by the sizes before it, so
+    that the vocabulary has `sum(codebook_sizes)` entries.
+    """
+    if codebook_sizes is not None:
+        codes = codes + offsets(codebook_sizes, codes.shape[-2], codes)
+    return codes.transpose(-1, -2).flatten(-2)
+
+
+def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int] | None = None) -> Tensor:
+    """Codes `[..., K, F]` of what `flatten` gave with the same arguments, cut to whole frames.
+
+    With `codebook_sizes`, ValueError for a token that is not of the stage whose place it is in.
+    """
+    whole = tokens.shape[-1] // num_quantizers * num_quantizers
+    codes = tokens[..., :whole].unflatten(-1, (-1, num_quantizers)).transpose(-1, -2)
+    if codebook_sizes is None:
+        return codes
+    codes = codes - offsets(codebook_sizes, num_quantizers, codes)
+    sizes = torch.tensor(list(codebook_sizes[:num_quantizers]), device=codes.device)[:, None]
+    if bool(((codes < 0) | (codes >= sizes)).any()):
+        raise ValueError("tokens are not of the stages in whose places they are")
+    return codes
+
+
+def offsets(codebook_sizes: Sequence[int], stages: int, like: Tensor) -> Tensor:
+    """Sum of the sizes before each stage, `[K, 1]`; ValueError when there are fewer sizes than stages."""
+    if len(codebook_sizes) < stages:
+        raise ValueError(f"{stages} stages have only {len(codebook_sizes)} codebook sizes")
+    sizes = torch.tensor([0, *codebook_sizes[: stages - 1]], dtype=like.dtype, device=like.device)
+    return sizes.cumsum(0)[:, None]

@@ -1,0 +1,128 @@
+"""Exports, opened by the libraries that they are for."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from tokenised import NEEDS_ARROW, small_codec, write_corpus
+
+from codec.config import ConfigError
+from codec.encoding import encode_corpus
+from codec.encoding_sources import Settings
+from codec.token_exports import export_codec_bpe, export_hf, export_lhotse, main, portions
+from codec.tokens import TokenDataset
+
+# Other libraries warn of their own dependencies.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        write_corpus(folder / "wavs")
+        encode_corpus(small_codec(), [folder / "wavs"], folder / "npy", Settings("npy", workers=0))
+    return TokenDataset(folder / "npy")
+
+
+@NEEDS_ARROW
+def test_parquet_alone_holds_the_codes_and_their_description(tokens, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("codec.token_exports.FILE_CODES", 600)
+    monkeypatch.setattr("codec.token_exports.GROUP_CODES", 200)
+    export_hf(tokens, tmp_path / "hf")
+    files = sorted((tmp_path / "hf" / "data").iterdir())
+    assert len(files) > 2 and files[0].name == f"train-00000-of-{len(files):05d}.parquet"
+    rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
+    assert [row["id"] for row in rows] == [tokens.utterance(i).id for i in range(len(tokens))]
+    assert all(np.array_equal(row["codes"], codes) for row, codes in zip(rows, tokens, strict=True))
+    assert tokens.format.codec_id in (tmp_path / "hf" / "README.md").read_text()
+
+
+@NEEDS_ARROW
+def test_datasets_opens_the_export_and_the_shards_as_they_are(tokens, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="needs Hugging Face datasets")
+    export_hf(tokens, tmp_path / "hf")
+    options = {"cache_dir": str(tmp_path / "cache"), "split": "train"}
+    loaded = datasets.load_dataset(str(tmp_path / "hf"), **options)
+    assert len(loaded) == len(tokens)
+    for row, codes in zip(loaded, tokens, strict=True):
+        assert np.array_equal(row["codes"], codes)
+    wavs = tokens.path.parent / "wavs"
+    settings = Settings(shard_hours=0.0005, workers=0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
+    encode_corpus(small_codec(), [wavs], tmp_path / "arrow", settings)
+    files = str(tmp_path / "arrow" / "shards" / "*.arrow")
+    shards = datasets.load_dataset("arrow", data_files=files, **options)
+    for row, codes in zip(shards, tokens, strict=True):
+        assert np.array_equal(np.reshape(row["codes"], (3, row["n_frames"])), codes)
+
+
+def test_lhotse_opens_the_cuts_and_parts_of_them(tokens, tmp_path, monkeypatch):
+    lhotse = pytest.importorskip("lhotse", reason="needs Lhotse")
+    export_lhotse(tokens, tmp_path / "cuts")
+    monkeypatch.chdir(tmp_path / "cuts")
+    cuts = lhotse.CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz")
+    found = list(cuts)
+    assert [cut.id for cut in found] == [tokens.utterance(i).id for i in range(len(tokens))]
+    for i, (cut, codes) in enumerate(zip(found, tokens, strict=True)):
+        assert np.array_equal(cut.load_codes(), codes.T) and cut.n_samples == tokens.utterance(i).n_samples
+        assert cut.duration == pytest.approx(codes.shape[1] / 125)
+    # Frames 25 to 49: 125 a second.
+    part = found[-1].truncate(offset=0.2, duration=0.2)
+    assert np.array_equal(part.load_codes(), tokens[-1].T[25:50])
+
+
+def test_codec_bpe_trains_on_the_export(tokens, tmp_path):
+    export_codec_bpe(tokens, tmp_path / "bpe")
+    info = json.loads((tmp_path / "bpe" / "codec_info.json").read_text())
+    assert (info["num_codebooks"], info["codebook_size"], info["framerate"]) == (3, 64, 125)
+    codes = np.load(tmp_path / "bpe" / "s1" / "utt 4_c0.npy")
+    assert codes.dtype == np.int64 and np.array_equal(codes[0], tokens[tokens.find("s1/utt 4")])
+    trainer = pytest.importorskip("codec_bpe.core.trainer", reason="needs codec-bpe")
+    builder = pytest.importorskip("codec_bpe.core.converter")
+    tokenizer = trainer.Trainer(3, 64, 125, chunk_size_secs=1, vocab_size=300, pad_token="<pad>").train(
+        str(tmp_path / "bpe")
+    )
+    chars = builder.codes_to_chars(tokens[0].numpy(), 64)
+    back = tokenizer.decode(tokenizer(chars)["input_ids"]).replace(" ", "")
+    assert np.array_equal(builder.chars_to_codes(back, 3, 64), tokens[0])
+
+
+def test_first_stages_and_refusals(tokens, tmp_path, monkeypatch):
+    arguments = [str(tokens.path), "--to", "codec-bpe", "-o", str(tmp_path / "bpe")]
+    assert main([*arguments, "--num-quantizers", "2"]) == 0
+    assert np.load(tmp_path / "bpe" / "s1" / "utt 4_c0.npy").shape[1] == 2
+    with pytest.raises(ConfigError, match="exists already"):
+        main(arguments)
+    with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):
+        main([*arguments, "--num-quantizers", "7"])
+    monkeypatch.setattr(TokenDataset, "codebook_sizes", (64, 32, 64))
+    with pytest.raises(ConfigError, match=r"stages of one size, these have \[32, 64\]"):
+        export_codec_bpe(tokens, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bpe"]
+
+
+def test_a_failed_export_leaves_nothing(tokens, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("codec.token_exports.save_npy", fails)
+    with pytest.raises(OSError, match="No space"):
+        export_lhotse(tokens, tmp_path / "cuts")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_portions_are_all_utterances_in_order(tokens):
+    parts = list(portions(tokens, range(len(tokens)), 400))
+    assert [i for part in parts for i in part] == list(range(len(tokens))) and len(parts) > 2
+    nested = [i for part in parts for group in portions(tokens, part, 200) for i in group]
+    assert nested == list(range(len(tokens)))
+
+
+def test_without_pyarrow_the_message_says_what_to_install(tokens, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"neural-audio-codec\[tokens\]"):
+        export_hf(tokens, tmp_path / "hf")
