@@ -22,9 +22,12 @@ LAYERS = """
     telemetry tables resume
     training evaluation checkpoints logs loggers results
     data synthetic model losses optimization
+    streaming
+    steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
+    audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
