@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from zlib import crc32
 
-from codec.audio import printable
+from codec.audio_errors import printable
 from codec.coding import CorruptError
 
 MAGIC, VERSION = b"\x89codec\r\n", 1
@@ -43,7 +43,7 @@ class BitstreamError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What holds for all of a file; ids are hexadecimal, `tables_id` is empty for codes stored as they are."""
+    """What holds for all of a file; ids are hexadecimal, an empty `tables_id` for codes not coded."""
 
     codec_id: str
     tables_id: str
@@ -110,7 +110,7 @@ def sealed(data: bytes, seed: int = 0) -> bytes:
     return data + CRC.pack(crc32(data, seed))
 
 
-def opened(data: bytes, seed: int = 0) -> bytes:
+def unsealed(data: bytes, seed: int = 0) -> bytes:
     """What `sealed` was given; CorruptError when the CRC does not fit."""
     content = data[: -CRC.size]
     if len(data) < CRC.size or CRC.unpack(data[-CRC.size :])[0] != crc32(content, seed):
@@ -131,12 +131,12 @@ def unpack_header(data: bytes) -> Header:
     if len(data) < size:
         raise CorruptError("truncated or damaged in the header")
     try:
-        content = opened(data[:size])
+        content = unsealed(data[:size])
     except CorruptError:
         raise CorruptError("the header's checksum does not fit: damaged") from None
     sizes = struct.unpack_from(f"<{count}I", content, FIXED.size)
     tables = tables_id.hex() if any(tables_id) else ""
-    header = Header(codec_id.hex(), tables, *numbers, sizes)
+    header = Header(codec_id.hex(), tables, *numbers, codebook_sizes=sizes)
     header.check()
     return header
 
@@ -160,7 +160,7 @@ def unpack_head(data: bytes, header: Header, seed: int) -> Head:
     """The head of a chunk; CorruptError when it is damaged, or says what no chunk can be."""
     if data[: len(CHUNK)] != CHUNK:
         raise CorruptError("damaged: a chunk should begin here")
-    content = opened(data, seed)
+    content = unsealed(data, seed)
     _, index, frames = CHUNK_START.unpack_from(content)
     lengths = struct.unpack_from(f"<{len(header.codebook_sizes)}I", content, CHUNK_START.size)
     head = Head(index, frames, tuple(n & RAW - 1 for n in lengths), tuple(n >= RAW for n in lengths))
@@ -190,7 +190,7 @@ def unpack_end(data: bytes, header: Header, seed: int) -> End:
     """The end record; CorruptError when it is not there, damaged, or its numbers contradict each other."""
     if data[: len(END)] != END:
         raise CorruptError("no end record: the file is truncated, or bytes were added")
-    end = End(*END_START.unpack(opened(data, seed))[1:])
+    end = End(*END_START.unpack(unsealed(data, seed))[1:])
     whole = -(-end.samples // header.hop_length), -(-end.frames // header.chunk_frames)
     if end.samples < 1 or whole != (end.frames, end.chunks):
         raise CorruptError(f"{end.chunks} chunks, {end.frames} frames and {end.samples} samples do not agree")

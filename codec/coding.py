@@ -1,4 +1,4 @@
-"""Integers to bytes and back, the same on every machine: bits side by side, and a range coder (Martin 1979)."""
+"""Integers to bytes and back, on every machine alike: bits side by side, and a range coder (Martin 1979)."""
 
 from __future__ import annotations
 

@@ -131,7 +131,8 @@ class StageTables:
         rows = np.empty((len(contexts), frames), np.int64)
         for row, context in zip(rows, contexts, strict=True):
             row[:] = context.missing
-            row[-context.shift :] = context.first + symbols[context.stage, : max(0, frames + context.shift)]
+            row[-context.shift :] = symbols[context.stage, : max(0, frames + context.shift)]
+            row[-context.shift :] += context.first
         return rows
 
     def logits(self, rows: np.ndarray) -> np.ndarray:

@@ -18,14 +18,18 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report
+    run doctor report compression_commands
     telemetry tables resume
-    training evaluation checkpoints logs loggers results
+    training evaluation checkpoints logs loggers results compression
     data synthetic model losses optimization
     streaming
     steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
+    bitstream
+    bitstream_reader entropy_fitting entropy_tables
+    bitstream_records entropy
+    coding
     layers spectrogram distributed workers config audio
     audio_errors
 """
@@ -122,6 +126,10 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
+        f"codec-{name}": f"codec.cli:{name.replace('-', '_')}"
+        for name in (
+            *("train", "evaluate", "report", "doctor"),
+            *("compress", "decompress", "truncate", "fit-entropy"),
+        )
     }
     assert project["version"] == codec.__version__
