@@ -163,7 +163,7 @@ def decompress() -> None:
 
 
 def truncate() -> None:
-    """Cut a compressed file to its first stages: `codec-truncate in.codec -o out.codec --num-quantizers 2`."""
+    """Cut a compressed file to its first stages: `codec-truncate IN -o OUT --num-quantizers 2`."""
     from codec.compression_commands import truncate_main
 
     sys.exit(truncate_main(sys.argv[1:]))

@@ -149,7 +149,7 @@ def train(model: LogBilinear, rows: Tensor, symbols: Tensor, steps: int, device:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        batch = torch.randint(len(symbols), (BATCH,), generator=generator)
+        batch = torch.randint(len(symbols), (min(BATCH, len(symbols)),), generator=generator)
         logits = model(rows[batch].to(device)) * log(2)
         loss = functional.cross_entropy(logits, symbols[batch].to(device))
         optimizer.zero_grad()

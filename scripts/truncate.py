@@ -1,4 +1,4 @@
-"""Cut a compressed file to its first stages: python scripts/truncate.py in.codec -o 2.codec --num-quantizers 2"""
+"""Cut a compressed file to its first stages: python scripts/truncate.py IN -o OUT --num-quantizers 2"""
 
 from codec.cli import truncate
 
