@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from codec.entropy import FORMAT, Context, EntropyTables, StageTables, TablesError, alphabet, place_contexts
 
@@ -19,16 +19,15 @@ MOST_CONTEXTS, LARGEST_RANK, LARGEST_BIAS = 256, 128, 2**24  # so that no sum in
 
 
 def save_tables(tables: EntropyTables, path: str | Path) -> None:
-    """Write the tables; the file appears complete or not at all."""
+    """Write the tables; the file appears complete or not at all, or OSError says why."""
     path = Path(path)
     temporary = path.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        save_file(tables.arrays(), temporary, tables.metadata())
-        with temporary.open("r+b") as file:
+        with temporary.open("xb") as file:
+            file.write(save(tables.arrays(), tables.metadata()))
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: the tables are not saved: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
