@@ -96,10 +96,15 @@ def outcome(path: Path, original: Sample, free: bool, salvage: bool) -> str:
         good = all((c.codes >= 0).all() and (c.codes < np.array(SIZES)[:, None]).all() for c in whole)
         return "read" if good else "WRONG codes"
     if not salvage:
-        if path.read_bytes() == original.sibling:
-            return "no mutation: all of the other file"
+        data = path.read_bytes()
+        if data in (original.data, original.sibling):
+            return "not mutated" if data == original.data else "all of the other file"
         same = np.array_equal(np.concatenate([c.codes for c in whole], axis=1), original.codes)
-        return "identical" if same and end.samples == original.codes.shape[1] * 320 - 7 else "WRONG accepted"
+        return (
+            "identical codes from other bytes"
+            if same and end.samples == original.codes.shape[1] * 320 - 7
+            else "WRONG accepted"
+        )
     for chunk in whole:
         here = slice(chunk.start, chunk.start + chunk.frames)
         if not any(np.array_equal(chunk.codes, c[:, here]) for c in (original.codes, original.sibling_codes)):
