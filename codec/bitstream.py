@@ -67,7 +67,7 @@ class BitstreamWriter:
 
     def copy_chunk(self, parts: list[bytes], raw: list[bool], frames: int) -> None:
         """Write one chunk of stages that are coded already."""
-        head = Head(self.chunks, frames, tuple(map(len, parts)), tuple(raw)).pack(self.seed)
+        head = Head(self.chunks, frames, tuple(map(len, parts)), tuple(raw)).pack(self.header, self.seed)
         crc = CRC.pack(crc32(b"".join(parts), CRC.unpack(head[-CRC.size :])[0]))
         self.file.write(b"".join([head, *parts, crc]))
         self.digest = crc32(crc, self.digest)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 from zlib import crc32
 
@@ -22,7 +23,6 @@ CHUNK, END = b"CHNK", b"END."
 FIXED = struct.Struct("<8sH32s16sIHIIH")
 CHUNK_START, END_START, CRC = struct.Struct("<4sII"), struct.Struct("<4sIQQI"), struct.Struct("<I")
 END_BYTES = END_START.size + CRC.size
-RAW = 1 << 31  # in a stage's length: its codes are stored as they are, because that is shorter
 FRAMES_PER_BYTE = 64  # at most: what decodes to a million frames has to be of some size
 LIMITS = {"sample_rate": 2**20, "channels": 64, "hop_length": 2**20, "chunk_frames": 2**16}
 MOST_STAGES, LARGEST_CODEBOOK = 64, 2**24
@@ -81,10 +81,21 @@ class Header:
         """Number of quantizers."""
         return len(self.codebook_sizes)
 
-    @property
+    @cached_property
     def head_bytes(self) -> int:
         """Bytes of a chunk before those of its stages."""
-        return CHUNK_START.size + 4 * len(self.codebook_sizes) + CRC.size
+        return CHUNK_START.size + self.lengths.size + CRC.size
+
+    @cached_property
+    def lengths(self) -> struct.Struct:
+        """How the stages' lengths are stored: in two bytes where all fit, otherwise in four."""
+        return struct.Struct(f"<{self.depth}{'I' if self.raw_flag >> 31 else 'H'}")
+
+    @cached_property
+    def raw_flag(self) -> int:
+        """The highest bit of a stage's length: its codes are stored as they are, because that is shorter."""
+        most = max(self.raw_bytes(stage, self.chunk_frames) for stage in range(self.depth))
+        return 1 << 15 if most < 1 << 15 else 1 << 31
 
     @property
     def least_chunk_bytes(self) -> int:
@@ -149,11 +160,10 @@ class Head(NamedTuple):
     sizes: tuple[int, ...]
     raw: tuple[bool, ...]
 
-    def pack(self, seed: int) -> bytes:
+    def pack(self, header: Header, seed: int) -> bytes:
         """The head's bytes, with the CRC."""
-        lengths = [size | raw * RAW for size, raw in zip(self.sizes, self.raw, strict=True)]
-        start = CHUNK_START.pack(CHUNK, self.index, self.frames)
-        return sealed(start + struct.pack(f"<{len(lengths)}I", *lengths), seed)
+        lengths = [size | raw * header.raw_flag for size, raw in zip(self.sizes, self.raw, strict=True)]
+        return sealed(CHUNK_START.pack(CHUNK, self.index, self.frames) + header.lengths.pack(*lengths), seed)
 
 
 def unpack_head(data: bytes, header: Header, seed: int) -> Head:
@@ -162,8 +172,8 @@ def unpack_head(data: bytes, header: Header, seed: int) -> Head:
         raise CorruptError("damaged: a chunk should begin here")
     content = unsealed(data, seed)
     _, index, frames = CHUNK_START.unpack_from(content)
-    lengths = struct.unpack_from(f"<{len(header.codebook_sizes)}I", content, CHUNK_START.size)
-    head = Head(index, frames, tuple(n & RAW - 1 for n in lengths), tuple(n >= RAW for n in lengths))
+    lengths, flag = header.lengths.unpack_from(content, CHUNK_START.size), header.raw_flag
+    head = Head(index, frames, tuple(n & flag - 1 for n in lengths), tuple(n >= flag for n in lengths))
     if not 1 <= frames <= header.chunk_frames:
         raise CorruptError(f"a chunk of {frames} frames, where {header.chunk_frames} are the most")
     for stage, (size, raw) in enumerate(zip(head.sizes, head.raw, strict=True)):

@@ -170,12 +170,12 @@ def forged(original: Sample, random: np.random.Generator) -> bytes:
     seed, digest, place = struct.unpack_from("<I", data, head - 4)[0], 0, head
     for found in list(re.finditer(b"CHNK", data)):
         place = found.start()
-        if place + 28 > len(data):
+        if place + 24 > len(data):
             break
-        sizes = [n & 2**31 - 1 for n in struct.unpack_from("<2I", data, place + 12)]
-        crc = seal(data, place, place + 20, seed)
-        if place + 28 + sum(sizes) <= len(data) - 32:
-            crc = seal(data, place + 24, place + 24 + sum(sizes), crc)
+        sizes = [n & 2**15 - 1 for n in struct.unpack_from("<2H", data, place + 12)]
+        crc = seal(data, place, place + 16, seed)
+        if place + 24 + sum(sizes) <= len(data) - 32:
+            crc = seal(data, place + 20, place + 20 + sum(sizes), crc)
             digest = crc32(struct.pack("<I", crc), digest)
     struct.pack_into("<I", data, len(data) - 8, digest)
     seal(data, len(data) - 32, len(data) - 4, seed)

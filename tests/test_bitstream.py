@@ -69,20 +69,20 @@ def test_the_layout_is_the_documented_one(tmp_path):
     assert struct.unpack_from("<I", data, 82) == (seed,)
     place, digest = 86, 0
     for index, frames in enumerate((8, 1)):
-        marker, number, count, *lengths = struct.unpack_from("<4s4I", data, place)
+        marker, number, count, *lengths = struct.unpack_from("<4sIIHH", data, place)
         assert (marker, number, count) == (b"CHNK", index, frames)
         expected = [math.ceil(frames * bits / 8) for bits in (3, 6)]
-        assert [length - 2**31 for length in lengths] == expected
-        crc = crc32(data[place : place + 20], seed)
-        assert struct.unpack_from("<I", data, place + 20) == (crc,)
-        body = data[place + 24 : place + 24 + sum(expected)]
+        assert [length - 2**15 for length in lengths] == expected
+        crc = crc32(data[place : place + 16], seed)
+        assert struct.unpack_from("<I", data, place + 16) == (crc,)
+        body = data[place + 20 : place + 20 + sum(expected)]
         bits = "".join(f"{byte:08b}" for byte in body[: expected[0]])
         first = [int(bits[3 * i : 3 * i + 3], 2) for i in range(frames)]
         assert first == CODES[0, 8 * index : 8 * index + frames].tolist()
-        crc = data[place + 24 + len(body) : place + 28 + len(body)]
-        assert crc == struct.pack("<I", crc32(body, crc32(data[place : place + 20], seed)))
+        crc = data[place + 20 + len(body) : place + 24 + len(body)]
+        assert crc == struct.pack("<I", crc32(body, crc32(data[place : place + 16], seed)))
         digest = crc32(crc, digest)
-        place += 28 + len(body)
+        place += 24 + len(body)
     assert struct.unpack_from("<4sIQQI", data, place) == (b"END.", 2, 9, 9 * 320 - 7, digest)
     assert data[place + 28 :] == struct.pack("<I", crc32(data[place : place + 28], seed))
 
@@ -93,7 +93,7 @@ def test_the_file_is_as_small_as_the_tables_allow(tmp_path):
     bits = [TABLES.bits(codes[:, i : i + 100]) for i in range(0, 500, 100)]
     assert any(chunk < raw for chunk in bits)
     ideal = sum(sum(map(min, chunk, raw)) for chunk in bits) / 8
-    overhead = HEADER + 32 + 5 * (12 + 3 * 4 + 4 + 4)
+    overhead = HEADER + 32 + 5 * (12 + 3 * 2 + 4 + 4)
     assert ideal * 0.99 <= len(data) - overhead <= ideal * 1.005 + 5 * 3 * 2
 
 
@@ -116,7 +116,7 @@ def test_likely_codes_still_take_a_byte_for_64_frames(tmp_path):
     tables = EntropyTables(CODEC_ID, (16,), (likely,))
     codes = np.zeros((1, 1000), np.int64)
     path = file_of(tmp_path, written(codes, (16,), tables, chunk_frames=1000))
-    assert path.stat().st_size == len(header_of((16,), None).pack()) + 32 + 24 + 16
+    assert path.stat().st_size == len(header_of((16,), None).pack()) + 32 + 22 + 16
     assert (decoded(path, tables) == codes).all()
 
 
@@ -143,7 +143,7 @@ def test_truncate_refuses_what_it_cannot_do(tmp_path):
         with pytest.raises(ValueError, match="1 to 3"):
             truncate(source, target, depth)
     damaged = bytearray(WHOLE)
-    damaged[HEADER + 40] ^= 1
+    damaged[HEADER + 26] ^= 1
     with pytest.raises(BitstreamError, match=r"damaged\.codec: chunk 0, from 0\.00 s on"):
         truncate(file_of(tmp_path, damaged).rename(tmp_path / "damaged.codec"), target, 2)
     assert not target.exists() and not list(tmp_path.glob("*.tmp"))
@@ -162,7 +162,7 @@ def test_chunks_decode_alone(tmp_path):
     begin, other = (data.index(b"CHNK\1") for data in (WHOLE, written(changed, SIZES, TABLES)))
     assert WHOLE[begin:-32] == written(changed, SIZES, TABLES)[other:-32]
     lost = bytearray(WHOLE)
-    lost[HEADER + 30] ^= 255  # in chunk 0
+    lost[HEADER + 26] ^= 255  # in chunk 0
     lost[-40] ^= 255  # in chunk 2
     with BitstreamReader(file_of(tmp_path, lost), salvage=True) as reader:
         chunks = list(reader.chunks(TABLES))

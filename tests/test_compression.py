@@ -137,7 +137,7 @@ def test_fewer_stages_can_be_chosen_at_both_ends(tmp_path, codec, recordings, ta
 
 def damage(path: Path, chunk: int) -> None:
     data = bytearray(path.read_bytes())
-    data[data.index(b"CHNK" + bytes([chunk])) + 29] ^= 1  # behind its head of 28 bytes
+    data[data.index(b"CHNK" + bytes([chunk])) + 25] ^= 1  # behind its head of 22 bytes
     path.write_bytes(data)
 
 
