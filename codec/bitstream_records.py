@@ -9,6 +9,7 @@ of all chunks' CRCs, CRC. Each CRC-32 begins with the header's, so that nothing 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -58,6 +59,10 @@ class Header:
         for name, most in LIMITS.items():
             if not 1 <= getattr(self, name) <= most:
                 raise CorruptError(f"{name} must be 1 to {most}, got {getattr(self, name)}")
+        if not re.fullmatch("[0-9a-f]{64}", self.codec_id) or not re.fullmatch(
+            "([0-9a-f]{32})?", self.tables_id
+        ):
+            raise CorruptError(f"not ids of a codec and tables: {self.codec_id!r}, {self.tables_id!r}")
         if not 1 <= len(self.codebook_sizes) <= MOST_STAGES:
             raise CorruptError(f"num_quantizers must be 1 to {MOST_STAGES}, got {len(self.codebook_sizes)}")
         if not all(2 <= size <= LARGEST_CODEBOOK for size in self.codebook_sizes):

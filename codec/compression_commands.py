@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from codec.audio import read_blocks
 from codec.audio_errors import AudioError, printable
@@ -135,7 +136,8 @@ def recorded(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
     """Codes `[K, F]` of a folder's usable recordings, in a random order that is always the same."""
     files = scan(folder).require_usable().usable
     stream = codec.streaming()
-    for number in np.random.default_rng(0).permutation(len(files)):
+    order = np.random.default_rng(0).permutation(len(files))
+    for number in tqdm(order, "encoding", unit="file", delay=2.0):
         path = os.path.join(folder, files[number].path)
         blocks = read_blocks(path, codec.sample_rate, codec.audio_channels)
         yield np.concatenate(list(encode_blocks(stream, blocks)), axis=1)

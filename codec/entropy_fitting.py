@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 from codec.entropy import (
     LOG_BITS,
@@ -57,7 +58,7 @@ def fit_tables(
     if not kept:
         raise ValueError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
     frames, fits = sum(piece.shape[1] for piece in held_out), []
-    for stage in range(len(codebook_sizes)):
+    for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", delay=2.0):
         static = fit_static([piece[stage] for piece in kept], alphabet(codebook_sizes[stage]))
         fitted = fit_contexts(kept, stage, codebook_sizes, static, device)
         static_bits, fitted_bits = (

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -340,6 +341,8 @@ def test_samples_that_are_not_those_of_the_frames_are_refused(samples):
 
 
 def test_headers_out_of_range_cannot_be_written():
+    with pytest.raises(CorruptError, match="ids"):
+        replace(header_of((4,), None), codec_id="c0dec").pack()
     with pytest.raises(CorruptError, match="num_quantizers"):
         header_of((4,) * 65, None).pack()
 
