@@ -176,6 +176,34 @@ def export_tokens() -> None:
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
 
+def compress() -> None:
+    """Write a recording as a small file: `codec-compress MODEL in.wav -o out.codec`."""
+    from codec.compression_commands import compress_main
+
+    sys.exit(compress_main(sys.argv[1:]))
+
+
+def decompress() -> None:
+    """Write a compressed file as a wav: `codec-decompress MODEL in.codec -o out.wav`."""
+    from codec.compression_commands import decompress_main
+
+    sys.exit(decompress_main(sys.argv[1:]))
+
+
+def truncate() -> None:
+    """Cut a compressed file to its first stages: `codec-truncate IN -o OUT --num-quantizers 2`."""
+    from codec.compression_commands import truncate_main
+
+    sys.exit(truncate_main(sys.argv[1:]))
+
+
+def fit_entropy() -> None:
+    """Fit the tables that make compressed files smaller: `codec-fit-entropy MODEL FOLDER`."""
+    from codec.compression_commands import fit_main
+
+    sys.exit(fit_main(sys.argv[1:]))
+
+
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)

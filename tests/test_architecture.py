@@ -18,17 +18,19 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report live
+    run doctor report live compression_commands
     telemetry tables resume encoding decoding token_exports
-    training evaluation checkpoints logs loggers results encoding_sources
+    training evaluation checkpoints logs loggers results encoding_sources compression
     encoding_shards tokens
     encoding_plan batching
     data synthetic model losses optimization
     streaming
     steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate token_arrow
-    token_files
-    inventory encoding_ray
+    token_files bitstream
+    inventory encoding_ray bitstream_reader entropy_fitting entropy_tables
+    bitstream_records entropy
+    coding
     layers spectrogram distributed workers config audio token_views
     audio_errors
 """
@@ -127,7 +129,10 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name.replace('_', '-')}": f"codec.cli:{name}"
-        for name in ("train", "evaluate", "report", "doctor", "stream", "encode", "decode", "export_tokens")
+        f"codec-{name}": f"codec.cli:{name.replace('-', '_')}"
+        for name in (
+            *("train", "evaluate", "report", "doctor", "stream", "encode", "decode", "export-tokens"),
+            *("compress", "decompress", "truncate", "fit-entropy"),
+        )
     }
     assert project["version"] == codec.__version__

@@ -1,0 +1,289 @@
+"""Recordings to compressed files and back, and the commands that do it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from composed import config
+
+from codec.audio import read_audio, write_wav
+from codec.bitstream import BitstreamError, BitstreamReader
+from codec.compression import compress, decompress
+from codec.compression_commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.entropy import EntropyTables, TablesError
+from codec.entropy_fitting import fit_tables
+from codec.entropy_tables import TABLES_FILE, load_tables, save_tables
+from codec.model import Codec, build_codec
+
+SMALL = [
+    *("experiment=tiny", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"),
+    *("autoencoder.latent_dim=8", "quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=16"),
+]
+
+
+def tone(seconds: float, rate: int, pitch: float = 200.0, channels: int = 1) -> np.ndarray:
+    """A gliding tone `[C, T]`, with its second half silent in the last channel."""
+    time = np.arange(round(seconds * rate)) / rate
+    audio = np.tile(0.3 * np.sin(2 * np.pi * pitch * time * (1 + time)), (channels, 1)).astype(np.float32)
+    audio[-1, audio.shape[1] // 2 :] *= 0.1
+    return audio
+
+
+def small_codec(*overrides: str) -> Codec:
+    torch.manual_seed(0)
+    return build_codec(config(*SMALL, *overrides)["model"]).eval()
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return small_codec()
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    for number in range(6):
+        write_wav(folder / f"{number}.wav", tone(1.5, 16000, 100 + 50 * number), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(codec, recordings) -> EntropyTables:
+    codes = [offline(codec, path) for path in sorted(recordings.glob("*.wav"))]
+    return fit_tables(codes, codec.codec_id(), codec.quantizer.codebook_sizes).tables
+
+
+@pytest.fixture(scope="module")
+def saved(codec, tables, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    codec.save(folder)
+    save_tables(tables, folder / TABLES_FILE)
+    return folder
+
+
+@torch.no_grad()
+def offline(codec: Codec, path: Path) -> np.ndarray:
+    audio, _ = read_audio(path, codec.sample_rate, codec.audio_channels)
+    return codec.encode(torch.from_numpy(audio)[None])[0].numpy()
+
+
+@torch.no_grad()
+def expected(codec: Codec, path: Path, num_quantizers: int | None = None) -> np.ndarray:
+    """What encoding and decoding at once gives."""
+    length = read_audio(path, codec.sample_rate, codec.audio_channels)[0].shape[1]
+    codes = torch.from_numpy(offline(codec, path)[None, :num_quantizers])
+    return codec.decode(codes, length)[0].numpy()
+
+
+def close(path: Path, audio: np.ndarray) -> bool:
+    """Whether a 16-bit wav is this audio `[C, T]`."""
+    found, _ = read_audio(path)
+    return found.shape == audio.shape and np.abs(found - audio.clip(-1, 1)).max() < 1e-4
+
+
+@pytest.mark.parametrize("overrides", [(), ("channels=2",), ("autoencoder.layers.causal=false",)])
+@pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (44100, 2)])
+def test_what_comes_back_is_what_the_codec_makes_at_once(tmp_path, overrides, rate, channels):
+    codec, source = small_codec(*overrides), tmp_path / "in.wav"
+    write_wav(source, tone(1.3, rate, channels=channels), rate)
+    compress(codec, source, tmp_path / "a.codec", chunk_seconds=0.5)
+    assert decompress(codec, tmp_path / "a.codec", tmp_path / "out.wav") == []
+    assert close(tmp_path / "out.wav", expected(codec, source))
+    assert soundfile.info(tmp_path / "out.wav").samplerate == 16000
+
+
+@pytest.mark.parametrize("samples", [1, 127, 128, 129, 4001])
+def test_recordings_of_any_length_keep_it(tmp_path, codec, samples):
+    write_wav(tmp_path / "in.wav", tone(1, 16000)[:, 50 : 50 + samples], 16000)
+    compress(codec, tmp_path / "in.wav", tmp_path / "a.codec")
+    decompress(codec, tmp_path / "a.codec", tmp_path / "out.wav")
+    assert close(tmp_path / "out.wav", expected(codec, tmp_path / "in.wav"))
+
+
+def test_tables_make_files_smaller_and_change_nothing_else(tmp_path, codec, recordings, tables):
+    source = recordings / "2.wav"
+    raw = compress(codec, source, tmp_path / "raw.codec")
+    coded = compress(codec, source, tmp_path / "coded.codec", tables)
+    assert coded.bytes == (tmp_path / "coded.codec").stat().st_size < 0.9 * raw.bytes
+    assert (coded.seconds, coded.nominal) == (1.5, 125 * 12)
+    assert raw.bitrate == pytest.approx(8 * (tmp_path / "raw.codec").stat().st_size / 1.5)
+    assert sum(raw.stage_bytes) == 3 * np.ceil(188 / 2)
+    for name, used in (("raw", None), ("coded", tables)):
+        decompress(codec, tmp_path / f"{name}.codec", tmp_path / f"{name}.wav", used)
+    assert (tmp_path / "raw.wav").read_bytes() == (tmp_path / "coded.wav").read_bytes()
+
+
+def test_fewer_stages_can_be_chosen_at_both_ends(tmp_path, codec, recordings, tables):
+    source = recordings / "1.wav"
+    compress(codec, source, tmp_path / "all.codec", tables)
+    compress(codec, source, tmp_path / "two.codec", tables, num_quantizers=2)
+    assert (
+        truncate_main(
+            [str(tmp_path / "all.codec"), "-o", str(tmp_path / "cut.codec"), "--num-quantizers", "2"]
+        )
+        == 0
+    )
+    assert (tmp_path / "cut.codec").read_bytes() == (tmp_path / "two.codec").read_bytes()
+    decompress(codec, tmp_path / "two.codec", tmp_path / "two.wav", tables)
+    decompress(codec, tmp_path / "all.codec", tmp_path / "first.wav", tables, num_quantizers=2)
+    assert close(tmp_path / "two.wav", expected(codec, source, 2))
+    assert (tmp_path / "first.wav").read_bytes() == (tmp_path / "two.wav").read_bytes()
+
+
+def damage(path: Path, chunk: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b"CHNK" + bytes([chunk])) + 25] ^= 1  # behind its head of 22 bytes
+    path.write_bytes(data)
+
+
+def test_a_damaged_chunk_is_an_error_or_silence(tmp_path, codec, recordings, tables, capsys, saved):
+    source, path, wav = recordings / "0.wav", tmp_path / "a.codec", tmp_path / "out.wav"
+    compress(codec, source, path, tables, chunk_seconds=0.4)
+    damage(path, 1)
+    with pytest.raises(BitstreamError, match=r"chunk 1, from 0\.40 s on: its checksum"):
+        decompress(codec, path, wav, tables)
+    assert not wav.exists() and not list(tmp_path.glob("*.tmp"))
+    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2
+    assert "chunk 1, from 0.40 s on" in capsys.readouterr().err
+    assert decompress_main([str(saved), str(path), "-o", str(wav), "--salvage"]) == 1
+    assert "a.codec: 0.40 to 0.80 s are lost: its checksum does not fit" in capsys.readouterr().out
+    found, whole = read_audio(wav)[0], expected(codec, source)
+    assert found.shape == whole.shape and not found[:, 6400:12800].any()
+    assert np.abs(found - whole)[:, :6400].max() < 1e-4
+    codes = torch.from_numpy(offline(codec, source)[None, :, 100:])
+    after = codec.decode(codes)[0].detach().numpy()[:, : 24000 - 12800]
+    assert np.abs(found[:, 12800:] - after).max() < 1e-4
+
+
+def test_a_file_without_its_end_is_salvaged(tmp_path, codec, recordings):
+    path, wav = tmp_path / "a.codec", tmp_path / "out.wav"
+    compress(codec, recordings / "0.wav", path, chunk_seconds=0.4)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(BitstreamError, match="no end record"):
+        decompress(codec, path, wav)
+    assert decompress(codec, path, wav, salvage=True) == []
+    assert np.abs(read_audio(wav)[0] - expected(codec, recordings / "0.wav")[:, : 3 * 6400]).max() < 1e-4
+
+
+def test_other_codecs_and_other_tables_are_refused(tmp_path, codec, recordings, tables):
+    other, path = small_codec("autoencoder.encoder_channels=3"), tmp_path / "a.codec"
+    compress(codec, recordings / "0.wav", path, tables)
+    with pytest.raises(BitstreamError, match=f"written by codec {codec.codec_id()[:16]}"):
+        decompress(other, path, tmp_path / "out.wav", tables)
+    with pytest.raises(TablesError, match="fit them again"):
+        compress(other, recordings / "0.wav", tmp_path / "b.codec", tables)
+    with pytest.raises(TablesError, match=f"{tables.tables_id} are needed, and none"):
+        decompress(codec, path, tmp_path / "out.wav")
+    assert sorted(os.listdir(tmp_path)) == ["a.codec"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 1e9])
+def test_chunks_of_impossible_length_are_refused(tmp_path, codec, recordings, seconds):
+    with pytest.raises(ValueError, match=r"chunks must be 0\.008 to 524 seconds"):
+        compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=seconds)
+
+
+def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
+    plain = build_codec(config("experiment=tiny", "quantizer=none", *SMALL[1:4])["model"])
+    with pytest.raises(ValueError, match="keeps no codes"):
+        compress(plain, recordings / "0.wav", tmp_path / "a.codec")
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path, saved, recordings, capsys):
+    source, path, wav = str(recordings / "0.wav"), tmp_path / "a.codec", tmp_path / "out.wav"
+    path.write_text("mine")
+    assert compress_main([str(saved), source, "-o", str(path)]) == 2
+    assert "exists already" in capsys.readouterr().err and path.read_text() == "mine"
+    assert compress_main([str(saved), source, "-o", str(path), "--force"]) == 0
+    wav.write_text("mine")
+    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2 and wav.read_text() == "mine"
+    assert decompress_main([str(saved), str(path), "-o", str(wav), "--force"]) == 0
+    assert fit_main([str(saved), str(recordings)]) == 2
+    assert capsys.readouterr().err.count("exists already") == 2
+
+
+def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, capsys):
+    codec.save(tmp_path / "model")  # as in a run folder
+    model, source = str(tmp_path), str(recordings / "3.wav")
+    raw, coded, wav = (str(tmp_path / name) for name in ("raw.codec", "coded.codec", "out.wav"))
+    assert compress_main([model, source, "-o", raw]) == 0
+    assert "no entropy tables" in capsys.readouterr().out
+    assert fit_main([model, str(recordings)]) == 0
+    shown = capsys.readouterr().out
+    assert "with contexts:" in shown and load_tables(tmp_path / "model" / TABLES_FILE).tables_id in shown
+    assert compress_main([model, source, "-o", coded]) == 0
+    size = os.path.getsize(coded)
+    assert (
+        f"1.50 s in {size} bytes, {8 * size / 1500:.3f} kbit/s; nominal 1.500 kbit/s"
+        in capsys.readouterr().out
+    )
+    assert size < os.path.getsize(raw)
+    assert decompress_main([model, coded, "-o", wav]) == 0
+    assert close(Path(wav), expected(codec, recordings / "3.wav"))
+    with BitstreamReader(coded) as reader:
+        assert reader.header.codec_id == codec.codec_id()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "in.wav"], "nowhere: no such model"),
+        (["{saved}", "in.wav"], "in.wav: no such file"),
+        (["{saved}", "{wav}", "--num-quantizers", "9"], "num_quantizers must be 1 to 3, got 9"),
+        (["{saved}", "{wav}", "--tables", "none"], "none: no such file; make it with codec-fit-entropy"),
+        (["{saved}", "{wav}", "--device", "cuda:99"], "--device cuda:99"),
+    ],
+)
+def test_mistakes_give_a_message_and_no_file(
+    tmp_path, saved, recordings, capsys, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    filled = [a.format(saved=saved, wav=recordings / "0.wav") for a in arguments]
+    assert compress_main([*filled, "-o", "a.codec"]) == 2
+    assert message in capsys.readouterr().err and not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_scripts_run(tmp_path, saved, recordings):
+    scripts = Path(__file__).parent.parent / "scripts"
+    for name, *arguments in (
+        ("fit_entropy", saved, recordings, "-o", "t.safetensors"),
+        ("compress", saved, recordings / "0.wav", "-o", "a.codec", "--tables", "t.safetensors"),
+        ("truncate", "a.codec", "-o", "b.codec", "--num-quantizers", "1"),
+        ("decompress", saved, "b.codec", "-o", "b.wav", "--tables", "t.safetensors"),
+    ):
+        command = [sys.executable, str(scripts / f"{name}.py"), *map(str, arguments)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert soundfile.info(tmp_path / "b.wav").frames == 24000
+
+
+MEASURE = """
+import resource, sys
+from codec.compression import compress, decompress
+from codec.model import load
+codec = load(sys.argv[1])
+compress(codec, sys.argv[2], "a.codec", num_quantizers=1, overwrite=True)
+decompress(codec, "a.codec", "out.wav", overwrite=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_long_recording_takes_as_much_memory_as_a_short_one(tmp_path, saved):
+    """Half an hour is 115 MB in floats."""
+    peaks = []
+    for minutes in (1, 30):
+        with soundfile.SoundFile(tmp_path / f"{minutes}.wav", "w", 16000, 1) as file:
+            for minute in range(minutes):
+                file.write(tone(60, 16000, 100 + minute)[0])
+        command = [sys.executable, "-c", MEASURE, str(saved), f"{minutes}.wav"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert soundfile.info(tmp_path / "out.wav").frames == minutes * 60 * 16000
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < 40
