@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from codec.audio import read_blocks
 from codec.audio_errors import AudioError, printable
+from codec.batching import on_device
 from codec.bitstream import BitstreamError, BitstreamReader, require_absent, truncate
 from codec.compression import compress, decompress, encode_blocks
 from codec.entropy import EntropyTables, TablesError, low_bits
@@ -20,6 +21,8 @@ from codec.entropy_fitting import fit_tables
 from codec.entropy_tables import TABLES_FILE, load_tables, save_tables
 from codec.index import scan
 from codec.model import WEIGHTS_FILE, Codec, load
+from codec.token_files import META_FILE
+from codec.tokens import TokenDataset
 
 
 def compress_main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +35,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         require_absent(options.output, options.force)
-        codec = on_device(options)
+        codec = on_device(load(options.model), options.device)
         tables = chosen_tables(options)
         if tables is None:
             print("no entropy tables: codes are stored as they are (make tables with codec-fit-entropy)")
@@ -65,7 +68,7 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         require_absent(options.output, options.force)
-        codec = on_device(options)
+        codec = on_device(load(options.model), options.device)
         with BitstreamReader(options.compressed, options.salvage) as reader:
             needed = reader.header.tables_id
         lost = decompress(
@@ -107,7 +110,7 @@ def truncate_main(argv: Sequence[str] | None = None) -> int:
 def fit_main(argv: Sequence[str] | None = None) -> int:
     """Fit entropy tables; exit status 2 when it cannot be done."""
     parser = new_parser("codec-fit-entropy", "Fit entropy tables to a codec's codes.", output=False)
-    parser.add_argument("folder", type=Path, help="recordings like those that will be compressed")
+    parser.add_argument("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLES_FILE} beside the model")
     parser.add_argument("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
     options = parser.parse_args(argv)
@@ -115,10 +118,11 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         output = options.output or beside(options.model)
         require_absent(output, options.force)
-        codec = on_device(options)
+        codec = on_device(load(options.model), options.device)
         frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
         sizes = codec.quantizer.codebook_sizes
-        fit = fit_tables(recorded(codec, options.folder), codec.codec_id(), sizes, frames, options.device)
+        device = next(codec.parameters()).device
+        fit = fit_tables(examples(codec, options.folder), codec.codec_id(), sizes, frames, str(device))
         save_tables(fit.tables, output)
         nominal = codec.quantizer.bits_per_frame()
         raw = sum(map(low_bits, sizes))
@@ -132,8 +136,14 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
     return reported("codec-fit-entropy", run)
 
 
-def recorded(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
-    """Codes `[K, F]` of a folder's usable recordings, in a random order that is always the same."""
+def examples(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
+    """Codes `[K, F]` of a token dataset or of recordings, in a random order that is always the same."""
+    if (folder / META_FILE).is_file():
+        tokens = TokenDataset(folder)
+        tokens.require_codec(codec)
+        for number in np.random.default_rng(0).permutation(len(tokens)):
+            yield tokens[number].numpy()
+        return
     files = scan(folder).require_usable().usable
     stream = codec.streaming()
     order = np.random.default_rng(0).permutation(len(files))
@@ -147,20 +157,12 @@ def new_parser(program: str, description: str, output: bool = True) -> argparse.
     """A parser with what the commands share."""
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: %(default)s")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     if output:
         parser.add_argument("-o", "--output", type=Path, required=True)
         parser.add_argument("--tables", type=Path, help=f"default: {TABLES_FILE} beside the model")
     return parser
-
-
-def on_device(options: argparse.Namespace) -> Codec:
-    """The codec, on the device that was asked for."""
-    try:
-        return load(options.model).to(options.device)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
-        raise ValueError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
 
 
 def beside(model: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`codec-decode MODEL TOKENS -o WAVS`: a token dataset back to recordings of their old lengths and names."""
+"""`codec-decode MODEL TOKENS -o WAVS`: tokens, or a .codec file, back to recordings of their old lengths."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from codec.audio import AudioError, read_info, write_wav_blocks
 from codec.batching import on_device
+from codec.compression_commands import decompress_main
 from codec.config import ConfigError
 from codec.model import Codec, load
 from codec.token_files import TokenError, inside, mirrored, written_whole
@@ -106,12 +107,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Decode tokens to wavs. The same command again goes on where it was stopped.",
     )
     parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("tokens", type=Path, help="folder that codec-encode wrote, of either format")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs")
+    parser.add_argument(
+        "tokens", type=Path, help="folder of codec-encode, or a .codec file"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
     parser.add_argument("--num-quantizers", type=int, help="first stages to decode; default: all")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
     options = parser.parse_args(argv)
+    if options.tokens.is_file():
+        return decompressed(options)
     try:
         tokens = TokenDataset(options.tokens, options.num_quantizers)
     except ValueError as error:
@@ -120,3 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = decode_dataset(codec, tokens, options.output, options.any_codec)
     print(f"{len(written)} wavs in {options.output}")
     return 0
+
+
+def decompressed(options: argparse.Namespace) -> int:
+    """Decode a `.codec` file, as codec-decompress does."""
+    given = {"--num-quantizers": options.num_quantizers, "--device": options.device, "-o": options.output}
+    named = [str(part) for item in given.items() if item[1] is not None for part in item]
+    return decompress_main([str(options.model), str(options.tokens), *named])

@@ -18,8 +18,8 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report live compression_commands
-    telemetry tables resume encoding decoding token_exports
+    run doctor report live decoding
+    telemetry tables resume encoding token_exports compression_commands
     training evaluation checkpoints logs loggers results encoding_sources compression
     encoding_shards tokens
     encoding_plan batching

@@ -15,6 +15,9 @@ from codec.audio import read_audio, write_wav
 from codec.bitstream import BitstreamError, BitstreamReader
 from codec.compression import compress, decompress
 from codec.compression_commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.decoding import main as decode_main
+from codec.encoding import encode_corpus
+from codec.encoding_sources import Settings
 from codec.entropy import EntropyTables, TablesError
 from codec.entropy_fitting import fit_tables
 from codec.entropy_tables import TABLES_FILE, load_tables, save_tables
@@ -227,6 +230,12 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     assert close(Path(wav), expected(codec, recordings / "3.wav"))
     with BitstreamReader(coded) as reader:
         assert reader.header.codec_id == codec.codec_id()
+    assert decode_main([model, coded, "-o", str(tmp_path / "again.wav")]) == 0
+    assert (tmp_path / "again.wav").read_bytes() == Path(wav).read_bytes()
+    encode_corpus(codec, [recordings], tmp_path / "tokens", Settings("npy"))
+    assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "of_tokens")]) == 0
+    of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
+    assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
 
 
 @pytest.mark.parametrize(
