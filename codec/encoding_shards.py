@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import codec
 from codec import token_arrow
 from codec.encoding_plan import WORK, Plan
 from codec.token_files import (
@@ -170,7 +169,7 @@ def versions() -> dict[str, str]:
     """What the tokens were computed with."""
     import torch
 
-    return {"codec": codec.__version__, "torch": torch.__version__, "machine": platform.machine()}
+    return {"torch": torch.__version__, "numpy": np.__version__, "machine": platform.machine()}
 
 
 def json_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
