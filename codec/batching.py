@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
 from codec.layers import Conv1d, ConvTranspose1d
@@ -30,11 +31,18 @@ def on_device(codec: Codec, device: str | None, environment: Mapping[str, str] =
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 and the same algorithm every time, in inference mode: rounding decides between close codes."""
+    """No TF32 and the same algorithm every time: rounding decides between codes that are equally near.
+
+    In inference mode; weights that are computed from others, as with weight norm, are computed once.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False), torch.inference_mode():
+        with (
+            torch.backends.cudnn.flags(deterministic=True, allow_tf32=False),
+            torch.inference_mode(),
+            parametrize.cached(),
+        ):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -115,14 +123,16 @@ def decode_part(
     device = next(codec.parameters()).device
     piece = max(1, round(PIECE_SECONDS * codec.frame_rate))
     if last - first <= piece:
-        audio = codec.decode(read(first, last)[None].to(device))[0]
+        with exact_float32():
+            audio = codec.decode(read(first, last)[None].to(device))[0]
         yield audio[:, (start - first) * codec.hop_length : (stop - first) * codec.hop_length]
         return
     position, begin, end = first * codec.hop_length, start * codec.hop_length, stop * codec.hop_length
     with codec.streaming() as stream:
         for at in range(first, last, piece):
             upto = min(at + piece, last)
-            audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
+            with exact_float32():  # and not around a yield, which would take the caller along
+                audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
             yield audio[:, max(0, begin - position) : max(0, end - position)]
             position += audio.shape[1]
 

@@ -107,9 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Decode tokens to wavs. The same command again goes on where it was stopped.",
     )
     parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument(
-        "tokens", type=Path, help="folder of codec-encode, or a .codec file"
-    )
+    parser.add_argument("tokens", type=Path, help="folder of codec-encode, or a .codec file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
     parser.add_argument("--num-quantizers", type=int, help="first stages to decode; default: all")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")

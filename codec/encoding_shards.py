@@ -169,7 +169,12 @@ def versions() -> dict[str, str]:
     """What the tokens were computed with."""
     import torch
 
-    return {"codec": __version__, "torch": torch.__version__, "machine": platform.machine()}
+    return {
+        "codec": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def json_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:

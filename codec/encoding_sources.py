@@ -30,7 +30,7 @@ class Settings:
     layout: str = "arrow"
     num_quantizers: int | None = None
     beam: int = 1
-    batch_seconds: float = 60.0
+    batch_seconds: float = 30.0
     shard_hours: float = 1.0
     workers: int = 2
 

@@ -177,16 +177,15 @@ class TokenDataset(Dataset[Tensor]):
 
     def audio(self, codec: Codec, i: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """What `decode` returns, in pieces of some seconds; the codec is not compared."""
-        from codec.batching import decode_part, exact_float32
+        from codec.batching import decode_part
 
         frames, hop = int(self.index.n_frames[i]), self.format.hop_length
         stop = frames if stop is None else stop
         self.codes(i, start, stop)  # first of all, so that wrong frames are refused in a user's words
         left = min(stop * hop, self.length(i)) - start * hop
-        with exact_float32():
-            for piece in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
-                yield piece[:, :left].cpu()
-                left = max(0, left - piece.shape[1])
+        for piece in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
+            yield piece[:, :left].cpu()
+            left = max(0, left - piece.shape[1])
 
 
 class TokenWindows(Dataset[Tensor]):

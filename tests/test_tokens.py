@@ -135,6 +135,17 @@ def test_a_window_decodes_to_the_audio_cut_from_the_whole(corpus, codec):
         assert (part - whole[:, start * 128 : stop * 128]).abs().max() < 1e-5
 
 
+def test_pieces_of_audio_leave_the_caller_s_modes_alone(corpus, codec, monkeypatch):
+    monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.1)
+    dataset = TokenDataset(corpus[0])
+    pieces = []
+    for piece in dataset.audio(codec, dataset.find("s0/utt 6")):
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+        pieces.append(piece)
+    assert len(pieces) > 2 and not dataset.decode(codec, 0).is_inference()
+    assert torch.equal(torch.cat(pieces, 1), dataset.decode(codec, dataset.find("s0/utt 6")))
+
+
 def test_another_codec_is_refused_unless_it_is_meant(corpus, codec):
     dataset = TokenDataset(corpus[0])
     other = small_codec()
