@@ -28,8 +28,8 @@ __all__ = [
     "BitstreamWriter",
     "Chunk",
     "Header",
+    "check_target",
     "new_file",
-    "require_absent",
     "truncate",
 ]
 
@@ -117,8 +117,10 @@ def truncate(
             writer.finish(reader.end.samples)
 
 
-def require_absent(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """FileExistsError for a file that is there and may not be replaced."""
+def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """FileExistsError for a file that may not be replaced, FileNotFoundError for one in no folder."""
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{printable(Path(path).parent)}: no such folder to write into")
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{printable(path)} exists already: name another file, or use --force")
 
@@ -126,7 +128,7 @@ def require_absent(path: str | os.PathLike[str], overwrite: bool) -> None:
 @contextmanager
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write that appears complete or not at all; FileExistsError unless it may replace another."""
-    require_absent(path, overwrite)
+    check_target(path, overwrite)
     target = Path(path)
     temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:

@@ -16,8 +16,8 @@ from codec.bitstream import (
     BitstreamWriter,
     Chunk,
     Header,
+    check_target,
     new_file,
-    require_absent,
 )
 from codec.entropy import EntropyTables, TablesError
 from codec.model import Codec
@@ -134,7 +134,7 @@ def decompress(
     BitstreamError for a damaged file or one of another codec, TablesError for other tables than the file
     was written with, FileExistsError for an existing target.
     """
-    require_absent(target, overwrite)
+    check_target(target, overwrite)
     lost: list[Chunk] = []
     with BitstreamReader(source, salvage) as reader:
         require_same(reader, codec)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from codec.audio import read_blocks
 from codec.audio_errors import AudioError, printable
 from codec.batching import on_device
-from codec.bitstream import BitstreamError, BitstreamReader, require_absent, truncate
+from codec.bitstream import BitstreamError, BitstreamReader, check_target, truncate
 from codec.compression import compress, decompress, encode_blocks
 from codec.entropy import EntropyTables, TablesError, low_bits
 from codec.entropy_fitting import fit_tables
@@ -34,7 +34,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def run() -> int:
-        require_absent(options.output, options.force)
+        check_target(options.output, options.force)
         codec = on_device(load(options.model), options.device)
         tables = chosen_tables(options)
         if tables is None:
@@ -67,7 +67,7 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def run() -> int:
-        require_absent(options.output, options.force)
+        check_target(options.output, options.force)
         codec = on_device(load(options.model), options.device)
         with BitstreamReader(options.compressed, options.salvage) as reader:
             needed = reader.header.tables_id
@@ -117,7 +117,7 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         output = options.output or beside(options.model)
-        require_absent(output, options.force)
+        check_target(output, options.force)
         codec = on_device(load(options.model), options.device)
         frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
         sizes = codec.quantizer.codebook_sizes
@@ -147,7 +147,7 @@ def examples(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
     files = scan(folder).require_usable().usable
     stream = codec.streaming()
     order = np.random.default_rng(0).permutation(len(files))
-    for number in tqdm(order, "encoding", unit="file", delay=2.0):
+    for number in tqdm(order, "encoding", unit="file", disable=None):
         path = os.path.join(folder, files[number].path)
         blocks = read_blocks(path, codec.sample_rate, codec.audio_channels)
         yield np.concatenate(list(encode_blocks(stream, blocks)), axis=1)

@@ -112,18 +112,18 @@ class StageTables:
         decoder, (stage, frames) = RangeDecoder(data), below.shape
         lower = self.rows(below, [context for context in self.contexts if context.stage < stage])
         own = [context for context in self.contexts if context.stage == stage]
-        output, symbols = self.output.astype(np.int32), np.zeros(frames, np.int64)
+        output, embeddings = self.output.astype(np.int32), self.embeddings.astype(np.int32)
+        symbols: list[int] = []
         for begin in range(0, frames, BLOCK):
             for frame, logits in enumerate(self.logits(lower[:, begin : begin + BLOCK]), begin):
                 if own:
                     rows = [
-                        first + symbols[frame + shift] if frame + shift >= 0 else missing
+                        first + symbols[shift] if frame + shift >= 0 else missing
                         for _, shift, first, missing in own
                     ]
-                    hidden = self.embeddings[rows].sum(axis=0, dtype=np.int32)
-                    logits = logits + np.einsum("r,rv->v", hidden, output)
-                symbols[frame] = decoder.symbol(self.cumulative(logits))
-        return symbols
+                    logits += np.einsum("r,rv->v", embeddings[rows].sum(axis=0, dtype=np.int32), output)
+                symbols.append(decoder.symbol(self.cumulative(logits)))
+        return np.array(symbols, np.int64)
 
     def rows(self, symbols: np.ndarray, contexts: Sequence[Context]) -> np.ndarray:
         """Rows of `embeddings`, `[contexts, F]`, for symbols `[K, F]`."""

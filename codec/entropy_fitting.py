@@ -58,7 +58,7 @@ def fit_tables(
     if not kept:
         raise ValueError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
     frames, fits = sum(piece.shape[1] for piece in held_out), []
-    for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", delay=2.0):
+    for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", disable=None):
         static = fit_static([piece[stage] for piece in kept], alphabet(codebook_sizes[stage]))
         fitted = fit_contexts(kept, stage, codebook_sizes, static, device)
         static_bits, fitted_bits = (

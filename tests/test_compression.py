@@ -210,6 +210,12 @@ def test_nothing_is_overwritten_unless_asked(tmp_path, saved, recordings, capsys
     assert capsys.readouterr().err.count("exists already") == 2
 
 
+def test_outputs_in_no_folder_are_refused_before_anything_is_read(tmp_path, recordings, capsys):
+    for command, source in ((compress_main, "in.wav"), (decompress_main, "a.codec")):
+        assert command(["model", source, "-o", str(tmp_path / "none" / "out")]) == 2
+        assert "none: no such folder to write into" in capsys.readouterr().err
+
+
 def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, capsys):
     codec.save(tmp_path / "model")  # as in a run folder
     model, source = str(tmp_path), str(recordings / "3.wav")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from codec.coding import CorruptError, RangeDecoder, add_carry, encode_intervals, pack_bits, unpack_bits
-from codec.entropy import POWERS, EntropyTables, StageTables, alphabet, low_bits
+from codec.entropy import POWERS, EntropyTables, StageTables, alphabet, low_bits, place_contexts
 from codec.entropy_fitting import fit_tables
 from codec.entropy_tables import (
     LARGEST_BIAS,
@@ -204,6 +204,18 @@ def test_files_that_are_no_tables_are_refused(tmp_path, metadata, arrays):
     tables = random_tables((16, 100))
     save_file({**tables.arrays(), **arrays}, tmp_path / "a.safetensors", {**tables.metadata(), **metadata})
     with pytest.raises(TablesError, match=r"a\.safetensors: not entropy tables, or damaged"):
+        load_tables(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (1, -1), (0, 1), (0, -65), (-1, -1)])
+def test_contexts_that_a_decoder_does_not_have_are_refused(tmp_path, pair):
+    """All arrays have the sizes that these contexts ask for."""
+    tables = random_tables((16, 16))
+    first = tables.stages[0]
+    contexts = place_contexts([pair], (16, 16))
+    wrong = replace(first, contexts=contexts, embeddings=first.embeddings[:17])
+    save_tables(replace(tables, stages=(wrong, tables.stages[1])), tmp_path / "a.safetensors")
+    with pytest.raises(TablesError, match="context"):
         load_tables(tmp_path / "a.safetensors")
 
 
