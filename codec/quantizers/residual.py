@@ -154,7 +154,7 @@ class Residual(Quantizer):
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 pull += spread(counted, stride)
             kept = vectors if whole else vectors * used[:, None]
-            total = total + spread(kept, stride)
+            total += spread(kept, stride)
             residual = left if stride == 1 else residual - spread(vectors, stride)
         if around:
             total = self.estimator(inputs, total)
@@ -251,12 +251,12 @@ class Residual(Quantizer):
         """Move the codebooks towards this batch's latents, summed over all processes."""
         if not self.learns:
             return
-        found = [stage.statistics(inputs, codes) for stage, inputs, codes in self.cascade(quantized)]
-        totals = all_reduce_sum(found)
-        if len(self.codebooks) == 1:
-            totals = [torch.stack(totals).sum(0)]
-        for stage, total in zip(self.stages, totals, strict=False):
-            stage.update(total)
+        found: dict[Any, tuple[Tensor, Tensor]] = {}  # a shared codebook collects from all stages
+        for stage, inputs, codes in self.cascade(quantized):
+            found[stage] = stage.statistics(inputs, codes, found.get(stage))
+        totals = iter(all_reduce_sum([tensor[:-1] for pair in found.values() for tensor in pair]))
+        for stage, sums, counts in zip(found, totals, totals, strict=True):
+            stage.update(sums, counts)
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
@@ -270,7 +270,7 @@ class Residual(Quantizer):
         generator = torch.Generator().manual_seed(seed)
         candidates = [
             self.candidates(stage, inputs, codes, generator)
-            for stage, inputs, codes in list(self.cascade(quantized))[: len(self.codebooks)]
+            for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
         ]
         for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
             vectors, known = candidate[:, :-1], candidate[:, -1] > 0
@@ -299,15 +299,15 @@ class Residual(Quantizer):
         """Each stage with its inputs `[N, D]` and codes `[N]` in a batch that was quantized before."""
         residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
         for first, stage, stride in self.levels(codes.shape[1]):
-            inputs = pooled(residual, stride)
             chosen = codes[:, first : first + self.stride // stride].reshape(-1)
-            yield stage, inputs, chosen
+            yield stage, pooled(residual, stride), chosen
             residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
 
 
 def rows(latents: Tensor) -> Tensor:
     """`[B, D, F]` as one row a frame, `[B * F, D]`."""
-    return latents.permute(0, 2, 1).reshape(-1, latents.shape[1])
+    # One example would stay transposed without a copy, and so would all that is computed from it.
+    return latents.permute(0, 2, 1).reshape(-1, latents.shape[1]).contiguous()
 
 
 def columns(frames: Tensor, batch: int) -> Tensor:
