@@ -105,7 +105,8 @@ class FactorizedCodebook(Codebook):
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
-        return [self.vectors, *self.out_proj.parameters()]
+        weight = cast(nn.Module, self.out_proj.parametrizations).weight  # `parameters()` would be slow
+        return [self.vectors, weight.original0, weight.original1, self.out_proj.bias]
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
@@ -219,6 +220,8 @@ class ProjectedLookup(torch.autograd.Function):
 def look_up(inputs: Tensor, codes: Tensor, codebook: FactorizedCodebook | RandomProjectionCodebook) -> Tensor:
     """Projected vectors `[N, D]` of codes `[N]`, whose gradient goes to `inputs` `[N, d]` and the projection."""
     projection = codebook.out_proj
+    if torch.compiler.is_compiling():  # compiled code rounds differently in any case
+        return projection(inputs)
     with torch.no_grad():
         table = codebook.table()
     return cast(Tensor, ProjectedLookup.apply(inputs, projection.weight, projection.bias, codes, table))

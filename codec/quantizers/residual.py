@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class Residual(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize `[B, D, F]`; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         with torch.autocast(latents.device.type, enabled=False):
             batch, frames = len(latents), latents.shape[-1] // self.stride
             inputs = rows(latents.float())
@@ -183,6 +183,8 @@ class Residual(Quantizer):
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes `[B, num_quantizers, F]` of latents `[B, D, F * stride]`; see `Quantizer.encode`."""
         self.check_finite(latents)
+        if beam < 1:
+            raise ValueError(f"beam must be at least 1, got {beam}")
         with torch.autocast(latents.device.type, enabled=False):
             residual, depth = rows(latents.float()), self.check_depth(num_quantizers)
             if beam > 1 and depth > 1:
@@ -198,9 +200,9 @@ class Residual(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes."""
         with torch.autocast(codes.device.type, enabled=False):
+            if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
+                return columns(self.sum_of_vectors(codes), len(codes))
             frames = rows(codes)
-            if self.stride == 1 and self.tabular and not torch.compiler.is_compiling():
-                return columns(self.sum_of_vectors(frames), len(codes))
             total: Tensor | None = None
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
@@ -212,12 +214,15 @@ class Residual(Quantizer):
             assert total is not None
             return columns(total, len(codes))
 
-    def sum_of_vectors(self, frames: Tensor) -> Tensor:
-        """Sum `[N, D]` of the vectors that codes `[N, k]` name, from one table of all stages'."""
-        stages = self.stages[: len(self.codebooks)]
-        sources = [tensor for stage in stages for tensor in stage.sources()]
-        table = self.tables(sources, lambda: torch.cat([stage.table() for stage in stages]))
-        return functional.embedding_bag(frames + self.offsets[: frames.shape[1]], table, mode="sum")
+    def sum_of_vectors(self, codes: Tensor) -> Tensor:
+        """Sum `[B * F, D]` of the vectors that codes `[B, k, F]` name, from one table of all stages'."""
+        stages = list(self.codebooks)
+        sources = [tensor for stage in stages for tensor in cast(Any, stage).sources()]
+        table = self.tables(sources, lambda: torch.cat([cast(Any, stage).table() for stage in stages]))
+        batch, depth, frames = codes.shape
+        rows = codes.new_empty(batch, frames, depth)
+        torch.add(codes.permute(0, 2, 1), self.offsets[:depth], out=rows)
+        return functional.embedding_bag(rows.view(-1, depth), table, mode="sum")
 
     def pool_size(self) -> int:
         """Latents that the codebooks' start wants; 0 once they have started."""
