@@ -59,6 +59,16 @@ class GumbelCodebook(nn.Module):
         self.log_sharpness.copy_((pool.shape[1] / 2 / error.clamp(min=1e-3)).log())
         self.initialised.fill_(True)
 
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `update` learns the inputs' mean and spread from."""
+        return self.standardize.statistics(inputs, codes, so_far)
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Follow the inputs' mean and spread."""
+        self.standardize.update(sums, counts)
+
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores `[N, K]` of inputs `[N, D]`."""
         keys = functional.normalize(self.to_keys(self.memories), dim=1)

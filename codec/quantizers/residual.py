@@ -25,7 +25,8 @@ class Residual(Quantizer):
     all stages. `strides` (SNAC, arXiv 2410.14411) makes stage i see means of `strides[i]` latents; a frame of
     codes is as long as the largest, and holds stage i's codes one after the other, coarse stages first.
     `dropout` is the share of training examples that use only their first n codes, n drawn from `depths`,
-    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths).
+    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths, of
+    which it draws one for a whole batch; here every example draws its own).
     A loss is the sum over stages of its mean over frames; frames that drop a stage count as 0 there.
     All arithmetic is float32, also under autocast. Raises ValueError for impossible sizes.
     """
@@ -89,8 +90,8 @@ class Residual(Quantizer):
 
     @property
     def learns(self) -> bool:
-        """Whether the codebooks keep statistics of their use."""
-        return isinstance(self.codebooks[0], Codebook)
+        """Whether the codebooks learn from statistics of their inputs."""
+        return hasattr(self.codebooks[0], "statistics")
 
     @property
     def tabular(self) -> bool:
@@ -270,7 +271,7 @@ class Residual(Quantizer):
         All processes choose alike. A shared codebook takes inputs of its first stage.
         """
         replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
-        if not self.learns:
+        if not isinstance(self.codebooks[0], Codebook):
             return replaced
         generator = torch.Generator().manual_seed(seed)
         candidates = [
