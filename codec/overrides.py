@@ -50,6 +50,8 @@ def unknown_key(key: str, config: Mapping[str, Any]) -> str:
         if name not in node:
             where = ".".join(path[:depth])
             close = meant(name, [option for option in node if not option.startswith("_")], where)
+            if not close and "_target_" in node:
+                close = f" in its yaml; if {node['_target_']} has it, add it with +{key}=..."
             return f"{key}: there is no such option{close}"
         node = node[name]
     return ""

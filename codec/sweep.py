@@ -156,7 +156,7 @@ class Sweep(Sweeper):
                 twin = seen[key].swept
                 axes = ", ".join(axis for axis in job.swept if job.swept[axis] != twin[axis])
                 raise ConfigError(
-                    f"{axes}: makes no difference: {folder_name(twin)} and {folder_name(job.swept)} would be "
+                    f"{axes or 'a value given twice'}: makes no difference: {folder_name(twin)} and {folder_name(job.swept)} would be "
                     "the same run; leave one out"
                 )
             seen[key] = job

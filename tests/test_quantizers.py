@@ -231,7 +231,8 @@ def test_a_cosine_codebook_ignores_the_length_of_its_inputs():
     torch.testing.assert_close(codebook.lookup(codes).norm(dim=1), torch.ones(200))
     codebook.initialise(inputs)
     for _ in range(30):
-        codebook.update(codebook.statistics(inputs, codebook.encode(inputs)))
+        sums, counts = codebook.statistics(inputs, codebook.encode(inputs))
+        codebook.update(sums[:-1], counts[:-1])
     directions = functional.normalize(inputs, dim=1)
     codes = codebook.encode(inputs)
     for code in codes.unique():
@@ -307,7 +308,7 @@ def test_gumbel_codes_follow_the_softmax_of_the_scores_and_get_the_soft_gradient
     keys = codebook.memories @ codebook.to_keys.weight.T
     expected = (10 * functional.cosine_similarity(inputs[:1], keys, dim=1)).softmax(0).detach()
     torch.testing.assert_close(torch.bincount(codes, minlength=5) / 20_000, expected, rtol=0, atol=0.015)
-    assert torch.equal(vectors, (codebook.memories @ codebook.to_values.weight.T)[codes])
+    assert torch.equal(vectors, codebook.to_values(codebook.memories)[codes])
     assert codebook(inputs[:1], used[:1])[1] == expected.argmax()
     vectors.sum().backward()
     assert float(codebook.to_keys.weight.grad.abs().sum()) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class Quantizer(nn.Module):
         """Resolve and check a number of stages; ValueError outside 1..K."""
         if num_quantizers is None or not self.codebook_sizes:
             return self.num_quantizers
-        if not 1 <= num_quantizers <= self.num_quantizers:
+        if num_quantizers not in range(1, self.num_quantizers + 1):
             raise ValueError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
         return num_quantizers
 
@@ -62,16 +63,26 @@ class Quantizer(nn.Module):
         if not good or codes.dtype != torch.int64:
             shape = f"[B, 1..{self.num_quantizers}, F]"
             raise ValueError(f"codes must be int64 {shape}, got {codes.dtype} {list(codes.shape)}")
-        sizes = torch.tensor(self.codebook_sizes[: codes.shape[1]], device=codes.device)[:, None]
-        if codes.numel() and bool(((codes < 0) | (codes >= sizes)).any()):
+        least, most = codes.min(), codes.amax((0, 2))
+        highest = torch.cat([least[None], most]).tolist()  # read once, if it is on a GPU
+        if highest.pop(0) < 0 or any(map(operator.ge, highest, self.codebook_sizes)):
             raise ValueError(f"codes must be at least 0 and below the codebook sizes {self.codebook_sizes}")
 
-    def check_latents(self, latents: Tensor) -> None:
-        """Raise ValueError unless latents are `[B, D, F * stride]` with B and F of at least 1."""
+    def check_latents(
+        self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Raise ValueError unless latents are `[B, D, F * stride]`, not empty, and the others fit to them."""
         good = latents.ndim == 3 and latents.shape[1] == self.dim and latents.shape[2] % self.stride == 0
         if not good or 0 in latents.shape:
             per = f" * {self.stride}" if self.stride > 1 else ""
             raise ValueError(f"latents must be [B, {self.dim}, F{per}], not empty; got {list(latents.shape)}")
+        batch, frames = len(latents), latents.shape[2] // self.stride
+        if isinstance(num_quantizers, Tensor) and num_quantizers.shape != (batch,):
+            got = list(num_quantizers.shape)
+            raise ValueError(f"num_quantizers must be an int, or one an example, [{batch}]; got {got}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, frames)):
+            got = f"{mask.dtype} {list(mask.shape)}"
+            raise ValueError(f"mask must be bool [B, F], here [{batch}, {frames}], got {got}")
 
     def check_finite(self, latents: Tensor) -> None:
         """`check_latents`, and ValueError for latents that are not finite: they have no nearest code."""

@@ -117,21 +117,22 @@ class Codebook(nn.Module):
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
 
-    def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
-        """Per code the sum of its inputs and their number, `[K, D + 1]`; codes of −1 do not count."""
-        last = torch.where(codes >= 0, codes, self.codebook_size)  # takes what does not count
-        sums = inputs.new_zeros(self.codebook_size + 1, inputs.shape[1]).index_add_(0, last, inputs)
-        counts = inputs.new_zeros(self.codebook_size + 1, 1).index_add_(
-            0, last, inputs.new_ones(len(last), 1)
-        )
-        return torch.cat([sums, counts], 1)[:-1]
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums `[K + 1, D]` of each code's inputs and their numbers `[K + 1]`, added to those `so_far`.
 
-    def update(self, statistics: Tensor) -> None:
+        The last row takes the inputs that do not count, those with code −1.
+        """
+        rows = self.codebook_size + 1
+        sums, counts = so_far or (inputs.new_zeros(rows, inputs.shape[1]), inputs.new_zeros(rows))
+        row = torch.where(codes >= 0, codes, self.codebook_size)
+        return sums.index_add_(0, row, inputs), counts.index_add_(0, row, inputs.new_ones(len(row)))
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
         """Move the usage by `statistics` summed over the processes; no-op unless all is finite."""
-        counts = statistics[:, -1]
-        total = counts.sum()
-        usage = torch.lerp(counts / total.clamp(min=1), self.usage, self.decay)
-        self.usage.copy_(torch.where(usable(statistics), usage, self.usage))
+        usage = torch.lerp(counts / counts.sum().clamp(min=1), self.usage, self.decay)
+        self.usage.copy_(torch.where(usable(sums, counts), usage, self.usage))
 
     def dead(self) -> Tensor:
         """Which codes `[K]` have fallen out of use."""
@@ -152,9 +153,9 @@ class Codebook(nn.Module):
         return twins + 0.01 * self.vectors.std() * noise
 
 
-def usable(statistics: Tensor) -> Tensor:
-    """Whether statistics `[K, D + 1]` are finite and count any frame: a scalar that stays on its device."""
-    return torch.isfinite(statistics.sum()) & (statistics[:, -1].sum() > 0)
+def usable(sums: Tensor, counts: Tensor) -> Tensor:
+    """Whether statistics are finite and count any frame: a scalar that stays on its device."""
+    return torch.isfinite(sums.sum()) & (counts.sum() > 0)
 
 
 class EMACodebook(Codebook):
@@ -164,17 +165,16 @@ class EMACodebook(Codebook):
         """Random vectors of length 1 on average."""
         self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
 
-    def update(self, statistics: Tensor) -> None:
+    def update(self, sums: Tensor, counts: Tensor) -> None:
         """Move vectors and usage by `statistics` summed over the processes; no-op unless all is finite."""
-        super().update(statistics)
-        sums, counts = statistics[:, :-1], statistics[:, -1]
-        total = counts.sum()
+        super().update(sums, counts)
         # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
         # code without inputs exactly where it is, however small its usage has become.
-        weight = (1 - self.decay) / total.clamp(min=1) / self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
-        known = usable(statistics)
+        usage = self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
+        weight = (1 - self.decay) / counts.sum().clamp(min=1) / usage
+        known = usable(sums, counts)
         weight = torch.where(known, weight, 0.0)
-        self.vectors.mul_((1 - torch.where(known, counts, 0.0) * weight)[:, None])
+        self.vectors.mul_((1 - counts * weight)[:, None])
         self.vectors.addcmul_(torch.where(known, sums, 0.0), weight[:, None])
 
 
@@ -192,9 +192,11 @@ class CosineCodebook(EMACodebook):
         """Set the vectors to the centroids of the pool's directions."""
         super().initialise(functional.normalize(pool, dim=1))
 
-    def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
-        """Per code the sum of its inputs' directions and their number, `[K, D + 1]`."""
-        return super().statistics(functional.normalize(inputs, dim=1), codes)
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums `[K + 1, D]` of the inputs' directions and their numbers `[K + 1]`."""
+        return super().statistics(functional.normalize(inputs, dim=1), codes, so_far)
 
 
 class GradientCodebook(Codebook):

@@ -16,7 +16,7 @@ class Derived:
     """
 
     def __init__(self):
-        self.key: tuple | None = None
+        self.key: list | None = None
         self.value: Tensor | None = None
 
     def __call__(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
@@ -25,7 +25,7 @@ class Derived:
             return compute()
         if any(source.is_inference() for source in sources):
             return compute()
-        key = tuple((source.data_ptr(), source._version) for source in sources)
+        key = [(source.data_ptr(), source._version) for source in sources]
         if key != self.key or self.value is None:
             with torch.inference_mode(False), torch.no_grad():
                 self.key, self.value = key, compute()

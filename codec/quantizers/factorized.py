@@ -73,9 +73,11 @@ class FactorizedCodebook(Codebook):
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
 
-    def statistics(self, inputs: Tensor, codes: Tensor) -> Tensor:
-        """How often each code was used, `[K, 1]`."""
-        return super().statistics(inputs[:, :0], codes)
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of nothing `[K + 1, 0]` and how often each code was used `[K + 1]`."""
+        return super().statistics(inputs[:, :0], codes, so_far)
 
     def replace(self, dead: Tensor, vectors: Tensor) -> None:
         """Give dead codes the projections of `[K, D]`."""
@@ -83,8 +85,9 @@ class FactorizedCodebook(Codebook):
 
     def search_table(self) -> tuple[Tensor, Tensor]:
         """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""
-        table = self.directions([self.vectors], lambda: functional.normalize(self.vectors, dim=1))
-        return table.detach(), table.new_zeros(self.codebook_size)
+        with torch.no_grad():
+            table = self.directions([self.vectors], lambda: functional.normalize(self.vectors, dim=1))
+        return table, table.new_zeros(self.codebook_size)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`."""
@@ -97,12 +100,13 @@ class FactorizedCodebook(Codebook):
         return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def table(self) -> Tensor:
-        """All vectors `[K, D]`, projected back; the codebook itself learns from its own loss alone."""
-        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors.detach()))
+        """All vectors `[K, D]`, projected back."""
+        return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
-        return [self.vectors, *self.out_proj.parameters()]
+        weight = cast(nn.Module, self.out_proj.parametrizations).weight  # `parameters()` would be slow
+        return [self.vectors, weight.original0, weight.original1, self.out_proj.bias]
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
@@ -116,7 +120,7 @@ class FactorizedCodebook(Codebook):
             "codebook": (vectors - projected.detach()).square().mean(1),
         }
         passed = self.estimator(projected, vectors.detach())
-        return self.lookup(codes) + gradient_only(passed, self.out_proj), codes, errors
+        return look_up(passed, codes, self), codes, errors
 
 
 class RandomProjectionCodebook(nn.Module):
@@ -159,6 +163,16 @@ class RandomProjectionCodebook(nn.Module):
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `update` learns the inputs' mean and spread from."""
+        return self.standardize.statistics(inputs, codes, so_far)
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Follow the inputs' mean and spread."""
+        self.standardize.update(sums, counts)
+
     def project(self, inputs: Tensor) -> Tensor:
         """Unit vectors `[N, d]` of standardised inputs `[N, D]`."""
         return functional.normalize(self.standardize(inputs) @ self.projection.T, dim=1)
@@ -192,13 +206,32 @@ class RandomProjectionCodebook(nn.Module):
         projected = self.project(inputs)
         codes = self.encode(inputs.detach())
         passed = self.estimator(projected, self.vectors[codes])
-        return self.lookup(codes) + gradient_only(passed, self.out_proj), codes, {}
+        return look_up(passed, codes, self), codes, {}
 
 
-def gradient_only(inputs: Tensor, projection: nn.Module) -> Tensor:
-    """Zeros that pass on the gradient of projected `inputs`.
+class ProjectedLookup(torch.autograd.Function):
+    """Rows `codes` of a projected table, with the gradients of `linear(inputs, weight, bias)`.
 
-    What is looked up in a projected table is then the same bits in `forward` as in `decode`; projecting the
-    chosen vectors again would round otherwise.
+    What is looked up is the same bits in `forward` as in `decode`; projecting the chosen vectors again would
+    round otherwise.
     """
-    return functional.linear(inputs - inputs.detach(), cast(Tensor, projection.weight).detach())
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return functional.embedding(codes, table)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
+        inputs, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.T @ inputs, gradient.sum(0), None, None
+
+
+def look_up(inputs: Tensor, codes: Tensor, codebook: FactorizedCodebook | RandomProjectionCodebook) -> Tensor:
+    """Projected vectors `[N, D]` of codes `[N]`, whose gradient goes to `inputs` `[N, d]` and the projection."""
+    projection = codebook.out_proj
+    if torch.compiler.is_compiling():  # compiled code rounds differently in any case
+        return projection(inputs)
+    with torch.no_grad():
+        table = codebook.table()
+    return cast(Tensor, ProjectedLookup.apply(inputs, projection.weight, projection.bias, codes, table))

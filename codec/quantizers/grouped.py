@@ -81,7 +81,7 @@ class Grouped(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize group by group; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         depths = self.depths(num_quantizers, len(latents), latents.device)
         mask = mask.repeat_interleave(self.num_groups, 0) if mask is not None and self.shared else mask
         found = [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.quantizers.kmeans import kmeans
 from codec.quantizers.regularized import lacking_entropy
 from codec.quantizers.standardize import Standardize
 
@@ -17,16 +18,18 @@ class GumbelCodebook(nn.Module):
     probable one is taken. Gradients reach inputs and memories through the softmax; the loss "diversity" is
     what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0, arXiv 2006.11477,
     eq. 4): without it all inputs end at a few memories. `Grouped` makes several heads of it. Scores are
-    cosines times a learned sharpness: an untrained encoder's small latents would leave the choice to the
-    noise, and a trained one's large ones would leave no gradient.
+    cosines times a learned sharpness. Memories start as the k-means centroids of the inputs' directions and
+    the sharpness so that a draw errs about twice as far as the nearest memory: with less, training hears
+    only the noise, and the most probable codes are none that it has learned from.
     """
 
     straight_through_cascade = False
-    pool_frames = 4096
 
     initialised: Tensor
 
-    def __init__(self, dim: int, codebook_size: int = 1024, temperature: float = 1.0):
+    def __init__(
+        self, dim: int, codebook_size: int = 1024, temperature: float = 1.0, kmeans_iterations: int = 10
+    ):
         super().__init__()
         if codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
@@ -34,22 +37,43 @@ class GumbelCodebook(nn.Module):
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.codebook_size = codebook_size
         self.temperature = temperature
-        self.memories = nn.Parameter(torch.randn(codebook_size, dim))
+        self.kmeans_iterations = kmeans_iterations
+        self.pool_frames = 16 * codebook_size
+        self.memories = nn.Parameter(functional.normalize(torch.randn(codebook_size, dim), dim=1))
         self.to_keys = nn.Linear(dim, dim, bias=False)
-        self.to_values = nn.Linear(dim, dim, bias=False)
-        self.sharpness = nn.Parameter(torch.tensor(10.0))
+        self.to_values = nn.Linear(dim, dim)
+        self.log_sharpness = nn.Parameter(torch.tensor(10.0).log())
         self.standardize = Standardize(dim)
         self.register_buffer("initialised", torch.tensor(False))
 
     def initialise(self, pool: Tensor) -> None:
-        """Standardise what is like a pool `[N, D]`."""
+        """Start memories, values and sharpness from a pool `[N, D]`."""
         self.standardize.fit(pool)
+        points = self.standardize(pool)
+        directions = functional.normalize(points, dim=1)
+        self.memories.copy_(functional.normalize(kmeans(directions, self.codebook_size, self.kmeans_iterations), dim=1))
+        self.to_keys.weight.copy_(torch.eye(pool.shape[1]))
+        self.to_values.weight.copy_(torch.diag(self.standardize.deviation * points.norm(dim=1).mean()))
+        self.to_values.bias.copy_(self.standardize.mean)
+        error = 1 - (directions @ self.memories.T).amax(1).mean()
+        self.log_sharpness.copy_((pool.shape[1] / 2 / error.clamp(min=1e-3)).log())
         self.initialised.fill_(True)
+
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `update` learns the inputs' mean and spread from."""
+        return self.standardize.statistics(inputs, codes, so_far)
+
+    def update(self, sums: Tensor, counts: Tensor) -> None:
+        """Follow the inputs' mean and spread."""
+        self.standardize.update(sums, counts)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Scores `[N, K]` of inputs `[N, D]`."""
         keys = functional.normalize(self.to_keys(self.memories), dim=1)
-        return self.sharpness * (functional.normalize(self.standardize(inputs), dim=1) @ keys.T)
+        directions = functional.normalize(self.standardize(inputs), dim=1)
+        return self.log_sharpness.exp() * (directions @ keys.T)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The most probable code `[N]` of inputs `[N, D]`."""
@@ -61,7 +85,7 @@ class GumbelCodebook(nn.Module):
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
-        return [self.memories, self.to_values.weight]
+        return [self.memories, self.to_values.weight, self.to_values.bias]
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""

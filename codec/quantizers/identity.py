@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.standardize import Standardize
 
 
 class Identity(Quantizer):
@@ -28,7 +30,7 @@ class Identity(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Return the latents, zero where masked."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         passed = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
         return Quantized(passed, no_codes(latents), {}, latents.detach())
 
@@ -46,10 +48,15 @@ class Variational(Quantizer):
     """Continuous latents of a variational autoencoder (arXiv 1312.6114): mean and variance of `latent_dim`.
 
     Training draws the latents, everything else takes their mean. The loss "kl" is the divergence from N(0, 1)
-    in nats per latent dimension. Its codes are empty `[B, 0, F]` and its bitrate is infinite.
+    in nats per latent dimension. Its codes are empty `[B, 0, F]` and its bitrate is infinite. It starts with
+    standardised latents and little noise: what an untrained encoder says would drown in noise of variance 1,
+    and the decoder would learn not to listen.
     """
 
     codebook_sizes = ()
+    FIRST_LOG_VARIANCE = -6.0
+
+    initialised: Tensor
 
     def __init__(self, dim: int, latent_dim: int = 64, loss_weights: Mapping[str, float] | None = None):
         super().__init__()
@@ -57,8 +64,22 @@ class Variational(Quantizer):
             raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
         self.dim = dim
         self.to_moments = nn.Conv1d(dim, 2 * latent_dim, 1)
+        with torch.no_grad():
+            cast(Tensor, self.to_moments.bias)[latent_dim:] += self.FIRST_LOG_VARIANCE
         self.out_proj = nn.Conv1d(latent_dim, dim, 1)
         self.loss_weights = dict(loss_weights or {"kl": 0.01})
+        self.standardize = Standardize(dim)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def pool_size(self) -> int:
+        """Latents that show their mean and spread; 0 once they are known."""
+        return 0 if bool(self.initialised) else 4096
+
+    @torch.no_grad()
+    def initialise(self, pool: Tensor) -> None:
+        """Standardise what is like a pool `[N, D]`."""
+        self.standardize.fit(pool)
+        self.initialised.fill_(True)
 
     def forward(
         self,
@@ -68,9 +89,10 @@ class Variational(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Draw `[B, D, F]`, or without a generator return the mean; zero where masked."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         with torch.autocast(latents.device.type, enabled=False):
-            mean, log_variance = self.to_moments(latents.float()).chunk(2, 1)
+            standard = self.standardize(latents.float().mT).mT
+            mean, log_variance = self.to_moments(standard).chunk(2, 1)
             log_variance = log_variance.clamp(-30, 20)
             drawn = mean
             if generator is not None:

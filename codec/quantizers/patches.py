@@ -43,7 +43,7 @@ class Patches(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize patch by patch; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         inner = self.quantizer(self.fold(latents), num_quantizers, mask, generator)
         return Quantized(self.unfold(inner.latents), inner.codes, inner.losses, latents.detach())
 

@@ -42,7 +42,7 @@ class Projected(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Project, quantize, project back; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         inner = self.quantizer(self.project(latents), num_quantizers, mask, generator)
         with torch.autocast(latents.device.type, enabled=False):
             return Quantized(self.out_proj(inner.latents), inner.codes, inner.losses, latents.detach())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class Residual(Quantizer):
     all stages. `strides` (SNAC, arXiv 2410.14411) makes stage i see means of `strides[i]` latents; a frame of
     codes is as long as the largest, and holds stage i's codes one after the other, coarse stages first.
     `dropout` is the share of training examples that use only their first n codes, n drawn from `depths`,
-    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths).
+    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths, of
+    which it draws one for a whole batch; here every example draws its own).
     A loss is the sum over stages of its mean over frames; frames that drop a stage count as 0 there.
     All arithmetic is float32, also under autocast. Raises ValueError for impossible sizes.
     """
@@ -89,8 +90,8 @@ class Residual(Quantizer):
 
     @property
     def learns(self) -> bool:
-        """Whether the codebooks keep statistics of their use."""
-        return isinstance(self.codebooks[0], Codebook)
+        """Whether the codebooks learn from statistics of their inputs."""
+        return hasattr(self.codebooks[0], "statistics")
 
     @property
     def tabular(self) -> bool:
@@ -105,7 +106,7 @@ class Residual(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize `[B, D, F]`; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         with torch.autocast(latents.device.type, enabled=False):
             batch, frames = len(latents), latents.shape[-1] // self.stride
             inputs = rows(latents.float())
@@ -154,7 +155,7 @@ class Residual(Quantizer):
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 pull += spread(counted, stride)
             kept = vectors if whole else vectors * used[:, None]
-            total = total + spread(kept, stride)
+            total += spread(kept, stride)
             residual = left if stride == 1 else residual - spread(vectors, stride)
         if around:
             total = self.estimator(inputs, total)
@@ -183,6 +184,8 @@ class Residual(Quantizer):
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes `[B, num_quantizers, F]` of latents `[B, D, F * stride]`; see `Quantizer.encode`."""
         self.check_finite(latents)
+        if beam < 1:
+            raise ValueError(f"beam must be at least 1, got {beam}")
         with torch.autocast(latents.device.type, enabled=False):
             residual, depth = rows(latents.float()), self.check_depth(num_quantizers)
             if beam > 1 and depth > 1:
@@ -198,9 +201,9 @@ class Residual(Quantizer):
     def decode(self, codes: Tensor) -> Tensor:
         """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes."""
         with torch.autocast(codes.device.type, enabled=False):
+            if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
+                return columns(self.sum_of_vectors(codes), len(codes))
             frames = rows(codes)
-            if self.stride == 1 and self.tabular and not torch.compiler.is_compiling():
-                return columns(self.sum_of_vectors(frames), len(codes))
             total: Tensor | None = None
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
@@ -212,12 +215,15 @@ class Residual(Quantizer):
             assert total is not None
             return columns(total, len(codes))
 
-    def sum_of_vectors(self, frames: Tensor) -> Tensor:
-        """Sum `[N, D]` of the vectors that codes `[N, k]` name, from one table of all stages'."""
-        stages = self.stages[: len(self.codebooks)]
-        sources = [tensor for stage in stages for tensor in stage.sources()]
-        table = self.tables(sources, lambda: torch.cat([stage.table() for stage in stages]))
-        return functional.embedding_bag(frames + self.offsets[: frames.shape[1]], table, mode="sum")
+    def sum_of_vectors(self, codes: Tensor) -> Tensor:
+        """Sum `[B * F, D]` of the vectors that codes `[B, k, F]` name, from one table of all stages'."""
+        stages = list(self.codebooks)
+        sources = [tensor for stage in stages for tensor in cast(Any, stage).sources()]
+        table = self.tables(sources, lambda: torch.cat([cast(Any, stage).table() for stage in stages]))
+        batch, depth, frames = codes.shape
+        rows = codes.new_empty(batch, frames, depth)
+        torch.add(codes.permute(0, 2, 1), self.offsets[:depth], out=rows)
+        return functional.embedding_bag(rows.view(-1, depth), table, mode="sum")
 
     def pool_size(self) -> int:
         """Latents that the codebooks' start wants; 0 once they have started."""
@@ -251,12 +257,12 @@ class Residual(Quantizer):
         """Move the codebooks towards this batch's latents, summed over all processes."""
         if not self.learns:
             return
-        found = [stage.statistics(inputs, codes) for stage, inputs, codes in self.cascade(quantized)]
-        totals = all_reduce_sum(found)
-        if len(self.codebooks) == 1:
-            totals = [torch.stack(totals).sum(0)]
-        for stage, total in zip(self.stages, totals, strict=False):
-            stage.update(total)
+        found: dict[Any, tuple[Tensor, Tensor]] = {}  # a shared codebook collects from all stages
+        for stage, inputs, codes in self.cascade(quantized):
+            found[stage] = stage.statistics(inputs, codes, found.get(stage))
+        totals = iter(all_reduce_sum([tensor[:-1] for pair in found.values() for tensor in pair]))
+        for stage, sums, counts in zip(found, totals, totals, strict=True):
+            stage.update(sums, counts)
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
@@ -265,12 +271,12 @@ class Residual(Quantizer):
         All processes choose alike. A shared codebook takes inputs of its first stage.
         """
         replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
-        if not self.learns:
+        if not isinstance(self.codebooks[0], Codebook):
             return replaced
         generator = torch.Generator().manual_seed(seed)
         candidates = [
             self.candidates(stage, inputs, codes, generator)
-            for stage, inputs, codes in list(self.cascade(quantized))[: len(self.codebooks)]
+            for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
         ]
         for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
             vectors, known = candidate[:, :-1], candidate[:, -1] > 0
@@ -299,15 +305,15 @@ class Residual(Quantizer):
         """Each stage with its inputs `[N, D]` and codes `[N]` in a batch that was quantized before."""
         residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
         for first, stage, stride in self.levels(codes.shape[1]):
-            inputs = pooled(residual, stride)
             chosen = codes[:, first : first + self.stride // stride].reshape(-1)
-            yield stage, inputs, chosen
+            yield stage, pooled(residual, stride), chosen
             residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
 
 
 def rows(latents: Tensor) -> Tensor:
     """`[B, D, F]` as one row a frame, `[B * F, D]`."""
-    return latents.permute(0, 2, 1).reshape(-1, latents.shape[1])
+    # One example would stay transposed without a copy, and so would all that is computed from it.
+    return latents.permute(0, 2, 1).reshape(-1, latents.shape[1]).contiguous()
 
 
 def columns(frames: Tensor, batch: int) -> Tensor:

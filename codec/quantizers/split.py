@@ -56,7 +56,7 @@ class Split(Quantizer):
         generator: torch.Generator | None = None,
     ) -> Quantized:
         """Quantize with both branches; see `Quantizer.forward`."""
-        self.check_latents(latents)
+        self.check_latents(latents, num_quantizers, mask)
         found = [
             branch(latents, depth, mask, generator)
             for branch, depth in zip(

@@ -278,9 +278,11 @@ def test_bad_codes_and_depths_are_refused(name):
     for bad in wrong:
         with pytest.raises(ValueError, match="codes must be"):
             quantizer.check_codes(bad)
-    for depth in (0, quantizer.num_quantizers + 1):
+    for depth in (0, quantizer.num_quantizers + 1, 1.5, torch.ones(BATCH + 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match="num_quantizers must be"):
-            quantizer.encode(latents(quantizer), depth)
+            (quantizer if isinstance(depth, torch.Tensor) else quantizer.encode)(latents(quantizer), depth)
+    with pytest.raises(ValueError, match="beam must be at least 1"):
+        quantizer.encode(latents(quantizer), beam=0)
 
 
 @EVERY
@@ -300,6 +302,9 @@ def test_bad_latents_are_refused(name):
             quantizer.encode(bad)
     with pytest.raises(ValueError, match="NaN or infinite"):
         quantizer.encode(torch.full_like(good, math.nan))
+    for mask in (torch.ones(BATCH, FRAMES + 1, dtype=torch.bool), torch.ones(BATCH, FRAMES)):
+        with pytest.raises(ValueError, match="mask must be bool"):
+            quantizer(good, mask=mask)
 
 
 @EVERY
