@@ -220,6 +220,12 @@ def read_audio(
     return _finite(np.ascontiguousarray(audio.T), path), rate
 
 
+def resample(audio: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
+    """`audio` `[C, T]` at another rate, `[C, resampled_length]`."""
+    frames = resampled_length(audio.shape[1], sample_rate, target_rate)
+    return soxr.resample(audio.T, sample_rate, target_rate, quality="HQ")[:frames].T
+
+
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
     """Write `audio` `[C, T]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
 

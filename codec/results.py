@@ -16,7 +16,7 @@ import yaml
 from codec.config import ConfigError
 
 RESULT = "result.json"
-LOWER_IS_BETTER = {"mel", "stft"}  # every other metric that is known to us rises with quality
+LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "save_every"}
@@ -108,7 +108,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         raise ValueError(f"{path.name} holds no scores")
     metrics = [name for name in rows[0] if name != "file"]
     try:
-        return {metric: {row["file"]: float(row[metric]) for row in rows} for metric in metrics}
+        return {metric: {row["file"]: float(row[metric]) for row in rows if row[metric] != ""} for metric in metrics}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
 

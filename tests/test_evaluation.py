@@ -11,10 +11,11 @@ import torch
 from composed import config
 
 from codec.audio import read_audio, write_wav
-from codec.evaluation import depths, evaluate
+from codec.evaluation import evaluate
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec
 from codec.pictures import read_picture, save_spectrogram_pair
+from codec.systems import depths_of
 
 RATE = 16_000
 
@@ -117,7 +118,7 @@ def test_a_quantizer_without_codes_has_scores_and_no_bitrate(files, tmp_path):
     [(0, [0]), (1, [1]), (3, [1, 2, 3]), (8, [1, 2, 3, 4, 5, 6, 7, 8]), (32, [1, 5, 10, 14, 19, 23, 28, 32])],
 )
 def test_depths_are_few_and_even_and_hold_the_first_and_the_last(stages, expected):
-    assert depths(stages) == expected
+    assert depths_of(stages) == expected
 
 
 def test_a_picture_s_title_may_be_in_a_script_that_the_font_lacks(tmp_path):
