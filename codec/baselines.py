@@ -92,10 +92,14 @@ class Baseline:
             return
         if self.family not in FORMATS or not re.fullmatch(r"\d+(\.\d+)?", rate) or not float(rate):
             known = ", ".join(FORMATS)
-            raise ConfigError(f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {known}")
+            raise ConfigError(
+                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {known}"
+            )
         self.kbps, self.format = float(rate), FORMATS[self.family]
         if not re.search(rf"\s{self.format.encoder}\s", encoders()):
-            raise ConfigError(f"baseline {name}: this FFmpeg ({ffmpeg()}) has no encoder {self.format.encoder}")
+            raise ConfigError(
+                f"baseline {name}: this FFmpeg ({ffmpeg()}) has no encoder {self.format.encoder}"
+            )
         if self.family == "codec2" and self.kbps not in CODEC2_MODES:
             known = ", ".join(f"codec2_{kbps:g}" for kbps in CODEC2_MODES)
             raise ConfigError(f"baseline {name}: there are {known}")

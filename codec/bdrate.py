@@ -21,15 +21,15 @@ def bd_rate(
     ours, theirs = (prepared(points, lower_is_better) for points in (curve, anchor))
     low, high = max(ours[0][0], theirs[0][0]), min(ours[0][-1], theirs[0][-1])
     if high <= low:
-        raise ValueError(f"no quality in common: {span(ours[0])} and {span(theirs[0])}")
+        raise ValueError(f"no quality in common: {span(curve)} and {span(anchor)}")
     difference = (integral(*ours, low, high) - integral(*theirs, low, high)) / (high - low)
     return 100 * math.expm1(difference)
 
 
-def span(values: np.ndarray) -> str:
-    """A range for a reader."""
-    low, high = sorted((abs(values[0]), abs(values[-1]))) if values[-1] <= 0 else (values[0], values[-1])
-    return f"{low:.3g} to {high:.3g}"
+def span(points: Sequence[tuple[float, float]]) -> str:
+    """The range of quality of a curve, for a reader."""
+    scores = [score for _, score in points]
+    return f"{min(scores):.3g} to {max(scores):.3g}"
 
 
 def prepared(points: Sequence[tuple[float, float]], lower_is_better: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -50,7 +50,7 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
 
 @torch.inference_mode()
 def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
-    """Speed as multiples of real time on one and all threads, MACs of the parts, latency and receptive fields."""
+    """Speed in multiples of real time on one and all threads, MACs of the parts, latency and fields."""
     threads = os.cpu_count() or 1
     one, all_threads = (time_coding(codec, audio, threads=number) for number in (1, threads))
     return {
@@ -100,7 +100,7 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
 def reach(codec: Codec) -> dict[str, float | None]:
     """Milliseconds: `latency` until a sample can be given back, and what encoder and decoder see.
 
-    `encoder_field` is the audio that decides on one latent; `decoder_field` the audio that one latent changes;
+    `encoder_field` is the audio that decides on one latent, `decoder_field` the audio that a latent changes;
     None where it does not end, as with recurrent layers. Computing takes no time here.
     """
     first, last = encoder_reach(codec)

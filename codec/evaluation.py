@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from codec.audio import AudioError, printable, read_info, read_segment, resample
 from codec.complexity import time_coding
 from codec.metrics import SCORES
 from codec.model import Codec
-from codec.perceptual import TIMEOUT, MetricProcess, PerceptualMetric
+from codec.perceptual import MetricProcess, PerceptualMetric
 from codec.pictures import save_spectrogram_pair
 from codec.records import Records
 from codec.summary import summarise
@@ -38,8 +38,8 @@ drawing = threading.Lock()  # matplotlib draws one picture at a time
 class Options:
     """What is measured: of each file the first `max_seconds`, compared at `sample_rate` in `channels`.
 
-    Files are named relative to `root`, its sub-folders are domains. `metrics` run in processes of their own,
-    one beside each of the `workers`. The first `pictures` files get spectrograms.
+    Files are named relative to `root`, its sub-folders are domains. As many files are evaluated at a time as
+    there are `processes`, which compute the `metrics`. The first `pictures` files get spectrograms.
     """
 
     sample_rate: int
@@ -48,8 +48,7 @@ class Options:
     max_seconds: float = 20.0
     pictures: int = 16
     metrics: Sequence[PerceptualMetric] = ()
-    metric_timeout: float = TIMEOUT
-    workers: int = 1
+    processes: Sequence[MetricProcess] = field(default_factory=lambda: (MetricProcess(),))
 
 
 @torch.inference_mode()
@@ -70,11 +69,15 @@ def evaluate_system(
 ) -> dict[str, Any]:
     """`evaluate` for anything that codes audio, by several threads; with `resume` only what is not done yet.
 
-    A file or metric that fails leaves its reason in `failures.csv`. ValueError when no file could be evaluated,
+    A file or metric that fails leaves its reason in `failures.csv`. ValueError when none could be evaluated,
     ConfigError when the folder holds the results of something else.
     """
     output.mkdir(parents=True, exist_ok=True)
-    settings = {"sample_rate": options.sample_rate, "channels": options.channels, "seconds": options.max_seconds}
+    settings = {
+        "sample_rate": options.sample_rate,
+        "channels": options.channels,
+        "seconds": options.max_seconds,
+    }
     records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
@@ -85,6 +88,7 @@ def evaluate_system(
         raise ValueError(f"none of {len(files)} files could be evaluated")
     summary = summarise(system, whole, [*SCORES, *(metric.name for metric in options.metrics)])
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
+    summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
     if isinstance(system, OwnCodec):
         summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
     write_tables(output, found, summary)
@@ -96,10 +100,10 @@ def evaluate_files(
 ) -> None:
     """Evaluate numbered files on several threads, each with a process for the metrics of others."""
     processes: queue.SimpleQueue[MetricProcess] = queue.SimpleQueue()
-    for _ in range(options.workers):
-        processes.put(MetricProcess(options.metric_timeout))
-    threads = max(1, torch.get_num_threads() // options.workers)
-    many = options.workers > 1
+    for process in options.processes:
+        processes.put(process)
+    workers = len(options.processes)
+    threads = max(1, torch.get_num_threads() // workers)
 
     def work(entry: tuple[int, str, str]) -> None:
         process = processes.get()
@@ -108,16 +112,16 @@ def evaluate_files(
         finally:
             processes.put(process)
 
-    pool = ThreadPoolExecutor(options.workers, initializer=torch.set_num_threads, initargs=(threads,))
-    bar = tqdm(total=len(todo), desc=f"evaluate {system.name}", unit="file", dynamic_ncols=True, disable=not todo)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    bar = tqdm(
+        total=len(todo), desc=f"evaluate {system.name}", unit="file", dynamic_ncols=True, disable=not todo
+    )
     try:
-        for _ in pool.map(work, todo) if many else map(work, todo):
+        for _ in pool.map(work, todo) if workers > 1 else map(work, todo):
             bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
-        for _ in range(options.workers):
-            processes.get().close()
 
 
 @torch.inference_mode()
@@ -152,7 +156,11 @@ def score(
     point: Point, estimate: Tensor, audio: Tensor, options: Options, process: MetricProcess, reasons: dict
 ) -> dict[str, Any]:
     """Every metric of one reconstruction `[C, T]`; None, and its reason, where a metric failed."""
-    row: dict[str, Any] = {"num_quantizers": point.num_quantizers, "bits": point.bits, "file_bits": point.file_bits}
+    row: dict[str, Any] = {
+        "num_quantizers": point.num_quantizers,
+        "bits": point.bits,
+        "file_bits": point.file_bits,
+    }
     for name, metric in SCORES.items():
         value = float(metric(estimate[None], audio[None], options.sample_rate))
         row[name] = value if np.isfinite(value) else None
@@ -255,7 +263,8 @@ def write_tables(output: Path, records: Sequence[dict[str, Any]], summary: dict[
     failures = [{"file": r["file"], "metric": "", "reason": r["error"]} for r in records if "error" in r]
     for record in whole:
         failures += [
-            {"file": record["file"], "metric": cell, "reason": reason} for cell, reason in record["reasons"].items()
+            {"file": record["file"], "metric": cell, "reason": reason}
+            for cell, reason in record["reasons"].items()
         ]
     if failures:
         write_table(output / "failures.csv", failures, list(failures[0]))
@@ -282,10 +291,21 @@ def write_whole(path: Path, text: str) -> None:
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print the scores and where the audio is."""
+    print(f"{scores_line(summary)}\nlisten and look: {output}/001-*; each file's scores: {output}/files.csv")
+
+
+def scores_line(summary: dict[str, Any]) -> str:
+    """Our scores, for a terminal."""
     files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
-    print(
-        f"{files}{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
-        f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
-        f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
-    )
+    scores = {
+        "SI-SDR": ("si_sdr", ".2f", " dB"),
+        "mel distance": ("mel", ".3f", ""),
+        "STFT distance": ("stft", ".3f", ""),
+    }
+    parts = [
+        f"{title} {summary[key]:{digits}}{unit}"
+        for title, (key, digits, unit) in scores.items()
+        if summary[key] is not None
+    ]
+    return f"{files}{rate}: {', '.join(parts)}"

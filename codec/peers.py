@@ -1,4 +1,4 @@
-"""Published codecs beside ours: EnCodec, DAC and Mimi of Hugging Face's `transformers`, from a local folder."""
+"""Published codecs beside ours: EnCodec, DAC and Mimi of `transformers`, from a local folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ KINDS = ("encodec", "dac", "mimi")
 class Peer:
     """A model that `save_pretrained` wrote, at several depths; audio is padded to whole frames for it.
 
-    ConfigError when the folder holds none of `KINDS`, or `transformers` is not installed. Nothing is downloaded,
-    and weights are read from safetensors alone.
+    ConfigError when the folder holds none of `KINDS`, or `transformers` is not installed. Nothing is
+    downloaded, and weights are read from safetensors alone.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class MetricProcess:
     def start(self) -> subprocess.Popen[bytes]:
         """The running process."""
         if self.process is None:
-            self.errors = tempfile.TemporaryFile()
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115
             # One thread each: several run side by side.
             threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
             paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -93,7 +93,7 @@ class MetricProcess:
         return self.process
 
     def ask(self, metric: PerceptualMetric, audio: np.ndarray, rate: int) -> dict[str, Any]:
-        """The answer about audio `[2, T]`, or `{"reason": ...}` of a process that crashed or took too long."""
+        """The answer about audio `[2, T]`; a `reason` of a process that crashed or took too long."""
         process = self.start()
         assert process.stdin and process.stdout
         request = {"name": metric.name, "function": metric.function or metric.name, "paths": metric.paths}
@@ -126,7 +126,7 @@ class MetricProcess:
     def score(
         self, metric: PerceptualMetric, estimate: np.ndarray, reference: np.ndarray, rate: int
     ) -> tuple[float | None, str]:
-        """Score of the channels' mean of `[C, T]` within ±1, resampled to what the metric needs; or why not."""
+        """Score of the channels' mean of `[C, T]` within ±1, at the rate that the metric needs; or why."""
         pair = np.stack([estimate.mean(0).clip(-1, 1), reference.mean(0)])
         pair = resample(pair, rate, metric.rate or rate)
         said = self.ask(metric, pair, metric.rate or rate)
@@ -154,7 +154,9 @@ class MetricProcess:
             self.process = None
 
 
-def choose_metrics(names: Sequence[str], plugins: Sequence[str] = ()) -> tuple[list[PerceptualMetric], list[str]]:
+def choose_metrics(
+    names: Sequence[str], plugins: Sequence[str] = ()
+) -> tuple[list[PerceptualMetric], list[str]]:
     """Metrics by name or group, and plug-ins as `NAME=MODULE:FUNCTION[,PATH...]`; what is left out, and why.
 
     Of a group those that are installed are taken; one that was asked for by name raises ConfigError.

@@ -14,7 +14,7 @@ from codec.config import ConfigError
 class Records:
     """Records of files by name in a file of JSON lines; the first line says what they are results of.
 
-    With `resume` those of an equal `identity` are kept; of another one they are refused by ConfigError. A line
+    With `resume` those of an equal `identity` are kept; those of another are refused by ConfigError. A line
     that a kill cut short is dropped. Without, the file is begun anew.
     """
 
@@ -24,10 +24,12 @@ class Records:
         head = json.loads(json.dumps(identity))
         lines = self.whole_lines() if resume else []
         if lines and lines[0] != head:
-            differ = sorted(key for key in head.keys() | lines[0].keys() if head.get(key) != lines[0].get(key))
+            differ = sorted(
+                key for key in head.keys() | lines[0].keys() if head.get(key) != lines[0].get(key)
+            )
             raise ConfigError(
-                f"{path.parent} holds another evaluation ({', '.join(differ)} differ): name another folder with "
-                "--output, or give --fresh to replace it"
+                f"{path.parent} holds another evaluation ({', '.join(differ)} differ): name another folder "
+                "with --output, or give --fresh to replace it"
             )
         self.done = {record["file"]: record for record in lines[1:]}
         if not lines:

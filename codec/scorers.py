@@ -1,7 +1,7 @@
 """Perceptual metrics of other packages, and the process they run in: `python -m codec.scorers`.
 
-Apart from everything else, because compiled code of others crashes, hangs and prints. It imports no torch, reads
-requests on its standard input and answers on its standard output: a line of JSON, then the samples.
+Apart from everything else, because compiled code of others crashes, hangs and prints. It imports no torch,
+reads requests on its standard input, a line of JSON and then the samples, and answers on its standard output.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def visqol(mode: str) -> Score:
     mapper = type(getattr(api._manager, "quality_mapper", None)).__name__
     if mode == "speech" and mapper != "TFLiteSpeechQualityMapper":
         raise ImportError(f"visqol would score speech by {mapper}, not by its lattice model")
-    return lambda estimate, reference, rate: api.measure_from_arrays(
-        reference.astype(np.float64), estimate.astype(np.float64), rate
-    ).moslqo
+    return lambda estimate, reference, rate: (
+        api.measure_from_arrays(reference.astype(np.float64), estimate.astype(np.float64), rate).moslqo
+    )
 
 
 def zimtohrli() -> Score:

@@ -1,4 +1,4 @@
-"""Do the tokens stay? The share of codes that change with what should not matter, and what each stage adds."""
+"""Do the tokens stay? The share of codes that change with what should not matter; what a stage adds."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from codec.model import Codec
 
 
 class Point(NamedTuple):
-    """One reconstruction `[1, C, T]`: by how many stages (0: no codes), the bits of payload and file if known."""
+    """One reconstruction `[1, C, T]`: of how many stages (0: no codes), bits of payload and file if known."""
 
     num_quantizers: int
     estimate: Tensor

@@ -18,13 +18,16 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report
-    telemetry tables resume
+    run doctor comparison
+    report
+    telemetry tables resume analysis
     training evaluation checkpoints logs loggers results
+    summary complexity stability baselines peers
+    systems bdrate records perceptual
     data synthetic model losses optimization
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
-    layers spectrogram distributed workers config audio
+    layers spectrogram distributed workers config audio scorers
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

@@ -1,4 +1,4 @@
-"""Published codecs through `transformers`: random small models that were saved to a folder, against themselves."""
+"""Published codecs through `transformers`: small random models, saved to a folder, against themselves."""
 
 import json
 
@@ -18,7 +18,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def encodec(**options):
     config = transformers.EncodecConfig(
-        **{"num_filters": 2, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 16, "num_lstm_layers": 1},
+        **{
+            "num_filters": 2,
+            "hidden_size": 16,
+            "codebook_dim": 16,
+            "codebook_size": 16,
+            "num_lstm_layers": 1,
+        },
         **{"target_bandwidths": [0.6, 1.2], "upsampling_ratios": [8, 5, 4, 2]} | options,
     )
     return transformers.EncodecModel(config)
@@ -26,7 +32,12 @@ def encodec(**options):
 
 def dac():
     config = transformers.DacConfig(
-        **{"encoder_hidden_size": 4, "decoder_hidden_size": 16, "downsampling_ratios": [2, 4], "n_codebooks": 3},
+        **{
+            "encoder_hidden_size": 4,
+            "decoder_hidden_size": 16,
+            "downsampling_ratios": [2, 4],
+            "n_codebooks": 3,
+        },
         **{"upsampling_ratios": [4, 2], "codebook_size": 16, "codebook_dim": 4, "sampling_rate": 8000},
     )
     return transformers.DacModel(config)
@@ -34,7 +45,13 @@ def dac():
 
 def mimi():
     config = transformers.MimiConfig(
-        **{"hidden_size": 32, "num_filters": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16},
+        **{
+            "hidden_size": 32,
+            "num_filters": 4,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "head_dim": 16,
+        },
         **{"num_key_value_heads": 2, "intermediate_size": 32, "codebook_size": 16, "codebook_dim": 16},
         **{"vector_quantization_hidden_dimension": 16, "num_quantizers": 4, "upsample_groups": 32},
     )
@@ -42,7 +59,13 @@ def mimi():
 
 
 CHUNKED = {
-    **{"audio_channels": 2, "sampling_rate": 48000, "normalize": True, "chunk_length_s": 0.5, "overlap": 0.01},
+    **{
+        "audio_channels": 2,
+        "sampling_rate": 48000,
+        "normalize": True,
+        "chunk_length_s": 0.5,
+        "overlap": 0.01,
+    },
     **{"norm_type": "time_group_norm", "use_causal_conv": False},
 }
 MODELS = {"encodec": encodec, "encodec48": lambda: encodec(**CHUNKED), "dac": dac, "mimi": mimi}
