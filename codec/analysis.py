@@ -157,7 +157,7 @@ def costs(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
     threads = max(analysis["cost"]["threads"] for analysis in analyses.values())
     note = (
         f"Seconds of audio a second, of {threads} threads, whatever else ran. Multiply-accumulates per "
-        "second of audio. Latency: until a sample can be given back, computing aside. Empty: no end (recurrent)."
+        "second of audio. Latency: until a sample can be given back. Empty: without end (recurrent)."
     )
     return Table("cost", "Speed, size, latency", note, head, rows)
 

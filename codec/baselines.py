@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import tempfile
@@ -173,9 +174,7 @@ def align(estimate: np.ndarray, reference: np.ndarray, most: int) -> np.ndarray:
 def ffmpeg() -> str:
     """The program: that of imageio-ffmpeg."""
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe
-
-        return get_ffmpeg_exe()
+        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
     except ImportError as error:
         advice = "pip install imageio-ffmpeg, or pip install 'neural-audio-codec[baselines]'"
         raise ConfigError(f"baselines need FFmpeg: {advice}") from error

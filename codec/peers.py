@@ -32,7 +32,7 @@ class Peer:
         self.name, self.path = name, path
         self.kind = kind_of(path)
         try:
-            from transformers import AutoModel
+            from transformers import AutoModel  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError(f"hf:{path} needs transformers: pip install transformers ({error})") from error
         try:
@@ -49,7 +49,9 @@ class Peer:
         self.hop_length = round(self.sample_rate / self.frame_rate)
         with torch.inference_mode():
             second = torch.zeros(1, self.channels, self.sample_rate, device=device)
-            self.codebook_sizes = (int(config.codebook_size),) * self.encode(second).audio_codes.shape[-2]
+            self.codebook_sizes: Sequence[int] = (int(config.codebook_size),) * self.encode(
+                second
+            ).audio_codes.shape[-2]
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:

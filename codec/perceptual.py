@@ -127,8 +127,8 @@ class MetricProcess:
         self, metric: PerceptualMetric, estimate: np.ndarray, reference: np.ndarray, rate: int
     ) -> tuple[float | None, str]:
         """Score of the channels' mean of `[C, T]` within ±1, at the rate that the metric needs; or why."""
-        pair = np.stack([estimate.mean(0).clip(-1, 1), reference.mean(0)])
-        pair = resample(pair, rate, metric.rate or rate)
+        pair = np.stack([estimate.mean(0), reference.mean(0)]).clip(-1, 1)
+        pair = resample(pair, rate, metric.rate or rate).clip(-1, 1)
         said = self.ask(metric, pair, metric.rate or rate)
         return said.get("value"), said.get("reason", "")
 

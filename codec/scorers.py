@@ -25,23 +25,19 @@ Score = Callable[[np.ndarray, np.ndarray, int], float]  # estimate [T], referenc
 
 def stoi(extended: bool) -> Score:
     """STOI, 0 to 1 (Taal 2011), or extended STOI (Jensen 2016), of pystoi, which resamples to 10 kHz."""
-    from pystoi import stoi as measure
-
+    measure = importlib.import_module("pystoi").stoi
     return lambda estimate, reference, rate: measure(reference, estimate, rate, extended=extended)
 
 
 def pesq(mode: str) -> Score:
     """PESQ, MOS-LQO (ITU-T P.862.1 of 8 kHz, P.862.2 of 16 kHz)."""
-    from pesq import pesq as measure
-
+    measure = importlib.import_module("pesq").pesq
     return lambda estimate, reference, rate: measure(rate, reference, estimate, mode)
 
 
 def visqol(mode: str) -> Score:
     """ViSQOL v3, MOS-LQO (Chinen 2020): speech of 16 kHz by its lattice model, audio of 48 kHz."""
-    from visqol import VisqolApi
-
-    api = VisqolApi()
+    api = importlib.import_module("visqol").VisqolApi()
     # Without its lattice model the package scores speech by a polynomial: another scale.
     api.create(mode=mode, use_lattice_model=True if mode == "speech" else None)
     mapper = type(getattr(api._manager, "quality_mapper", None)).__name__
@@ -54,15 +50,13 @@ def visqol(mode: str) -> Score:
 
 def zimtohrli() -> Score:
     """Zimtohrli, MOS (Google 2024), of 48 kHz."""
-    from zimtohrli import mos_from_signals
-
-    return lambda estimate, reference, rate: mos_from_signals(reference, estimate)
+    measure = importlib.import_module("zimtohrli").mos_from_signals
+    return lambda estimate, reference, rate: measure(reference, estimate)
 
 
 def dnsmos_p808() -> Score:
     """DNSMOS P.808, MOS (Reddy 2021), of 16 kHz, without the reference; of speechmos."""
-    from speechmos import dnsmos
-
+    dnsmos = importlib.import_module("speechmos.dnsmos")
     return lambda estimate, reference, rate: dnsmos.run(estimate, rate)["p808_mos"]
 
 

@@ -51,7 +51,7 @@ class OwnCodec:
     def __init__(self, codec: Codec, name: str = "codec", depths: Sequence[int] | None = None):
         self.codec, self.name = codec, name
         self.sample_rate, self.channels = codec.sample_rate, codec.audio_channels
-        self.codebook_sizes = codec.quantizer.codebook_sizes
+        self.codebook_sizes: Sequence[int] = codec.quantizer.codebook_sizes
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
