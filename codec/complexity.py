@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,8 +84,10 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
             display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: count_linear}
         )
         # Fused recurrent layers are one operation that cannot be counted; the plain ones are many that can.
-        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False), counter:
-            work()
+        with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
+            warnings.simplefilter("ignore", UserWarning)  # of an option of other hardware
+            with torch.backends.mkldnn.flags(enabled=False), counter:
+                work()
         return round(counter.get_total_flops() / 2 * codec.sample_rate / audio.shape[-1])
 
     latents = codec.latents(audio)
