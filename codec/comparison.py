@@ -27,7 +27,7 @@ from codec.evaluation import (
     stem_of,
     write_whole,
 )
-from codec.index import scan
+from codec.index import scan, split
 from codec.model import load
 from codec.peers import Peer
 from codec.perceptual import TIMEOUT, MetricProcess, choose_metrics
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for reason in left_out:
         print(f"left out: {reason}")
     usable = scan(folder).require_usable().usable
+    usable = split(usable, options.held_out)[1] if options.held_out else usable
     files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
     systems = build_systems(models, files, options)
     output = options.output or default_output(models, folder)
@@ -108,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
     add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
     add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
+    add("--held-out", type=float, metavar="SHARE",
+        help="only files that training on this folder holds out: its data.validation.fraction")  # fmt: skip
     add("--max-files", type=int, default=100, help="default: %(default)s")
     add("--max-seconds", type=float, default=20.0, help="of each file; default: %(default)s")
     add("--workers", type=int, default=1, help="files at a time, each with a process for metrics; default: 1")

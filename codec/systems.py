@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -46,17 +46,24 @@ class System(Protocol):
 
 
 class OwnCodec:
-    """A `Codec` at several depths."""
+    """A `Codec` at several depths; `pack` gives the bits of a file of codes `[1, k, F]` of some samples."""
 
-    def __init__(self, codec: Codec, name: str = "codec", depths: Sequence[int] | None = None):
-        self.codec, self.name = codec, name
+    def __init__(
+        self,
+        codec: Codec,
+        name: str = "codec",
+        depths: Sequence[int] | None = None,
+        pack: Callable[[Tensor, int], int] | None = None,
+    ):
+        self.codec, self.name, self.pack = codec, name, pack
         self.sample_rate, self.channels = codec.sample_rate, codec.audio_channels
         self.codebook_sizes: Sequence[int] = codec.quantizer.codebook_sizes
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
         """The codec's id and the depths."""
-        return {"codec": self.codec.codec_id(), "depths": self.depths}
+        packed = {"packed": True} if self.pack else {}
+        return {"codec": self.codec.codec_id(), "depths": self.depths, **packed}
 
     def describe(self) -> dict[str, Any]:
         """Rates and sizes."""
@@ -82,7 +89,8 @@ class OwnCodec:
             if depth:
                 estimate = self.codec.decode(codes[:, :depth], audio.shape[-1])
                 bits = round(self.codec.quantizer.bits_per_frame(depth) * codes.shape[2])
-                yield Point(depth, estimate, bits)
+                whole = self.pack(codes[:, :depth], audio.shape[-1]) if self.pack else None
+                yield Point(depth, estimate, bits, whole)
             else:
                 yield Point(0, self.codec(audio)[0])
 
