@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from codec.analysis import Table, costs, delta_rates, domains, pairs, tokens, worst
+from codec.analysis import Table, costs, curves, delta_rates, domains, is_classical, pairs, tokens, worst
 from codec.audio import printable, read_info
 from codec.baselines import Baseline
 from codec.complexity import cost
@@ -30,7 +30,7 @@ from codec.evaluation import (
 from codec.index import scan, split
 from codec.model import load
 from codec.peers import Peer
-from codec.perceptual import TIMEOUT, MetricProcess, choose_metrics
+from codec.perceptual import TIMEOUT, MetricProcess, PerceptualMetric, choose_metrics
 from codec.report import common_stems, describe, embed_clips, metrics_of, notes, without_nan, write_page
 from codec.results import Run, read_json, read_scores
 from codec.stability import stage_energy, token_stability
@@ -52,13 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     usable = split(usable, options.held_out)[1] if options.held_out else usable
     files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
     systems = build_systems(models, files, options)
+    anchor = anchor_of(systems, options.bd_rate_against)
     output = options.output or default_output(models, folder)
     if output.is_dir() and any(output.iterdir()) and not any(output.rglob("records.jsonl")):
         raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
+    runs = evaluate_all(systems, files, folder, output, metrics, options)
+    analyses = {
+        system.name: analyse(system, files, runs[system.name].folder / "analysis.json", options)
+        for system in systems
+        if isinstance(system, OwnCodec) and runs[system.name].summary
+    }
+    stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
+    write_comparison(runs, analyses, output, stems, anchor, options.clips)
+    print(f"tables, curves, audio side by side: {output}/index.html")
+    return 0 if all(run.summary for run in runs.values()) else 1
+
+
+def evaluate_all(
+    systems: Sequence[System],
+    files: Sequence[str],
+    folder: Path,
+    output: Path,
+    metrics: Sequence[PerceptualMetric],
+    options: argparse.Namespace,
+) -> dict[str, Run]:
+    """Evaluate system by system; one that fails keeps its reason, ConfigError when all do."""
     processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
-    rate, channels = systems[0].sample_rate, systems[0].channels
-    if options.sample_rate:
-        rate = options.sample_rate
+    rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
     settings = Options(rate, channels, folder, options.max_seconds, metrics=metrics, processes=processes)
     runs: dict[str, Run] = {}
     try:
@@ -68,24 +88,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         for process in processes:
             process.close()
-    own = [system for system in systems if isinstance(system, OwnCodec)]
-    analyses = {s.name: analyse(s, files, runs[s.name].folder / "analysis.json", options) for s in own}
-    stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
-    write_comparison(runs, analyses, output, stems, options)
-    print(f"tables, curves, audio side by side: {output}/index.html")
-    return 0
+    if not any(run.summary for run in runs.values()):
+        raise ConfigError("\n".join(f"{name}: {run.error}" for name, run in runs.items()))
+    return runs
 
 
 def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Options, fresh: bool) -> Run:
     """Evaluate one system, say how it did."""
+    run = Run(place, {}, system.name)
     try:
-        summary = evaluate_system(system, files, place, settings, resume=not fresh)
+        run.summary = evaluate_system(system, files, place, settings, resume=not fresh)
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{system.name}: {error}; the reasons are above") from error
-    print(f"{system.name}: {scores_line(summary)}")
-    return Run(place, {}, system.name, summary, read_scores(place / "files.csv"))
+        run.error = f"{error}; the reasons are above"
+        print(f"{system.name}: {run.error}")
+        return run
+    run.scores = read_scores(place / "files.csv")
+    print(f"{system.name}: {scores_line(run.summary)}")
+    return run
+
+
+def anchor_of(systems: Sequence[System], asked: str | None) -> str:
+    """The curve that others are measured against: the one asked for, Opus's, or the first."""
+    curves = [system.describe().get("family", system.name) for system in systems]
+    if asked is not None and asked not in curves:
+        raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
+    return asked or next((name for name in curves if name.startswith("opus")), curves[0])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,7 +199,9 @@ def names(models: Sequence[str]) -> list[str]:
         short = ["/".join(part[-length:]) for part in parts]
         if len(set(short)) == len(short):
             return [printable(name) for name in short]
-    raise ConfigError("a model is named twice")
+    if models:
+        raise ConfigError("a model is named twice")
+    return []
 
 
 def slug(name: str) -> str:
@@ -213,27 +244,29 @@ def write_comparison(
     analyses: Mapping[str, Mapping[str, Any]],
     output: Path,
     stems: Mapping[str, str],
-    options: argparse.Namespace,
+    anchor: str,
+    clips: int,
 ) -> None:
     """Write the page and a csv of each of its tables."""
+    failed = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
+    runs = {name: run for name, run in runs.items() if run.summary}
     variants = {name: [run] for name, run in runs.items()}
     metrics = [metric["key"] for metric in metrics_of(variants)]
-    models = [name for name, run in runs.items() if "family" not in (run.summary or {})]
-    tables = [table for table in comparison_tables(runs, analyses, metrics, options) if table]
+    models = [name for name, run in runs.items() if not is_classical(run)]
+    tables = comparison_tables(runs, analyses, metrics, anchor)
     for table in tables:
         write_whole(output / f"{table.name}.csv", table.to_csv())
-    folders = {name: run.folder for name, run in runs.items() if name != "original"}
-    folders = folders or {name: run.folder for name, run in runs.items()}
+    folders = {name: run.folder for name, run in runs.items() if name != "original" or len(runs) == 1}
     decisive = next(metric for metric in (*DECISIVE, *metrics) if metric in metrics)
-    judged = models[0] if models else next(iter(runs))
+    judged = (models or list(runs))[0]
     poor = [stems[file] for file in worst(runs[judged], decisive) if file in stems]
     page = {
         "title": output.resolve().name,
         "what": "codecs" if len(runs) > 1 else "codec",
         "metrics": metrics_of(variants),
         "variants": describe(variants, models if len(models) > 1 else []),
-        "failed": [],
-        "clips": embed_clips(folders, common_stems(folders)[: options.clips], 5.0),
+        "failed": failed,
+        "clips": embed_clips(folders, common_stems(folders)[:clips], 5.0),
         "worst": {
             "note": f"Those with the worst {decisive} of {judged}, the worst first.",
             "clips": embed_clips({judged: runs[judged].folder}, poor, 5.0),
@@ -245,24 +278,19 @@ def write_comparison(
 
 
 def comparison_tables(
-    runs: Mapping[str, Run],
-    analyses: Mapping[str, Mapping[str, Any]],
-    metrics: Sequence[str],
-    options: argparse.Namespace,
-) -> list[Table | None]:
+    runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[str], anchor: str
+) -> list[Table]:
     """The tables that a comparison has beside its first one."""
-    curves = list(dict.fromkeys((run.summary or {}).get("family", name) for name, run in runs.items()))
-    anchor = options.bd_rate_against or next((name for name in curves if name.startswith("opus")), curves[0])
-    if anchor not in curves:
-        raise ConfigError(f"--bd-rate-against {anchor}: there are {', '.join(curves)}")
-    intrusive = [metric for metric in metrics if metric != "l1"]
-    return [
-        delta_rates(runs, intrusive, anchor) if len(curves) > 1 else None,
+    found = curves(runs)
+    perceived = [metric for metric in metrics if metric != "l1"]
+    tables = [
+        delta_rates(runs, perceived, anchor) if len(found) > 1 and anchor in found else None,
         domains(runs, metrics),
         pairs(runs, metrics) if len(runs) > 1 else None,
         tokens(analyses),
         costs(analyses),
     ]
+    return [table for table in tables if table and table.rows]
 
 
 def empty_cells(runs: Mapping[str, Run]) -> list[str]:

@@ -64,6 +64,7 @@ def evaluate(
     return evaluate_system(OwnCodec(codec), files, output, options)
 
 
+@torch.inference_mode()
 def evaluate_system(
     system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
 ) -> dict[str, Any]:
