@@ -35,7 +35,7 @@ def work(tmp_path, monkeypatch) -> Path:
     small = ["experiment=tiny", "autoencoder.latent_dim=8", "quantizer.num_quantizers=2"]
     build_codec(config(*small)["model"]).save(tmp_path / "mine/model")
     (tmp_path / "metric.py").write_text(
-        "def energy(estimate, reference, rate): return (estimate ** 2).mean()\nenergy.lower_is_better = True\n"
+        "def energy(estimate, *_): return (estimate ** 2).mean()\nenergy.lower_is_better = True\n"
     )
     return tmp_path
 
