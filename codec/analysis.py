@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,6 +138,26 @@ def tokens(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
     ]
     note = "Codes in % that are not those of the clip coded alone."
     return Table("tokens", "Do the tokens stay?", note, ["codec", *(titles[key] for key in names)], rows)
+
+
+def stages(runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each stage of the models' quantizers carries and leaves."""
+    rows = []
+    for name, run in runs.items():
+        summary = run.summary or {}
+        left = analyses.get(name, {}).get("energy_left") or [None] * len(summary["codebook_sizes"])
+        columns = [summary[f"codebook_{key}"] for key in ("sizes", "usage", "perplexity", "entropy")]
+        for number, (size, usage, perplexity, entropy) in enumerate(zip(*columns, strict=True), start=1):
+            bits = round(entropy * math.log2(size), 3)
+            rows.append(
+                [f"{name}: {number}", size, round(100 * usage, 1), perplexity, bits, left[number - 1]]
+            )
+    note = (
+        "In the scored files: codes that occur, effective number of codes, bits a code carries; share of "
+        "the latents' energy that is left after the stage."
+    )
+    head = ["codec: stage", "codes", "used %", "perplexity", "bits", "energy left"]
+    return Table("stages", "Stages", note, head, rows)
 
 
 def costs(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:

@@ -12,7 +12,18 @@ from typing import Any
 
 import torch
 
-from codec.analysis import Table, costs, curves, delta_rates, domains, is_classical, pairs, tokens, worst
+from codec.analysis import (
+    Table,
+    costs,
+    curves,
+    delta_rates,
+    domains,
+    is_classical,
+    pairs,
+    stages,
+    tokens,
+    worst,
+)
 from codec.audio import printable, read_info
 from codec.baselines import Baseline
 from codec.complexity import cost
@@ -287,6 +298,7 @@ def comparison_tables(
         delta_rates(runs, perceived, anchor) if len(found) > 1 and anchor in found else None,
         domains(runs, metrics),
         pairs(runs, metrics) if len(runs) > 1 else None,
+        stages(runs, analyses),
         tokens(analyses),
         costs(analyses),
     ]

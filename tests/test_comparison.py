@@ -53,7 +53,7 @@ def test_a_model_beside_the_original_on_one_page(work, capsys):
     assert "mine: 3 files at 2.00 kbit/s" in capsys.readouterr().out
     assert {path.name for path in (work / "out").iterdir()} == {
         *("mine", "original", "index.html", "table.csv", "table.md"),
-        *("domains.csv", "pairs.csv", "tokens.csv", "cost.csv"),
+        *("domains.csv", "pairs.csv", "stages.csv", "tokens.csv", "cost.csv"),
     }
     rows = {row["domain: codec"]: row for row in table(work / "out/domains.csv")}
     assert rows.keys() == {"music: mine", "music: original", "speech: mine", "speech: original"}
@@ -65,6 +65,8 @@ def test_a_model_beside_the_original_on_one_page(work, capsys):
     assert summary["lower_is_better"] == ["energy"] and summary["metrics"] == {"energy": "metric.py:energy"}
     assert "mel distance" in (work / "out/table.md").read_text()
     analysis = json.loads((work / "out/mine/analysis.json").read_text())
+    levels = [float(row["energy left"]) for row in table(work / "out/stages.csv")]
+    assert levels == analysis["energy_left"] and len(levels) == 2
     assert analysis["stability"]["batch"] == 0 and analysis["cost"]["latency"] == 8.0
 
 
@@ -181,8 +183,10 @@ def test_the_page_of_a_comparison_in_a_browser(work, width):
     (work / "probe.html").write_text(PROBE.format(width=width))
     said = browse(work / "probe.html")
     assert said["ready"] == "yes" and said["overflow"] <= 0
-    assert said["tables"] == ["Domains", "Paired differences", "Do the tokens stay?", "Speed, size, latency"]
-    assert said["rows"] == 4 + 5 + 1 + 1
+    assert said["tables"] == [
+        *("Domains", "Paired differences", "Stages", "Do the tokens stay?", "Speed, size, latency")
+    ]
+    assert said["rows"] == 4 + 5 + 2 + 1 + 1
     assert said["worst"] == said["pictures"] == 6 and said["training"] and said["lines"] == 1
     assert said["summary"].startswith("2 codecs, scored on 3 files.")
 
