@@ -204,6 +204,12 @@ def read_audio(
     return audio, sample_rate or read_info(path).sample_rate
 
 
+def resample(audio: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
+    """`audio` `[C, T]` at another rate, `[C, resampled_length]`."""
+    frames = resampled_length(audio.shape[1], sample_rate, target_rate)
+    return soxr.resample(audio.T, sample_rate, target_rate, quality="HQ")[:frames].T
+
+
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
     """Write `audio` `[C, T]` as `write_wav_blocks` does."""
     write_wav_blocks(path, [audio], sample_rate)

@@ -72,41 +72,16 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Code recordings with a trained codec and score the result: `codec-evaluate runs/tiny FOLDER`."""
-    parser = argparse.ArgumentParser(prog="codec-evaluate", description=evaluate.__doc__)
-    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("folder", type=Path, help="folder of recordings")
-    parser.add_argument("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
-    parser.add_argument("--max-files", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    options = parser.parse_args()
-    sys.exit(report_errors(lambda: run_evaluation(options)))
+    """Code recordings with codecs and score the result: `codec-evaluate runs/tiny data.root=FOLDER`."""
+    # As in `train`; also for the processes that it starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+    def run() -> int:
+        from codec.comparison import main
 
-def run_evaluation(options: argparse.Namespace) -> int:
-    """Evaluate on the usable files of a folder."""
-    import torch
+        return main(sys.argv[1:])
 
-    from codec.evaluation import evaluate as run
-    from codec.evaluation import print_summary
-    from codec.index import scan
-    from codec.model import load
-
-    codec = load(options.model)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        codec.to(device)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
-        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    usable = scan(options.folder).require_usable().usable
-    files = [os.path.join(options.folder, file.path) for file in usable][: options.max_files]
-    place = options.model if options.model.is_dir() else options.model.parent
-    output = options.output or place / f"evaluation-{options.folder.name or 'root'}"
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
-    summary = run(codec, files, output)
-    print_summary(summary, output)
-    return 0
+    sys.exit(report_errors(run))
 
 
 def report() -> None:

@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import logging
-import math
 import os
-import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,35 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codec.audio import AudioError, printable, read_info, read_segment, resampled_length, write_wav
-from codec.metrics import SCORES, codebook_statistics, count_codes
+from codec.audio import AudioError, printable, read_info, read_segment, resample, resampled_length, write_wav
+from codec.complexity import time_coding
+from codec.metrics import SCORES
 from codec.model import Codec
+from codec.perceptual import MetricProcess, PerceptualMetric
 from codec.pictures import save_spectrogram_pair
+from codec.records import Records
+from codec.summary import summarise
+from codec.systems import OwnCodec, Point, System
 
 log = logging.getLogger(__name__)
+drawing = threading.Lock()  # matplotlib draws one picture at a time
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured: of each file the first `max_seconds`, compared at `sample_rate` in `channels`.
+
+    Files are named relative to `root`, its sub-folders are domains. As many files are evaluated at a time as
+    there are `processes`, which compute the `metrics`. The first `pictures` files get spectrograms.
+    """
+
+    sample_rate: int
+    channels: int
+    root: Path | None = None
+    max_seconds: float = 20.0
+    pictures: int = 16
+    metrics: Sequence[PerceptualMetric] = ()
+    processes: Sequence[MetricProcess] = field(default_factory=lambda: (MetricProcess(),))
 
 
 @torch.inference_mode()
@@ -36,150 +60,224 @@ def evaluate(
     Of a longer file the first `max_seconds` are used. Unreadable files are logged and left out. `files.csv`
     has each file's scores with all stages, `depths.csv` those of every depth. Returns the summary.
     """
+    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures)
+    return evaluate_system(OwnCodec(codec), files, output, options)
+
+
+@torch.inference_mode()
+def evaluate_system(
+    system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
+) -> dict[str, Any]:
+    """`evaluate` for anything that codes audio, by several threads; with `resume` only what is not done yet.
+
+    A file or metric that fails leaves its reason in `failures.csv`. ValueError when none could be evaluated,
+    ConfigError when the folder holds the results of something else.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    device = next(codec.parameters()).device
-    rows: list[dict[str, Any]] = []
-    counts: list[Tensor] = []
-    speed: dict[str, Any] = {}
-    bar = tqdm(files, desc="evaluate", unit="file", dynamic_ncols=True)
-    for number, (name, audio) in enumerate(read_clips(codec, bar, max_seconds), start=1):
-        audio = audio.to(device)
-        codes = codec.encode(audio)
-        estimate = audio
-        for depth in depths(codes.shape[1]):
-            estimate = codec.decode(codes[:, :depth], audio.shape[-1]) if depth else codec(audio)[0]
-            rows.append({"file": printable(name), "num_quantizers": depth, **score(codec, estimate, audio)})
-        counted = count_codes(codes.cpu(), codec.quantizer.codebook_sizes) if codes.shape[1] else []
-        counts = [a + b for a, b in zip(counts, counted, strict=True)] if counts else counted
-        picture = number <= pictures
-        write_pair(output, number, name, audio[0], estimate[0], codec.sample_rate, picture=picture)
-        speed = speed or time_coding(codec, audio)
-    if not rows:
+    settings = {
+        "sample_rate": options.sample_rate,
+        "channels": options.channels,
+        "seconds": options.max_seconds,
+    }
+    records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
+    todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
+    evaluate_files(system, todo, output, options, records)
+    found = [records.done[name] for _, _, name in numbered if name in records.done]
+    whole = [record for record in found if "error" not in record]
+    if not whole:
         raise ValueError(f"none of {len(files)} files could be evaluated")
-    summary = summarise(codec, rows, counts) | speed
-    deepest = [row for row in rows if row["num_quantizers"] == rows[-1]["num_quantizers"]]
-    write_table(output / "depths.csv", rows)
-    write_table(
-        output / "files.csv", [{k: v for k, v in row.items() if k != "num_quantizers"} for row in deepest]
-    )
-    write_whole(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    summary = summarise(system, whole, [*SCORES, *(metric.name for metric in options.metrics)])
+    summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
+    summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
+    if isinstance(system, OwnCodec):
+        summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
+    write_tables(output, found, summary)
     return summary
 
 
-def depths(num_quantizers: int, most: int = 8) -> list[int]:
-    """At most `most` numbers of stages, evenly from 1 to all of them; [0] for a quantizer without codes."""
-    number = min(num_quantizers, most)
-    return [round(k) for k in np.linspace(1, num_quantizers, number)] if number > 1 else [num_quantizers]
+def evaluate_files(
+    system: System, todo: Sequence[tuple[int, str, str]], output: Path, options: Options, records: Records
+) -> None:
+    """Evaluate numbered files on several threads, each with a process for the metrics of others."""
+    processes: queue.SimpleQueue[MetricProcess] = queue.SimpleQueue()
+    for process in options.processes:
+        processes.put(process)
+    workers = len(options.processes)
+    threads = max(1, torch.get_num_threads() // workers)
 
-
-def score(codec: Codec, estimate: Tensor, audio: Tensor) -> dict[str, float]:
-    """Every metric of one reconstruction `[1, C, T]`."""
-    return {name: float(metric(estimate, audio, codec.sample_rate)) for name, metric in SCORES.items()}
-
-
-def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, repeats: int = 3) -> dict[str, Any]:
-    """Milliseconds that a second of audio takes to encode and to decode, on one thread; the fastest run."""
-    audio = audio[..., : round(seconds * codec.sample_rate)]
-    codes = codec.encode(audio)
-    latents = codec.latents(audio)
-
-    def fastest(work: Callable[[], Tensor]) -> float:
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            work().cpu()  # a GPU is still at work when it has been told what to do
-            times.append(time.perf_counter() - began)
-        return round(1000 * min(times) * codec.sample_rate / audio.shape[-1], 3)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {
-            "encode_ms": fastest(lambda: codec.encode(audio)),
-            "decode_ms": fastest(
-                lambda: codec.decode(codes) if codes.shape[1] else codec.autoencoder.decode(latents)
-            ),
-            "timed_on": f"1 of {os.cpu_count()} CPU threads, {platform.machine()}"
-            if audio.device.type == "cpu"
-            else torch.cuda.get_device_name(audio.device),
-        }
-    finally:
-        torch.set_num_threads(threads)
-
-
-def read_clips(codec: Codec, paths: Iterable[str], max_seconds: float) -> Iterator[tuple[str, Tensor]]:
-    """Yield each readable file's path and audio `[1, C, T]` at the codec's rate."""
-    for path in paths:
+    def work(entry: tuple[int, str, str]) -> None:
+        process = processes.get()
         try:
-            info = read_info(path)
-            length = resampled_length(info.frames, info.sample_rate, codec.sample_rate)
-            length = min(length, round(max_seconds * codec.sample_rate))
-            audio = read_segment(path, 0, length, codec.sample_rate, codec.audio_channels)
-        except AudioError as error:
+            records.add(evaluate_file(system, entry, output, options, process))
+        finally:
+            processes.put(process)
+
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    bar = tqdm(
+        total=len(todo), desc=f"evaluate {system.name}", unit="file", dynamic_ncols=True, disable=not todo
+    )
+    try:
+        for _ in pool.map(work, todo) if workers > 1 else map(work, todo):
+            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+@torch.inference_mode()
+def evaluate_file(
+    system: System, entry: tuple[int, str, str], output: Path, options: Options, process: MetricProcess
+) -> dict[str, Any]:
+    """The record of one file: scores of each point, codes; or the error that it ended with."""
+    number, path, name = entry
+    record = {"file": name, "number": number, "stamp": stamp(path)}
+    try:
+        audio = torch.from_numpy(read_clip(path, options.sample_rate, options.channels, options.max_seconds))
+        record |= {"seconds": audio.shape[-1] / options.sample_rate, "reasons": {}}
+        record["metrics"] = {metric.name: metric.version for metric in options.metrics}
+        codes, points = system.code(fitted(audio, options, system)[None])
+        record["points"], estimate = [], audio
+        for point in points:
+            estimate = returned(point.estimate[0].cpu().float(), options, system, audio.shape[-1])
+            record["points"].append(score(point, estimate, audio, options, process, record["reasons"]))
+        record["codes"] = codes[0].tolist() if codes is not None else []
+        picture = number <= options.pictures
+        write_pair(output, number, path, audio, estimate, options.sample_rate, picture=picture)
+    except (ValueError, RuntimeError) as error:  # of this file alone: the others go on
+        if not isinstance(error, AudioError):
+            log.warning("%s, %s: %s", system.name, name, error)
+        else:
             log.warning("%s", error)
-            continue
-        yield path, torch.from_numpy(audio)[None]
+        return {**record, "error": str(error)}
+    return record
+
+
+def score(
+    point: Point, estimate: Tensor, audio: Tensor, options: Options, process: MetricProcess, reasons: dict
+) -> dict[str, Any]:
+    """Every metric of one reconstruction `[C, T]`; None, and its reason, where a metric failed."""
+    row: dict[str, Any] = {
+        "num_quantizers": point.num_quantizers,
+        "bits": point.bits,
+        "file_bits": point.file_bits,
+    }
+    for name, metric in SCORES.items():
+        value = float(metric(estimate[None], audio[None], options.sample_rate))
+        row[name] = value if np.isfinite(value) else None
+        if row[name] is None:
+            reasons[f"{name} {point.num_quantizers}"] = f"the score is {value}"
+    for metric in options.metrics:
+        row[metric.name], reason = process.score(metric, estimate.numpy(), audio.numpy(), options.sample_rate)
+        if reason:
+            reasons[f"{metric.name} {point.num_quantizers}"] = reason
+    return row
+
+
+def fitted(audio: Tensor, options: Options, system: System) -> Tensor:
+    """Audio `[C, T]` at the rate and with the channels that a system codes."""
+    if options.sample_rate != system.sample_rate:
+        audio = torch.from_numpy(resample(audio.numpy(), options.sample_rate, system.sample_rate))
+    if options.channels != system.channels:
+        audio = audio.mean(0, keepdim=True).expand(system.channels, -1)
+    return audio.contiguous()
+
+
+def returned(estimate: Tensor, options: Options, system: System, length: int) -> Tensor:
+    """What a system made of it, back at the options' rate and channels, `length` samples."""
+    if options.channels != system.channels:
+        estimate = estimate.mean(0, keepdim=True).expand(options.channels, -1)
+    if options.sample_rate != system.sample_rate:
+        estimate = torch.from_numpy(resample(estimate.numpy(), system.sample_rate, options.sample_rate))
+    return torch.nn.functional.pad(estimate, (0, length - estimate.shape[-1])).contiguous()
+
+
+def read_clip(path: str, sample_rate: int, channels: int, max_seconds: float) -> np.ndarray:
+    """The beginning of a file, `[C, T]`."""
+    info = read_info(path)
+    length = resampled_length(info.frames, info.sample_rate, sample_rate)
+    return read_segment(path, 0, min(length, round(max_seconds * sample_rate)), sample_rate, channels)
+
+
+def first_clip(system: OwnCodec, files: Sequence[str], max_seconds: float) -> Tensor:
+    """The first readable file `[1, C, T]`, where the codec is."""
+    device = next(system.codec.parameters()).device
+    clips = read_clips(system, files, max_seconds)
+    return next(clips).to(device)
+
+
+def read_clips(system: System, files: Sequence[str], max_seconds: float) -> Iterator[Tensor]:
+    """Readable files `[1, C, T]` as a system takes them."""
+    for path in files:
+        try:
+            yield torch.from_numpy(read_clip(path, system.sample_rate, system.channels, max_seconds))[None]
+        except AudioError:
+            continue  # its record says so
+
+
+def shown(path: str, root: Path | None) -> str:
+    """How a file is named in tables."""
+    return printable(os.path.relpath(path, root) if root else path)
+
+
+def stamp(path: str) -> list[int]:
+    """Size and time of the last change: another file of the same name is evaluated again."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
+    """Whether a record has everything that is asked for; a file that failed is tried again."""
+    if record is None or "error" in record or record["stamp"] != stamp(path):
+        return False
+    return all(record["metrics"].get(metric.name) == metric.version for metric in options.metrics)
 
 
 def write_pair(
     output: Path, number: int, name: str, original: Tensor, estimate: Tensor, rate: int, picture: bool
 ) -> None:
     """Write original and reconstruction `[C, T]` side by side, and their spectrograms."""
-    original, estimate = original.cpu(), estimate.cpu()
-    stem = f"{number:03d}-{Path(printable(name)).stem[:60]}"
+    stem = stem_of(number, name)
     write_wav(output / f"{stem}.original.wav", original.numpy(), rate)
     write_wav(output / f"{stem}.reconstruction.wav", estimate.clamp(-1, 1).numpy(), rate)
     if picture:
-        save_spectrogram_pair(output / f"{stem}.png", original, estimate, rate, stem)
+        with drawing:
+            save_spectrogram_pair(output / f"{stem}.png", original, estimate, rate, stem)
 
 
-def summarise(codec: Codec, rows: list[dict[str, Any]], counts: list[Tensor]) -> dict[str, Any]:
-    """Means over files at every depth, nominal and entropy-coded rates, what the codes carry, sizes.
-
-    The entropy-coded rate is the sum over stages of the entropy of how often each code occurs in these
-    files: what an ideal coder with one fixed table a stage needs. From few frames it is too low.
-    """
-    statistics = codebook_statistics(counts)
-    sizes = codec.quantizer.codebook_sizes
-    bits = [float(e) * math.log2(n) for e, n in zip(statistics["entropy"], sizes, strict=True)]
-    points = [
-        {
-            "num_quantizers": depth,
-            **{
-                name: float(np.mean([r[name] for r in rows if r["num_quantizers"] == depth]))
-                for name in SCORES
-            },
-            "kbit/s": codec.bitrate(depth) / 1000 if depth else None,
-            "kbit/s_entropy": sum(bits[:depth]) * codec.frame_rate / 1000 if depth else None,
-        }
-        for depth in sorted({row["num_quantizers"] for row in rows})
-    ]
-    return {
-        "files": len({row["file"] for row in rows}),
-        **{name: value for name, value in points[-1].items() if name != "num_quantizers"},
-        "frames": int(counts[0].sum()) if counts else None,
-        "frame_rate": codec.frame_rate,
-        "codebook_sizes": list(sizes),
-        **{f"codebook_{name}": [round(v, 4) for v in values.tolist()] for name, values in statistics.items()},
-        "rate_distortion": points,
-        "parameters": count_parameters(codec),
-    }
+def stem_of(number: int, name: str) -> str:
+    """How the wavs of a file begin."""
+    return f"{number:03d}-{Path(printable(name)).stem[:60]}"
 
 
-def count_parameters(codec: Codec) -> dict[str, int]:
-    """Learned numbers of each part, codebooks that moving averages teach included."""
-    parts = {**dict(codec.autoencoder.named_children()), "quantizer": codec.quantizer}
-    return {
-        name: sum(p.numel() for p in part.parameters())
-        + sum(b.numel() for b in part.buffers() if b.is_floating_point() and b.ndim > 1)
-        for name, part in parts.items()
-    }
+def write_tables(output: Path, records: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Write `files.csv`, `depths.csv`, `failures.csv` if there are any, and `summary.json`."""
+    whole = [record for record in records if "error" not in record]
+    rows = [{"file": record["file"], **point} for record in whole for point in record["points"]]
+    names = [name for name in rows[0] if name not in ("bits", "file_bits")]
+    deepest = [{"file": record["file"], **record["points"][-1]} for record in whole]
+    write_table(output / "depths.csv", rows, names)
+    write_table(output / "files.csv", deepest, [name for name in names if name != "num_quantizers"])
+    failures = [{"file": r["file"], "metric": "", "reason": r["error"]} for r in records if "error" in r]
+    for record in whole:
+        failures += [
+            {"file": record["file"], "metric": cell, "reason": reason}
+            for cell, reason in record["reasons"].items()
+        ]
+    if failures:
+        write_table(output / "failures.csv", failures, list(failures[0]))
+    else:
+        (output / "failures.csv").unlink(missing_ok=True)
+    write_whole(output / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one row a file and depth."""
+def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows as csv, whole or not at all; None is an empty cell."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
@@ -194,10 +292,21 @@ def write_whole(path: Path, text: str) -> None:
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
     """Print the scores and where the audio is."""
+    print(f"{scores_line(summary)}\nlisten and look: {output}/001-*; each file's scores: {output}/files.csv")
+
+
+def scores_line(summary: dict[str, Any]) -> str:
+    """Our scores, for a terminal."""
     files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
-    print(
-        f"{files}{rate}: SI-SDR {summary['si_sdr']:.2f} dB, mel distance "
-        f"{summary['mel']:.3f}, STFT distance {summary['stft']:.3f}\n"
-        f"listen and look: {output}/001-*; each file's scores: {output}/files.csv"
-    )
+    scores = {
+        "SI-SDR": ("si_sdr", ".2f", " dB"),
+        "mel distance": ("mel", ".3f", ""),
+        "STFT distance": ("stft", ".3f", ""),
+    }
+    parts = [
+        f"{title} {summary[key]:{digits}}{unit}"
+        for title, (key, digits, unit) in scores.items()
+        if summary[key] is not None
+    ]
+    return f"{files}{rate}: {', '.join(parts)}"

@@ -80,11 +80,18 @@ def stft_distance(estimate: Tensor, target: Tensor, windows: Sequence[int] = STF
     return total
 
 
+def waveform_l1(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the samples: `[B, C, T]` twice to `[B]`."""
+    check_same_shape(estimate, target)
+    return (estimate.float() - target.float()).abs().mean(dim=(1, 2))
+
+
 # The scores `[B]` of an estimate, given its target and their rate in Hz; by the names used everywhere.
 SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "si_sdr": lambda estimate, target, sample_rate: si_sdr(estimate, target),
     "mel": mel_distance,
     "stft": lambda estimate, target, sample_rate: stft_distance(estimate, target),
+    "l1": lambda estimate, target, sample_rate: waveform_l1(estimate, target),
 }
 
 

@@ -17,10 +17,15 @@ from codec.audio import AudioError, flac_bytes, printable, read_audio
 from codec.config import PACKAGE, ConfigError
 from codec.evaluation import write_whole
 from codec.pictures import mel_picture
-from codec.results import LOWER_IS_BETTER, Run, compare, find_runs, group
+from codec.results import Run, compare, find_runs, group, is_lower
 from codec.tables import to_csv, to_markdown
 
-TITLES = {"mel": "mel distance", "si_sdr": "SI-SDR", "stft": "STFT distance"}
+TITLES = {
+    **{"mel": "mel distance", "si_sdr": "SI-SDR", "stft": "STFT distance", "l1": "waveform L1"},
+    **{"stoi": "STOI", "estoi": "ESTOI", "pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB"},
+    **{"visqol_speech": "ViSQOL speech", "visqol_audio": "ViSQOL audio", "zimtohrli": "Zimtohrli"},
+    "dnsmos_p808": "DNSMOS P.808 (no reference)",
+}
 UNITS = {"si_sdr": "dB"}
 POINTS = 240  # of a training curve
 
@@ -43,51 +48,67 @@ def report(
     if not variants:
         reasons = "\n".join(f"{run['name']}: {run['error']}" for run in failed)
         raise ConfigError(f"nothing to compare, no run is finished:\n{reasons}")
+    places = {name: members[0].folder / evaluation for name, members in variants.items()}
     data = {
         "title": ", ".join(folder.resolve().name for folder in folders),
+        "what": "runs",
         "metrics": metrics_of(variants),
         "variants": describe(variants),
         "failed": failed,
-        "clips": embed_clips(variants, evaluation, clips, seconds),
+        "clips": embed_clips(places, common_stems(places)[:clips], seconds),
         "notes": notes(variants),
     }
+    write_page(data, output)
+    number = sum(map(len, variants.values()))
+    return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
+
+
+def write_page(data: Mapping[str, Any], output: Path) -> None:
+    """Write the three files of a comparison."""
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "table.csv", to_csv(data))
     write_whole(output / "table.md", to_markdown(data))
     write_whole(output / "index.html", to_html(data))
-    number = sum(map(len, variants.values()))
-    return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
 
 
 def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """Every metric that a run has, ours first."""
     names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
+    everyone = [run for runs in variants.values() for run in runs]
     ordered = sorted(names, key=lambda name: (list(TITLES).index(name) if name in TITLES else 99, name))
     return [
         {
             "key": name,
             "title": TITLES.get(name, name.replace("_", " ")),
             "unit": UNITS.get(name, ""),
-            "lower": name in LOWER_IS_BETTER,
+            "lower": is_lower(name, everyone),
         }
         for name in ordered
     ]
 
 
-def describe(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Everything of each variant that the page shows; means over its seeds."""
-    rivals = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
+def describe(
+    variants: Mapping[str, Sequence[Run]], rivals: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Everything of each variant that the page shows; means over its seeds.
+
+    The best is one of the `rivals`: all that have a bitrate if none are named.
+    """
+    coded = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
+    rivals = coded if rivals is None else rivals
     compared = {metric["key"]: compare(variants, metric["key"], rivals) for metric in metrics_of(variants)}
     return [
         {
             "name": name,
             "folders": [str(run.folder) for run in runs],
             "seeds": [run.seed for run in runs],
-            "reference": name not in rivals,
+            "family": summaries(runs)[0].get("family", name),
+            "reference": name not in coded,
             "files": summaries(runs)[0]["files"],
             "scores": {key: table[name] for key, table in compared.items() if name in table},
             "nominal": mean(runs, "kbit/s"),
             "entropy": mean(runs, "kbit/s_entropy"),
+            "file": mean(runs, "kbit/s_file"),
             "sizes": summaries(runs)[0].get("codebook_sizes", []),
             "usage": stage_means(runs, "codebook_usage"),
             "perplexity": stage_means(runs, "codebook_perplexity"),
@@ -143,22 +164,25 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
     return {name: points[:: max(1, len(points) // POINTS)] for name, points in sorted(curves.items())}
 
 
-def embed_clips(
-    variants: Mapping[str, Sequence[Run]], evaluation: str, count: int, seconds: float
-) -> list[dict[str, Any]]:
-    """The first clips that most variants have, each with the original and every reconstruction, as data."""
-    places = {name: runs[0].folder / evaluation for name, runs in variants.items()}
+def common_stems(places: Mapping[str, Path]) -> list[str]:
+    """What the wavs in some folders begin with, those that most folders have first."""
     stems = [
         {p.name.removesuffix(".original.wav") for p in place.glob("*.original.wav")}
         for place in places.values()
     ]
-    common = sorted(set().union(*stems), key=lambda stem: (-sum(stem in s for s in stems), stem))[:count]
+    return sorted(set().union(*stems), key=lambda stem: (-sum(stem in s for s in stems), stem))
+
+
+def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """Clips of some stems, each with the original and every reconstruction, as data."""
     embedded = []
-    for stem in sorted(common):
+    for stem in stems:
         items, top = [], None
         holders = {
             name: place for name, place in places.items() if (place / f"{stem}.original.wav").is_file()
         }
+        if not holders:
+            continue
         first = next(iter(holders.values()))
         sources = {"original": first / f"{stem}.original.wav"}
         sources |= {name: place / f"{stem}.reconstruction.wav" for name, place in holders.items()}
@@ -188,8 +212,8 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def notes(variants: Mapping[str, Sequence[Run]]) -> list[str]:
-    """What a reader has to know about these numbers, in sentences."""
+def notes(variants: Mapping[str, Sequence[Run]], seeds: bool = True) -> list[str]:
+    """What a reader has to know about these numbers, in sentences; `seeds`: also of what seeds change."""
     everything = [summary for runs in variants.values() for summary in summaries(runs)]
     said = []
     files = [
@@ -202,8 +226,7 @@ def notes(variants: Mapping[str, Sequence[Run]]) -> list[str]:
         said.append(
             "The runs were not scored on the same files: scores are comparable only where files are shared."
         )
-    seeds = [len(runs) for runs in variants.values()]
-    if min(seeds) == 1:
+    if seeds and min(map(len, variants.values())) == 1:
         said.append(
             "Some variants have one seed. The intervals are over files and do not know how much another seed "
             "would change: train close pairs with three seeds or more before you believe their order."

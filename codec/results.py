@@ -16,7 +16,7 @@ import yaml
 from codec.config import ConfigError
 
 RESULT = "result.json"
-LOWER_IS_BETTER = {"mel", "stft"}  # every other metric that is known to us rises with quality
+LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "save_every"}
@@ -108,7 +108,10 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         raise ValueError(f"{path.name} holds no scores")
     metrics = [name for name in rows[0] if name != "file"]
     try:
-        return {metric: {row["file"]: float(row[metric]) for row in rows} for metric in metrics}
+        return {
+            metric: {row["file"]: float(row[metric]) for row in rows if row[metric] != ""}
+            for metric in metrics
+        }
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
 
@@ -191,6 +194,12 @@ def welch_p_value(one: Sequence[float], other: Sequence[float]) -> float:
     return float(tail / half)
 
 
+def is_lower(metric: str, runs: Sequence[Run]) -> bool:
+    """Whether a lower score is better: of our distances, and of plug-ins that say so."""
+    said = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
+    return metric in LOWER_IS_BETTER or any(metric in names for names in said)
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's correction for several comparisons, by name."""
     corrected, highest = {}, 0.0
@@ -216,7 +225,8 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         for name in tables
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
-    sign = 1 if metric in LOWER_IS_BETTER else -1
+    everyone = [run for runs in variants.values() for run in runs]
+    sign = 1 if is_lower(metric, everyone) else -1
     best = min((name for name in rivals if name in means), key=lambda name: sign * means[name], default=None)
     p_values = {}
     for name in rivals:

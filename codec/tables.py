@@ -79,7 +79,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
             shown(row["kbit/s entropy-coded"], 2),
             *(score_text(variant["scores"].get(metric["key"])) for metric in data["metrics"]),
             MISSING if row["usage"] is None else f"{row['usage']:.0%}",
-            shown(sum(variant["parameters"].values()) / 1e6, 2),
+            shown(sum(variant["parameters"].values()) / 1e6, 2) if variant["parameters"] else MISSING,
             f"{shown(row['encode ms/s'], 1)} / {shown(row['decode ms/s'], 1)}",
         ]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")

@@ -1,4 +1,4 @@
-"""Evaluate a codec: python scripts/evaluate.py runs/tiny /path/to/wavs"""
+"""Evaluate a codec: python scripts/evaluate.py runs/tiny data.root=/path/to/wavs"""
 
 from codec.cli import evaluate
 

@@ -18,10 +18,12 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report live decoding
-    telemetry tables resume encoding token_exports compression_commands
-    training evaluation checkpoints logs loggers results encoding_sources compression
-    encoding_shards tokens
+    run doctor comparison live decoding
+    report
+    telemetry tables resume analysis encoding token_exports compression_commands
+    training evaluation checkpoints logs loggers results encoding_sources
+    summary complexity stability baselines peers encoding_shards
+    systems bdrate records perceptual compression tokens
     encoding_plan batching
     data synthetic model losses optimization
     streaming
@@ -31,7 +33,7 @@ LAYERS = """
     inventory encoding_ray bitstream_reader entropy_fitting entropy_tables
     bitstream_records entropy
     coding
-    layers spectrogram distributed workers config audio token_views
+    layers spectrogram distributed workers config audio token_views scorers
     audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

@@ -11,10 +11,13 @@ import torch
 from composed import config
 
 from codec.audio import read_audio, write_wav
-from codec.evaluation import depths, evaluate
+from codec.config import ConfigError
+from codec.evaluation import Options, evaluate, evaluate_system
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec
+from codec.perceptual import MetricProcess, PerceptualMetric
 from codec.pictures import read_picture, save_spectrogram_pair
+from codec.systems import OwnCodec, Point, depths_of
 
 RATE = 16_000
 
@@ -117,10 +120,172 @@ def test_a_quantizer_without_codes_has_scores_and_no_bitrate(files, tmp_path):
     [(0, [0]), (1, [1]), (3, [1, 2, 3]), (8, [1, 2, 3, 4, 5, 6, 7, 8]), (32, [1, 5, 10, 14, 19, 23, 28, 32])],
 )
 def test_depths_are_few_and_even_and_hold_the_first_and_the_last(stages, expected):
-    assert depths(stages) == expected
+    assert depths_of(stages) == expected
 
 
 def test_a_picture_s_title_may_be_in_a_script_that_the_font_lacks(tmp_path):
     audio = torch.randn(1, 4000)
     save_spectrogram_pair(tmp_path / "picture.png", audio, audio, 16_000, "日本")
     assert read_picture(tmp_path / "picture.png").shape == (600, 1000, 4)
+
+
+# Anything that codes audio, resumed
+
+
+class Halver:
+    """A system that halves the audio, counts its calls and fails where it is told to."""
+
+    name, sample_rate, channels, codebook_sizes = "halver", RATE, 1, ()
+
+    def __init__(self, fail: str = ""):
+        self.fail, self.coded = fail, 0
+
+    def identity(self) -> dict:
+        return {"system": "halver"}
+
+    def describe(self) -> dict:
+        return {}
+
+    def bitrate(self, num_quantizers: int) -> None:
+        return None
+
+    def code(self, audio: torch.Tensor):
+        self.coded += 1
+        if self.fail and audio.shape[-1] == RATE // 2 + 100:  # the second file
+            raise RuntimeError(self.fail)
+        return None, [Point(0, 0.5 * audio, 1000, 3000)]
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "def peak(estimate, reference, rate): return abs(estimate).max()\n"
+        "def fragile(estimate, reference, rate): return os._exit(1) if len(estimate) == 8100 else 1.0\n"
+    )
+    return lambda name: PerceptualMetric(name, "", None, f"{tmp_path / 'mine.py'}:{name}", version="1")
+
+
+@pytest.fixture
+def processes():
+    started = [MetricProcess(60), MetricProcess(60)]
+    yield started
+    for process in started:
+        process.close()
+
+
+def test_a_rerun_goes_on_where_it_stopped_and_ends_as_if_it_never_had(files, tmp_path):
+    options = Options(RATE, 1)
+    whole = evaluate_system(Halver(), files, tmp_path / "whole", options)
+    evaluate_system(Halver(), files[:2], tmp_path / "parts", options)
+    records = tmp_path / "parts/records.jsonl"
+    records.write_bytes(records.read_bytes() + b'{"file": "cut sho')  # as a kill leaves it
+    again = Halver()
+    assert evaluate_system(again, files, tmp_path / "parts", options, resume=True) == whole
+    assert again.coded == 1
+    for name in ("files.csv", "depths.csv", "summary.json"):
+        assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    fresh = Halver()
+    evaluate_system(fresh, files, tmp_path / "parts", options)
+    assert fresh.coded == 3
+
+
+def test_a_file_that_changed_is_coded_again(files, tmp_path):
+    name = tmp_path / "a.wav"
+    name.write_bytes(Path(files[0]).read_bytes())
+    evaluate_system(Halver(), [str(name)], tmp_path / "out", Options(RATE, 1))
+    name.write_bytes(Path(files[2]).read_bytes())
+    again = Halver()
+    evaluate_system(again, [str(name)], tmp_path / "out", Options(RATE, 1), resume=True)
+    assert again.coded == 1
+
+
+def test_results_of_another_codec_or_setting_are_not_gone_on_with(files, tmp_path):
+    evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
+    with pytest.raises(ConfigError, match=r"another evaluation \(seconds differ\).*--output.*--fresh"):
+        evaluate_system(Halver(), files, tmp_path, Options(RATE, 1, max_seconds=1.0), resume=True)
+    with pytest.raises(ConfigError, match=r"another evaluation \(codec, depths, system differ\)"):
+        evaluate_system(OwnCodec(codec()), files, tmp_path, Options(RATE, 1), resume=True)
+    (tmp_path / "records.jsonl").write_text("no json\n")
+    with pytest.raises(ConfigError, match="damaged"):
+        evaluate_system(Halver(), files, tmp_path, Options(RATE, 1), resume=True)
+
+
+def test_a_file_that_fails_is_left_out_with_its_reason_and_tried_again(files, tmp_path, caplog):
+    summary = evaluate_system(Halver("no memory"), files, tmp_path, Options(RATE, 1))
+    assert summary["files"] == 2 and "no memory" in caplog.text
+    (failure,) = table(tmp_path / "failures.csv")
+    assert failure == {"file": files[1], "metric": "", "reason": "no memory"}
+    assert evaluate_system(Halver(), files, tmp_path, Options(RATE, 1), resume=True)["files"] == 3
+    assert not (tmp_path / "failures.csv").exists()
+    with pytest.raises(ValueError, match="none of 1 files"):
+        evaluate_system(Halver(), [str(tmp_path / "missing.wav")], tmp_path / "out", Options(RATE, 1))
+
+
+def test_a_metric_that_crashes_on_a_file_empties_one_cell(files, tmp_path, plugin, processes):
+    options = Options(RATE, 1, metrics=[plugin("fragile"), plugin("peak")], processes=processes)
+    summary = evaluate_system(Halver(), files, tmp_path, options)
+    assert summary["fragile"] == 1 and summary["empty_cells"] == 1
+    rows = table(tmp_path / "files.csv")
+    assert [row["fragile"] for row in rows] == ["1.0", "", "1.0"]
+    for row, name in zip(rows, files, strict=True):
+        assert float(row["peak"]) == pytest.approx(0.5 * float(read(name).abs().max()))
+    (failure,) = table(tmp_path / "failures.csv")
+    assert failure["metric"] == "fragile 0" and "exit status 1" in failure["reason"]
+
+
+def test_a_metric_that_is_added_is_computed_and_one_that_is_there_is_not(files, tmp_path, plugin, processes):
+    options = Options(RATE, 1, metrics=[plugin("peak")], processes=processes)
+    evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
+    first, second = Halver(), Halver()
+    assert "peak" in evaluate_system(first, files, tmp_path, options, resume=True)
+    evaluate_system(second, files, tmp_path, options, resume=True)
+    assert (first.coded, second.coded) == (3, 0)
+
+
+def test_rates_of_what_was_spent_are_those_of_all_seconds(files, tmp_path):
+    summary = evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
+    seconds = sum(read(name).shape[-1] for name in files) / RATE
+    assert summary["kbit/s"] == summary["kbit/s_entropy"] == pytest.approx(3 * 1000 / seconds / 1000)
+    assert summary["kbit/s_file"] == pytest.approx(9 / seconds)
+    assert summary["seconds"] == pytest.approx(seconds)
+
+
+def test_a_bitstream_of_the_codes_gives_the_rate_of_files(files, tmp_path):
+    model = codec("quantizer.num_quantizers=2")
+    packed = OwnCodec(model, pack=lambda codes, samples: 7 * codes.numel() + 80)
+    summary = evaluate_system(packed, files, tmp_path, Options(RATE, 1))
+    frames = summary["frames"]
+    seconds = summary["seconds"]
+    assert summary["kbit/s_file"] == pytest.approx((7 * 2 * frames + 3 * 80) / seconds / 1000)
+    assert summary["rate_distortion"][0]["kbit/s_file"] < summary["kbit/s_file"]
+
+
+def test_several_threads_find_what_one_does(files, tmp_path, processes):
+    one = evaluate_system(OwnCodec(codec()), files, tmp_path / "one", Options(RATE, 1))
+    two = evaluate_system(OwnCodec(codec()), files, tmp_path / "two", Options(RATE, 1, processes=processes))
+    for ours, theirs in zip(two["rate_distortion"], one["rate_distortion"], strict=True):
+        assert ours["mel"] == pytest.approx(theirs["mel"], rel=1e-4)
+        assert ours["kbit/s_entropy"] == pytest.approx(theirs["kbit/s_entropy"], rel=1e-2)
+    names = [[row["file"] for row in table(tmp_path / run / "files.csv")] for run in ("one", "two")]
+    assert names[0] == names[1] == files
+
+
+def test_what_codes_at_another_rate_is_compared_at_ours(tmp_path):
+    class Slow(Halver):
+        sample_rate = 8000
+
+        def code(self, audio: torch.Tensor):
+            assert audio.shape == (1, 1, 8000)
+            return None, [Point(0, audio, None, None)]
+
+    tone = 0.3 * np.sin(np.arange(RATE) * 0.05)[None].repeat(2, 0).astype(np.float32)
+    write_wav(tmp_path / "a.wav", tone, RATE)
+    summary = evaluate_system(Slow(), [str(tmp_path / "a.wav")], tmp_path / "out", Options(RATE, 2))
+    assert summary["si_sdr"] > 30 and summary["kbit/s"] is None
+
+
+def test_files_are_named_below_the_root(files, tmp_path):
+    options = Options(RATE, 1, root=Path(files[0]).parent)
+    evaluate_system(Halver(), files, tmp_path, options)
+    assert [row["file"] for row in table(tmp_path / "files.csv")] == ["0.wav", "1.wav", "2.wav"]

@@ -263,20 +263,16 @@ onload = () => {{
 </script></body>"""
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, width):
-    report([runs], tmp_path / "out")
-    (tmp_path / "probe.html").write_text(PROBE.format(width=width))
+def browse(probe: Path) -> dict:
+    """What a page says in its `#said` element, in a browser."""
     options = ["--headless=new", "--disable-gpu", "--no-sandbox", "--allow-file-access-from-files"]
     options += [
-        f"--user-data-dir={tmp_path}/profile",
+        f"--user-data-dir={probe.parent}/profile",
         "--virtual-time-budget=5000",
         "--window-size=1400,1000",
     ]
     dumped = subprocess.run(
-        [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "probe.html").as_uri()],
+        [str(CHROMIUM), *options, "--dump-dom", probe.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
@@ -284,7 +280,16 @@ def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, 
     )
     found = re.search(r'<pre id="said">(\{.*?\})</pre>', dumped.stdout)
     assert found, dumped.stdout[-2000:] + dumped.stderr[-2000:]
-    said = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, width):
+    report([runs], tmp_path / "out")
+    (tmp_path / "probe.html").write_text(PROBE.format(width=width))
+    said = browse(tmp_path / "probe.html")
     assert said["ready"] == "yes" and said["overflow"] <= 0
     assert said["before"] == ["none", "rvq", "fsq", "lfq"]  # by mel distance
     assert said["ascending"] == sorted(said["before"]) == said["descending"][::-1]

@@ -1,0 +1,158 @@
+"""What coding costs: time, multiplications, and the samples that a codec has to wait for."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from codec.model import Codec
+
+CONTEXT = 2.0  # s of audio to each side of the frame whose reach is measured
+
+
+def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1) -> dict[str, Any]:
+    """Milliseconds that a second of audio takes to encode and to decode, on some threads; the fastest run."""
+    audio = audio[..., : round(seconds * codec.sample_rate)]
+    codes = codec.encode(audio)
+    latents = codec.latents(audio)
+
+    def fastest(work: Callable[[], Tensor], repeats: int = 3) -> float:
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            work().cpu()  # a GPU is still at work when it has been told what to do
+            times.append(time.perf_counter() - began)
+        return round(1000 * min(times) * codec.sample_rate / audio.shape[-1], 3)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {
+            "encode_ms": fastest(lambda: codec.encode(audio)),
+            "decode_ms": fastest(
+                lambda: codec.decode(codes) if codes.shape[1] else codec.autoencoder.decode(latents)
+            ),
+            "timed_on": f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
+            if audio.device.type == "cpu"
+            else torch.cuda.get_device_name(audio.device),
+        }
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
+    """Speed in multiples of real time on one and all threads, MACs of the parts, latency and fields."""
+    threads = os.cpu_count() or 1
+    one, all_threads = (time_coding(codec, audio, threads=number) for number in (1, threads))
+    return {
+        "encode_speed": round(1000 / one["encode_ms"], 2),
+        "decode_speed": round(1000 / one["decode_ms"], 2),
+        "encode_speed_all_threads": round(1000 / all_threads["encode_ms"], 2),
+        "decode_speed_all_threads": round(1000 / all_threads["decode_ms"], 2),
+        "threads": threads,
+        "macs_per_second": count_macs(codec),
+        **reach(codec),
+    }
+
+
+def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **named: Any) -> int:
+    """Operations of oneDNN's matrix product, which torch's counter does not know."""
+    return 2 * math.prod(input_shape) * weight_shape[0]
+
+
+def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
+    """Multiply–accumulates per second of audio of encoder, quantizer (coding and decoding) and decoder.
+
+    Convolutions and matrix products; what is done sample by sample is not counted.
+    """
+    frames = max(1, round(seconds * codec.frame_rate))
+    device = next(codec.parameters()).device
+    audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length, device=device)
+
+    def macs(work: Callable[[], Any]) -> int:
+        counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: count_linear}
+        )
+        # Fused recurrent layers are one operation that cannot be counted; the plain ones are many that can.
+        with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
+            warnings.simplefilter("ignore", UserWarning)  # of an option of other hardware
+            with torch.backends.mkldnn.flags(enabled=False), counter:
+                work()
+        return round(counter.get_total_flops() / 2 * codec.sample_rate / audio.shape[-1])
+
+    latents = codec.latents(audio)
+    with torch.inference_mode(False), torch.no_grad():
+        audio, latents = audio.clone(), latents.clone()
+        return {
+            "encoder": macs(lambda: codec.latents(audio)),
+            "quantizer": macs(lambda: codec.quantizer(latents)),
+            "decoder": macs(lambda: codec.autoencoder.decode(latents)),
+        }
+
+
+def reach(codec: Codec) -> dict[str, float | None]:
+    """Milliseconds: `latency` until a sample can be given back, and what encoder and decoder see.
+
+    `encoder_field` is the audio that decides on one latent, `decoder_field` the audio that a latent changes;
+    None where it does not end, as with recurrent layers. Computing takes no time here.
+    """
+    first, last = encoder_reach(codec)
+    begin, end = decoder_reach(codec)
+    hop, stride = codec.autoencoder.hop_length, codec.quantizer.stride
+    # Codes of one frame come together: the last of its latents is what the first has to wait for.
+    latency = (stride - 1) * hop + last - begin + 1
+    milliseconds = 1000 / codec.sample_rate
+    recurrent = {
+        part: any(isinstance(module, nn.RNNBase) for module in getattr(codec.autoencoder, part).modules())
+        for part in ("encoder", "decoder")
+    }
+    return {
+        "latency": round(latency * milliseconds, 4),
+        "encoder_field": None if recurrent["encoder"] else round((last - first + 1) * milliseconds, 4),
+        "decoder_field": None if recurrent["decoder"] else round((end - begin + 1) * milliseconds, 4),
+    }
+
+
+def middle(codec: Codec) -> int:
+    """A latent with `CONTEXT` on both sides, of twice as many and one."""
+    return math.ceil(CONTEXT * codec.sample_rate / codec.autoencoder.hop_length / codec.quantizer.stride) * (
+        codec.quantizer.stride
+    )
+
+
+def encoder_reach(codec: Codec) -> tuple[int, int]:
+    """First and last sample, relative to the first of its hop, on which a latent depends: by its gradient."""
+    hop, place = codec.autoencoder.hop_length, middle(codec)
+    device = next(codec.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad():
+        shape = (1, codec.audio_channels, (2 * place + codec.quantizer.stride) * hop)
+        audio = (0.1 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        latents = codec.autoencoder.encode(audio)[..., place]
+        (gradient,) = torch.autograd.grad(latents.square().sum(), audio)
+    reached = gradient.abs().sum((0, 1)).nonzero()
+    return int(reached.min()) - place * hop, int(reached.max()) - place * hop
+
+
+def decoder_reach(codec: Codec) -> tuple[int, int]:
+    """First and last sample, relative to the first of its hop, that change with a latent: by changing it."""
+    hop, place = codec.autoencoder.hop_length, middle(codec)
+    device = next(codec.parameters()).device
+    shape = (1, codec.autoencoder.latent_dim, 2 * place + codec.quantizer.stride)
+    with torch.inference_mode():
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        changed = latents.clone()
+        changed[..., place] += 1
+        pair = [codec.autoencoder.decode(latents) for latents in (latents, changed)]
+    reached = (pair[0] != pair[1]).any(dim=1)[0].nonzero()
+    return int(reached.min()) - place * hop, int(reached.max()) - place * hop

@@ -1,0 +1,70 @@
+"""Do the tokens stay? The share of codes that change with what should not matter; what a stage adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codec.model import Codec
+
+GAIN = 10 ** (6 / 20)
+
+
+@torch.inference_mode()
+def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
+    """Shares of codes, over clips `[1, C, T]` of any lengths, that differ from those of the clip alone.
+
+    `batch`: in a batch of four; `chunks`: streamed in pieces, where the codec can stream; `shift`: one sample
+    later (frames compared at their place); `gain_up`, `gain_down`: by 6 dB; `reencode`: of the decoded audio.
+    Empty for a quantizer without codes.
+    """
+    if not codec.quantizer.codebook_sizes:
+        return {}
+    changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "batch": lambda audio, codes: codec.encode(audio.repeat(4, 1, 1) * powers(audio))[:1],
+        "shift": lambda audio, codes: codec.encode(torch.nn.functional.pad(audio, (1, 0))[..., :-1]),
+        "gain_up": lambda audio, codes: codec.encode(GAIN * audio),
+        "gain_down": lambda audio, codes: codec.encode(audio / GAIN),
+        "reencode": lambda audio, codes: codec.encode(codec.decode(codes, audio.shape[-1])),
+    }
+    if hasattr(codec, "streaming"):
+        changes["chunks"] = lambda audio, codes: stream(codec, audio)
+    differ, total = dict.fromkeys(changes, 0), 0
+    for audio in clips:
+        codes = codec.encode(audio)
+        total += codes.numel()
+        for name, change in changes.items():
+            differ[name] += int((change(audio, codes) != codes).sum())
+    return {name: count / total for name, count in differ.items()} if total else {}
+
+
+def powers(audio: Tensor) -> Tensor:
+    """Levels `[4, 1, 1]` of a batch: the first is the clip as it is, the others are not."""
+    return torch.tensor([1.0, 0.5, -1.0, 0.25], device=audio.device)[:, None, None]
+
+
+def stream(codec: Any, audio: Tensor, pieces: int = 7) -> Tensor:
+    """Codes of audio that comes in pieces of odd lengths."""
+    length = -(-audio.shape[-1] // pieces)
+    with codec.streaming(batch=1) as streaming:
+        parts = [streaming.encode(piece) for piece in audio.split(length, dim=-1)]
+        parts.append(streaming.encode(audio[..., :0], final=True))
+    return torch.cat(parts, dim=-1)
+
+
+@torch.inference_mode()
+def stage_energy(codec: Codec, clips: Iterable[Tensor]) -> list[float]:
+    """Share of the latents' energy that is left after each stage: 1 means that a stage added nothing."""
+    stages = len(codec.quantizer.codebook_sizes)
+    left, whole = torch.zeros(stages, dtype=torch.float64), 0.0
+    for audio in clips:
+        latents = codec.latents(audio)
+        codes = codec.quantizer.encode(latents)
+        whole += float(latents.double().square().sum())
+        for stage in range(stages):
+            error = latents - codec.quantizer.decode(codes[:, : stage + 1])
+            left[stage] += float(error.double().square().sum())
+    return [round(value, 4) for value in (left / max(whole, 1e-30)).tolist()]

@@ -1,0 +1,150 @@
+"""What a codec costs, against arithmetic on its layers; what its tokens stand, on codecs made to stand it."""
+
+import pytest
+import torch
+from composed import config
+from torch import Tensor, nn
+
+from codec.complexity import cost, count_macs, reach
+from codec.model import Codec, build_codec
+from codec.stability import stage_energy, token_stability
+
+RATE = 16_000
+
+
+def codec(*overrides: str) -> Codec:
+    torch.manual_seed(0)
+    return build_codec(config("experiment=tiny", "autoencoder.latent_dim=8", *overrides)["model"]).eval()
+
+
+def conv_macs(network: nn.Module, work) -> int:
+    """Multiplications of convolutions and recurrent layers, from the shapes that pass through them."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv1d):
+            total += output.numel() * module.in_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, nn.ConvTranspose1d):
+            total += inputs[0].numel() * module.out_channels // module.groups * module.kernel_size[0]
+        elif isinstance(module, nn.LSTM):
+            frames = inputs[0].shape[0] * inputs[0].shape[1]
+            width = module.hidden_size
+            total += frames * module.num_layers * 4 * width * (width + width)
+
+    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    with torch.inference_mode():
+        work()
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["autoencoder.lstm_layers=2"], ["autoencoder.layers.weight_norm=true"]]
+)
+def test_multiplications_are_those_of_the_layers(overrides):
+    model = codec(*overrides)
+    found = count_macs(model)
+    second = torch.zeros(1, 1, RATE)
+    frames = torch.zeros(1, 8, RATE // model.hop_length)
+    assert found["encoder"] == conv_macs(model.autoencoder, lambda: model.autoencoder.encode(second))
+    assert found["decoder"] == conv_macs(model.autoencoder, lambda: model.autoencoder.decode(frames))
+
+
+def test_a_search_multiplies_every_latent_with_every_code():
+    model = codec("quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=64")
+    assert count_macs(model)["quantizer"] == 3 * 64 * 8 * RATE // model.hop_length
+
+
+def test_a_causal_codec_waits_for_one_frame():
+    model = codec()
+    found = reach(model)
+    assert found["latency"] == pytest.approx(1000 * model.hop_length / RATE)
+    assert found["encoder_field"] > found["latency"] and found["decoder_field"] > found["latency"]
+
+
+def test_a_centred_codec_waits_as_long_as_changing_the_future_changes_the_past():
+    model = codec("autoencoder.layers.causal=false")
+    latency = round(reach(model)["latency"] * RATE / 1000)
+    model.double()  # the last samples change little
+    assert latency > model.hop_length
+    torch.manual_seed(1)
+    place = 20 * model.hop_length
+    early = []
+    for start in range(place, place + model.hop_length):
+        audio = torch.randn(1, 1, 40 * model.hop_length, dtype=torch.float64)
+        later = audio.clone()
+        later[..., start:] = torch.randn_like(later[..., start:])
+        with torch.inference_mode():
+            pair = [model.autoencoder.decode(model.autoencoder.encode(x)) for x in (audio, later)]
+        early.append(start - int((pair[0] != pair[1]).any(1)[0].nonzero()[0]))
+    # Sample t needs audio up to t + latency - 1: what comes later changes nothing before it.
+    assert max(early) == latency - 1
+
+
+def test_recurrent_layers_see_without_end():
+    found = reach(codec("autoencoder.lstm_layers=1"))
+    assert found["encoder_field"] is None and found["decoder_field"] is None
+    assert found["latency"] == pytest.approx(1000 * 128 / RATE)
+
+
+def test_packed_frames_are_waited_for():
+    model = codec("quantizer=multiscale_rvq")
+    assert model.quantizer.stride > 1
+    assert reach(model)["latency"] == pytest.approx(1000 * model.hop_length / RATE)
+
+
+def test_speed_is_positive_and_threads_are_given_back():
+    threads = torch.get_num_threads()
+    found = cost(codec(), 0.1 * torch.randn(1, 1, RATE))
+    assert all(
+        found[f"{part}_speed{all_}"] > 0 for part in ("encode", "decode") for all_ in ("", "_all_threads")
+    )
+    assert torch.get_num_threads() == threads
+
+
+# Tokens
+
+
+class Signs(nn.Module):
+    """A stand-in whose codes are the signs of the samples: they stand any gain and no shift."""
+
+    class Quantizer:
+        codebook_sizes = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.quantizer = Signs.Quantizer()
+
+    def encode(self, audio: Tensor) -> Tensor:
+        return (audio > 0).long()
+
+    def decode(self, codes: Tensor, length: int) -> Tensor:
+        return (2.0 * codes - 1)[..., :length]
+
+
+def test_shares_are_those_of_codes_that_differ():
+    audio = torch.tensor([1.0, -1, -1, 1, 1, -1])[None, None]
+    found = token_stability(Signs(), [audio, audio])
+    # One sample later: 0 1 -1 -1 1 1 has other signs at 1, 3 and 5 (and 0, which had a 1).
+    assert found == {"batch": 0, "shift": pytest.approx(4 / 6), "gain_up": 0, "gain_down": 0, "reencode": 0}
+
+
+def test_a_trained_codec_s_batches_are_its_single_clips():
+    found = token_stability(codec(), [0.1 * torch.randn(1, 1, RATE // 2)])
+    assert found["batch"] == 0 and 0 < found["shift"] <= 1
+    assert token_stability(codec("quantizer=none"), [torch.randn(1, 1, RATE)]) == {}
+
+
+def test_every_stage_leaves_less_energy():
+    model = codec("quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=8")
+    audio = 0.3 * torch.randn(1, 1, RATE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        latents = model.latents(audio)
+        model.quantizer.initialise(latents.transpose(1, 2).reshape(-1, 8))
+        expected = (
+            latents - model.quantizer.decode(model.encode(audio))
+        ).square().sum() / latents.square().sum()
+    left = stage_energy(model, [audio])
+    assert 1 > left[0] > left[1] > left[2] == pytest.approx(float(expected), abs=1e-4)
