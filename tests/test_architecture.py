@@ -19,9 +19,11 @@ LAYERS = """
     codec cli
     sweep ray_launcher search overrides
     run doctor report
+    huggingface
     telemetry tables resume
-    training evaluation checkpoints logs loggers results
+    training evaluation checkpoints logs loggers results dac_format encodec_format verification
     data synthetic model losses optimization
+    foreign
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
