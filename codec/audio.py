@@ -4,8 +4,7 @@ import io
 import os
 import re
 import secrets
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import soxr
+
+from codec.audio_errors import AudioError, printable, require_regular, why_empty, why_not_opened
 
 BLOCK = 2**18
 """Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
@@ -33,32 +34,6 @@ CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 # A writer to a pipe cannot go back to fill in the size and leaves 0 or the largest number it can.
 STREAMED_SIZE = 0x7FFF0000
 
-CONTAINERS = (
-    b"RIFF",
-    b"RIFX",
-    b"RF64",
-    b"riff",
-    b"fLaC",
-    b"OggS",
-    b"FORM",
-    b".snd",
-    b"caff",
-    b"ID3",
-    b"\xff\xfb",
-)
-
-
-class AudioError(ValueError):
-    """A file that cannot be used as audio: its `path`, and the `reason` in plain words."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.reason}"
-
 
 class AudioInfo(NamedTuple):
     """What a file's header says: length in frames (samples per channel), rate in Hz, channels."""
@@ -66,12 +41,6 @@ class AudioInfo(NamedTuple):
     frames: int
     sample_rate: int
     channels: int
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""A file's name for messages: one line, valid UTF-8; odd bytes and control characters as `\x..`."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def resampled_length(frames: int, sample_rate: int, target_rate: int) -> int:
@@ -82,7 +51,7 @@ def resampled_length(frames: int, sample_rate: int, target_rate: int) -> int:
 @contextmanager
 def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """Open a file for reading; whatever libsndfile refuses, now or while reading, is an `AudioError`."""
-    _require_regular(path)
+    require_regular(path)
     # libsndfile takes bytes: a name that is not UTF-8 cannot be encoded again by soundfile.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
     try:
@@ -92,7 +61,7 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
             path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
         ) from error
     except soundfile.LibsndfileError as error:
-        raise AudioError(path, _why_not_opened(path, error.error_string)) from error
+        raise AudioError(path, why_not_opened(path, error.error_string)) from error
     with file:
         try:
             yield file
@@ -104,7 +73,7 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> AudioInfo:
     """The header of an open file; `AudioError` when it holds no samples or fewer than it promises."""
     if file.frames == 0:
-        raise AudioError(path, _why_empty(path))
+        raise AudioError(path, why_empty(path))
     cut = CUT_CHUNK.search(file.extra_info)
     if cut and int(cut[1]) < STREAMED_SIZE:
         raise AudioError(
@@ -154,12 +123,17 @@ def measure(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> tuple[fl
             hot = np.pad(magnitude >= 0.999, ((2, 2), (0, 0)))
             run = hot[:-2] & hot[1:-1] & hot[2:]
             clipped += int((run[:-2] | run[1:-1] | run[2:]).sum())
+    check_peak(peak, path)
+    samples = frames * file.channels
+    return peak, (energy / samples) ** 0.5, clipped / samples
+
+
+def check_peak(peak: float, path: str | os.PathLike[str]) -> None:
+    """Raise `AudioError` for a file that is silent, or was never scaled to ±1."""
     if peak < SILENT_PEAK:
         raise AudioError(path, f"silent: no sample above {20 * np.log10(SILENT_PEAK):.0f} dBFS")
     if peak > LARGEST_PEAK:
         raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
-    samples = frames * file.channels
-    return peak, (energy / samples) ** 0.5, clipped / samples
 
 
 def rms(audio: np.ndarray) -> float:
@@ -202,43 +176,63 @@ def read_segment(
     return _finite(np.ascontiguousarray(audio.T), path)
 
 
-def read_audio(
+def read_blocks(
     path: str | os.PathLike[str], sample_rate: int | None = None, channels: int | None = None
-) -> tuple[np.ndarray, int]:
-    """A whole file `[C, T]` and its rate in Hz, resampled and mixed (as `read_segment` does) if asked.
+) -> Iterator[np.ndarray]:
+    """A whole file, resampled and mixed as `read_segment` does if asked, in blocks `[C, n]` of some seconds.
 
     Raises `AudioError` for every file that `read_info` refuses, that does not decode to its end or
     that holds samples which are not finite.
     """
     with open_audio(path) as file:
         info = read_header(file, path)
-        rate = sample_rate or info.sample_rate
-        mixed = (_mix(block, channels or info.channels) for block in decode_blocks(file, path))
+        rate, wanted = sample_rate or info.sample_rate, channels or info.channels
+        mixed = (_mix(block, wanted) for block in decode_blocks(file, path))
         if rate != info.sample_rate:
-            mixed = _resample_blocks(mixed, info, rate, channels or info.channels)
-        audio = np.concatenate(list(mixed))[: resampled_length(info.frames, info.sample_rate, rate)]
-    return _finite(np.ascontiguousarray(audio.T), path), rate
+            mixed = _resample_blocks(mixed, info, rate, wanted)
+        left = resampled_length(info.frames, info.sample_rate, rate)
+        for block in mixed:
+            yield _finite(np.ascontiguousarray(block[:left].T), path)
+            left -= len(block[:left])
+
+
+def read_audio(
+    path: str | os.PathLike[str], sample_rate: int | None = None, channels: int | None = None
+) -> tuple[np.ndarray, int]:
+    """A whole file `[C, T]` and its rate in Hz; see `read_blocks`."""
+    audio = np.concatenate(list(read_blocks(path, sample_rate, channels)), axis=1)
+    return audio, sample_rate or read_info(path).sample_rate
 
 
 def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int) -> None:
-    """Write `audio` `[C, T]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
+    """Write `audio` `[C, T]` as `write_wav_blocks` does."""
+    write_wav_blocks(path, [audio], sample_rate)
 
-    Raises `ValueError` for another shape and for samples that are not finite.
+
+def write_wav_blocks(
+    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, large: bool = False
+) -> None:
+    """Write blocks `[C, n]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
+
+    A wav of 4 GB or more has to be `large` (RF64). Raises `ValueError` for another shape and for samples
+    that are not finite.
     """
-    if audio.ndim != 2 or audio.shape[0] < 1:
-        raise ValueError(
-            f"write_wav needs audio of shape [C, T], got {list(audio.shape)} for {printable(path)}"
-        )
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{printable(path)} not written: the audio holds NaN or infinite samples")
-    # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
-    samples = np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
     target = Path(path)
     # A short name of its own: a long target name plus a suffix would pass the 255 bytes of file systems.
     temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    options = {"format": "RF64" if large else "WAV", "subtype": "PCM_16"}
+    samples = (_pcm16(block, path) for block in blocks)
+    first = next(samples, None)
+    if first is None:
+        raise ValueError(f"{printable(path)} not written: there is no audio")
     try:
-        with open(temporary, "xb") as file:
-            soundfile.write(file, samples, sample_rate, format="WAV", subtype="PCM_16")
+        with (
+            open(temporary, "xb") as opened,
+            soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], **options) as file,
+        ):
+            file.write(first)
+            for block in samples:
+                file.write(block)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -251,47 +245,14 @@ def flac_bytes(audio: np.ndarray, sample_rate: int) -> bytes:
     return content.getvalue()
 
 
-def _require_regular(path: str | os.PathLike[str]) -> None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise AudioError(path, _plain(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO, socket or device"
-        raise AudioError(path, f"not a regular file but {kind}")
-    if status.st_size == 0:
-        raise AudioError(path, "zero-length file")
-
-
-def _plain(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file (deleted, or a dangling link)"
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text[:1].lower() + text[1:]
-
-
-def _why_not_opened(path: str | os.PathLike[str], message: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise AudioError(path, _plain(error)) from error
-    if head.startswith(CONTAINERS):
-        return f"damaged or unsupported: {message.rstrip('.')} (begins with {head[:12]!r})"
-    return f"not audio: begins with {head!r}"
-
-
-def _why_empty(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        head = file.read(4096)
-        size = file.seek(0, os.SEEK_END)
-    follow = size - head.find(b"data") - 8
-    if head.startswith(b"RIFF") and b"data" in head and follow > 0:
-        return (
-            f"streamed wav: its header says 0 samples although {follow} bytes follow; "
-            "rewrite it (e.g. `ffmpeg -i in.wav out.wav` or `sox --ignore-length in.wav out.wav`)"
-        )
-    return "header only: 0 samples" if size < 1024 else f"truncated or damaged: no samples in {size} bytes"
+def _pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if audio.ndim != 2 or audio.shape[0] < 1:
+        shape = list(audio.shape)
+        raise ValueError(f"write_wav needs audio of shape [C, T], got {shape} for {printable(path)}")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{printable(path)} not written: the audio holds NaN or infinite samples")
+    # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
+    return np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _read(file: soundfile.SoundFile, start: int, frames: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError, build, locate, locate_own, validate
 from codec.quantizers.base import Quantized, Quantizer
+from codec.streaming import Stream
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
 
@@ -92,6 +93,10 @@ class Codec(nn.Module):
                 f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
             )
         return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
+
+    def streaming(self, batch: int = 1) -> Stream:
+        """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now."""
+        return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch)
 
     def codec_id(self) -> str:
         """Hexadecimal SHA-256 of config and weights: equal for codecs whose codes mean the same audio."""

@@ -24,9 +24,12 @@ LAYERS = """
     training evaluation checkpoints logs loggers results dac_format encodec_format verification
     data synthetic model losses optimization
     foreign
+    streaming
+    steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
     layers spectrogram distributed workers config audio
+    audio_errors
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

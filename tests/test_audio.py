@@ -210,10 +210,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_wav(tmp_path / "a.wav", np.zeros((1, 10)), RATE)
 
     def fail(file, *arguments, **options):
-        file.write(b"half")
+        file.buffer_write(b"half", "int16")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(soundfile, "write", fail)
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         write_wav(tmp_path / "a.wav", np.zeros((1, 20)), RATE)
     assert read_info(tmp_path / "a.wav").frames == 10 and os.listdir(tmp_path) == ["a.wav"]

@@ -1,0 +1,262 @@
+"""A network's layers in pieces: what the samples so far determine, and the state from which the rest follows.
+
+Nothing is computed twice, and nothing is guessed at the seams: a causal network answers at once, a centred
+one as soon as it has seen enough, a recurrent one carries its memory along. Signals are `[B, T, C]`: so a
+convolution is one matrix product, twice as fast as a convolution of the few samples of one frame.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codec.autoencoders.seanet import ResidualUnit
+from codec.layers import LSTM, Conv1d, ConvTranspose1d, Snake, linear
+
+State = list[Tensor]
+LONG = 2**24  # samples, more than any network's receptive field
+
+
+class Step(nn.Module):
+    """One layer in pieces: of `x` `[B, T, C]`, any `T >= 0`, and a state it makes outputs and the next state.
+
+    Only where no output waits for later samples has the state fixed shapes, as an exported graph needs.
+    """
+
+    def count(self, inputs: int) -> int:
+        """How many outputs the first `inputs` samples determine."""
+        return inputs
+
+    def initial(self, batch: int) -> State:
+        """State before the first sample."""
+        return []
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Outputs that `x` completes, and the next state; with `final` all that remain."""
+        raise NotImplementedError
+
+
+class Pointwise(Step):
+    """An activation: it needs nothing but the sample itself."""
+
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Activate."""
+        return self.activation(x), []
+
+
+class TimeMajorSnake(nn.Module):
+    """`codec.layers.Snake` of `[B, T, C]`."""
+
+    alpha: Tensor
+
+    def __init__(self, snake: Snake):
+        super().__init__()
+        self.register_buffer("alpha", snake.alpha.detach().transpose(1, 2).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activate."""
+        return x + torch.sin(self.alpha * x).square() * (1 / (self.alpha + 1e-9))
+
+
+class Convolution(Step):
+    """A convolution as one matrix product: the samples under its taps, side by side, times `[k * C, C']`.
+
+    `weight` `[C', C, k]`; the signal is preceded by `left` zeros and followed by `right`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, left: int, right: int
+    ):
+        super().__init__()
+        outputs, self.channels, self.kernel_size = weight.shape
+        taps = weight.detach().transpose(1, 2).reshape(outputs, -1)
+        self.register_buffer("weight", taps.clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        self.stride, self.dilation, self.left, self.right = stride, dilation, left, right
+        self.span = (self.kernel_size - 1) * dilation + 1
+        if self.span < stride:
+            raise ValueError(f"a convolution of {self.span} samples every {stride} cannot be streamed")
+
+    def count(self, inputs: int) -> int:
+        """How often the kernel fits."""
+        return max(0, (self.left + inputs - self.span) // self.stride + 1)
+
+    def initial(self, batch: int) -> State:
+        """The zeros before the signal."""
+        return [self.weight.new_zeros(batch, self.left, self.channels)] if self.span > 1 else []
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Convolve as far as the kernel reaches."""
+        if self.span == 1:
+            return linear(x, self.weight, self.bias), []
+        after = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
+        x = torch.cat([*state, x, *after], 1)
+        count = max(0, self.count(x.shape[1] - self.left))
+        answer = linear(self.windows(x, count), self.weight, self.bias)
+        return answer, [x[:, count * self.stride :]]
+
+    def windows(self, x: Tensor, count: int) -> Tensor:
+        """What the kernel sees at each of `count` places, `[B, count, k * C]`."""
+        if torch.compiler.is_compiling():
+            reach = (count - 1) * self.stride + 1
+            starts = range(0, self.span, self.dilation)
+            return torch.cat([x[:, start : start + reach : self.stride] for start in starts], 2)
+        x = x.contiguous()
+        size = (len(x), count, self.kernel_size, self.channels)
+        batch, step = x.stride(0), self.channels
+        strides = (batch, self.stride * step, self.dilation * step, 1)
+        return x.as_strided(size, strides).reshape(len(x), count, self.kernel_size * self.channels)
+
+
+class Upsampling(Step):
+    """A transposed convolution: each step, with those before that reach into it, gives `stride` samples.
+
+    `trim` samples are cut off the whole signal's start, and as many more follow its last step.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, trim: int):
+        super().__init__()
+        inputs, outputs, kernel_size = weight.shape
+        reach = -(-kernel_size // stride)
+        padded = functional.pad(weight.detach(), (0, reach * stride - kernel_size))
+        blocks = padded.view(inputs, outputs, reach, stride).flip(2)
+        taps = blocks.permute(3, 1, 0, 2).reshape(stride * outputs, inputs, reach)
+        repeated = None if bias is None else bias.detach().repeat(stride)
+        self.steps = Convolution(taps, repeated, 1, 1, reach - 1, 0)
+        self.outputs, self.stride, self.trim = outputs, stride, trim
+
+    def count(self, inputs: int) -> int:
+        """All samples of the inputs but those that are cut."""
+        return max(0, inputs * self.stride - self.trim)
+
+    def initial(self, batch: int) -> State:
+        """No steps before, and how much of the start is still to be cut."""
+        return [*self.steps.initial(batch), *([torch.tensor(self.trim)] if self.trim else [])]
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Upsample."""
+        more = -(-self.trim // self.stride) if final else 0
+        x = functional.pad(x, (0, 0, 0, more)) if more else x
+        kept = len(state) - bool(self.trim)
+        blocks, following = self.steps(x, state[:kept])
+        samples = blocks.reshape(len(x), -1, self.outputs)
+        if not self.trim:
+            return samples, following
+        cut = min(int(state[-1]), samples.shape[1])
+        end = samples.shape[1] - (more * self.stride - self.trim if final else 0)
+        return samples[:, cut:end], [*following, state[-1] - cut]
+
+
+class Recurrent(Step):
+    """An LSTM that remembers what it knew at the end of the last piece."""
+
+    def __init__(self, lstm: nn.LSTM):
+        super().__init__()
+        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers)
+        self.lstm.load_state_dict(lstm.state_dict())
+        self.requires_grad_(False)
+
+    def initial(self, batch: int) -> State:
+        """Hidden and cell state of zeros."""
+        shape = self.lstm.num_layers, batch, self.lstm.hidden_size
+        parameter = next(self.lstm.parameters())
+        return [parameter.new_zeros(shape), parameter.new_zeros(shape)]
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Run over the steps that came."""
+        if x.shape[1] == 0:
+            return x, state
+        answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
+        return x + answer.transpose(0, 1), list(following)
+
+
+class Chain(Step):
+    """Steps one after the other."""
+
+    def __init__(self, steps: Sequence[Step]):
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.sizes = [len(step.initial(1)) for step in steps]
+
+    @property
+    def parts(self) -> list[Step]:
+        """The steps, first first."""
+        return list(self.steps)  # type: ignore[arg-type]
+
+    def count(self, inputs: int) -> int:
+        """What is left after the last step."""
+        return functools.reduce(lambda count, step: step.count(count), self.parts, inputs)
+
+    def initial(self, batch: int) -> State:
+        """All steps' states in a row."""
+        return [tensor for step in self.parts for tensor in step.initial(batch)]
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Run all steps."""
+        ends = list(itertools.accumulate(self.sizes))
+        following: State = []
+        for step, size, end in zip(self.parts, self.sizes, ends, strict=True):
+            x, part = step(x, state[end - size : end], final)
+            following += part
+        return x, following
+
+
+class Skip(Step):
+    """A block and the way around it, where samples wait for what the block makes of them."""
+
+    def __init__(self, block: Step, around: Step):
+        super().__init__()
+        self.block, self.around = block, around
+        self.waits = block.count(LONG) < LONG
+
+    def count(self, inputs: int) -> int:
+        """As many as the block answers."""
+        return self.block.count(inputs)
+
+    def initial(self, batch: int) -> State:
+        """The block's state, and nobody waiting."""
+        inner = self.block.initial(batch)
+        return [*inner, inner[0][:, :0]] if self.waits else inner
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Add the block's answers to the samples they belong to."""
+        if not self.waits:
+            answer, following = self.block(x, state, final)
+            return self.around(x, [])[0] + answer, following
+        waiting = torch.cat([state[-1], x], 1)
+        answer, following = self.block(x, state[:-1], final)
+        count = answer.shape[1]
+        return self.around(waiting[:, :count], [])[0] + answer, [*following, waiting[:, count:]]
+
+
+def in_steps(layer: nn.Module) -> Step:
+    """A layer of an encoder or decoder, or a sequence of them, in pieces; TypeError for an unknown layer."""
+    if isinstance(layer, ResidualUnit):
+        return Skip(in_steps(layer.block), in_steps(layer.skip))
+    if isinstance(layer, nn.Sequential):
+        return Chain([in_steps(part) for part in layer])
+    if isinstance(layer, Conv1d):
+        conv = layer.conv
+        (stride,), (dilation,) = conv.stride, conv.dilation
+        return Convolution(conv.weight, conv.bias, stride, dilation, layer.left, layer.right)
+    if isinstance(layer, ConvTranspose1d):
+        return Upsampling(layer.conv.weight, layer.conv.bias, layer.conv.stride[0], layer.left)
+    if isinstance(layer, LSTM):
+        return Recurrent(layer.lstm)
+    if isinstance(layer, Snake):
+        return Pointwise(TimeMajorSnake(layer))
+    if isinstance(layer, nn.ELU | nn.LeakyReLU | nn.Tanh | nn.Identity):
+        return Pointwise(layer)
+    raise TypeError(f"{type(layer).__name__} has no streaming form: add one to codec/steps.py")

@@ -1,0 +1,169 @@
+"""A stream is the whole: same codes, same audio, whatever the pieces."""
+
+import itertools
+
+import pytest
+import torch
+from composed import config, options
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import nn
+
+from codec.model import Codec, build_codec
+from codec.steps import in_steps
+
+SMALL = ["autoencoder.encoder_channels=2", "autoencoder.decoder_channels=32", "autoencoder.latent_dim=8"]
+CENTRED = "autoencoder.layers.causal=false"
+MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
+    "centred": ["autoencoder=tiny", CENTRED],
+    "odd strides": ["autoencoder=tiny", CENTRED, "autoencoder.strides=[3,2]"],
+    "centred, recurrent": ["autoencoder=tiny", CENTRED, "autoencoder.lstm_layers=2"],
+    "centred, several rates": ["autoencoder=tiny", CENTRED, "quantizer=multiscale_rvq"],
+    "stereo": ["autoencoder=tiny", "channels=2"],
+    "no codes between": ["autoencoder=tiny", "quantizer=fsq"],
+}
+
+
+def model(name: str) -> Codec:
+    torch.manual_seed(0)
+    return build_codec(config(*MODELS[name], *SMALL)["model"]).eval()
+
+
+def noise(codec: Codec, samples: int, batch: int = 2) -> torch.Tensor:
+    return 0.1 * torch.randn(batch, codec.audio_channels, samples)
+
+
+def cut(signal: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
+    """A signal in pieces of these lengths, over and over."""
+    ends = [0]
+    for length in itertools.cycle(lengths):
+        if ends[-1] >= signal.shape[-1]:
+            break
+        ends.append(ends[-1] + length)
+    return [signal[..., a:b] for a, b in itertools.pairwise(ends)]
+
+
+def streamed(push, pieces: list[torch.Tensor]) -> torch.Tensor:
+    last = len(pieces) - 1
+    return torch.cat([push(piece, final=number == last) for number, piece in enumerate(pieces)], 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_pieces_of_every_size_give_the_codes_and_audio_of_the_whole(name):
+    codec = model(name)
+    audio = noise(codec, 9 * codec.hop_length + 5)
+    codes = codec.encode(audio)
+    decoded = codec.decode(codes)
+    for lengths in ([codec.hop_length], [1, 0, 3 * codec.hop_length - 1, 17], [audio.shape[2]]):
+        with codec.streaming(batch=2) as stream:
+            assert torch.equal(streamed(stream.encode, cut(audio, lengths)), codes)
+            frames = [-(-length // codec.hop_length) for length in lengths]
+            torch.testing.assert_close(
+                streamed(stream.decode, cut(codes, frames)), decoded, atol=1e-5, rtol=0
+            )
+
+
+CENTRED_MODEL = model("centred, recurrent")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 700), min_size=1, max_size=6).filter(any), st.integers(1, 3000))
+@torch.no_grad()
+def test_no_way_of_cutting_makes_a_difference(lengths, samples):
+    audio = noise(CENTRED_MODEL, samples, batch=1)
+    codes = CENTRED_MODEL.encode(audio)
+    with CENTRED_MODEL.streaming() as stream:
+        assert torch.equal(streamed(stream.encode, cut(audio, lengths)), codes)
+        decoded = streamed(stream.decode, cut(codes, lengths))
+    torch.testing.assert_close(decoded, CENTRED_MODEL.decode(codes), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["soundstream", "encodec", "dac_16khz", "centred", "odd strides"])
+@torch.no_grad()
+def test_the_latency_is_how_long_a_sample_takes(name):
+    codec = model(name)
+    hop, frames = codec.hop_length, 60
+    with codec.streaming() as stream:
+        came, delays = 0, []
+        for number in range(1, frames + 1):
+            came += stream.decode(stream.encode(noise(codec, hop, batch=1))).shape[2]
+            delays.append(number * hop - came)
+        # Of a frame its first sample waits longest: for the frame's end and for what is looked ahead at.
+        assert delays[-1] + hop == stream.latency
+        assert stream.latency_ms == pytest.approx(1000 * stream.latency / codec.sample_rate)
+    if MODELS[name] == [f"autoencoder={name}"] and name != "dac_16khz":
+        assert max(delays) == 0 and stream.latency == hop
+
+
+@torch.no_grad()
+def test_a_stream_goes_on_from_its_saved_state():
+    codec = model("centred, recurrent")
+    audio = noise(codec, 5000)
+    codes = codec.encode(audio)
+    first, second = codec.streaming(2), codec.streaming(2)
+    found = [first.encode(audio[..., :2345])]
+    heard = [first.decode(found[0])]
+    second.load_state(load(save(first.state())))
+    first.encode(audio)  # what the first does from here on is nothing to the second
+    found.append(second.encode(audio[..., 2345:], final=True))
+    heard.append(second.decode(found[1], final=True))
+    assert torch.equal(torch.cat(found, 2), codes)
+    torch.testing.assert_close(torch.cat(heard, 2), codec.decode(codes), atol=1e-5, rtol=0)
+
+
+def test_a_state_of_another_model_or_batch_is_refused():
+    stream = model("centred").streaming()
+    for other in (model("centred").streaming(2), model("encodec").streaming(), model("stereo").streaming()):
+        with pytest.raises(ValueError, match="another model or batch"):
+            stream.load_state(other.state())
+
+
+@torch.no_grad()
+def test_after_the_end_or_a_reset_a_new_signal_begins():
+    codec = model("encodec")
+    audio = noise(codec, 3000, batch=1)
+    with codec.streaming() as stream:
+        codes = stream.encode(audio, final=True)
+        assert torch.equal(stream.encode(audio, final=True), codes)
+        heard = stream.decode(codes, final=True)
+        stream.encode(audio)
+        stream.decode(codes)
+        stream.reset()
+        assert torch.equal(stream.encode(audio, final=True), codes)
+        assert torch.equal(stream.decode(codes, final=True), heard)
+
+
+@torch.no_grad()
+def test_fewer_stages_and_a_wider_search_work_as_offline():
+    codec = model("tiny")
+    audio = noise(codec, 2000)
+    with codec.streaming(2) as stream:
+        assert torch.equal(stream.encode(audio, True, num_quantizers=3), codec.encode(audio, 3))
+        assert torch.equal(stream.encode(audio, True, beam=4), codec.encode(audio, beam=4))
+        codes = codec.encode(audio, 2)
+        torch.testing.assert_close(stream.decode(codes, True), codec.decode(codes), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("audio", "codes"),
+    [
+        (torch.zeros(1, 1, 10), torch.zeros(1, 4, 2, dtype=torch.int64)),
+        (torch.zeros(2, 2, 10), torch.full((2, 4, 2), 10**6)),
+        (torch.zeros(2, 1, 10, dtype=torch.int16), torch.zeros(2, 4, 2)),
+    ],
+)
+def test_what_does_not_fit_the_stream_is_refused(audio, codes):
+    stream = model("tiny").streaming(2)
+    with pytest.raises(ValueError, match="audio must be"):
+        stream.encode(audio)
+    with pytest.raises(ValueError, match="codes must be"):
+        stream.decode(codes)
+
+
+def test_impossible_streams_say_why():
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        model("tiny").streaming(0)
+    with pytest.raises(TypeError, match="GELU has no streaming form"):
+        in_steps(nn.Sequential(nn.GELU()))
