@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
-from codec.layers import ConvTranspose1d
+from codec.layers import LSTM, ConvTranspose1d
 from codec.model import Codec, build_codec
-from codec.quantizers.base import Quantizer
 
 
 class SubPixel(nn.Module):
@@ -32,7 +32,7 @@ class SubPixel(nn.Module):
         self.weight = nn.Parameter(taps.reshape(-1, weight.shape[0], 2).contiguous())
         assert conv.bias is not None
         self.bias = nn.Parameter(conv.bias.detach().repeat_interleave(self.stride))
-        self.left = layer.trim[0] or int(conv.padding[0])
+        self.left = layer.left
         self.future = self.left > 0  # a centred layer needs the frame after its last one
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -43,6 +43,45 @@ class SubPixel(nn.Module):
         spread = phases.unflatten(1, (channels, self.stride)).transpose(2, 3).flatten(2)
         length = latents.shape[2] * self.stride
         return spread[..., self.left : self.left + length] if self.future else spread
+
+
+class Recurrent(nn.Module):
+    """`codec.layers.LSTM` with its loop over frames written out, as graphs of any length need it."""
+
+    def __init__(self, layer: LSTM):
+        super().__init__()
+        lstm = layer.lstm
+        self.levels = nn.ModuleList()
+        for level in range(lstm.num_layers):
+            inputs, hidden, first, second = (
+                getattr(lstm, f"{kind}_l{level}").detach()
+                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            weights = {"inputs": inputs, "hidden": hidden.T.contiguous(), "bias": first + second}
+            self.levels.append(nn.ParameterDict(weights).requires_grad_(False))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Run over the frames of `[B, C, F]`."""
+        frames = latents.permute(2, 0, 1)
+        answer = frames
+        for weights in self.levels:
+            gates = functional.linear(answer, weights["inputs"], weights["bias"])
+            zeros = torch.zeros_like(frames[0])
+            _, answer = scan(cell(weights["hidden"]), (zeros, zeros.clone()), gates)
+        return (answer + frames).permute(1, 2, 0)
+
+
+def cell(hidden: Tensor) -> Callable[..., tuple[tuple[Tensor, Tensor], Tensor]]:
+    """One step of an LSTM whose inputs are multiplied already."""
+
+    def step(state: tuple[Tensor, Tensor], gates: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        output, memory = state
+        enter, forget, new, leave = (gates + output @ hidden).chunk(4, 1)
+        memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(new)
+        output = torch.sigmoid(leave) * torch.tanh(memory)
+        return (output, memory), output.clone()
+
+    return step
 
 
 class Encoder(nn.Module):
@@ -76,7 +115,7 @@ class Decoder(nn.Module):
 
 def in_one_row(frames: Tensor) -> Tensor:
     """`[B, D, F]` as `[1, D, B * F]`: frames are quantized one by one, so that no graph has to know B there."""
-    return frames.transpose(0, 1).flatten(1)[None]
+    return frames.transpose(1, 2).flatten(0, 1).contiguous().T[None]
 
 
 def as_batch(frames: Tensor, batch: int) -> Tensor:
@@ -99,29 +138,25 @@ def inference_codec(codec: Codec) -> Codec:
     for module in list(plain.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    for parent, name, layer in list(upsamplers(plain)):
-        setattr(parent, name, SubPixel(layer))
+    for parent in list(plain.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, ConvTranspose1d):
+                setattr(parent, name, SubPixel(layer))
+            elif isinstance(layer, LSTM):
+                setattr(parent, name, Recurrent(layer))
     return plain.requires_grad_(False)
 
 
-def upsamplers(module: nn.Module) -> Iterator[tuple[nn.Module, str, ConvTranspose1d]]:
-    """Every transposed convolution, with the module that holds it and its name there."""
-    for parent in module.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, ConvTranspose1d):
-                yield parent, name, child
-
-
+@torch.no_grad()
 def programs(codec: Codec) -> dict[str, torch.export.ExportedProgram]:
     """`encoder` and `decoder` of an `inference_codec` as graphs of any batch and length."""
-    batch, samples, frames = (torch.export.Dim.DYNAMIC for _ in range(3))
+    batch, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
     codes = torch.zeros(2, codec.quantizer.num_quantizers, 6, dtype=torch.int64)
-    return {
-        "encoder": torch.export.export(
-            Encoder(codec).eval(), (audio,), dynamic_shapes=({0: batch, 2: samples},), strict=False
-        ),
-        "decoder": torch.export.export(
-            Decoder(codec).eval(), (codes,), dynamic_shapes=({0: batch, 2: frames},), strict=False
-        ),
-    }
+    found = {}
+    for name, module, example in (("encoder", Encoder(codec), audio), ("decoder", Decoder(codec), codes)):
+        shapes = ({0: batch, 2: length},)
+        found[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
+        # The tracer assumes, and would have the graph check, that neither is 1; no operation depends on it.
+        found[name]._guards_code.clear()
+    return found
