@@ -148,6 +148,13 @@ def doctor() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
+def export() -> None:
+    """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
+    from codec.export import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)

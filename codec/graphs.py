@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from codec.config import ConfigError
 from codec.layers import LSTM, ConvTranspose1d
 from codec.model import Codec, build_codec
 
+FREE = torch.export.Dim.DYNAMIC
+
 
 class SubPixel(nn.Module):
-    """A transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape: the same sums.
+    """A transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape.
 
-    Runtimes have fast convolutions; what they have of transposed ones is up to twice as slow.
+    The same sums; runtimes have fast convolutions, and transposed ones that are up to twice as slow.
     """
 
     def __init__(self, layer: ConvTranspose1d):
@@ -64,7 +67,8 @@ class Recurrent(nn.Module):
         """Run over the frames of `[B, C, F]`."""
         frames = latents.permute(2, 0, 1)
         answer = frames
-        for weights in self.levels:
+        for level in self.levels:
+            weights = cast(nn.ParameterDict, level)
             gates = functional.linear(answer, weights["inputs"], weights["bias"])
             zeros = torch.zeros_like(frames[0])
             _, answer = scan(cell(weights["hidden"]), (zeros, zeros.clone()), gates)
@@ -89,15 +93,12 @@ class Encoder(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.network = codec.autoencoder.encoder
-        self.quantizer = codec.quantizer
-        self.hop_length = codec.hop_length
+        self.network = Network(codec)
+        self.codes = Codes(codec)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Encode."""
-        padded = functional.pad(audio, (0, -audio.shape[2] % self.hop_length))
-        latents = self.network(padded)
-        return as_batch(self.quantizer.encode(in_one_row(latents)), latents.shape[0])
+        return self.codes(self.network(audio))
 
 
 class Decoder(nn.Module):
@@ -113,8 +114,33 @@ class Decoder(nn.Module):
         return self.network(as_batch(self.quantizer.decode(in_one_row(codes)), codes.shape[0]))
 
 
+class Network(nn.Module):
+    """Latents `[B, D, F * stride]` of audio `[B, C, T]`; any T, padded with zeros to whole frames."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.network = codec.autoencoder.encoder
+        self.hop_length = codec.hop_length
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Run the encoder's layers."""
+        return self.network(functional.pad(audio, (0, -audio.shape[2] % self.hop_length)))
+
+
+class Codes(nn.Module):
+    """Codes int64 `[B, K, F]` of latents `[B, D, F * stride]`."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.quantizer = codec.quantizer
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Quantize."""
+        return as_batch(self.quantizer.encode(in_one_row(latents)), latents.shape[0])
+
+
 def in_one_row(frames: Tensor) -> Tensor:
-    """`[B, D, F]` as `[1, D, B * F]`: frames are quantized one by one, so that no graph has to know B there."""
+    """`[B, D, F]` as `[1, D, B * F]`: frames are quantized one by one, no graph has to know B there."""
     return frames.transpose(1, 2).flatten(0, 1).contiguous().T[None]
 
 
@@ -124,7 +150,7 @@ def as_batch(frames: Tensor, batch: int) -> Tensor:
 
 
 def inference_codec(codec: Codec) -> Codec:
-    """A copy on the CPU without weight normalisation, its transposed convolutions rewritten, for export alone.
+    """A copy on the CPU, for export alone: no weight normalisation, transposed convolutions rewritten.
 
     Built anew from the config: removing parametrizations from a deep copy breaks the original.
     ConfigError for a codec without codes.
@@ -148,15 +174,25 @@ def inference_codec(codec: Codec) -> Codec:
 
 
 @torch.no_grad()
-def programs(codec: Codec) -> dict[str, torch.export.ExportedProgram]:
-    """`encoder` and `decoder` of an `inference_codec` as graphs of any batch and length."""
-    batch, length = torch.export.Dim.DYNAMIC, torch.export.Dim.DYNAMIC
+def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.ExportedProgram]:
+    """`encoder` and `decoder` of an `inference_codec` as graphs of any batch and length.
+
+    With `split` the encoder is `network`, audio to latents, and `quantizer`, latents to codes.
+    """
+    quantizer = codec.quantizer
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
-    codes = torch.zeros(2, codec.quantizer.num_quantizers, 6, dtype=torch.int64)
+    latents = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
+    codes = torch.zeros(2, quantizer.num_quantizers, 6, dtype=torch.int64)
+    parts: dict[str, tuple[nn.Module, Tensor, Any]] = {"decoder": (Decoder(codec), codes, FREE)}
+    if split:
+        frames = quantizer.stride * torch.export.Dim("frames") if quantizer.stride > 1 else FREE
+        parts |= {"network": (Network(codec), audio, FREE), "quantizer": (Codes(codec), latents, frames)}
+    else:
+        parts["encoder"] = (Encoder(codec), audio, FREE)
     found = {}
-    for name, module, example in (("encoder", Encoder(codec), audio), ("decoder", Decoder(codec), codes)):
-        shapes = ({0: batch, 2: length},)
+    for name, (module, example, length) in parts.items():
+        shapes = ({0: FREE, 2: length},)
         found[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
-        # The tracer assumes, and would have the graph check, that neither is 1; no operation depends on it.
+        # The tracer assumes, and would have the graph check, that no size is 1; no operation depends on it.
         found[name]._guards_code.clear()
     return found

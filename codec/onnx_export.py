@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-import logging
 
 import numpy as np
 import torch
@@ -21,10 +20,21 @@ from codec.step_graphs import StepGraph
 from codec.verification import optional
 
 OPSET = 20
+WHOLE = {
+    "encoder": (["audio"], ["codes"]),
+    "decoder": (["codes"], ["audio"]),
+    "network": (["audio"], ["latents"]),
+    "quantizer": (["latents"], ["codes"]),
+}
 QUANTIZER = "quantizer"  # the attribute of a graph's module whose nodes stay float32
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, names: Sequence[Sequence[str]], about: Mapping[str, str]) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    names: Sequence[Sequence[str]],
+    about: Mapping[str, str],
+) -> None:
     """Write a program as an ONNX file with `names` of its inputs and outputs, and what it is `about`."""
     onnx = optional("onnx")
     optional("onnxscript")
@@ -56,35 +66,65 @@ def name_axes(value: Any) -> None:
             dimensions[axis].dim_param = name
 
 
-def write_whole(programs: Mapping[str, torch.export.ExportedProgram], folder: Path, about: Mapping[str, str]) -> None:
-    """Write `encoder.onnx`, audio to codes, and `decoder.onnx`, codes to audio."""
-    write_onnx(programs["encoder"], folder / "encoder.onnx", (["audio"], ["codes"]), about)
-    write_onnx(programs["decoder"], folder / "decoder.onnx", (["codes"], ["audio"]), about)
+def write_whole(
+    programs: Mapping[str, torch.export.ExportedProgram], folder: Path, about: Mapping[str, str]
+) -> None:
+    """Write a file each of what `codec.graphs.programs` gives: `encoder.onnx`, `decoder.onnx`."""
+    for name, program in programs.items():
+        write_onnx(program, folder / f"{name}.onnx", WHOLE[name], about)
 
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
-    """Write `encoder_step.onnx` and `decoder_step.onnx`, whose `state_i` become `next_i`; all begin as zeros."""
-    for name, (given, made) in {"encoder_step": ("audio", "codes"), "decoder_step": ("codes", "audio")}.items():
+    """Write `encoder_step.onnx` and `decoder_step.onnx`, whose `state_i`, first zeros, become `next_i`."""
+    for name, (given, made) in {
+        "encoder_step": ("audio", "codes"),
+        "decoder_step": ("codes", "audio"),
+    }.items():
         graph = graphs[name]
         count = range(len(graph.initial))
         names = [given, *(f"state_{i}" for i in count)], [made, *(f"next_{i}" for i in count)]
         write_onnx(graph.program, folder / f"{name}.onnx", names, about)
 
 
-def to_int8(path: Path, operators: Sequence[str]) -> None:
-    """Store a graph's weights as int8, one scale an output channel; the quantizer stays as it is."""
+def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
+    """Make a graph's weights int8, one scale an output channel; the quantizer stays as it is.
+
+    With `clips`, inputs to learn the activations' ranges from, convolutions compute in int8 as well; else
+    matrix products find these ranges in each call, which suits the few samples of a step.
+    """
     onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
     model = onnx.load(str(path))
-    kept = [node.name for node in model.graph.node if of_quantizer(node)]
+    options: dict[str, Any] = {
+        "nodes_to_exclude": [node.name for node in model.graph.node if of_quantizer(node)],
+        "per_channel": True,
+        "weight_type": quantization.QuantType.QInt8,
+    }
     with silence():
-        quantization.quantize_dynamic(
+        if clips is None:
+            products = ["MatMul", "Gemm"]
+            quantization.quantize_dynamic(model, str(path), op_types_to_quantize=products, **options)
+            return
+        given = model.graph.input[0].name
+        quantization.quantize_static(
             model,
             str(path),
-            op_types_to_quantize=list(operators),
-            nodes_to_exclude=kept,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
+            Clips({given: clip.numpy()} for clip in clips),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            op_types_to_quantize=["Conv"],
+            **options,
         )
+
+
+class Clips:
+    """What ONNX Runtime's calibration reads: one input after the other, then None."""
+
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input."""
+        return next(self.feeds, None)
 
 
 def of_quantizer(node: Any) -> bool:
@@ -107,7 +147,10 @@ class Session:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All outputs."""
-        given = {value.name: np.ascontiguousarray(tensor.numpy()) for value, tensor in zip(self.inputs, tensors, strict=True)}
+        given = {
+            value.name: np.ascontiguousarray(tensor.numpy())
+            for value, tensor in zip(self.inputs, tensors, strict=True)
+        }
         return tuple(torch.from_numpy(array) for array in self.session.run(None, given))
 
     @property

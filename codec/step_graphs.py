@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
+from codec.graphs import in_one_row
 from codec.model import Codec
 from codec.steps import State, Step, in_steps
 
@@ -37,7 +39,7 @@ class DecoderStep(nn.Module):
 
     def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Decode."""
-        latents = self.quantizer.decode(codes).transpose(1, 2)
+        latents = self.quantizer.decode(in_one_row(codes)).transpose(1, 2)
         audio, following = self.network(latents, list(state))
         return audio.transpose(1, 2), *following
 
@@ -55,8 +57,8 @@ def require_causal(codec: Codec) -> None:
     encoder, decoder = in_steps(codec.autoencoder.encoder), in_steps(codec.autoencoder.decoder)
     if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
         raise ConfigError(
-            "this codec is not causal: it has no step graphs. Train with autoencoder.layers.causal=true, export "
-            "without --streaming, or stream it with Codec.streaming, which waits for what it needs"
+            "this codec is not causal: it has no step graphs. Train with autoencoder.layers.causal=true, "
+            "export without --streaming, or stream it with Codec.streaming, which waits for what it needs"
         )
 
 
@@ -75,7 +77,9 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     ):
         network: Step = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
-        found[name] = StepGraph(torch.export.export(module.eval(), (example, *initial)), initial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of LSTMs, which set attributes while they are traced
+            found[name] = StepGraph(torch.export.export(module.eval(), (example, *initial)), initial)
     return found
 
 

@@ -19,13 +19,13 @@ EXACT_ERROR, EXACT_AGREEMENT = 1e-4, 0.98
 SECONDS = 4.0  # of each voice that clips are cut from
 
 
-def optional(module: str) -> Any:
-    """A package of the `export` extra; ConfigError with the command that installs it when it is missing."""
+def optional(module: str, extra: str = "export") -> Any:
+    """A package of an extra; ConfigError with the command that installs it when it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = error.name or module
-        raise ConfigError(f'{name} is not installed: pip install "neural-audio-codec[export]"') from error
+        raise ConfigError(f'{name} is not installed: pip install "neural-audio-codec[{extra}]"') from error
 
 
 class Comparison(NamedTuple):

@@ -18,13 +18,13 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report
-    huggingface
-    telemetry tables resume
-    training evaluation checkpoints logs loggers results dac_format encodec_format verification
+    run doctor report export
+    huggingface openvino_export
+    telemetry tables resume onnx_export model_card
+    training evaluation checkpoints logs loggers results dac_format encodec_format verification step_graphs
+    graphs
     data synthetic model losses optimization
-    foreign
-    streaming
+    foreign streaming
     steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate
     inventory
@@ -124,6 +124,6 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor")
+        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor", "export")
     }
     assert project["version"] == codec.__version__
