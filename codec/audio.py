@@ -220,7 +220,7 @@ def write_wav_blocks(
     target = Path(path)
     # A short name of its own: a long target name plus a suffix would pass the 255 bytes of file systems.
     temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    options = {"format": "RF64" if large else "WAV", "subtype": "PCM_16"}
+    options: dict[str, Any] = {"format": "RF64" if large else "WAV", "subtype": "PCM_16"}
     samples = (_pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:

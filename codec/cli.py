@@ -155,14 +155,22 @@ def export() -> None:
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
 
+def stream() -> None:
+    """Hear a codec at work: `codec-stream runs/tiny in.wav -o out.wav`."""
+    from codec.live import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)
+    from codec.audio_errors import AudioError
     from codec.inventory import DataError
 
     try:
         return command()
-    except (ConfigError, DataError, OSError) as error:
+    except (ConfigError, DataError, AudioError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

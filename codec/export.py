@@ -68,7 +68,7 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
     encode, decode = (load_program(folder / f"{name}.pt2") for name in ("encoder", "decoder"))
     found["whole signals"] = compare(codec, encode, decode, lengths(codec))
     if options.streaming:
-        graphs = step_programs(plain, options.frames_per_step)
+        graphs = step_programs(codec, options.frames_per_step)
         for name, graph in graphs.items():
             save_program(graph.program, folder / f"{name}.pt2")
         steps = {name: load_program(folder / f"{name}.pt2") for name in graphs}
@@ -108,7 +108,7 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
     onnx_export.write_whole(programs(plain), folder, about)
     names = ["encoder", "decoder"]
     if options.streaming:
-        onnx_export.write_steps(step_programs(plain, options.frames_per_step), folder, about)
+        onnx_export.write_steps(step_programs(codec, options.frames_per_step), folder, about)
         names += ["encoder_step", "decoder_step"]
     if options.int8:
         audio = calibration(codec)
@@ -246,7 +246,7 @@ def main(argv: Sequence[str]) -> int:
     )
     asked = parser.parse_args(argv)
     options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
-    codec = load_any(asked.model, asked.zero_padding)
+    codec = huggingface.load_any(asked.model, asked.zero_padding)
     card = partial(model_card, codec, asked.model, licence=asked.license)
     for line in export(codec, asked.to, asked.output, options, card):
         print(line)
@@ -254,11 +254,6 @@ def main(argv: Sequence[str]) -> int:
     if asked.push:
         print(push(asked.output, asked.push, asked.dry_run))
     return 0
-
-
-def load_any(path: Path, zero_padding: bool = False) -> Codec:
-    """Whatever `codec.load` reads, or a directory of `transformers`."""
-    return huggingface.load(path, zero_padding) if huggingface.is_huggingface(path) else load(path)
 
 
 def push(folder: Path, repository: str, dry_run: bool) -> str:

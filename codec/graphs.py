@@ -149,8 +149,8 @@ def as_batch(frames: Tensor, batch: int) -> Tensor:
     return frames[0].unflatten(1, (batch, -1)).transpose(0, 1)
 
 
-def inference_codec(codec: Codec) -> Codec:
-    """A copy on the CPU, for export alone: no weight normalisation, transposed convolutions rewritten.
+def without_normalisation(codec: Codec) -> Codec:
+    """A copy on the CPU, for inference alone, with the weight normalisation multiplied out.
 
     Built anew from the config: removing parametrizations from a deep copy breaks the original.
     ConfigError for a codec without codes.
@@ -164,6 +164,12 @@ def inference_codec(codec: Codec) -> Codec:
     for module in list(plain.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return plain.requires_grad_(False)
+
+
+def inference_codec(codec: Codec) -> Codec:
+    """`without_normalisation`, transposed convolutions and recurrence written as graphs can hold them."""
+    plain = without_normalisation(codec)
     for parent in list(plain.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, ConvTranspose1d):

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codec import dac_format, encodec_format
+from codec import dac_format, encodec_format, model
 from codec.config import ConfigError
 from codec.foreign import folded, normalised, read_json, read_json_config, read_safetensors
 from codec.model import WEIGHTS_FILE, Codec, assemble, build_empty
@@ -61,6 +61,11 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return assemble(config, normalised(weights, empty.state_dict()), path)
+
+
+def load_any(path: Path, zero_padding: bool = False) -> Codec:
+    """Whatever `codec.load` reads, or a directory of `transformers`."""
+    return load(path, zero_padding) if is_huggingface(path) else model.load(path)
 
 
 def shape_of(codec: Codec) -> str:
@@ -123,24 +128,24 @@ def check(codec: Codec, directory: Path) -> Comparison:
     return found
 
 
-def encode_encodec(model: Any, audio: Tensor) -> Tensor:
+def encode_encodec(theirs: Any, audio: Tensor) -> Tensor:
     """Codes `[B, K, F]` of an `EncodecModel`, all codebooks."""
-    return model.encode(audio, bandwidth=model.config.target_bandwidths[-1]).audio_codes[0]
+    return theirs.encode(audio, bandwidth=theirs.config.target_bandwidths[-1]).audio_codes[0]
 
 
-def decode_encodec(model: Any, codes: Tensor) -> Tensor:
+def decode_encodec(theirs: Any, codes: Tensor) -> Tensor:
     """Audio `[B, C, T]` of an `EncodecModel`."""
-    return model.decode(codes[None], [None]).audio_values
+    return theirs.decode(codes[None], [None]).audio_values
 
 
-def encode_dac(model: Any, audio: Tensor) -> Tensor:
+def encode_dac(theirs: Any, audio: Tensor) -> Tensor:
     """Codes `[B, K, F]` of a `DacModel`."""
-    return model.encode(audio).audio_codes
+    return theirs.encode(audio).audio_codes
 
 
-def decode_dac(model: Any, codes: Tensor) -> Tensor:
+def decode_dac(theirs: Any, codes: Tensor) -> Tensor:
     """Audio `[B, 1, T]` of a `DacModel`."""
-    return model.decode(audio_codes=codes).audio_values.view(len(codes), 1, -1)
+    return theirs.decode(audio_codes=codes).audio_values.view(len(codes), 1, -1)
 
 
 @contextmanager

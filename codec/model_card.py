@@ -39,12 +39,12 @@ audio = model.decode(codes)""",
     "hf": """from transformers import AutoModel
 
 model = AutoModel.from_pretrained(".")  # audio [batch, {channels}, samples] at {rate} Hz
-# Pad audio with zeros to a multiple of {hop} samples; transformers pads each layer instead, which
-# gives another last frame. Name the bandwidth to `encode`: without it an EnCodec uses its smallest.""",
+# Pad audio with zeros to a multiple of {hop} samples: transformers pads each layer, which gives
+# another last frame. Name the bandwidth to `encode`: without it an EnCodec uses its smallest.""",
 }
 STREAMING = """
 `encoder_step` and `decoder_step` code {frames} frame(s), {samples} samples, per call: they take `audio` or
-`codes` and the states, all zeros in the beginning, and return `codes` or `audio` and the states of the next call.
+`codes` and the states, zeros in the beginning, and return `codes` or `audio` and the next call's states.
 """
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
-from codec.graphs import in_one_row
+from codec.graphs import in_one_row, without_normalisation
 from codec.model import Codec
 from codec.steps import State, Step, in_steps
 
@@ -64,10 +64,11 @@ def require_causal(codec: Codec) -> None:
 
 @torch.no_grad()
 def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
-    """`encoder_step` and `decoder_step` of an `inference_codec` for calls of `frames` frames each."""
+    """`encoder_step` and `decoder_step` of a codec for calls of `frames` frames each."""
     if frames < 1:
         raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
     require_causal(codec)
+    codec = without_normalisation(codec)
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
     codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
     found = {}

@@ -19,6 +19,8 @@ from codec.autoencoders.seanet import ResidualUnit
 from codec.layers import LSTM, Conv1d, ConvTranspose1d, Snake, linear
 
 State = list[Tensor]
+MANY = 256  # outputs from which a convolution is faster as such than as one matrix product
+SHORT = 32  # frames up to which an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than any network's receptive field
 
 
@@ -104,8 +106,13 @@ class Convolution(Step):
         after = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
         x = torch.cat([*state, x, *after], 1)
         count = max(0, self.count(x.shape[1] - self.left))
-        answer = linear(self.windows(x, count), self.weight, self.bias)
-        return answer, [x[:, count * self.stride :]]
+        following = [x[:, count * self.stride :]]
+        if count < MANY or self.channels == 1 or torch.compiler.is_compiling():
+            return linear(self.windows(x, count), self.weight, self.bias), following
+        # With channels last, as here, libraries convolve two dimensions alone.
+        kernel = self.weight.view(-1, 1, self.kernel_size, self.channels).permute(0, 3, 1, 2)
+        image, along = x.transpose(1, 2).unsqueeze(2), ((1, self.stride), 0, (1, self.dilation))
+        return functional.conv2d(image, kernel, self.bias, *along).squeeze(2).transpose(1, 2), following
 
     def windows(self, x: Tensor, count: int) -> Tensor:
         """What the kernel sees at each of `count` places, `[B, count, k * C]`."""
@@ -178,8 +185,30 @@ class Recurrent(Step):
         """Run over the steps that came."""
         if x.shape[1] == 0:
             return x, state
-        answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
-        return x + answer.transpose(0, 1), list(following)
+        if x.shape[1] > SHORT:
+            answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
+            return x + answer.transpose(0, 1), list(following)
+        answer, ends = x, []
+        for weights, hidden, cell in zip(self.lstm.all_weights, *state, strict=True):
+            answer, *end = recur(answer, hidden, cell, *weights)
+            ends.append(end)
+        return x + answer, [torch.stack(part) for part in zip(*ends, strict=True)]
+
+
+def recur(
+    x: Tensor, hidden: Tensor, cell: Tensor, of_input: Tensor, of_hidden: Tensor, bias: Tensor, more: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of `torch.nn.LSTM` on `[B, T, C]`: outputs, hidden and cell state `[B, C]` after them.
+
+    The library's lays out its weights anew for every call, ten times the work of one frame.
+    """
+    outputs = []
+    for gates in linear(x, of_input, bias + more).unbind(1):
+        opened, kept, new, shown = torch.addmm(gates, hidden, of_hidden.T).chunk(4, 1)
+        cell = kept.sigmoid() * cell + opened.sigmoid() * new.tanh()
+        hidden = shown.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs, 1), hidden, cell
 
 
 class Chain(Step):

@@ -13,7 +13,7 @@ from codec.autoencoders.seanet import SEANet
 from codec.quantizers.base import Quantizer
 from codec.steps import LONG, State, in_steps
 
-PIECE = 8192  # samples; longer pushes are cut on a CPU: what a layer makes of a piece stays in its cache
+PIECE = 16384  # samples; longer pushes are cut on a CPU: what a layer makes of a piece stays in its cache
 
 
 class Stream:

@@ -18,8 +18,9 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor report export
-    huggingface openvino_export
+    run doctor report export live
+    finetuning openvino_export
+    huggingface
     telemetry tables resume onnx_export model_card
     training evaluation checkpoints logs loggers results dac_format encodec_format verification step_graphs
     graphs
@@ -36,8 +37,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
-    "hydra": {"cli", "run", "sweep", "search", "ray_launcher", "overrides"},
-    "omegaconf": {"cli", "run", "sweep", "ray_launcher", "overrides"},
+    "hydra": {"finetuning", "cli", "run", "sweep", "search", "ray_launcher", "overrides"},
+    "omegaconf": {"finetuning", "cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},
@@ -124,6 +125,7 @@ def test_public_names():
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {
-        f"codec-{name}": f"codec.cli:{name}" for name in ("train", "evaluate", "report", "doctor", "export")
+        f"codec-{name}": f"codec.cli:{name}"
+        for name in ("train", "evaluate", "report", "doctor", "stream", "export")
     }
     assert project["version"] == codec.__version__

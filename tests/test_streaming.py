@@ -100,7 +100,7 @@ def test_the_latency_is_how_long_a_sample_takes(name):
 @torch.no_grad()
 def test_a_stream_goes_on_from_its_saved_state():
     codec = model("centred, recurrent")
-    audio = noise(codec, 5000)
+    audio = noise(codec, 12000)  # a part in which the LSTM runs frame by frame, and one in which it does not
     codes = codec.encode(audio)
     first, second = codec.streaming(2), codec.streaming(2)
     found = [first.encode(audio[..., :2345])]

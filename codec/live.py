@@ -1,0 +1,180 @@
+"""`codec-stream MODEL [IN] [-o OUT]`: hear a codec at work, microphone or file to speakers or file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from codec.audio import read_blocks, read_info, resampled_length, write_wav_blocks
+from codec.config import ConfigError
+from codec.model import Codec, load
+
+
+class Clock:
+    """What each push took, in seconds, and how much audio it was."""
+
+    def __init__(self, seconds_per_push: float, latency_ms: float):
+        self.seconds_per_push, self.latency_ms = seconds_per_push, latency_ms
+        self.taken: list[float] = []
+
+    def measure(self, work: Callable[[], Any]) -> Any:
+        """Do it, and look at the clock before and after."""
+        start = time.perf_counter()
+        done = work()
+        self.taken.append(time.perf_counter() - start)
+        return done
+
+    def __str__(self) -> str:
+        """Latency and speed so far."""
+        middle, late = (1000 * np.quantile(self.taken, share) for share in (0.5, 0.95))
+        speed = self.seconds_per_push / np.mean(self.taken)
+        return (
+            f"latency {self.latency_ms:.1f} ms + {middle:.1f} ms of computing (95 %: {late:.1f} ms), "
+            f"{speed:.2g} times real time"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Stream until the file ends, or Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="codec-stream", description=__doc__)
+    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
+    parser.add_argument("input", type=Path, nargs="?", help="audio file; default: the microphone")
+    parser.add_argument("-o", "--output", type=Path, help="wav file; default: the speakers")
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    parser.add_argument("--frames", type=int, default=1, help="frames per push; default: %(default)s")
+    parser.add_argument("--num-quantizers", type=int, help="first stages only")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
+    options = parser.parse_args(argv)
+    if min(options.frames, options.threads) < 1:
+        raise ConfigError("--frames and --threads must be at least 1")
+    if options.output and options.output.exists() and not options.force:
+        raise ConfigError(f"{options.output} exists: name another --output, or add --force")
+    torch.set_num_threads(options.threads)
+    codec = load(options.model)
+    if not codec.quantizer.codebook_sizes:
+        raise ConfigError(f"{options.model}: its quantizer keeps no codes to stream")
+    try:
+        codec.quantizer.check_depth(options.num_quantizers)
+    except ValueError as error:
+        raise ConfigError(f"--num-quantizers: {error}") from error
+    print(
+        f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "
+        f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"
+    )
+    run(codec, options)
+    return 0
+
+
+def run(codec: Codec, options: argparse.Namespace) -> None:
+    """Connect source, codec and sink."""
+    pushed = options.frames * codec.hop_length
+    duration = None
+    if options.input:
+        info = read_info(options.input)
+        duration = resampled_length(info.frames, info.sample_rate, codec.sample_rate) / codec.sample_rate
+        blocks = rechunked(read_blocks(options.input, codec.sample_rate, codec.audio_channels), pushed)
+    else:
+        blocks = microphone(codec, pushed)
+    extra = (options.frames - 1) * 1000 / codec.frame_rate
+    clock = Clock(pushed / codec.sample_rate, codec.streaming().latency_ms + extra)
+    heard = coded(codec, blocks, options.num_quantizers, clock, duration)
+    try:
+        if options.output:
+            write_wav_blocks(options.output, heard, codec.sample_rate)
+        else:
+            play(codec, heard)
+    finally:
+        if clock.taken:
+            print(clock)
+
+
+def coded(
+    codec: Codec,
+    blocks: Iterable[np.ndarray],
+    num_quantizers: int | None,
+    clock: Clock,
+    duration: float | None = None,
+) -> Iterator[np.ndarray]:
+    """Blocks `[C, n]` of audio, encoded and decoded as they come; as many samples as went in."""
+    read = written = 0
+    bar = tqdm(total=duration, unit="s", bar_format="{elapsed}{postfix}", dynamic_ncols=True)
+    with codec.streaming() as stream, bar:
+
+        def push(block: np.ndarray, final: bool = False) -> np.ndarray:
+            audio = torch.from_numpy(block)[None]
+            return stream.decode(stream.encode(audio, final, num_quantizers), final)[0].numpy()
+
+        for block in blocks:
+            heard = clock.measure(lambda block=block: push(block))
+            read, written = read + block.shape[1], written + heard.shape[1]
+            bar.set_postfix_str(str(clock), refresh=False)
+            bar.update(block.shape[1] / codec.sample_rate)
+            if heard.shape[1]:
+                yield heard
+        rest = push(np.zeros((codec.audio_channels, 0), np.float32), final=True)[:, : read - written]
+        if rest.shape[1]:
+            yield rest
+
+
+def rechunked(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Blocks `[C, n]` of `size` samples, the last one shorter."""
+    waiting: np.ndarray | None = None
+    for block in blocks:
+        waiting = block if waiting is None else np.concatenate([waiting, block], 1)
+        whole = waiting.shape[1] // size * size
+        yield from (waiting[:, start : start + size] for start in range(0, whole, size))
+        waiting = waiting[:, whole:]
+    if waiting is not None and waiting.shape[1]:
+        yield waiting
+
+
+def devices() -> Any:
+    """The library that speaks to microphones and speakers; ConfigError that says how to get it."""
+    try:
+        return importlib.import_module("sounddevice")
+    except ImportError as error:
+        raise ConfigError(
+            "microphone and speakers need sounddevice: pip install 'neural-audio-codec[live]'; "
+            "or name an input file and an --output"
+        ) from error
+    except OSError as error:  # on Linux the wheel brings no PortAudio
+        raise ConfigError(f"{error}: install it (on Debian: apt install libportaudio2)") from error
+
+
+def microphone(codec: Codec, size: int) -> Iterator[np.ndarray]:
+    """Blocks `[C, size]` from the default input device, until Ctrl-C, which ends the signal in good order."""
+    library = devices()
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    try:
+        with library.InputStream(codec.sample_rate, size, channels=codec.audio_channels) as source:
+            while not stopped.is_set():
+                block, late = source.read(size)
+                if late:
+                    tqdm.write("the computer is too slow: samples were lost; try --frames 2 or --threads 2")
+                yield np.ascontiguousarray(block.T)
+    except library.PortAudioError as error:
+        raise ConfigError(f"microphone: {error}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def play(codec: Codec, blocks: Iterable[np.ndarray]) -> None:
+    """Play blocks `[C, n]` on the default output device, as fast as it takes them."""
+    library = devices()
+    try:
+        with library.OutputStream(codec.sample_rate, channels=codec.audio_channels) as sink:
+            for block in blocks:
+                sink.write(np.ascontiguousarray(block.T))
+    except library.PortAudioError as error:
+        raise ConfigError(f"speakers: {error}") from error
