@@ -33,8 +33,9 @@ def adopt(composed: Any) -> tuple[Any, dict[str, Tensor] | None]:
     keys = [override.partition("=")[0].lstrip("+~") for override in tasks]
     given = [key for key in keys if key.split(".")[0] in BROUGHT]
     if given or composed.get("sweep"):
+        too_much = ", ".join(given) or "sweep"
         raise ConfigError(
-            f"weights={path} brings its architecture: leave out {', '.join(given) or 'sweep'}, or leave out weights"
+            f"weights={path} brings its architecture: leave out {too_much}, or leave out weights"
         )
     checkpoint = find_checkpoint(Path(composed.run_dir), composed.resume)
     if checkpoint:

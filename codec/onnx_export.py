@@ -95,7 +95,7 @@ def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
     onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
     model = onnx.load(str(path))
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    # The first convolution hears the audio and the last one makes it: 8 bits are heard there, and save little.
+    # The first convolution hears the audio and the last makes it: 8 bits would be heard, and save little.
     ends = [convolutions[0], convolutions[-1]] if clips is not None else []
     options: dict[str, Any] = {
         "nodes_to_exclude": [*ends, *(node.name for node in model.graph.node if of_quantizer(node))],
