@@ -49,7 +49,7 @@ def with_model(composed: Any, model: dict[str, Any]) -> Any:
     """A composed config whose model is this one."""
     changed = copy.deepcopy(composed)
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
-    parts["channels"] = model["autoencoder"].get("audio_channels", 1)
+    parts |= {"channels": model["autoencoder"].get("audio_channels", 1), "model": model}
     for name, value in parts.items():
         OmegaConf.update(changed, name, value, merge=False, force_add=True)
     return changed

@@ -14,7 +14,7 @@ from codec.model import Codec, build_codec, load
 from codec.verification import Comparison, clip, compare
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
-NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 2, "codebook_bits": 6}
+NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}
 AUTOENCODERS = [[f"autoencoder={name}"] for name in options("autoencoder")] + [
     ["autoencoder=tiny", "autoencoder.layers.causal=false", "autoencoder.strides=[3,2]", "channels=2"],
     ["autoencoder=encodec", "autoencoder.layers.causal=false"],
@@ -206,6 +206,7 @@ def test_every_architecture_and_quantizer_runs_in_onnx_runtime(overrides, quanti
         assert comparison.max_error < 1e-4 and comparison.agreement > 0.98 and comparison.snr > 70
 
 
+@pytest.mark.slow
 def test_int8_graphs_are_smaller_and_near_and_their_quantizer_is_untouched(tmp_path):
     runtime()
     import onnx
@@ -224,6 +225,7 @@ def test_int8_graphs_are_smaller_and_near_and_their_quantizer_is_untouched(tmp_p
         assert comparison.agreement > 0.5 and comparison.snr > 15 and comparison.max_error > 1e-6
 
 
+@pytest.mark.slow
 def test_openvino_s_graphs_are_the_codec(tmp_path):
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     runtime()
