@@ -1,6 +1,6 @@
 """Time exported codecs against eager PyTorch and transformers, in one run, taking turns.
 
-    python scripts/benchmark_export.py                     # EnCodec's shape (with transformers), SoundStream's steps
+    python scripts/benchmark_export.py                     # shapes of EnCodec and SoundStream, random weights
     python scripts/benchmark_export.py runs/speech         # a trained model: also what int8 and bf16 cost it
 
 Prints a Markdown table a thread count: the median of how often faster than real time, and that over eager.
