@@ -123,6 +123,13 @@ def doctor() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
+def export() -> None:
+    """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
+    from codec.export import main
+
+    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+
+
 def stream() -> None:
     """Hear a codec at work: `codec-stream runs/tiny in.wav -o out.wav`."""
     from codec.live import main

@@ -166,9 +166,13 @@ def load(path: str | Path) -> Codec:
         config, weights = read_checkpoint(path)
     else:
         raise FileNotFoundError(f"{path}: no such model directory or checkpoint")
+    return assemble(config, weights, path)
+
+
+def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path) -> Codec:
+    """Codec of an untrusted config and its weights, in eval mode; ConfigError if they differ."""
     # Compared before anything is allocated: a config can ask for more memory than there is.
-    with torch.device("meta"):
-        expected = build_codec(config, trusted=False).state_dict()
+    expected = build_empty(config).state_dict()
     differ = {
         name
         for name in expected.keys() | weights.keys()
@@ -176,11 +180,20 @@ def load(path: str | Path) -> Codec:
     }
     if differ:
         raise ConfigError(
-            f"{path}: weights and config do not belong together: {', '.join(sorted(differ)[:5])}"
+            f"{source}: weights and config do not belong together: {', '.join(sorted(differ)[:5])}"
         )
     codec = build_codec(config, trusted=False)
     codec.load_state_dict(weights)
     return codec.eval()
+
+
+def build_empty(config: Mapping[str, Any]) -> Codec:
+    """Codec of an untrusted config without memory for its weights; ConfigError when none could hold them."""
+    try:
+        with torch.device("meta"):
+            return build_codec(config, trusted=False)
+    except RuntimeError as error:
+        raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

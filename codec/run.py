@@ -21,11 +21,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation import evaluate, print_summary
+from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure
 from codec.logs import MetricsCSV
@@ -48,15 +50,18 @@ def train(composed: Any) -> int:
 
     130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
     """
+    composed, weights = adopt(composed)
     config = resolve(composed)
     quiet_libraries()
     folder = Path(config["run_dir"])
     first = not getattr(rank_zero_only, "rank", 0)
     with only_writer(folder) if first else nullcontext():
-        return train_in(folder, config, first)
+        return train_in(folder, config, first, weights)
 
 
-def train_in(folder: Path, config: dict[str, Any], first: bool) -> int:
+def train_in(
+    folder: Path, config: dict[str, Any], first: bool, weights: dict[str, Tensor] | None = None
+) -> int:
     """Train what a resolved config describes in its folder, of several processes as the first or not."""
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
@@ -67,7 +72,7 @@ def train_in(folder: Path, config: dict[str, Any], first: bool) -> int:
             print(whereabouts(folder, config))
             return 0
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
-    data, module = build_parts(config)
+    data, module = build_parts(config, weights)
     if checkpoint:
         check_same_parts(checkpoint, module)
     if first:  # before anything is written: what cannot be used shall leave no run folder
@@ -140,8 +145,10 @@ def check_plain_options(config: dict[str, Any]) -> None:
         )
 
 
-def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
-    """Build the data and the module that trains on it."""
+def build_parts(
+    config: dict[str, Any], weights: dict[str, Tensor] | None = None
+) -> tuple[AudioData, CodecTraining]:
+    """Build the data and the module that trains on it, its codec at random or with weights."""
     data = build(config["data"], path="data")
     with torch.device("meta"):  # what is too large to be trained may be too large to be built
         hop_length = build_codec(config["model"]).hop_length
@@ -151,6 +158,8 @@ def build_parts(config: dict[str, Any]) -> tuple[AudioData, CodecTraining]:
             f"{data.segment_length}; lower the strides or raise data.segment_seconds"
         )
     codec = build_codec(config["model"])
+    if weights is not None:
+        codec.load_state_dict(weights)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     return data, complete(config, "training", codec, *parts)
 

@@ -18,15 +18,17 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 LAYERS = """
     codec cli
     sweep ray_launcher search overrides
-    run doctor comparison live decoding
-    report
-    telemetry tables resume analysis encoding token_exports compression_commands
+    run doctor comparison live decoding export
+    report finetuning openvino_export
+    huggingface
+    telemetry tables resume analysis encoding token_exports compression_commands onnx_export model_card
     training evaluation checkpoints logs loggers results encoding_sources
     summary complexity stability baselines peers encoding_shards
     systems bdrate records perceptual compression tokens
-    encoding_plan batching
+    dac_format encodec_format verification step_graphs
+    encoding_plan batching graphs
     data synthetic model losses optimization
-    streaming
+    foreign streaming
     steps
     autoencoders discriminators quantizers pictures metrics index crops bitrate token_arrow
     token_files bitstream
@@ -41,8 +43,8 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
     "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
-    "hydra": {"cli", "run", "sweep", "search", "ray_launcher", "overrides"},
-    "omegaconf": {"cli", "run", "sweep", "ray_launcher", "overrides"},
+    "hydra": {"finetuning", "cli", "run", "sweep", "search", "ray_launcher", "overrides"},
+    "omegaconf": {"finetuning", "cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
     "soundfile": {"audio"},
@@ -133,7 +135,17 @@ def test_public_names():
     assert project["scripts"] == {
         f"codec-{name}": f"codec.cli:{name.replace('-', '_')}"
         for name in (
-            *("train", "evaluate", "report", "doctor", "stream", "encode", "decode", "export-tokens"),
+            *(
+                "train",
+                "evaluate",
+                "report",
+                "doctor",
+                "stream",
+                "export",
+                "encode",
+                "decode",
+                "export-tokens",
+            ),
             *("compress", "decompress", "truncate", "fit-entropy"),
         )
     }

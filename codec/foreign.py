@@ -1,0 +1,103 @@
+"""What foreign formats have in common: normalised weights, kernels of another size, JSON configs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from codec.config import PARTIAL, TARGET, ConfigError, fits
+
+GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+OLD_GAIN, OLD_DIRECTION = "weight_g", "weight_v"  # as torch named them before 2.0
+
+
+def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with `gain * direction / |direction|` of normalised ones multiplied out to `weight`."""
+    plain = dict(weights)
+    for gain, direction in ((GAIN, DIRECTION), (OLD_GAIN, OLD_DIRECTION)):
+        for name in [name for name in weights if name.endswith(f".{gain}")]:
+            prefix = name.removesuffix(gain)
+            if f"{prefix}{direction}" not in plain:
+                raise ConfigError(f"{prefix}weight: has a gain but no direction")
+            direction_of = plain.pop(f"{prefix}{direction}")
+            plain[f"{prefix}weight"] = unit_rows(direction_of) * plain.pop(name)
+    return plain
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Weight divided by the norm of each of its first dimension's slices."""
+    return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
+
+
+def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Plain weights taken apart again into gain and direction wherever `names` have those."""
+    made = dict(weights)
+    for name in [name for name in names if name.endswith(f".{GAIN}")]:
+        prefix = name.removesuffix(GAIN)
+        if f"{prefix}weight" in made:
+            weight = made.pop(f"{prefix}weight")
+            rows = (len(weight), *[1] * (weight.ndim - 1))
+            gain = weight.flatten(1).norm(dim=1).view(rows)
+            # A row of zeros has no direction, and 0 / 0 would make it NaN: any will do with gain 0.
+            made[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
+            made[f"{prefix}{GAIN}"] = gain
+    return made
+
+
+def fit_kernel(weight: Tensor, size: int, causal: bool) -> Tensor:
+    """A stride-1 convolution's weight `[C', C, k]` as one of `size` taps that does the same."""
+    missing = size - weight.shape[2]
+    after = 0 if causal else (size - 1) // 2 - (weight.shape[2] - 1) // 2
+    return torch.nn.functional.pad(weight, (missing - after, after))
+
+
+def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dict[str, Any]:
+    """What a config node calls `target` with, its defaults included."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return defaults | {key: value for key, value in (node or {}).items() if key not in (TARGET, PARTIAL)}
+
+
+def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A foreign `config.json` over its format's defaults; ConfigError for values of another type."""
+    given = read_json(path)
+    hints = {
+        name: list[float] if isinstance(value, list) else type(value) if value is not None else Any
+        for name, value in defaults.items()
+    }
+    wrong = [name for name, hint in hints.items() if name in given and not fits(given[name], hint)]
+    if wrong:
+        values = ", ".join(f"{name}: {given[name]!r}" for name in wrong)
+        raise ConfigError(f"{path}: not what such a model has: {values}")
+    return dict(defaults) | {name: given[name] for name in defaults if name in given}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's mapping; ConfigError when it is damaged."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(given).__name__}")
+    return given
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Weights of a file as float32, flags and counts as they are; ConfigError when it is damaged."""
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
