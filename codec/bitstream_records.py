@@ -1,9 +1,11 @@
 """What a `.codec` file is made of: a header, chunks and an end record, each with its checksum.
 
-All numbers are little-endian. The header: magic, version, codec and tables, rate, channels, hop, frames per
-chunk, codebook sizes, CRC. A chunk: marker, number, frames, the length of each stage's bytes, CRC; the
-stages' bytes, one stage after the other, CRC. The end: marker, numbers of chunks, frames and samples, CRC
-of all chunks' CRCs, CRC. Each CRC-32 begins with the header's, so that nothing is read under another header.
+All numbers are little-endian. The header: magic, version, codec id (32 bytes), tables id (16 bytes; zeros for
+codes that are stored as they are), sample rate, channels, hop length, frames per chunk, number of stages,
+their codebook sizes, CRC. A chunk: marker, number, frames, the length of each stage's bytes (its highest bit
+says that they are not coded), CRC; the stages' bytes, one stage after the other, CRC. The end: marker,
+chunks, frames and samples, CRC of the chunks' last CRCs, CRC. Each CRC-32 begins with the header's,
+that of the stages with their head's: nothing is read under another header. All chunks but the last are full.
 """
 
 from __future__ import annotations

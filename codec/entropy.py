@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from codec.coding import CorruptError, RangeDecoder, encode_intervals, pack_bits, unpack_bits
+from codec.coding import RangeDecoder, encode_intervals, pack_bits, unpack_bits
 
 FORMAT = "codec entropy tables 1"
 LOG_BITS = 10  # fractional bits of bias, and of embeddings times output
@@ -168,10 +168,7 @@ class EntropyTables:
         bits = low_bits(self.codebook_sizes[stage])
         low = -(-frames * bits // 8)
         high = self.stages[stage].decode(data[low:], self.symbols(below))
-        codes = high << bits | unpack_bits(data[:low], bits, frames)
-        if codes.max(initial=0) >= self.codebook_sizes[stage]:
-            raise CorruptError(f"a code of stage {stage} is beyond its codebook")
-        return codes
+        return high << bits | unpack_bits(data[:low], bits, frames)
 
     def bits(self, codes: np.ndarray) -> list[float]:
         """Ideal number of bits of each stage of codes `[K, F]`."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from codec.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, truncate
-from codec.coding import CorruptError
+from codec.coding import CorruptError, pack_bits
 from codec.entropy import EntropyTables, StageTables, TablesError
 from codec.entropy_tables import load_tables
 
@@ -291,6 +291,31 @@ def test_a_chunk_or_an_end_that_lies_is_refused_with_right_checksums(tmp_path, c
     with BitstreamReader(path, salvage=True) as reader:
         for chunk in reader.chunks():
             assert chunk.frames <= 2**17 and (chunk.codes is None or chunk.codes.max() < 256)
+
+
+LAST = StageTables(
+    np.array([*2048 * [-(2**14)], 0], np.int32), np.zeros((0, 2049), np.int8), np.zeros((0, 0), np.int8)
+)
+
+
+@pytest.mark.parametrize(("size", "tables"), [(5, None), (4097, EntropyTables(CODEC_ID, (4097,), (LAST,)))])
+def test_codes_beyond_the_codebook_are_refused_with_right_checksums(tmp_path, size, tables):
+    """Three bits hold more than five codes, and the last of 2049 symbols and one bit more than 4097."""
+    codes = np.full((1, 8), size - 1)
+    part = tables.encode(codes) if tables else pack_bits(codes[0], 3)
+    beyond = bytes([part[0] | 0xE0, *part[1:]])
+    with pytest.raises(BitstreamError, match="a code of stage 0 is beyond its codebook"):
+        decoded(copied(tmp_path, size, tables, beyond), tables)
+    assert (decoded(copied(tmp_path, size, tables, part), tables) == codes).all()
+
+
+def copied(folder: Path, size: int, tables: EntropyTables | None, part: bytes) -> Path:
+    """A file of one chunk of eight frames, coded already."""
+    file = io.BytesIO()
+    writer = BitstreamWriter(file, header_of((size,), tables), tables)
+    writer.copy_chunk([part], [tables is None], 8)
+    writer.finish(320 * 8)
+    return file_of(folder, file.getvalue())
 
 
 def test_a_chunk_of_another_file_with_the_same_header_is_seen(tmp_path):

@@ -197,13 +197,15 @@ def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
         compress(plain, recordings / "0.wav", tmp_path / "a.codec")
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path, saved, recordings, capsys):
+def test_nothing_is_overwritten_unless_asked(tmp_path, codec, tables, saved, recordings, capsys):
     source, path, wav = str(recordings / "0.wav"), tmp_path / "a.codec", tmp_path / "out.wav"
     path.write_text("mine")
     assert compress_main([str(saved), source, "-o", str(path)]) == 2
     assert "exists already" in capsys.readouterr().err and path.read_text() == "mine"
     assert compress_main([str(saved), source, "-o", str(path), "--force"]) == 0
     wav.write_text("mine")
+    with pytest.raises(FileExistsError):
+        decompress(codec, path, wav, tables)
     assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2 and wav.read_text() == "mine"
     assert decompress_main([str(saved), str(path), "-o", str(wav), "--force"]) == 0
     assert fit_main([str(saved), str(recordings)]) == 2
