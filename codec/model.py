@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ class Codec(nn.Module):
             save_file(tensors, weights)
             saved = {"model": self.config, "sha256": sha256(weights)}
             config.write_text(yaml.safe_dump(saved, sort_keys=False))
+            shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
             for temporary in (weights, config):
                 with temporary.open("r+b") as file:
                     os.fsync(file.fileno())
