@@ -112,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
     options = parser.parse_args(argv)
+    if options.tokens.is_file():
+        raise ConfigError(
+            f"{options.tokens} is a file, not a token dataset: codec-decompress reads .codec files"
+        )
     try:
         tokens = TokenDataset(options.tokens, options.num_quantizers)
     except ValueError as error:
