@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.tokens.is_file():
         raise ConfigError(
-            f"{options.tokens} is a file, not a token dataset: codec-decompress reads .codec files"
+            f"{options.tokens} is a file: codec-decompress reads .codec files"
         )
     try:
         tokens = TokenDataset(options.tokens, options.num_quantizers)
