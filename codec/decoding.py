@@ -113,9 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
     options = parser.parse_args(argv)
     if options.tokens.is_file():
-        raise ConfigError(
-            f"{options.tokens} is a file: codec-decompress reads .codec files"
-        )
+        raise ConfigError(f"{options.tokens} is a file: codec-decompress reads .codec files")
     try:
         tokens = TokenDataset(options.tokens, options.num_quantizers)
     except ValueError as error:

@@ -146,6 +146,23 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_a_job_sweeps_what_was_left_of_its_own_shards_alone(codec, wavs, tmp_path):
+    settings = Settings("npy", **SMALL_SHARDS)
+    encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
+    left = [tmp_path / "t" / ".encoding" / f"{shard:05d}-77-dead.tmp" for shard in (0, 1, 2)]
+    for path in left:
+        path.write_bytes(b"half")
+    encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
+    assert [path.exists() for path in left] == [False, True, False]
+
+
+def test_two_jobs_may_end_at_the_same_moment(codec, wavs, tmp_path, monkeypatch):
+    merge = encoding.merge
+    monkeypatch.setattr(encoding, "merge", lambda *arguments: (merge(*arguments), merge(*arguments))[1])
+    assert encode_corpus(codec, [wavs], tmp_path / "t", Settings("npy", **SMALL_SHARDS)) is None
+    assert len(TokenDataset(tmp_path / "t")) == 9
+
+
 def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-c", "from codec.cli import encode; encode()", *map(str, arguments)]
     with log.open("ab") as output:

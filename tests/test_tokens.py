@@ -73,6 +73,10 @@ def test_a_window_by_frames_and_by_time_is_cut_from_the_whole(corpus):
     assert torch.equal(dataset.seconds(i, 0.0, 1e9), whole)
     # 125 frames a second: 0.1 s is within frame 12, 0.2 s begins frame 25.
     assert torch.equal(dataset.seconds(i, 0.1, 0.2), whole[:, 12:25])
+    for frame in range(1, whole.shape[1]):
+        # As decimals: 0.056 s are 7.000000000000001 frames in binary.
+        begin, end = float(f"{(frame - 1) * 0.008:.3f}"), float(f"{frame * 0.008:.3f}")
+        assert torch.equal(dataset.seconds(i, begin, end), whole[:, frame - 1 : frame])
     for start, stop in [(-1, 3), (5, 5), (0, whole.shape[1] + 1)]:
         with pytest.raises(ValueError, match="has frames 0 to"):
             dataset.codes(i, start, stop)
