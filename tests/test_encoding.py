@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from bad_audio import BAD as BAD_ZOO
 from bad_audio import GOOD, write_zoo
@@ -241,14 +242,11 @@ def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monke
 
 def test_files_that_break_while_they_are_encoded_are_reported(codec, wavs, tmp_path, monkeypatch):
     long = noise(40_000, 5)
-    write_wav(wavs / "cut.flac", long, RATE)
-    content = (wavs / "cut.flac").read_bytes()
-    import soundfile
-
     soundfile.write(wavs / "cut.flac", long[0], RATE, format="FLAC", subtype="PCM_16")
     content = (wavs / "cut.flac").read_bytes()
     (wavs / "cut.flac").write_bytes(content[: len(content) // 2])
     write_wav(wavs / "changes.wav", long, RATE)
+    write_wav(wavs / "long and silent.wav", np.zeros((1, 40_000), np.float32), RATE)
     plan = encoding.make_plan
 
     def and_then(*arguments):
@@ -263,7 +261,8 @@ def test_files_that_break_while_they_are_encoded_are_reported(codec, wavs, tmp_p
     skipped = {line["path"]: line["problem"] for line in map(json.loads, lines)}
     assert "truncated or damaged" in skipped["cut.flac"]
     assert skipped["changes.wav"] == "changed since the folder was scanned"
-    assert skipped["s1/utt 1.wav"].startswith("no such file") and about["skipped"] == len(BAD) + 3
+    assert skipped["s1/utt 1.wav"].startswith("no such file") and about["skipped"] == len(BAD) + 4
+    assert skipped["long and silent.wav"].startswith("silent: no sample above")
     assert len(TokenDataset(tmp_path / "tokens")) == 8
 
 
