@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -317,6 +318,27 @@ def test_a_description_that_makes_no_sense_is_refused(corpus, key, value):
             TokenDataset(corpus[0])
     finally:
         meta.write_text(content)
+
+
+def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_corpus(tmp_path / "wavs")
+    folder = tmp_path / "tokens"
+    encode_corpus(codec, [tmp_path / "wavs"], folder, Settings("npy", workers=0))
+    codes = np.load(folder / "s1" / "utt 4.wav.npy")
+    before = zlib.crc32(codes.tobytes())
+    codes[1, 7] = 64
+    np.save(folder / "s1" / "utt 4.wav.npy", codes)
+    manifest, meta = folder / "manifest.jsonl", folder / "tokens.json"
+    manifest.write_text(manifest.read_text().replace(str(before), str(zlib.crc32(codes.tobytes()))))
+    crc32 = zlib.crc32(manifest.read_bytes())
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"index_crc32": crc32}))
+    dataset = TokenDataset(folder)
+    i = dataset.find("s1/utt 4")
+    for read in (dataset.codes, dataset.verify, partial(dataset.codes, start=5, stop=9)):
+        with pytest.raises(TokenError, match="codes of s1/utt 4 exceed the codebooks"):
+            read(i)
+    assert torch.equal(dataset.codes(i, 8), torch.from_numpy(codes[:, 8:].astype(np.int64)))
 
 
 def test_no_dataset_and_an_unfinished_one_are_told_apart(tmp_path):
