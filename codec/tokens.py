@@ -113,16 +113,25 @@ class TokenDataset(Dataset[Tensor]):
 
         ValueError for frames that it does not have, TokenError for codes that the codec cannot have made.
         """
+        stop = self.check_frames(i, start, stop)
+        codes = self.stored(i)[: self.num_quantizers, start:stop]
+        self.check_codes(i, codes)
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def check_frames(self, i: int, start: int, stop: int | None) -> int:
+        """The last frame, by default the utterance's own; ValueError for frames that it does not have."""
         frames = int(self.index.n_frames[i])
         stop = frames if stop is None else stop
         if not 0 <= start < stop <= frames:
             raise ValueError(f"utterance {i} has frames 0 to {frames}, asked for {start} to {stop}")
-        codes = torch.from_numpy(self.stored(i)[: self.num_quantizers, start:stop].astype(np.int64))
-        if bool((codes >= torch.tensor(self.codebook_sizes)[:, None]).any()):
+        return stop
+
+    def check_codes(self, i: int, codes: np.ndarray) -> None:
+        """TokenError for codes `[k, F]`, as they are stored, that the codec cannot have made."""
+        if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
             raise TokenError(
                 f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
             )
-        return codes
 
     def seconds(self, i: int, begin: float, end: float) -> Tensor:
         """Codes `[K, F]` of the frames that utterance `i` has from `begin` to before `end` seconds.
@@ -132,7 +141,9 @@ class TokenDataset(Dataset[Tensor]):
         if not 0 <= begin < end:
             raise ValueError(f"seconds must be 0 <= begin < end, got {begin} to {end}")
         rate, frames = self.frame_rate, int(self.index.n_frames[i])
-        return self.codes(i, math.floor(begin * rate), min(frames, math.ceil(end * rate)))
+        # A time that is a whole number of frames in decimals is one, whatever its binary form is.
+        start = math.floor(begin * rate + 1e-6)
+        return self.codes(i, start, min(frames, max(start + 1, math.ceil(end * rate - 1e-6))))
 
     def stored(self, i: int) -> np.ndarray:
         """Codes `[stages, F]` as they lie on the disk, all stages, not checked."""
@@ -148,9 +159,10 @@ class TokenDataset(Dataset[Tensor]):
 
     def verify(self, i: int) -> None:
         """TokenError unless utterance `i` is, to its CRC-32, what was written."""
-        if checksum(self.stored(i)) != int(self.index.numbers["crc32"][i]):
+        codes = self.stored(i)
+        if checksum(codes) != int(self.index.numbers["crc32"][i]):
             raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
-        self.codes(i)
+        self.check_codes(i, codes)
 
     def windows(self, length: int, step: int | None = None) -> TokenWindows:
         """All windows of `length` frames, every `step` (default: `length`) frames of every utterance."""
@@ -180,8 +192,7 @@ class TokenDataset(Dataset[Tensor]):
         from codec.batching import decode_part
 
         frames, hop = int(self.index.n_frames[i]), self.format.hop_length
-        stop = frames if stop is None else stop
-        self.codes(i, start, stop)  # first of all, so that wrong frames are refused in a user's words
+        stop = self.check_frames(i, start, stop)
         left = min(stop * hop, self.length(i)) - start * hop
         for piece in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
             yield piece[:, :left].cpu()

@@ -164,6 +164,8 @@ def test_the_commands(codec, tmp_path, capsys):
     assert encoding.main([*arguments, "--device", "cpu"]) == 0
     assert decoding.main([model, tokens, "-o", out, "--num-quantizers", "2", "--device", "cpu"]) == 0
     assert f"9 wavs in {out}" in capsys.readouterr().out
+    assert decoding.main([model, str(tmp_path / "tokens" / "tokens.json"), "-o", out]) == 2
+    assert "tokens.json: not a .codec file" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--device nonsense"):
         decoding.main([model, tokens, "-o", out, "--device", "nonsense"])
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from bad_audio import BAD as BAD_ZOO
 from bad_audio import GOOD, write_zoo
@@ -146,6 +147,23 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_a_job_sweeps_what_was_left_of_its_own_shards_alone(codec, wavs, tmp_path):
+    settings = Settings("npy", **SMALL_SHARDS)
+    encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
+    left = [tmp_path / "t" / ".encoding" / f"{shard:05d}-77-dead.tmp" for shard in (0, 1, 2)]
+    for path in left:
+        path.write_bytes(b"half")
+    encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
+    assert [path.exists() for path in left] == [False, True, False]
+
+
+def test_two_jobs_may_end_at_the_same_moment(codec, wavs, tmp_path, monkeypatch):
+    merge = encoding.merge
+    monkeypatch.setattr(encoding, "merge", lambda *arguments: (merge(*arguments), merge(*arguments))[1])
+    assert encode_corpus(codec, [wavs], tmp_path / "t", Settings("npy", **SMALL_SHARDS)) is None
+    assert len(TokenDataset(tmp_path / "t")) == 9
+
+
 def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-c", "from codec.cli import encode; encode()", *map(str, arguments)]
     with log.open("ab") as output:
@@ -225,14 +243,11 @@ def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monke
 
 def test_files_that_break_while_they_are_encoded_are_reported(codec, wavs, tmp_path, monkeypatch):
     long = noise(40_000, 5)
-    write_wav(wavs / "cut.flac", long, RATE)
-    content = (wavs / "cut.flac").read_bytes()
-    import soundfile
-
     soundfile.write(wavs / "cut.flac", long[0], RATE, format="FLAC", subtype="PCM_16")
     content = (wavs / "cut.flac").read_bytes()
     (wavs / "cut.flac").write_bytes(content[: len(content) // 2])
     write_wav(wavs / "changes.wav", long, RATE)
+    write_wav(wavs / "long and silent.wav", np.zeros((1, 40_000), np.float32), RATE)
     plan = encoding.make_plan
 
     def and_then(*arguments):
@@ -247,7 +262,8 @@ def test_files_that_break_while_they_are_encoded_are_reported(codec, wavs, tmp_p
     skipped = {line["path"]: line["problem"] for line in map(json.loads, lines)}
     assert "truncated or damaged" in skipped["cut.flac"]
     assert skipped["changes.wav"] == "changed since the folder was scanned"
-    assert skipped["s1/utt 1.wav"].startswith("no such file") and about["skipped"] == len(BAD) + 3
+    assert skipped["s1/utt 1.wav"].startswith("no such file") and about["skipped"] == len(BAD) + 4
+    assert skipped["long and silent.wav"].startswith("silent: no sample above")
     assert len(TokenDataset(tmp_path / "tokens")) == 8
 
 

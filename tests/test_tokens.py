@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_a_window_by_frames_and_by_time_is_cut_from_the_whole(corpus):
         dataset[len(dataset)]
 
 
+def test_a_time_that_is_a_frame_s_in_decimals_is_that_frame_s(corpus, monkeypatch):
+    monkeypatch.setattr(TokenDataset, "frame_rate", 100.0)  # 0.07 s are 7.000000000000001 frames in binary
+    dataset = TokenDataset(corpus[0])
+    i = dataset.find("s1/utt 7")
+    for frame in range(1, dataset[i].shape[1]):
+        begin, end = float(f"{(frame - 1) / 100:.2f}"), float(f"{frame / 100:.2f}")
+        assert torch.equal(dataset.seconds(i, begin, end), dataset[i][:, frame - 1 : frame])
+
+
 def test_fixed_windows_are_all_there_in_order(corpus):
     path, expected = corpus
     windows = TokenDataset(path).windows(20, 7)
@@ -108,7 +118,8 @@ def test_first_stages_only(corpus):
 def test_loading_processes_read_the_same(corpus):
     dataset = TokenDataset(corpus[0], view=partial(delay, fill=64))
     alone = [item for item in dataset]
-    assert len(pickle.dumps(dataset)) < 5000 and torch.equal(pickle.loads(pickle.dumps(dataset))[2], alone[2])
+    assert not {"index", "shard"} & dataset.__getstate__().keys() and len(pickle.dumps(dataset)) < 5000
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2], alone[2])
     loader = DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=partial(padded, fill=64))
     found = [row[..., :n] for batch, lengths in loader for row, n in zip(batch, lengths, strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
@@ -307,6 +318,27 @@ def test_a_description_that_makes_no_sense_is_refused(corpus, key, value):
             TokenDataset(corpus[0])
     finally:
         meta.write_text(content)
+
+
+def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_corpus(tmp_path / "wavs")
+    folder = tmp_path / "tokens"
+    encode_corpus(codec, [tmp_path / "wavs"], folder, Settings("npy", workers=0))
+    codes = np.load(folder / "s1" / "utt 4.wav.npy")
+    before = zlib.crc32(codes.tobytes())
+    codes[1, 7] = 64
+    np.save(folder / "s1" / "utt 4.wav.npy", codes)
+    manifest, meta = folder / "manifest.jsonl", folder / "tokens.json"
+    manifest.write_text(manifest.read_text().replace(str(before), str(zlib.crc32(codes.tobytes()))))
+    crc32 = zlib.crc32(manifest.read_bytes())
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"index_crc32": crc32}))
+    dataset = TokenDataset(folder)
+    i = dataset.find("s1/utt 4")
+    for read in (dataset.codes, dataset.verify, partial(dataset.codes, start=5, stop=9)):
+        with pytest.raises(TokenError, match="codes of s1/utt 4 exceed the codebooks"):
+            read(i)
+    assert torch.equal(dataset.codes(i, 8), torch.from_numpy(codes[:, 8:].astype(np.int64)))
 
 
 def test_no_dataset_and_an_unfinished_one_are_told_apart(tmp_path):
