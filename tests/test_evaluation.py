@@ -243,6 +243,8 @@ def test_a_metric_that_is_added_is_computed_and_one_that_is_there_is_not(files, 
     assert "peak" in evaluate_system(first, files, tmp_path, options, resume=True)
     evaluate_system(second, files, tmp_path, options, resume=True)
     assert (first.coded, second.coded) == (3, 0)
+    evaluate_system(second, files, tmp_path, Options(RATE, 1), resume=True)
+    assert second.coded == 0 and "peak" not in table(tmp_path / "files.csv")[0]
 
 
 def test_rates_of_what_was_spent_are_those_of_all_seconds(files, tmp_path):
