@@ -87,12 +87,13 @@ def evaluate_system(
     whole = [record for record in found if "error" not in record]
     if not whole:
         raise ValueError(f"none of {len(files)} files could be evaluated")
-    summary = summarise(system, whole, [*SCORES, *(metric.name for metric in options.metrics)])
+    names = [*SCORES, *(metric.name for metric in options.metrics)]
+    summary = summarise(system, whole, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
     summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
     if isinstance(system, OwnCodec):
         summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
-    write_tables(output, found, summary)
+    write_tables(output, found, names, summary)
     return summary
 
 
@@ -253,14 +254,15 @@ def stem_of(number: int, name: str) -> str:
     return f"{number:03d}-{Path(printable(name)).stem[:60]}"
 
 
-def write_tables(output: Path, records: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+def write_tables(
+    output: Path, records: Sequence[dict[str, Any]], names: Sequence[str], summary: dict[str, Any]
+) -> None:
     """Write `files.csv`, `depths.csv`, `failures.csv` if there are any, and `summary.json`."""
     whole = [record for record in records if "error" not in record]
     rows = [{"file": record["file"], **point} for record in whole for point in record["points"]]
-    names = [name for name in rows[0] if name not in ("bits", "file_bits")]
     deepest = [{"file": record["file"], **record["points"][-1]} for record in whole]
-    write_table(output / "depths.csv", rows, names)
-    write_table(output / "files.csv", deepest, [name for name in names if name != "num_quantizers"])
+    write_table(output / "depths.csv", rows, ["file", "num_quantizers", *names])
+    write_table(output / "files.csv", deepest, ["file", *names])
     failures = [{"file": r["file"], "metric": "", "reason": r["error"]} for r in records if "error" in r]
     for record in whole:
         failures += [

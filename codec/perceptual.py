@@ -82,13 +82,12 @@ class MetricProcess:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115
             # One thread each: several run side by side.
             threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-            paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "codec.scorers"],
+                [sys.executable, "-P", str(PACKAGE / "scorers.py")],  # -P: codec's modules are no one else's
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
-                env=os.environ | threads | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=os.environ | threads,
             )
         return self.process
 

@@ -1,4 +1,4 @@
-"""Perceptual metrics of other packages, and the process they run in: `python -m codec.scorers`.
+"""Perceptual metrics of other packages, and the process they run in: started by `codec.perceptual`.
 
 Apart from everything else, because compiled code of others crashes, hangs and prints. It imports no torch,
 reads requests on its standard input, a line of JSON and then the samples, and answers on its standard output.
@@ -135,6 +135,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a metric prints is no answer
     refuse_network()
+    sys.path.append(os.getcwd())  # plug-ins lie where the user is
     loaded: dict[str, Any] = {}
     while line := sys.stdin.buffer.readline():
         said = answer(json.loads(line), sys.stdin.buffer, loaded)

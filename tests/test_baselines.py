@@ -22,9 +22,10 @@ def page(*segments: int, body: int = 0) -> bytes:
 
 def test_ogg_payload_is_the_packets_after_the_headers():
     # Headers of 19 and 300 bytes; packets of 10, of 255 + 45 over two pages, of 255 + 0, of 7.
-    stream = page(19) + page(255, 45) + page(10, 255) + page(45, 255, 0, 7)
-    assert ogg_payload(stream, 2) == 10 + 300 + 255 + 7
-    assert ogg_payload(stream, 0) == 19 + 300 + 10 + 300 + 255 + 7
+    stream = page(19) + page(255, 45) + page(10, 255) + page(45, 255, 0, 7) + page(254, 8)
+    assert ogg_payload(stream, 2) == 10 + 300 + 255 + 7 + 262
+    assert ogg_payload(stream, 0) == 19 + 300 + 10 + 300 + 255 + 7 + 262
+    assert ogg_payload(page(10, 20) + page(254, 8), 3) == 8  # a packet of 254 bytes ends with its segment
     with pytest.raises(ValueError, match="no Ogg page at byte 47"):
         ogg_payload(page(19) + b"junk" * 20, 2)
 

@@ -182,7 +182,9 @@ def test_a_rerun_goes_on_where_it_stopped_and_ends_as_if_it_never_had(files, tmp
     records.write_bytes(records.read_bytes() + b'{"file": "cut sho')  # as a kill leaves it
     again = Halver()
     assert evaluate_system(again, files, tmp_path / "parts", options, resume=True) == whole
-    assert again.coded == 1
+    third = Halver()
+    evaluate_system(third, files, tmp_path / "parts", options, resume=True)
+    assert (again.coded, third.coded) == (1, 0)
     for name in ("files.csv", "depths.csv", "summary.json"):
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
     fresh = Halver()
@@ -241,6 +243,8 @@ def test_a_metric_that_is_added_is_computed_and_one_that_is_there_is_not(files, 
     assert "peak" in evaluate_system(first, files, tmp_path, options, resume=True)
     evaluate_system(second, files, tmp_path, options, resume=True)
     assert (first.coded, second.coded) == (3, 0)
+    evaluate_system(second, files, tmp_path, Options(RATE, 1), resume=True)
+    assert second.coded == 0 and "peak" not in table(tmp_path / "files.csv")[0]
 
 
 def test_rates_of_what_was_spent_are_those_of_all_seconds(files, tmp_path):
