@@ -31,7 +31,7 @@ class Standardize(nn.Module):
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Sums of inputs `[N, D]` that have a code `[N]`, of their squares and of nothing `[3, D]`; number."""
+        """Sums `[3, D]` of inputs `[N, D]` with codes `[N]`, of their squares and of nothing; number."""
         counted = torch.where(codes[:, None] >= 0, inputs, 0.0)
         sums = torch.stack([counted.sum(0), counted.square().sum(0), torch.zeros_like(counted[0])])
         counts = torch.stack([(codes >= 0).sum(), codes.new_zeros(())]).to(sums.dtype)
