@@ -164,16 +164,6 @@ class RandomProjectionCodebook(nn.Module):
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
-    def statistics(
-        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What `update` learns the inputs' mean and spread from."""
-        return self.standardize.statistics(inputs, codes, so_far)
-
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Follow the inputs' mean and spread."""
-        self.standardize.update(sums, counts)
-
     def project(self, inputs: Tensor) -> Tensor:
         """Unit vectors `[N, d]` of standardised inputs `[N, D]`."""
         return functional.normalize(self.standardize(inputs) @ self.projection.T, dim=1)
