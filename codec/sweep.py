@@ -156,8 +156,8 @@ class Sweep(Sweeper):
                 twin = seen[key].swept
                 axes = ", ".join(axis for axis in job.swept if job.swept[axis] != twin[axis])
                 raise ConfigError(
-                    f"{axes or 'a value given twice'}: makes no difference: {folder_name(twin)} and {folder_name(job.swept)} would be "
-                    "the same run; leave one out"
+                    f"{axes or 'a value given twice'}: makes no difference: {folder_name(twin)} and "
+                    f"{folder_name(job.swept)} would be the same run; leave one out"
                 )
             seen[key] = job
         if len(refusals) == len(jobs):

@@ -314,6 +314,30 @@ def test_gumbel_codes_follow_the_softmax_of_the_scores_and_get_the_soft_gradient
     assert float(codebook.to_keys.weight.grad.abs().sum()) > 0
 
 
+def test_a_gumbel_codebook_starts_by_saying_what_it_was_given():
+    torch.manual_seed(0)
+    codebook = GumbelCodebook(4, 256).requires_grad_(False)
+    pool = 0.01 * functional.normalize(torch.randn(4096, 4), dim=1) + 3
+    codebook.initialise(pool)
+    used = torch.ones(len(pool), dtype=torch.bool)
+    drawn, _, _ = codebook(pool, used, torch.Generator().manual_seed(0))
+    spread = pool.var(0).sum()
+    best, noisy = (
+        (vectors - pool).square().sum(1).mean() / spread
+        for vectors in (codebook.lookup(codebook.encode(pool)), drawn)
+    )
+    assert float(best) < 0.06 and float(best) < float(noisy) < 4 * float(best)
+
+
+def test_simvq_starts_in_use_wherever_the_latents_are():
+    torch.manual_seed(0)
+    codebook = SimVQCodebook(6, 64).requires_grad_(False)
+    pool = 0.1 * torch.randn(4096, 6) + torch.tensor([9.0, -5, 0, 2, 7, 1])
+    codebook.initialise(pool)
+    assert len(codebook.encode(pool).unique()) > 58
+    assert float((codebook.lookup(codebook.encode(pool)) - pool).var()) < 0.6 * float(pool.var(0).mean())
+
+
 def test_orthogonality_and_diversity_are_zero_where_they_should_be():
     codebook = RegularizedCodebook(8, 8).requires_grad_(False)
     used = torch.ones(800, dtype=torch.bool)
@@ -488,6 +512,8 @@ def test_a_variational_bottleneck_draws_around_the_mean_and_its_loss_is_the_dive
     quantized = quantizer(latents)
     torch.testing.assert_close(quantized.losses["kl"], expected)
     torch.testing.assert_close(quantized.latents, quantizer.out_proj(mean))
+    quiet = float((0.5 * log_variance.detach()).exp().mean())
+    assert quiet < 0.1  # the latents are heard over the noise before anything is learned
     drawn = quantizer(latents.expand(3, 4, 7), generator=torch.Generator().manual_seed(0)).latents
     assert not torch.allclose(drawn, quantized.latents)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,9 @@ class FactorizedCodebook(Codebook):
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
-        weight = cast(nn.Module, self.out_proj.parametrizations).weight  # `parameters()` would be slow
-        return [self.vectors, weight.original0, weight.original1, self.out_proj.bias]
+        projection = cast(Any, self.out_proj)
+        weight = projection.parametrizations.weight  # `parameters()` would be slow
+        return [self.vectors, weight.original0, weight.original1, projection.bias]
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
@@ -163,16 +164,6 @@ class RandomProjectionCodebook(nn.Module):
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
-    def statistics(
-        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What `update` learns the inputs' mean and spread from."""
-        return self.standardize.statistics(inputs, codes, so_far)
-
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Follow the inputs' mean and spread."""
-        self.standardize.update(sums, counts)
-
     def project(self, inputs: Tensor) -> Tensor:
         """Unit vectors `[N, d]` of standardised inputs `[N, D]`."""
         return functional.normalize(self.standardize(inputs) @ self.projection.T, dim=1)
@@ -218,17 +209,19 @@ class ProjectedLookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, table: Tensor) -> Tensor:
+        """Look up `[N, D]`."""
         ctx.save_for_backward(inputs, weight)
         return functional.embedding(codes, table)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Gradients of inputs, weight and bias."""
         inputs, weight = ctx.saved_tensors
         return gradient @ weight, gradient.T @ inputs, gradient.sum(0), None, None
 
 
 def look_up(inputs: Tensor, codes: Tensor, codebook: FactorizedCodebook | RandomProjectionCodebook) -> Tensor:
-    """Projected vectors `[N, D]` of codes `[N]`, whose gradient goes to `inputs` `[N, d]` and the projection."""
+    """Projected vectors `[N, D]` of codes `[N]`; their gradient goes to inputs `[N, d]` and projection."""
     projection = codebook.out_proj
     if torch.compiler.is_compiling():  # compiled code rounds differently in any case
         return projection(inputs)

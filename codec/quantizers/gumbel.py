@@ -15,12 +15,12 @@ class GumbelCodebook(nn.Module):
     """Inputs attend to the keys of `codebook_size` memories and get the value of one (NWT, arXiv 2106.04283).
 
     Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
-    probable one is taken. Gradients reach inputs and memories through the softmax; the loss "diversity" is
-    what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0, arXiv 2006.11477,
-    eq. 4): without it all inputs end at a few memories. `Grouped` makes several heads of it. Scores are
-    cosines times a learned sharpness. Memories start as the k-means centroids of the inputs' directions and
-    the sharpness so that a draw errs about twice as far as the nearest memory: with less, training hears
-    only the noise, and the most probable codes are none that it has learned from.
+    probable one is taken. Gradients reach inputs and memories through the softmax. Two losses keep the codes
+    in use: "diversity" is what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0,
+    arXiv 2006.11477, eq. 4), and "commitment" holds the standardised inputs to the chosen keys: scores are
+    cosines times a learned sharpness, which alone let an encoder drift until all inputs point one way.
+    `Grouped` makes several heads of it. Memories start as the k-means centroids of the inputs' directions,
+    the sharpness so that a draw errs about twice as far as the nearest memory.
     """
 
     straight_through_cascade = False
@@ -49,35 +49,28 @@ class GumbelCodebook(nn.Module):
     def initialise(self, pool: Tensor) -> None:
         """Start memories, values and sharpness from a pool `[N, D]`."""
         self.standardize.fit(pool)
-        points = self.standardize(pool)
-        directions = functional.normalize(points, dim=1)
-        self.memories.copy_(functional.normalize(kmeans(directions, self.codebook_size, self.kmeans_iterations), dim=1))
+        self.standardize.deviation.mul_(self.standardize(pool).norm(dim=1).mean())  # now of length 1
+        directions = functional.normalize(self.standardize(pool), dim=1)
+        centroids = kmeans(directions, self.codebook_size, self.kmeans_iterations)
+        self.memories.copy_(functional.normalize(centroids, dim=1))
         self.to_keys.weight.copy_(torch.eye(pool.shape[1]))
-        self.to_values.weight.copy_(torch.diag(self.standardize.deviation * points.norm(dim=1).mean()))
+        self.to_values.weight.copy_(torch.diag(self.standardize.deviation))
         self.to_values.bias.copy_(self.standardize.mean)
         error = 1 - (directions @ self.memories.T).amax(1).mean()
         self.log_sharpness.copy_((pool.shape[1] / 2 / error.clamp(min=1e-3)).log())
         self.initialised.fill_(True)
 
-    def statistics(
-        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What `update` learns the inputs' mean and spread from."""
-        return self.standardize.statistics(inputs, codes, so_far)
+    def keys(self) -> Tensor:
+        """Unit vectors `[K, D]` that inputs are compared with."""
+        return functional.normalize(self.to_keys(self.memories), dim=1)
 
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Follow the inputs' mean and spread."""
-        self.standardize.update(sums, counts)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Scores `[N, K]` of inputs `[N, D]`."""
-        keys = functional.normalize(self.to_keys(self.memories), dim=1)
-        directions = functional.normalize(self.standardize(inputs), dim=1)
-        return self.log_sharpness.exp() * (directions @ keys.T)
+    def logits(self, standard: Tensor, keys: Tensor) -> Tensor:
+        """Scores `[N, K]` of standardised inputs `[N, D]`."""
+        return self.log_sharpness.exp() * (functional.normalize(standard, dim=1) @ keys.T)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """The most probable code `[N]` of inputs `[N, D]`."""
-        return self.logits(inputs).argmax(1)
+        return self.logits(self.standardize(inputs), self.keys()).argmax(1)
 
     def table(self) -> Tensor:
         """All values `[K, D]`."""
@@ -94,13 +87,15 @@ class GumbelCodebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`, and the diversity loss of all."""
-        logits = self.logits(inputs)
+        """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the diversity loss of all."""
+        standard, keys = self.standardize(inputs), self.keys()
+        logits = self.logits(standard, keys)
         losses = {"diversity": lacking_entropy(logits.softmax(1), used, self.training)}
         if generator is not None:
             noise = torch.empty_like(logits).exponential_(generator=generator).log()
             logits = (logits - noise) / self.temperature
         codes = logits.detach().argmax(1)
+        losses["commitment"] = (standard - functional.embedding(codes, keys.detach())).square().mean(1)
         soft = logits.softmax(1)
         table = self.table()
         # The chosen value exactly, with the gradient of the soft mixture.

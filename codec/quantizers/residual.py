@@ -90,8 +90,8 @@ class Residual(Quantizer):
 
     @property
     def learns(self) -> bool:
-        """Whether the codebooks learn from statistics of their inputs."""
-        return hasattr(self.codebooks[0], "statistics")
+        """Whether the codebooks keep statistics of their use."""
+        return isinstance(self.codebooks[0], Codebook)
 
     @property
     def tabular(self) -> bool:
@@ -271,7 +271,7 @@ class Residual(Quantizer):
         All processes choose alike. A shared codebook takes inputs of its first stage.
         """
         replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
-        if not isinstance(self.codebooks[0], Codebook):
+        if not self.learns:
             return replaced
         generator = torch.Generator().manual_seed(seed)
         candidates = [
