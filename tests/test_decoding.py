@@ -164,7 +164,7 @@ def test_the_commands(codec, tmp_path, capsys):
     assert encoding.main([*arguments, "--device", "cpu"]) == 0
     assert decoding.main([model, tokens, "-o", out, "--num-quantizers", "2", "--device", "cpu"]) == 0
     assert f"9 wavs in {out}" in capsys.readouterr().out
-    assert decoding.main([model, str(tmp_path / "tokens" / "tokens.json"), "-o", out]) == 2
+    assert decoding.main([model, str(tmp_path / "tokens" / "tokens.json"), "-o", f"{out}.wav"]) == 2
     assert "tokens.json: not a .codec file" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--device nonsense"):
         decoding.main([model, tokens, "-o", out, "--device", "nonsense"])

@@ -106,6 +106,8 @@ class FactorizedCodebook(Codebook):
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
         projection = cast(Any, self.out_proj)
+        if not hasattr(projection, "parametrizations"):  # folded, for export
+            return [self.vectors, projection.weight, projection.bias]
         weight = projection.parametrizations.weight  # `parameters()` would be slow
         return [self.vectors, weight.original0, weight.original1, projection.bias]
 
