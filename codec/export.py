@@ -268,6 +268,6 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
         api = hub.HfApi()
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=str(folder))
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
+    except Exception as error:  # of the hub, of its HTTP library, of the network
         raise ConfigError(f"--push {repository}: {error}; the folder {folder} is complete") from error
     return f"uploaded {what}"

@@ -11,10 +11,12 @@ quality: the share of equal codes is printed for a trained model alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +25,10 @@ from torch import Tensor
 
 from codec import huggingface, onnx_export, openvino_export
 from codec.config import ConfigError
-from codec.export import Options, calibration, export_huggingface, export_onnx
-from codec.graphs import without_normalisation
+from codec.export import calibration
+from codec.graphs import inference_codec, programs, without_normalisation
 from codec.model import Codec, build_codec
-from codec.step_graphs import run_steps
+from codec.step_graphs import run_steps, step_programs
 from codec.verification import clip, compare, optional
 
 Job = tuple[Callable[[], object], Callable[[], object]]  # encode, decode
@@ -109,24 +111,44 @@ def whole_jobs(codec: Codec, folder: Path, threads: int, seconds: float) -> dict
     }
 
 
-def write_all(codec: Codec, folder: Path) -> None:
-    """Export to everything that is installed, without the checks that codec-export makes."""
-    for name, write in {
-        "hf": lambda path: export_huggingface(codec, path, Options()),
-        "onnx": lambda path: export_onnx(codec, path, Options(streaming=True)),
-        "onnx-int8": lambda path: export_onnx(codec, path, Options(streaming=True, int8=True)),
-        "openvino": lambda path: openvino_export.write(codec, path, {}),
-        "openvino-int8": lambda path: openvino_export.write(codec, path, {}, calibration(codec)),
-    }.items():
+def write_all(codec: Codec, folder: Path, formats: Sequence[str]) -> None:
+    """Export to what is asked for and installed, without the checks that codec-export makes."""
+    for name in formats:
         path = folder / name
         path.mkdir()
         try:
-            write(path)
+            WRITERS[name](codec, path)
         except (ConfigError, ModuleNotFoundError) as error:
             print(f"{name} is left out: {str(error).splitlines()[0]}")
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+            shutil.rmtree(path)
+
+
+def write_onnx(codec: Codec, path: Path) -> None:
+    """Whole signals, and steps of a causal codec."""
+    onnx_export.write_whole(programs(inference_codec(codec)), path, {})
+    with contextlib.suppress(ConfigError):
+        onnx_export.write_steps(step_programs(codec), path, {})
+
+
+def write_int8(codec: Codec, path: Path) -> None:
+    """The same in int8."""
+    before = path.parent / "onnx"
+    if not before.is_dir():
+        raise ConfigError("it is made of onnx")
+    audio = calibration(codec)
+    inputs = {"encoder": audio, "decoder": [codec.encode(clip) for clip in audio]}
+    for file in before.iterdir():
+        shutil.copy(file, path / file.name)
+        onnx_export.to_int8(path / file.name, inputs.get(file.stem))
+
+
+WRITERS: dict[str, Callable[[Codec, Path], object]] = {
+    "hf": huggingface.save,
+    "onnx": write_onnx,
+    "onnx-int8": write_int8,
+    "openvino": lambda codec, path: openvino_export.write(codec, path, {}),
+    "openvino-int8": lambda codec, path: openvino_export.write(codec, path, {}, calibration(codec)),
+}
 
 
 def step_jobs(codec: Codec, folder: Path, frames: int) -> dict[str, Job]:
@@ -196,17 +218,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of audio in a round")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--formats", nargs="+", choices=list(WRITERS), default=list(WRITERS))
+    parser.add_argument(
+        "--shapes", nargs="+", default=["encodec", "soundstream"], help="autoencoders, without a model"
+    )
     asked = parser.parse_args()
     small = ["quantizer=rvq", "sample_rate=24000"]
     models = (
         {str(asked.model): huggingface.load_any(asked.model)}
         if asked.model
-        else {name: composed(f"autoencoder={name}", *small) for name in ("encodec", "soundstream")}
+        else {name: composed(f"autoencoder={name}", *small) for name in asked.shapes}
     )
     for name, codec in models.items():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            write_all(codec, folder)
+            write_all(codec, folder, asked.formats)
             for threads in asked.threads:
                 torch.set_num_threads(threads)
                 jobs = whole_jobs(codec, folder, threads, asked.seconds)

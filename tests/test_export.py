@@ -1,12 +1,14 @@
 """What codec-export writes gives the codec's codes and audio, in the software that it is for."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from composed import config, options, shrink
 from torch import nn
 from torch.nn.utils import parametrize
 
-from codec import graphs, step_graphs, verification
+from codec import export, graphs, onnx_export, step_graphs, verification
 from codec.config import ConfigError
 from codec.export import Options, lengths, main, push
 from codec.layers import LSTM, ConvTranspose1d
@@ -29,8 +31,10 @@ def model(*overrides: str) -> Codec:
     shrink(node, NARROW)
     codec = build_codec(node).eval()
     if wanted := codec.quantizer.pool_size():
-        spread = codec.latents(clip(codec, 2, 4000)).std().item()
-        codec.quantizer.initialise(spread * torch.randn(wanted, codec.quantizer.dim))
+        with torch.no_grad():
+            latents = codec.latents(clip(codec, 4, 40 * codec.hop_length)).transpose(1, 2).flatten(0, 1)
+            pool = latents.repeat(-(-wanted // len(latents)), 1)
+            codec.quantizer.initialise(pool + 0.1 * latents.std(0) * torch.randn_like(pool))
     return codec
 
 
@@ -101,7 +105,7 @@ def test_nothing_is_kept_of_a_copy_that_differs(tmp_path, monkeypatch):
 def test_codes_that_differ_or_are_not_finite_are_refused():
     codec = model("autoencoder=tiny", "quantizer=rvq")
     shapes = [(1, codec.hop_length * 20)]
-    other = compare(codec, lambda audio: codec.encode(audio.flip(2)), codec.decode, shapes)
+    other = compare(codec, lambda audio: (codec.encode(audio) + 1) % 32, codec.decode, shapes)
     assert other.agreement < 0.9
     with pytest.raises(ConfigError, match="not the codec"):
         other.require("it")
@@ -168,40 +172,85 @@ def test_a_dry_push_says_what_it_would_upload(tmp_path, capsys):
     assert push(out, "me/codec", True) == line
 
 
+def test_a_push_uploads_the_folder_and_tells_what_went_wrong(tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        def create_repo(self, repository, exist_ok):
+            calls.append((repository, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append((repo_id, folder_path))
+            if repo_id == "me/refused":
+                raise RuntimeError("no token")
+
+    monkeypatch.setattr(export, "optional", lambda name: SimpleNamespace(HfApi=Api))
+    (tmp_path / "model.bin").write_bytes(bytes(10))
+    assert push(tmp_path, "me/codec", False).startswith("uploaded 1 files")
+    assert calls == [("me/codec", True), ("me/codec", str(tmp_path))]
+    with pytest.raises(ConfigError, match=r"--push me/refused: no token; the folder .* is complete"):
+        push(tmp_path, "me/refused", False)
+
+
 def runtime():
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason='needs ONNX Runtime: pip install -e ".[export]"')
 
 
-def exported(tmp_path, codec: Codec, asked: Options) -> dict[str, Comparison]:
-    from codec.export import export_onnx
+class There(nn.Module):
+    """Codes of latents, and the latents that they stand for."""
 
-    return export_onnx(codec, tmp_path, asked)
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.codes = graphs.Codes(codec)
+        self.quantizer = codec.quantizer
+
+    def forward(self, latents):
+        codes = self.codes(latents)
+        return codes, graphs.as_batch(self.quantizer.decode(graphs.in_one_row(codes)), codes.shape[0])
 
 
-CASES = [(overrides, "rvq") for overrides in AUTOENCODERS]
-SHORT = ["autoencoder=tiny", "autoencoder.strides=[4]"]  # a small graph around each quantizer
-CASES += [(SHORT, name) for name in options("quantizer") if name not in NO_CODES]
-SAMPLED = {"rvq", "multiscale_rvq"}
+SAMPLED = {"rvq", "multiscale_rvq", "fsq"}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "quantizer"),
+    "name",
     [
-        pytest.param(
-            overrides,
-            quantizer,
-            marks=[] if overrides == SHORT and quantizer in SAMPLED else pytest.mark.slow,
-            id=f"{','.join(overrides)},{quantizer}",
-        )
-        for overrides, quantizer in CASES
+        pytest.param(name, marks=[] if name in SAMPLED else pytest.mark.slow)
+        for name in options("quantizer")
+        if name not in NO_CODES
     ],
 )
-def test_every_architecture_and_quantizer_runs_in_onnx_runtime(overrides, quantizer, tmp_path):
+@torch.no_grad()
+def test_every_quantizer_with_codes_runs_in_onnx_runtime(name, tmp_path):
     runtime()
-    codec = model(*overrides, f"quantizer={quantizer}")
+    codec = model("autoencoder=tiny", f"quantizer={name}")
+    quantizer = codec.quantizer
+    frames = quantizer.stride * torch.export.Dim("frames") if quantizer.stride > 1 else graphs.FREE
+    example = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
+    shapes = ({0: graphs.FREE, 2: frames},)
+    plain = graphs.without_normalisation(codec)
+    program = torch.export.export(There(plain), (example,), dynamic_shapes=shapes)
+    onnx_export.write_onnx(program, tmp_path / "q.onnx", (["latents"], ["codes", "back"]), {})
+    session = onnx_export.Session(tmp_path / "q.onnx")
+    for batch, count in ((1, 1), (3, 17)):
+        latents = codec.latents(clip(codec, batch, count * codec.hop_length))
+        codes, back = session(latents)
+        expected = codec.quantizer.encode(latents)
+        assert codes.shape == expected.shape and (codes == expected).float().mean() > 0.98
+        torch.testing.assert_close(back, quantizer.decode(codes), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param(o, marks=[] if o == ["autoencoder=tiny"] else pytest.mark.slow) for o in AUTOENCODERS],
+    ids=lambda o: ",".join(o),
+)
+def test_every_architecture_runs_in_onnx_runtime(overrides, tmp_path):
+    runtime()
+    codec = model(*overrides, "quantizer=rvq")
     causal = not any("causal=false" in option or "dac" in option for option in overrides)
-    found = exported(tmp_path, codec, Options(streaming=causal))
+    found = export.export_onnx(codec, tmp_path, Options(streaming=causal))
     assert found.keys() == ({"whole signals", "streamed"} if causal else {"whole signals"})
     for comparison in found.values():
         assert comparison.max_error < 1e-4 and comparison.agreement > 0.98 and comparison.snr > 70
@@ -215,7 +264,7 @@ def test_int8_graphs_are_smaller_and_near_and_their_quantizer_is_untouched(tmp_p
     codec = model("autoencoder=soundstream", "quantizer=rvq")
     for int8 in (False, True):
         (tmp_path / str(int8)).mkdir()
-        found = exported(tmp_path / str(int8), codec, Options(streaming=True, int8=int8))
+        found = export.export_onnx(codec, tmp_path / str(int8), Options(streaming=True, int8=int8))
     for name in ("encoder", "decoder", "encoder_step", "decoder_step"):
         graph = onnx.load(str(tmp_path / "True" / f"{name}.onnx")).graph
         eights = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
