@@ -27,7 +27,10 @@ from codec.analysis import (
 from codec.audio import printable, read_info
 from codec.baselines import Baseline
 from codec.complexity import cost
+from codec.compression import file_bits
+from codec.compression_commands import beside
 from codec.config import ConfigError
+from codec.entropy_tables import load_tables
 from codec.evaluation import (
     Options,
     evaluate_system,
@@ -181,7 +184,9 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
             if model.startswith("hf:"):
                 systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
             else:
-                systems.append(OwnCodec(load(model).to(device), name, depths))
+                codec, tables = load(model).to(device), beside(Path(model))
+                pack = file_bits(codec, load_tables(tables)) if tables.exists() else None
+                systems.append(OwnCodec(codec, name, depths, pack))
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codec.audio import read_blocks, write_wav_blocks
 from codec.bitstream import (
@@ -96,6 +99,20 @@ def make_header(
         chunk_frames=frames,
         codebook_sizes=tuple(sizes),
     )
+
+
+def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, int], int]:
+    """Function that says how many bits the `.codec` file of codes `[1, k, F]` of some samples has."""
+    header = cache(lambda stages: make_header(codec, tables, stages, 10.0))
+
+    def bits(codes: Tensor, samples: int) -> int:
+        file = io.BytesIO()
+        writer = BitstreamWriter(file, header(codes.shape[1]), tables)
+        writer.write(codes[0].cpu().numpy())
+        writer.finish(samples)
+        return 8 * len(file.getvalue())
+
+    return bits
 
 
 def require_codec(tables: EntropyTables, codec: Codec) -> None:

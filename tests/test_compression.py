@@ -11,9 +11,9 @@ import soundfile
 import torch
 from composed import config
 
-from codec.audio import read_audio, write_wav
+from codec.audio import read_audio, read_info, write_wav
 from codec.bitstream import BitstreamError, BitstreamReader
-from codec.compression import compress, decompress
+from codec.compression import compress, decompress, file_bits
 from codec.compression_commands import compress_main, decompress_main, fit_main, truncate_main
 from codec.decoding import main as decode_main
 from codec.encoding import encode_corpus
@@ -244,6 +244,15 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "of_tokens")]) == 0
     of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
     assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
+
+
+@pytest.mark.parametrize("stages", [2, None])
+def test_the_size_of_a_file_is_known_without_writing_it(tmp_path, codec, tables, recordings, stages):
+    source = recordings / "2.wav"
+    compress(codec, source, tmp_path / "a.codec", tables, stages)
+    codes = torch.from_numpy(offline(codec, source))[None, :stages]
+    bits = file_bits(codec, tables)(codes, read_info(source).frames)
+    assert bits == 8 * (tmp_path / "a.codec").stat().st_size
 
 
 @pytest.mark.parametrize(
