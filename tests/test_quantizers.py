@@ -329,15 +329,6 @@ def test_a_gumbel_codebook_starts_by_saying_what_it_was_given():
     assert float(best) < 0.06 and float(best) < float(noisy) < 4 * float(best)
 
 
-def test_simvq_starts_in_use_wherever_the_latents_are():
-    torch.manual_seed(0)
-    codebook = SimVQCodebook(6, 64).requires_grad_(False)
-    pool = 0.1 * torch.randn(4096, 6) + torch.tensor([9.0, -5, 0, 2, 7, 1])
-    codebook.initialise(pool)
-    assert len(codebook.encode(pool).unique()) > 58
-    assert float((codebook.lookup(codebook.encode(pool)) - pool).var()) < 0.6 * float(pool.var(0).mean())
-
-
 def test_orthogonality_and_diversity_are_zero_where_they_should_be():
     codebook = RegularizedCodebook(8, 8).requires_grad_(False)
     used = torch.ones(800, dtype=torch.bool)

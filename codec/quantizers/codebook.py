@@ -215,10 +215,9 @@ class GradientCodebook(Codebook):
 
 
 class SimVQCodebook(GradientCodebook):
-    """Frozen random vectors under one learned affine map: all codes move together (SimVQ, arXiv 2411.02038).
+    """Frozen random vectors under one learned linear map: all codes move together (SimVQ, arXiv 2411.02038).
 
-    No code has to be revived: the map moves those that nobody uses, too. As in its authors' code the map has
-    a bias: without one the codes stay around 0, where the latents are not.
+    No code has to be revived: the map moves those that nobody uses, too.
     """
 
     def __init__(self, dim: int, codebook_size: int = 1024):
@@ -228,7 +227,7 @@ class SimVQCodebook(GradientCodebook):
     def make_vectors(self, dim: int) -> None:
         """Frozen vectors, N(0, 1/D) per entry, and the map."""
         self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
-        self.map = nn.Linear(dim, dim)
+        self.map = nn.Linear(dim, dim, bias=False)
 
     def table(self) -> Tensor:
         """All vectors `[K, D]`, mapped."""
@@ -236,11 +235,10 @@ class SimVQCodebook(GradientCodebook):
 
     def sources(self) -> list[Tensor]:
         """Frozen vectors and the map."""
-        return [self.vectors, self.map.weight, self.map.bias]
+        return [self.vectors, self.map.weight]
 
     def initialise(self, pool: Tensor) -> None:
-        """Start with the pool's mean and spread: a codebook elsewhere would have one code for all."""
-        table, mean = self.table(), pool.mean(0)
-        self.map.weight.mul_((pool - mean).std() / (table - table.mean(0)).std())
-        self.map.bias.copy_(mean)
+        """Start with the spread of the pool: a codebook of another scale would have one code for all."""
+        scale = pool.std() / self.table().std()
+        self.map.weight.mul_(scale)
         self.initialised.fill_(True)
