@@ -77,7 +77,7 @@ def evaluate() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def run() -> int:
-        from codec.comparison import main
+        from codec.evaluation.comparison import main
 
         return main(sys.argv[1:])
 
@@ -100,7 +100,7 @@ def report() -> None:
     output = options.output or options.folders[0] / "report"
 
     def run() -> int:
-        from codec.report import report as write
+        from codec.evaluation.report import report as write
 
         print(
             write(
@@ -125,7 +125,7 @@ def doctor() -> None:
 
 def export() -> None:
     """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
-    from codec.export import main
+    from codec.export.export import main
 
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
@@ -139,7 +139,7 @@ def stream() -> None:
 
 def encode() -> None:
     """Encode recordings to a token dataset: `codec-encode MODEL FOLDER -o TOKENS`."""
-    from codec.encoding import main
+    from codec.tokens.encoding import main
 
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
@@ -153,35 +153,35 @@ def decode() -> None:
 
 def export_tokens() -> None:
     """Write a token dataset as another library reads it: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
-    from codec.token_exports import main
+    from codec.tokens.exports import main
 
     sys.exit(report_errors(lambda: main(sys.argv[1:])))
 
 
 def compress() -> None:
     """Write a recording as a small file: `codec-compress MODEL in.wav -o out.codec`."""
-    from codec.compression_commands import compress_main
+    from codec.bitstream.commands import compress_main
 
     sys.exit(compress_main(sys.argv[1:]))
 
 
 def decompress() -> None:
     """Write a compressed file as a wav: `codec-decompress MODEL in.codec -o out.wav`."""
-    from codec.compression_commands import decompress_main
+    from codec.bitstream.commands import decompress_main
 
     sys.exit(decompress_main(sys.argv[1:]))
 
 
 def truncate() -> None:
     """Cut a compressed file to its first stages: `codec-truncate IN -o OUT --num-quantizers 2`."""
-    from codec.compression_commands import truncate_main
+    from codec.bitstream.commands import truncate_main
 
     sys.exit(truncate_main(sys.argv[1:]))
 
 
 def fit_entropy() -> None:
     """Fit the tables that make compressed files smaller: `codec-fit-entropy MODEL FOLDER`."""
-    from codec.compression_commands import fit_main
+    from codec.bitstream.commands import fit_main
 
     sys.exit(fit_main(sys.argv[1:]))
 

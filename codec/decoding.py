@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from codec.audio import AudioError, read_info, write_wav_blocks
 from codec.batching import on_device
-from codec.compression_commands import decompress_main
+from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
 from codec.model import Codec, load
-from codec.token_files import TokenError, inside, mirrored, written_whole
-from codec.tokens import TokenDataset
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.files import TokenError, inside, mirrored, written_whole
 
 MARK = "decoding.json"  # what the wavs of a folder were made from
 RF64_BYTES = 2**32 - 2**16  # a plain wav counts its bytes in 32 bits

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from codec.config import ConfigError
-from codec.huggingface import load_any
+from codec.export.huggingface import load_any
 from codec.model import open_checkpoint
 from codec.resume import find_checkpoint
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
-from codec.evaluation import evaluate, print_summary
+from codec.evaluation.evaluation import evaluate, print_summary
 from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure

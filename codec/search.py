@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from codec.config import ConfigError
-from codec.results import LOWER_IS_BETTER, read_json
+from codec.evaluation.results import LOWER_IS_BETTER, read_json
 
 Values = dict[str, str]
 

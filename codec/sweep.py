@@ -26,7 +26,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from codec.config import ConfigError, build, in_quotes, validate
-from codec.results import RESULT, essence, read_json
+from codec.evaluation.results import RESULT, essence, read_json
 
 OWN = ("run_dir=", "name=", "resume=")  # options that a sweep gives each of its runs
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codec.bitstream import BitstreamWriter
-from codec.compression import make_header
-from codec.compression_commands import examples
-from codec.entropy import EntropyTables, low_bits
-from codec.entropy_fitting import fit_static, fit_tables
-from codec.entropy_tables import load_tables
+from codec.bitstream.commands import examples
+from codec.bitstream.compression import make_header
+from codec.bitstream.entropy import EntropyTables, low_bits
+from codec.bitstream.fitting import fit_static, fit_tables
+from codec.bitstream.tables import load_tables
+from codec.bitstream.writer import BitstreamWriter
 from codec.model import Codec, load
 
 

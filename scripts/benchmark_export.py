@@ -23,13 +23,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec import huggingface, onnx_export, openvino_export
 from codec.config import ConfigError
-from codec.export import calibration
-from codec.graphs import inference_codec, programs, without_normalisation
+from codec.export import huggingface
+from codec.export import onnx as onnx_export
+from codec.export import openvino as openvino_export
+from codec.export.export import calibration
+from codec.export.graphs import inference_codec, programs, without_normalisation
+from codec.export.step_graphs import run_steps, step_programs
+from codec.export.verification import clip, compare, optional
 from codec.model import Codec, build_codec
-from codec.step_graphs import run_steps, step_programs
-from codec.verification import clip, compare, optional
 
 Job = tuple[Callable[[], object], Callable[[], object]]  # encode, decode
 

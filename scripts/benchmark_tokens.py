@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from codec.batching import encode_batch, exact_float32
-from codec.encoding_plan import WORK, Plan, Source, describe
-from codec.encoding_shards import merge, write_shard
 from codec.inventory import Index, IndexedFile
-from codec.token_files import TokenFormat, Utterance, checksum
-from codec.tokens import TokenDataset
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.files import TokenFormat, Utterance, checksum
+from codec.tokens.plan import WORK, Plan, Source, describe
+from codec.tokens.shards import merge, write_shard
 
 SIZES = (1024,) * 8
 HOP, RATE = 320, 24_000

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from codec.bitstream import BitstreamReader, BitstreamWriter, Header
-from codec.entropy import EntropyTables, StageTables, alphabet, place_contexts
+from codec.bitstream.entropy import EntropyTables, StageTables, alphabet, place_contexts
+from codec.bitstream.writer import BitstreamReader, BitstreamWriter, Header
 
 CODEC_ID = "c0dec" + 59 * "0"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from codec import baselines
-from codec.baselines import Baseline, adts_payload, align, ogg_payload
 from codec.config import ConfigError
+from codec.evaluation import baselines
+from codec.evaluation.baselines import Baseline, adts_payload, align, ogg_payload
 from codec.metrics import si_sdr
 
 RATE = 16_000

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codec.bdrate import bd_rate, integral, slopes
+from codec.evaluation.bdrate import bd_rate, integral, slopes
 
 ANCHOR = [(6.0, 2.6), (9.0, 3.5), (12.0, 4.0), (16.0, 4.2), (24.0, 4.35)]
 

@@ -14,10 +14,10 @@ from bitstreams import CODEC_ID, decoded, header_of, random_codes, random_tables
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from codec.bitstream import BitstreamError, BitstreamReader, BitstreamWriter, truncate
-from codec.coding import CorruptError, pack_bits
-from codec.entropy import EntropyTables, StageTables, TablesError
-from codec.entropy_tables import load_tables
+from codec.bitstream.coding import CorruptError, pack_bits
+from codec.bitstream.entropy import EntropyTables, StageTables, TablesError
+from codec.bitstream.tables import load_tables
+from codec.bitstream.writer import BitstreamError, BitstreamReader, BitstreamWriter, truncate
 
 REFERENCE = Path(__file__).parent / "reference"
 SIZES = (5, 40, 5000)

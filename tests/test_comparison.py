@@ -11,12 +11,12 @@ import torch
 from composed import config
 from test_report import CHROMIUM, browse
 
-from codec.analysis import curves, delta_rates, domains, pairs, worst
 from codec.audio import write_wav
-from codec.comparison import asked_depths, main, names, places
 from codec.config import ConfigError
+from codec.evaluation.analysis import curves, delta_rates, domains, pairs, worst
+from codec.evaluation.comparison import asked_depths, main, names, places
+from codec.evaluation.results import Run
 from codec.model import build_codec
-from codec.results import Run
 
 RATE = 16_000
 

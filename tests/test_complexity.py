@@ -5,9 +5,9 @@ import torch
 from composed import config
 from torch import Tensor, nn
 
-from codec.complexity import cost, count_macs, reach
+from codec.evaluation.complexity import cost, count_macs, reach
+from codec.evaluation.stability import stage_energy, token_stability
 from codec.model import Codec, build_codec
-from codec.stability import stage_energy, token_stability
 
 RATE = 16_000
 

@@ -12,16 +12,16 @@ import torch
 from composed import config
 
 from codec.audio import read_audio, read_info, write_wav
-from codec.bitstream import BitstreamError, BitstreamReader
-from codec.compression import compress, decompress, file_bits
-from codec.compression_commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.bitstream.commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.bitstream.compression import compress, decompress, file_bits
+from codec.bitstream.entropy import EntropyTables, TablesError
+from codec.bitstream.fitting import fit_tables
+from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
+from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.decoding import main as decode_main
-from codec.encoding import encode_corpus
-from codec.encoding_sources import Settings
-from codec.entropy import EntropyTables, TablesError
-from codec.entropy_fitting import fit_tables
-from codec.entropy_tables import TABLES_FILE, load_tables, save_tables
 from codec.model import Codec, build_codec
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.sources import Settings
 
 SMALL = [
     *("experiment=tiny", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"),
@@ -291,7 +291,7 @@ def test_the_scripts_run(tmp_path, saved, recordings):
 
 MEASURE = """
 import resource, sys
-from codec.compression import compress, decompress
+from codec.bitstream.compression import compress, decompress
 from codec.model import load
 codec = load(sys.argv[1])
 compress(codec, sys.argv[2], "a.codec", num_quantizers=1, overwrite=True)

@@ -13,9 +13,9 @@ from codec import decoding
 from codec.audio import read_audio, read_info, write_wav
 from codec.config import ConfigError
 from codec.decoding import decode_dataset
-from codec.encoding import encode_corpus
-from codec.encoding_sources import Settings
-from codec.tokens import TokenDataset, TokenError
+from codec.tokens.dataset import TokenDataset, TokenError
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.sources import Settings
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_paths_of_a_token_file_cannot_lead_outside(codec, tmp_path, evil):
 
 
 def test_the_commands(codec, tmp_path, capsys):
-    from codec import encoding
+    from codec.tokens import encoding
 
     codec.save(tmp_path / "model")
     write_corpus(tmp_path / "wavs")

@@ -17,14 +17,14 @@ from bad_audio import BAD as BAD_ZOO
 from bad_audio import GOOD, write_zoo
 from tokenised import BAD, LAYOUTS, NEEDS_ARROW, RATE, noise, require_same_codes, small_codec, write_corpus
 
-from codec import encoding
 from codec.audio import read_audio, resampled_length, write_wav
 from codec.config import ConfigError
-from codec.encoding import encode_corpus
-from codec.encoding_plan import batches, make_plan, shard_of_jobs
-from codec.encoding_sources import Settings
 from codec.inventory import DataError
-from codec.tokens import TokenDataset
+from codec.tokens import encoding
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.plan import batches, make_plan, shard_of_jobs
+from codec.tokens.sources import Settings
 
 SMALL_SHARDS = {"shard_hours": 0.0004, "workers": 0}
 
@@ -232,7 +232,7 @@ def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monke
     monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.11)
     seen = []
     monkeypatch.setattr(
-        "codec.encoding_sources.encode_batch", lambda c, audio, **_: seen.append(len(audio)) or []
+        "codec.tokens.sources.encode_batch", lambda c, audio, **_: seen.append(len(audio)) or []
     )
     settings = Settings("npy", batch_seconds=0.5, workers=0)
     encode_corpus(codec, [tmp_path / "wavs" / "long.wav"], tmp_path / "pieces", settings)
@@ -384,6 +384,6 @@ def test_ray_runs_the_jobs(codec, wavs, tmp_path):
 
 def test_codes_of_a_dtype_that_holds_them():
     for size, dtype in [(256, np.uint8), (257, np.uint16), (65_536, np.uint16), (65_537, np.uint32)]:
-        from codec.token_files import code_dtype
+        from codec.tokens.files import code_dtype
 
         assert code_dtype([2, size]) == dtype

@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from codec.coding import CorruptError, RangeDecoder, add_carry, encode_intervals, pack_bits, unpack_bits
-from codec.entropy import POWERS, EntropyTables, StageTables, alphabet, low_bits, place_contexts
-from codec.entropy_fitting import fit_tables
-from codec.entropy_tables import (
+from codec.bitstream.coding import (
+    CorruptError,
+    RangeDecoder,
+    add_carry,
+    encode_intervals,
+    pack_bits,
+    unpack_bits,
+)
+from codec.bitstream.entropy import POWERS, EntropyTables, StageTables, alphabet, low_bits, place_contexts
+from codec.bitstream.fitting import fit_tables
+from codec.bitstream.tables import (
     LARGEST_BIAS,
     LARGEST_RANK,
     MOST_CONTEXTS,

@@ -12,12 +12,12 @@ from composed import config
 
 from codec.audio import read_audio, write_wav
 from codec.config import ConfigError
-from codec.evaluation import Options, evaluate, evaluate_system
+from codec.evaluation.evaluation import Options, evaluate, evaluate_system
+from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
+from codec.evaluation.systems import OwnCodec, Point, depths_of
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec
-from codec.perceptual import MetricProcess, PerceptualMetric
 from codec.pictures import read_picture, save_spectrogram_pair
-from codec.systems import OwnCodec, Point, depths_of
 
 RATE = 16_000
 

@@ -8,12 +8,13 @@ from composed import config, options, shrink
 from torch import nn
 from torch.nn.utils import parametrize
 
-from codec import export, graphs, onnx_export, step_graphs, verification
 from codec.config import ConfigError
-from codec.export import Options, lengths, main, push
+from codec.export import export, graphs, step_graphs, verification
+from codec.export import onnx as onnx_export
+from codec.export.export import Options, lengths, main, push
+from codec.export.verification import Comparison, clip, compare
 from codec.layers import LSTM, ConvTranspose1d
 from codec.model import Codec, build_codec, load
-from codec.verification import Comparison, clip, compare
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
 NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}

@@ -7,8 +7,9 @@ from composed import config, tiny_run
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from codec import huggingface, run
+from codec import run
 from codec.config import ConfigError
+from codec.export import huggingface
 from codec.finetuning import adopt
 from codec.model import build_codec, load
 from codec.synthetic import write_synthetic_folder

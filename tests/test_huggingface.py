@@ -8,8 +8,10 @@ import torch
 from composed import config
 from safetensors.torch import load_file, save_file
 
-from codec import dac_format, encodec_format, huggingface
 from codec.config import ConfigError
+from codec.export import dac as dac_format
+from codec.export import encodec as encodec_format
+from codec.export import huggingface
 from codec.model import Codec, build_codec
 
 transformers = pytest.importorskip("transformers", reason='needs transformers: pip install -e ".[export]"')

@@ -127,7 +127,7 @@ def test_the_wheel_holds_the_package_and_every_yaml(wheel):
     inside = {name for name in names if ".dist-info/" not in name}
     assert "codec/configs/train.yaml" in inside
     assert inside == sources | {f"codec/{name}" for name in CONFIGS} | {
-        *("codec/py.typed", "codec/report.html", "codec/configs/quantizer/README.md"),
+        *("codec/py.typed", "codec/evaluation/report.html", "codec/configs/quantizer/README.md"),
     }
 
 

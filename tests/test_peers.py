@@ -10,8 +10,8 @@ transformers = pytest.importorskip("transformers", reason="published codecs are 
 
 from codec.audio import write_wav  # noqa: E402
 from codec.config import ConfigError  # noqa: E402
-from codec.evaluation import Options, evaluate_system  # noqa: E402
-from codec.peers import Peer  # noqa: E402
+from codec.evaluation.evaluation import Options, evaluate_system  # noqa: E402
+from codec.evaluation.peers import Peer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ import pytest
 
 from codec.audio import resample
 from codec.config import ConfigError
-from codec.perceptual import CATALOG, MetricProcess, PerceptualMetric, choose_metrics
+from codec.evaluation.perceptual import CATALOG, MetricProcess, PerceptualMetric, choose_metrics
 
 RATE = 16_000
 

@@ -17,8 +17,17 @@ import yaml
 
 from codec.audio import write_wav
 from codec.config import ConfigError
-from codec.report import report
-from codec.results import Run, compare, find_runs, group, holm, interval, paired_p_value, welch_p_value
+from codec.evaluation.report import report
+from codec.evaluation.results import (
+    Run,
+    compare,
+    find_runs,
+    group,
+    holm,
+    interval,
+    paired_p_value,
+    welch_p_value,
+)
 
 RATE = 16_000
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,10 +8,10 @@ import pytest
 from tokenised import NEEDS_ARROW, small_codec, write_corpus
 
 from codec.config import ConfigError
-from codec.encoding import encode_corpus
-from codec.encoding_sources import Settings
-from codec.token_exports import export_codec_bpe, export_hf, export_lhotse, main, portions
-from codec.tokens import TokenDataset
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.exports import export_codec_bpe, export_hf, export_lhotse, main, portions
+from codec.tokens.sources import Settings
 
 # Other libraries warn of their own dependencies.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -30,8 +30,8 @@ def tokens(tmp_path_factory):
 @NEEDS_ARROW
 def test_parquet_alone_holds_the_codes_and_their_description(tokens, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("codec.token_exports.FILE_CODES", 600)
-    monkeypatch.setattr("codec.token_exports.GROUP_CODES", 200)
+    monkeypatch.setattr("codec.tokens.exports.FILE_CODES", 600)
+    monkeypatch.setattr("codec.tokens.exports.GROUP_CODES", 200)
     export_hf(tokens, tmp_path / "hf")
     files = sorted((tmp_path / "hf" / "data").iterdir())
     assert len(files) > 2 and files[0].name == f"train-00000-of-{len(files):05d}.parquet"
@@ -109,7 +109,7 @@ def test_a_failed_export_leaves_nothing(tokens, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("codec.token_exports.save_npy", fails)
+    monkeypatch.setattr("codec.tokens.exports.save_npy", fails)
     with pytest.raises(OSError, match="No space"):
         export_lhotse(tokens, tmp_path / "cuts")
     assert list(tmp_path.iterdir()) == []

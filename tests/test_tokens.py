@@ -17,10 +17,10 @@ from tokenised import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_code
 from torch.utils.data import DataLoader
 
 from codec.audio import read_audio
-from codec.encoding import encode_corpus
-from codec.encoding_sources import Encoder, Settings
-from codec.token_files import inside, mirrored
-from codec.tokens import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
+from codec.tokens.dataset import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.files import inside, mirrored
+from codec.tokens.sources import Encoder, Settings
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_numpy_and_json_alone_read_the_npy_tree(codec, tmp_path, monkeypatch):
 
 
 def test_reading_imports_neither_lightning_nor_hydra():
-    code = "import sys, codec.tokens; print({'lightning', 'hydra', 'pyarrow'} & sys.modules.keys())"
+    code = "import sys, codec.tokens.dataset; print({'lightning', 'hydra', 'pyarrow'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -1,0 +1,203 @@
+"""Recordings to `.codec` files and back, of any length in little memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.audio import read_blocks, write_wav_blocks
+from codec.bitstream.entropy import EntropyTables, TablesError
+from codec.bitstream.writer import (
+    BitstreamError,
+    BitstreamReader,
+    BitstreamWriter,
+    Chunk,
+    Header,
+    check_target,
+    new_file,
+)
+from codec.model import Codec
+from codec.streaming import Stream
+
+LARGEST_WAV = 4_000_000_000  # bytes; beyond it a wav's sizes do not fit its header
+SILENT_FRAMES = 64  # written at a time where codes were lost
+
+
+class Compressed(NamedTuple):
+    """What a file became: its length, its bytes, and those of the codes of each stage."""
+
+    seconds: float
+    bytes: int
+    stage_bytes: tuple[int, ...]
+    nominal: float
+
+    @property
+    def bitrate(self) -> float:
+        """bit/s of the whole file; `nominal` is that of codes of fixed width."""
+        return 8 * self.bytes / self.seconds
+
+
+def compress(
+    codec: Codec,
+    source: str | Path,
+    target: str | Path,
+    tables: EntropyTables | None = None,
+    num_quantizers: int | None = None,
+    chunk_seconds: float = 10.0,
+    overwrite: bool = False,
+) -> Compressed:
+    """Write a recording, resampled and mixed for the codec, as a `.codec` file.
+
+    AudioError for a recording that cannot be read, TablesError for tables of another codec, FileExistsError
+    for an existing target, ValueError for numbers of stages or seconds that cannot be.
+    """
+    header = make_header(codec, tables, num_quantizers, chunk_seconds)
+    samples = 0
+
+    def blocks() -> Iterator[np.ndarray]:
+        nonlocal samples
+        for block in read_blocks(source, codec.sample_rate, codec.audio_channels):
+            samples += block.shape[1]
+            yield block
+
+    with new_file(target, overwrite) as file:
+        writer = BitstreamWriter(file, header, tables)
+        for codes in encode_blocks(codec.streaming(), blocks(), num_quantizers):
+            writer.write(codes)
+        writer.finish(samples)
+        size = file.tell()
+    nominal = codec.bitrate(num_quantizers)
+    return Compressed(samples / codec.sample_rate, size, tuple(writer.stage_bytes), nominal)
+
+
+def make_header(
+    codec: Codec, tables: EntropyTables | None, num_quantizers: int | None, chunk_seconds: float
+) -> Header:
+    """The header of what a codec writes."""
+    sizes = codec.quantizer.codebook_sizes[: codec.quantizer.check_depth(num_quantizers)]
+    if not sizes:
+        raise ValueError("this codec's quantizer keeps no codes to write")
+    frames = round(chunk_seconds * codec.frame_rate) if np.isfinite(chunk_seconds) else 0
+    if not 1 <= frames <= 2**16:
+        least, most = 1 / codec.frame_rate, 2**16 / codec.frame_rate
+        raise ValueError(f"chunks must be {least:.3g} to {most:.3g} seconds long, got {chunk_seconds}")
+    if tables is not None:
+        require_codec(tables, codec)
+    return Header(
+        codec_id=codec.codec_id(),
+        tables_id=tables.tables_id if tables else "",
+        sample_rate=codec.sample_rate,
+        channels=codec.audio_channels,
+        hop_length=codec.hop_length,
+        chunk_frames=frames,
+        codebook_sizes=tuple(sizes),
+    )
+
+
+def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, int], int]:
+    """Function that says how many bits the `.codec` file of codes `[1, k, F]` of some samples has."""
+    header = cache(lambda stages: make_header(codec, tables, stages, 10.0))
+
+    def bits(codes: Tensor, samples: int) -> int:
+        file = io.BytesIO()
+        writer = BitstreamWriter(file, header(codes.shape[1]), tables)
+        writer.write(codes[0].cpu().numpy())
+        writer.finish(samples)
+        return 8 * len(file.getvalue())
+
+    return bits
+
+
+def require_codec(tables: EntropyTables, codec: Codec) -> None:
+    """TablesError unless the tables were fitted to this codec."""
+    if (tables.codec_id, tables.codebook_sizes) != (codec.codec_id(), codec.quantizer.codebook_sizes):
+        raise TablesError(
+            f"the entropy tables are of codec {tables.codec_id[:16]}..., the model is codec "
+            f"{codec.codec_id()[:16]}...: fit them again with codec-fit-entropy"
+        )
+
+
+@torch.no_grad()
+def encode_blocks(
+    stream: Stream, blocks: Iterable[np.ndarray], num_quantizers: int | None = None
+) -> Iterator[np.ndarray]:
+    """Codes `[K, F]` of one signal in blocks `[C, n]`; another one may follow it on the stream."""
+    device = stream.pending.device
+    for block in blocks:
+        codes = stream.encode(torch.from_numpy(block)[None].to(device), num_quantizers=num_quantizers)
+        yield codes[0].cpu().numpy()
+    end = torch.zeros(1, stream.autoencoder.audio_channels, 0, device=device)
+    yield stream.encode(end, final=True, num_quantizers=num_quantizers)[0].cpu().numpy()
+
+
+def decompress(
+    codec: Codec,
+    source: str | Path,
+    target: str | Path,
+    tables: EntropyTables | None = None,
+    num_quantizers: int | None = None,
+    salvage: bool = False,
+    overwrite: bool = False,
+) -> list[Chunk]:
+    """Write a `.codec` file as a wav; returns what was lost, which only `salvage` allows: it becomes silence.
+
+    BitstreamError for a damaged file or one of another codec, TablesError for other tables than the file
+    was written with, FileExistsError for an existing target.
+    """
+    check_target(target, overwrite)
+    lost: list[Chunk] = []
+    with BitstreamReader(source, salvage) as reader:
+        require_same(reader, codec)
+        chunks = reader.chunks(tables, num_quantizers)
+        audio = decode_chunks(codec, chunks, lost)
+        samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
+        large = samples * codec.audio_channels * 2 > LARGEST_WAV
+        write_wav_blocks(target, cut(audio, samples), codec.sample_rate, large)
+    return lost
+
+
+def require_same(reader: BitstreamReader, codec: Codec) -> None:
+    """BitstreamError unless this codec wrote the file."""
+    header, quantizer = reader.header, codec.quantizer
+    if header.codec_id != codec.codec_id():
+        reason = f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}..."
+        raise BitstreamError(reader.path, reason)
+    ours = codec.sample_rate, codec.audio_channels, codec.hop_length, quantizer.codebook_sizes[: header.depth]
+    if (header.sample_rate, header.channels, header.hop_length, header.codebook_sizes) != ours:
+        raise BitstreamError(reader.path, "its header contradicts the codec that it names")
+
+
+def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
+    """Audio `[C, n]` of chunks in order; lost ones are noted, and silent."""
+    stream, device = codec.streaming(), next(codec.parameters()).device
+    codes = torch.zeros(1, 1, 0, dtype=torch.int64, device=device)
+    running = False
+    for chunk in chunks:
+        if chunk.codes is not None:
+            codes = torch.from_numpy(chunk.codes)[None].to(device)
+            yield stream.decode(codes)[0].cpu().numpy()
+            running = True
+            continue
+        lost.append(chunk)
+        if running:  # what follows does not continue what came before
+            yield stream.decode(codes[..., :0], final=True)[0].cpu().numpy()
+            running = False
+        for start in range(0, chunk.frames, SILENT_FRAMES):
+            frames = min(SILENT_FRAMES, chunk.frames - start)
+            yield np.zeros((codec.audio_channels, frames * codec.hop_length), np.float32)
+    if running:
+        yield stream.decode(codes[..., :0], final=True)[0].cpu().numpy()
+
+
+def cut(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The first `length` samples of blocks `[C, n]`."""
+    for block in blocks:
+        yield block[:, :length]
+        length -= min(length, block.shape[1])

@@ -1,0 +1,229 @@
+"""Reads `.codec` files, also hostile ones: nothing is believed that is not checked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from codec.bitstream.coding import CorruptError, unpack_bits
+from codec.bitstream.entropy import EntropyTables, TablesError
+from codec.bitstream.records import (
+    CHUNK,
+    CRC,
+    END_BYTES,
+    LARGEST_HEADER,
+    BitstreamError,
+    End,
+    Head,
+    Header,
+    unpack_end,
+    unpack_head,
+    unpack_header,
+    unsealed,
+)
+
+WINDOW = 2**16  # bytes searched at a time for the next whole chunk
+
+
+class Chunk(NamedTuple):
+    """Codes int64 `[K, frames]` from frame `start` on, or the `problem` that they were lost to."""
+
+    start: int
+    frames: int
+    codes: np.ndarray | None
+    problem: str = ""
+
+
+class BitstreamReader:
+    """Reads a `.codec` file, `with BitstreamReader(path) as reader`; BitstreamError for what is not whole.
+
+    With `salvage`, only the header has to be whole: `end` is None where the end record is lost, and damaged
+    chunks are returned with the `problem` that they have.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], salvage: bool = False):
+        self.path, self.salvage = Path(path), salvage
+        self.file = open_regular(self.path)
+        try:
+            self.length = os.fstat(self.file.fileno()).st_size
+            self.header = unpack_header(self.read(0, LARGEST_HEADER))
+            self.seed, self.begin = self.header.crc, len(self.header.pack())
+            self.end = self.read_end()
+            self.window = (0, b"")
+        except CorruptError as error:
+            self.file.close()
+            raise BitstreamError(self.path, str(error)) from error
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> BitstreamReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def read(self, position: int, size: int) -> bytes:
+        """Up to `size` bytes from `position` on: never more than there are."""
+        self.file.seek(position)
+        return self.file.read(max(0, min(size, self.length - position)))
+
+    def read_end(self) -> End | None:
+        """The end record; CorruptError, or None to salvage, where it is lost or promises too much."""
+        try:
+            end = unpack_end(self.read(max(0, self.length - END_BYTES), END_BYTES), self.header, self.seed)
+            if (end.chunks - 1) * self.header.least_chunk_bytes > self.length:
+                raise CorruptError(f"{end.chunks} chunks are promised, in {self.length} bytes")
+        except CorruptError:
+            if self.salvage:
+                return None
+            raise
+        return end
+
+    @property
+    def most_frames(self) -> int:
+        """The frames that there are; without an end record, that so many bytes can hold."""
+        if self.end:
+            return self.end.frames
+        return (self.length // self.header.least_chunk_bytes + 1) * self.header.chunk_frames
+
+    def chunks(
+        self, tables: EntropyTables | None = None, num_quantizers: int | None = None
+    ) -> Iterator[Chunk]:
+        """Chunk by chunk, the codes of the first stages; TablesError unless `tables` are the file's own."""
+        require_tables(self.header, tables)
+        count = len(self.header.codebook_sizes)
+        if num_quantizers is not None and not 1 <= num_quantizers <= count:
+            raise ValueError(f"num_quantizers must be 1 to {count} for {self.path}, got {num_quantizers}")
+        if self.salvage:
+            yield from self.salvaged(tables, num_quantizers or count)
+            return
+        for head, parts in self.stored():
+            start = head.index * self.header.chunk_frames
+            try:
+                codes = self.decode(head, parts[:num_quantizers], tables)
+            except CorruptError as error:
+                raise self.damaged(head.index, error) from error
+            yield Chunk(start, head.frames, codes)
+
+    def stored(self) -> Iterator[tuple[Head, list[bytes]]]:
+        """Each chunk's head and its stages' bytes; BitstreamError at the first that is damaged."""
+        if self.end is None:
+            raise BitstreamError(self.path, "no end record: read it with salvage")
+        position, digest, end = self.begin, 0, self.end
+        for index in range(end.chunks):
+            try:
+                head, parts, crc = self.read_chunk(position)
+                frames = min(self.header.chunk_frames, end.frames - index * self.header.chunk_frames)
+                if head.index != index or head.frames != frames:
+                    raise CorruptError(f"chunk {head.index} of {head.frames} frames is in its place")
+            except CorruptError as error:
+                raise self.damaged(index, error) from error
+            yield head, parts
+            digest = crc32(crc, digest)
+            position += self.header.head_bytes + sum(head.sizes) + CRC.size
+        if position != self.length - END_BYTES:
+            raise BitstreamError(self.path, "bytes between the last chunk and the end record")
+        if digest != end.digest:
+            raise BitstreamError(self.path, "its chunks are not those that it was written with")
+
+    def read_chunk(self, position: int) -> tuple[Head, list[bytes], bytes]:
+        """Head, stages' bytes and CRC of the chunk at `position`; CorruptError when it is damaged."""
+        start = self.read(position, self.header.head_bytes)
+        head = unpack_head(start, self.header, self.seed)
+        size, here = sum(head.sizes), position + len(start)
+        if here + size + CRC.size > self.length:
+            raise CorruptError("truncated")
+        data = self.read(here, size + CRC.size)
+        content = unsealed(data, CRC.unpack(start[-CRC.size :])[0])
+        cuts = [0, *accumulate(head.sizes)]
+        return head, [content[a:b] for a, b in pairwise(cuts)], data[-CRC.size :]
+
+    def decode(self, head: Head, parts: list[bytes], tables: EntropyTables | None) -> np.ndarray:
+        """Codes int64 `[len(parts), F]`; CorruptError for bytes that no writer wrote."""
+        codes = np.zeros((len(parts), head.frames), np.int64)
+        for stage, (part, raw) in enumerate(zip(parts, head.raw, strict=False)):
+            size = self.header.codebook_sizes[stage]
+            if not raw and tables is None:
+                raise CorruptError("coded with tables, and the header names none")
+            if raw or tables is None:
+                codes[stage] = unpack_bits(part, (size - 1).bit_length(), head.frames)
+            else:
+                codes[stage] = tables.decode(part, codes[:stage])
+            if codes[stage].max() >= size:
+                raise CorruptError(f"a code of stage {stage} is beyond its codebook of {size}")
+        return codes
+
+    def salvaged(self, tables: EntropyTables | None, num_quantizers: int) -> Iterator[Chunk]:
+        """All chunks in order, the damaged ones with their problem and without codes."""
+        position, frame, problem = self.begin, 0, ""
+        while position < self.length:
+            try:
+                head, parts, _ = self.read_chunk(position)
+                start = head.index * self.header.chunk_frames
+                if start < frame or start + head.frames > self.most_frames:
+                    raise CorruptError(f"chunk {head.index} is in its place")
+                codes = self.decode(head, parts[:num_quantizers], tables)
+            except CorruptError as error:
+                problem = problem or str(error)
+                position = self.find_chunk(position + 1)
+                continue
+            if start > frame:
+                yield Chunk(frame, start - frame, None, problem or "lost")
+            yield Chunk(start, head.frames, codes)
+            frame, problem = start + head.frames, ""
+            position += self.header.head_bytes + sum(head.sizes) + CRC.size
+        if self.end and self.end.frames > frame:
+            yield Chunk(frame, self.end.frames - frame, None, problem or "lost")
+
+    def find_chunk(self, position: int) -> int:
+        """Where the next marker of a chunk is, or the file's end."""
+        while True:
+            begin, block = self.window
+            if begin <= position <= begin + len(block) - len(CHUNK):
+                found = block.find(CHUNK, position - begin)
+                if found >= 0:
+                    return begin + found
+                position = begin + len(block) - len(CHUNK) + 1
+            if position + len(CHUNK) > self.length:
+                return self.length
+            self.window = position, self.read(position, WINDOW)
+
+    def damaged(self, index: int, error: Exception) -> BitstreamError:
+        """The error of a chunk, with its place."""
+        seconds = index * self.header.chunk_frames * self.header.hop_length / self.header.sample_rate
+        return BitstreamError(self.path, f"chunk {index}, from {seconds:.2f} s on: {error}")
+
+
+def require_tables(header: Header, tables: EntropyTables | None) -> None:
+    """TablesError unless `tables` are those that the header names."""
+    if not header.tables_id:
+        return
+    if tables is None:
+        raise TablesError(f"the entropy tables {header.tables_id} are needed, and none are given")
+    if tables.tables_id != header.tables_id:
+        raise TablesError(f"the entropy tables {header.tables_id} are needed, not {tables.tables_id}")
+    if tables.codec_id != header.codec_id or tables.codebook_sizes[: header.depth] != header.codebook_sizes:
+        raise TablesError(f"the entropy tables are of codec {tables.codec_id}, not of {header.codec_id}")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read; BitstreamError for what is none, as a FIFO that would block for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BitstreamError(path, "not a regular file")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, BitstreamError):
+            raise
+        raise BitstreamError(path, getattr(error, "strerror", None) or str(error)) from error

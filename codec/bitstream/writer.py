@@ -1,0 +1,141 @@
+"""Compressed codes in a `.codec` file: written chunk by chunk, read with every byte checked.
+
+A chunk decodes alone. Its stages lie one after the other, and none leans on a later one: a file is cut to
+fewer quantizers without the model (`truncate`). `codec.bitstream.records` has the bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from zlib import crc32
+
+import numpy as np
+
+from codec.audio_errors import printable
+from codec.bitstream.coding import pack_bits
+from codec.bitstream.entropy import EntropyTables
+from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
+from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
+
+__all__ = [
+    "BitstreamError",
+    "BitstreamReader",
+    "BitstreamWriter",
+    "Chunk",
+    "Header",
+    "check_target",
+    "new_file",
+    "truncate",
+]
+
+
+class BitstreamWriter:
+    """Writes codes that arrive in pieces into an open file, which is cut short until `finish`."""
+
+    def __init__(self, file: BinaryIO, header: Header, tables: EntropyTables | None = None):
+        self.file, self.header, self.tables = file, header, tables
+        self.seed, self.digest = header.crc, 0
+        self.chunks = self.frames = 0
+        self.stage_bytes = [0] * len(header.codebook_sizes)
+        self.waiting = np.zeros((len(header.codebook_sizes), 0), np.int64)
+        file.write(header.pack())
+
+    def write(self, codes: np.ndarray) -> None:
+        """Take codes `[K, F]`; ValueError for other shapes and for codes beyond their codebooks."""
+        sizes = np.array(self.header.codebook_sizes)[:, None]
+        if codes.ndim != 2 or len(codes) != len(sizes) or codes.dtype.kind not in "iu":
+            raise ValueError(
+                f"codes must be integers [{len(sizes)}, F], got {codes.dtype} {list(codes.shape)}"
+            )
+        if ((codes < 0) | (codes >= sizes)).any():
+            raise ValueError(f"codes must be at least 0 and below the sizes {self.header.codebook_sizes}")
+        self.waiting = np.concatenate([self.waiting, codes.astype(np.int64)], axis=1)
+        while self.waiting.shape[1] >= self.header.chunk_frames:
+            self.write_chunk(self.waiting[:, : self.header.chunk_frames])
+            self.waiting = self.waiting[:, self.header.chunk_frames :]
+
+    def write_chunk(self, codes: np.ndarray) -> None:
+        """Code and write one chunk `[K, F]`."""
+        require_tables(self.header, self.tables)
+        parts = [self.encode(codes[: stage + 1]) for stage in range(len(codes))]
+        self.copy_chunk([part for part, _ in parts], [raw for _, raw in parts], codes.shape[1])
+
+    def copy_chunk(self, parts: list[bytes], raw: list[bool], frames: int) -> None:
+        """Write one chunk of stages that are coded already."""
+        head = Head(self.chunks, frames, tuple(map(len, parts)), tuple(raw)).pack(self.header, self.seed)
+        crc = CRC.pack(crc32(b"".join(parts), CRC.unpack(head[-CRC.size :])[0]))
+        self.file.write(b"".join([head, *parts, crc]))
+        self.digest = crc32(crc, self.digest)
+        self.chunks, self.frames = self.chunks + 1, self.frames + frames
+        self.stage_bytes = [total + len(part) for total, part in zip(self.stage_bytes, parts, strict=True)]
+
+    def encode(self, codes: np.ndarray) -> tuple[bytes, bool]:
+        """Bytes of the last stage's codes in `[K, F]`, and whether they are stored as they are."""
+        size, frames = self.header.codebook_sizes[len(codes) - 1], codes.shape[1]
+        raw = pack_bits(codes[-1], (size - 1).bit_length())
+        if self.tables is None:
+            return raw, True
+        coded = self.tables.encode(codes).ljust(least_bytes(frames), b"\0")
+        return (coded, False) if len(coded) < len(raw) else (raw, True)
+
+    def finish(self, samples: int) -> None:
+        """Write what waits and the end record; ValueError unless the frames are those of so many samples."""
+        frames = self.frames + self.waiting.shape[1]
+        if samples < 1 or frames != -(-samples // self.header.hop_length):
+            raise ValueError(f"{frames} frames of {self.header.hop_length} samples are not {samples} samples")
+        if self.waiting.shape[1]:
+            self.write_chunk(self.waiting)
+        self.file.write(End(self.chunks, self.frames, samples, self.digest).pack(self.seed))
+
+
+def truncate(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    num_quantizers: int,
+    overwrite: bool = False,
+) -> None:
+    """Copy a `.codec` file with only its first stages, without the codec or its tables.
+
+    The bytes are those that the codes' first stages are written to. BitstreamError for a damaged file,
+    FileExistsError for an existing target, ValueError for a number of stages that the file does not have.
+    """
+    with BitstreamReader(source) as reader:
+        count = len(reader.header.codebook_sizes)
+        if reader.end is None or not 1 <= num_quantizers <= count:
+            raise ValueError(
+                f"num_quantizers must be 1 to {count} for {printable(source)}, got {num_quantizers}"
+            )
+        with new_file(target, overwrite) as file:
+            writer = BitstreamWriter(file, reader.header.prefix(num_quantizers))
+            for head, parts in reader.stored():
+                writer.copy_chunk(parts[:num_quantizers], list(head.raw[:num_quantizers]), head.frames)
+            writer.finish(reader.end.samples)
+
+
+def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """FileExistsError for a file that may not be replaced, FileNotFoundError for one in no folder."""
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{printable(Path(path).parent)}: no such folder to write into")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{printable(path)} exists already: name another file, or use --force")
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that appears complete or not at all; FileExistsError unless it may replace another."""
+    check_target(path, overwrite)
+    target = Path(path)
+    temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Measuring codecs: scores, rates, costs, and the page that compares them."""

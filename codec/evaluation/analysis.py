@@ -1,0 +1,200 @@
+"""What several evaluations say together, as tables: delta rates, domains, differences, tokens, costs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codec.evaluation.bdrate import bd_rate
+from codec.evaluation.results import RESAMPLES, Run, holm, interval, is_lower, paired_p_value
+from codec.evaluation.summary import domain_of
+
+Scores = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title, a note, heads, and rows of words, numbers or None."""
+
+    name: str
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def to_csv(self) -> str:
+        """As csv; None is an empty cell."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([self.head, *self.rows])
+        return text.getvalue()
+
+
+def curves(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
+    """Rate–distortion points by codec; those of a classical one at several bitrates are one curve."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, run in runs.items():
+        assert run.summary
+        found.setdefault(run.summary.get("family", name), []).extend(run.summary["rate_distortion"])
+    return found
+
+
+def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) -> Table:
+    """BD-rate in % of every curve against the anchor's, by metric; the reason where there is none."""
+    found = curves(runs)
+    rows = []
+    for name, points in found.items():
+        if name != anchor and any(point["kbit/s"] is not None for point in points):
+            rows.append([name, *(delta_rate(points, found[anchor], m, list(runs.values())) for m in metrics)])
+    return Table(
+        "bd_rate",
+        f"Bitrate at equal quality, against {anchor}",
+        "BD-rate: mean difference of the bitrate in % over the range of quality that both reach; negative is "
+        "fewer bits. Nominal kbit/s of codes, payload of classical codecs.",
+        ["codec", *metrics],
+        rows,
+    )
+
+
+def delta_rate(points: Sequence[dict], anchor: Sequence[dict], metric: str, runs: Sequence[Run]) -> Any:
+    """BD-rate of two curves, or why there is none."""
+    pairs = [
+        [(p["kbit/s"], p[metric]) for p in curve if p["kbit/s"] is not None and p.get(metric) is not None]
+        for curve in (points, anchor)
+    ]
+    try:
+        return round(bd_rate(*pairs, lower_is_better=is_lower(metric, runs)), 1)
+    except ValueError as error:
+        return str(error)
+
+
+def domains(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
+    """Means and intervals by domain: the first sub-folder of a file."""
+    rows = []
+    names = {domain_of(file) for run in runs.values() for file in scores_of(run, metrics[0])}
+    for domain, (name, run) in itertools.product(sorted(names), runs.items()):
+        tables = {
+            m: [v for file, v in scores_of(run, m).items() if domain_of(file) == domain] for m in metrics
+        }
+        row: list[Any] = [f"{domain}: {name}", len(tables[metrics[0]])]
+        for values in tables.values():
+            row += [float(np.mean(values)), *interval(values)] if values else [None, None, None]
+        rows.append(row)
+    heads = itertools.chain.from_iterable((m, f"{m} low", f"{m} high") for m in metrics)
+    note = "Means over the files of each first sub-folder, with 95 % bootstrap intervals."
+    return Table("domains", "Domains", note, ["domain: codec", "files", *heads], rows)
+
+
+def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
+    """Paired differences of all pairs of models and of each model with each classical codec."""
+    found: list[tuple[str, str, str, list[float], list[float]]] = []
+    models = [name for name, run in runs.items() if not is_classical(run)]
+    for one, other in itertools.combinations(runs, 2):
+        if one not in models and other not in models:
+            continue
+        for metric in metrics:
+            tables = scores_of(runs[one], metric), scores_of(runs[other], metric)
+            common = sorted(tables[0].keys() & tables[1].keys())
+            if len(common) > 1:
+                ours, theirs = ([table[file] for file in common] for table in tables)
+                found.append((one, other, metric, ours, theirs))
+    p_values = {str(n): paired_p_value(entry[3], entry[4]) for n, entry in enumerate(found)}
+    corrected = holm(p_values)
+    rows = []
+    for number, (one, other, metric, ours, theirs) in enumerate(found):
+        difference = np.subtract(ours, theirs)
+        low, high = interval(difference.tolist())
+        p = corrected[str(number)]
+        better = (
+            "" if p >= 0.05 else (one if (difference.mean() < 0) == is_lower(metric, [runs[one]]) else other)
+        )
+        rows.append([f"{one} - {other}", metric, len(ours), float(difference.mean()), low, high, p, better])
+    note = (
+        "Differences of the same files, 95 % paired bootstrap intervals; p of the sign-flip permutation test "
+        f"({RESAMPLES} draws), Holm-corrected over all rows. Bitrates differ: see the first table."
+    )
+    head = ["pair", "metric", "files", "difference", "low", "high", "p", "better"]
+    return Table("pairs", "Paired differences", note, head, rows)
+
+
+def tokens(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Shares of codes that change with what should not matter."""
+    found = {name: analysis["stability"] for name, analysis in analyses.items() if analysis["stability"]}
+    if not found:
+        return None
+    names = list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
+    titles = {"shift": "shift by a sample", "gain_up": "gain +6 dB", "gain_down": "gain -6 dB"}
+    titles |= {"reencode": "encoding the decoded audio again", "batch": "batch of 4", "chunks": "streaming"}
+    rows = [
+        [name, *(None if key not in share else round(100 * share[key], 3) for key in names)]
+        for name, share in found.items()
+    ]
+    note = "Codes in % that are not those of the clip coded alone."
+    return Table("tokens", "Do the tokens stay?", note, ["codec", *(titles[key] for key in names)], rows)
+
+
+def stages(runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each stage of the models' quantizers carries and leaves."""
+    rows = []
+    for name, run in runs.items():
+        summary = run.summary or {}
+        left = analyses.get(name, {}).get("energy_left") or [None] * len(summary["codebook_sizes"])
+        columns = [summary[f"codebook_{key}"] for key in ("sizes", "usage", "perplexity", "entropy")]
+        for number, (size, usage, perplexity, entropy) in enumerate(zip(*columns, strict=True), start=1):
+            bits = round(entropy * math.log2(size), 3)
+            rows.append(
+                [f"{name}: {number}", size, round(100 * usage, 1), perplexity, bits, left[number - 1]]
+            )
+    note = (
+        "In the scored files: codes that occur, effective number of codes, bits a code carries; share of "
+        "the latents' energy that is left after the stage."
+    )
+    head = ["codec: stage", "codes", "used %", "perplexity", "bits", "energy left"]
+    return Table("stages", "Stages", note, head, rows)
+
+
+def costs(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Speed, multiplications, latency, what is seen."""
+    if not analyses:
+        return None
+    rows = []
+    for name, analysis in analyses.items():
+        cost = analysis["cost"]
+        macs = [cost["macs_per_second"][part] / 1e9 for part in ("encoder", "quantizer", "decoder")]
+        speeds = [
+            cost[f"{part}_speed{suffix}"] for suffix in ("", "_all_threads") for part in ("encode", "decode")
+        ]
+        fields = [cost[key] for key in ("latency", "encoder_field", "decoder_field")]
+        rows.append([name, *speeds, *(round(value, 4) for value in macs), *fields])
+    head = ["codec", "encoding, times real time, 1 thread", "decoding", "encoding, all threads", "decoding"]
+    head += ["encoder GMAC/s", "quantizer", "decoder", "latency ms", "encoder sees ms", "a latent changes ms"]
+    threads = max(analysis["cost"]["threads"] for analysis in analyses.values())
+    note = (
+        f"Seconds of audio a second, of {threads} threads, whatever else ran. Multiply-accumulates per "
+        "second of audio. Latency: until a sample can be given back. Empty: without end (recurrent)."
+    )
+    return Table("cost", "Speed, size, latency", note, head, rows)
+
+
+def scores_of(run: Run, metric: str) -> Scores:
+    """Scores of one metric by file."""
+    return (run.scores or {}).get(metric, {})
+
+
+def is_classical(run: Run) -> bool:
+    """Whether it is a baseline."""
+    return "family" in (run.summary or {})
+
+
+def worst(run: Run, metric: str, count: int = 10) -> list[str]:
+    """The files with the worst scores, the worst first."""
+    table = scores_of(run, metric)
+    sign = -1 if is_lower(metric, [run]) else 1
+    return sorted(table, key=lambda file: sign * table[file])[:count]

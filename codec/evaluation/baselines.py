@@ -1,0 +1,205 @@
+"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis, through the FFmpeg that a pip package brings."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.config import ConfigError
+from codec.evaluation.systems import Point
+
+SHIFT = 0.3  # s; codecs delay by less
+
+
+def ogg_payload(content: bytes, headers: int) -> int:
+    """Bytes of an Ogg stream's packets without page headers and the first `headers` packets (RFC 3533)."""
+    packets, open_packet, place = [0], False, 0
+    while place < len(content):
+        if content[place : place + 4] != b"OggS" or place + 27 > len(content):
+            raise ValueError(f"no Ogg page at byte {place}")
+        lacing = content[place + 27 : place + 27 + content[place + 26]]
+        for length in lacing:
+            if not open_packet:
+                packets.append(0)
+            packets[-1] += length
+            open_packet = length == 255  # a shorter segment ends its packet
+        place += 27 + len(lacing) + sum(lacing)
+    return sum(packets[1 + headers :])
+
+
+def adts_payload(content: bytes) -> int:
+    """Bytes of AAC frames without their ADTS headers (ISO/IEC 13818-7)."""
+    place, payload = 0, 0
+    while place < len(content):
+        if place + 7 > len(content) or content[place] != 0xFF or content[place + 1] & 0xF6 != 0xF0:
+            raise ValueError(f"no ADTS frame at byte {place}")
+        header = 7 if content[place + 1] & 1 else 9
+        length = (content[place + 3] & 3) << 11 | content[place + 4] << 3 | content[place + 5] >> 5
+        if length < header:
+            raise ValueError(f"an ADTS frame of {length} bytes at byte {place}")
+        place, payload = place + length, payload + length - header
+    return payload
+
+
+@dataclass(frozen=True)
+class Format:
+    """How FFmpeg makes a format, and which of the file's bytes carry audio."""
+
+    encoder: str
+    container: str
+    options: tuple[str, ...] = ()
+    payload: Callable[[bytes], int] = len
+    rates: tuple[int, ...] = ()  # Hz that it can code; none: any that FFmpeg is given
+
+
+OPUS = ("-vbr", "on", "-compression_level", "10", "-frame_duration", "20")
+MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+FORMATS = {
+    "opus": Format("libopus", "ogg", ("-application", "audio", *OPUS), lambda c: ogg_payload(c, 2)),
+    "opus-voip": Format("libopus", "ogg", ("-application", "voip", *OPUS), lambda c: ogg_payload(c, 2)),
+    # Without the tags and the frame that only describes the stream all of it is audio.
+    "mp3": Format("libmp3lame", "mp3", ("-write_xing", "0", "-id3v2_version", "0"), len, MPEG_RATES),
+    "aac": Format("aac", "adts", (), adts_payload, MPEG_RATES),
+    "vorbis": Format("libvorbis", "ogg", (), lambda c: ogg_payload(c, 3)),
+    "codec2": Format("libcodec2", "codec2raw", (), len, (8000,)),
+}
+CODEC2_MODES = {3.2: "3200", 2.4: "2400", 1.6: "1600", 1.4: "1400", 1.3: "1300", 1.2: "1200", 0.7: "700C"}
+
+
+class Baseline:
+    """A classical codec at one bitrate, named `opus_12`: format and kbit/s; `original` is the audio itself.
+
+    ConfigError for a name that is none, and where FFmpeg or its encoder is missing.
+    """
+
+    codebook_sizes: Sequence[int] = ()
+
+    def __init__(self, name: str, sample_rate: int, channels: int):
+        self.name, self.sample_rate, self.channels = name, sample_rate, channels
+        self.family, _, rate = name.rpartition("_")
+        if name == "original":
+            self.family = name
+            return
+        if self.family not in FORMATS or not re.fullmatch(r"\d+(\.\d+)?", rate) or not float(rate):
+            known = ", ".join(FORMATS)
+            raise ConfigError(
+                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {known}"
+            )
+        self.kbps, self.format = float(rate), FORMATS[self.family]
+        if not re.search(rf"\s{self.format.encoder}\s", encoders()):
+            raise ConfigError(
+                f"baseline {name}: this FFmpeg ({ffmpeg()}) has no encoder {self.format.encoder}"
+            )
+        if self.family == "codec2" and self.kbps not in CODEC2_MODES:
+            known = ", ".join(f"codec2_{kbps:g}" for kbps in CODEC2_MODES)
+            raise ConfigError(f"baseline {name}: there are {known}")
+
+    def identity(self) -> dict[str, Any]:
+        """What its results depend on."""
+        return {"baseline": self.name} | ({} if self.name == "original" else {"ffmpeg": version()})
+
+    def describe(self) -> dict[str, Any]:
+        """What the summary says of it."""
+        return {"family": self.family, **self.identity()}
+
+    def bitrate(self, num_quantizers: int) -> None:
+        """None: what is spent depends on the audio."""
+
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+        """No codes, and one point: the decoded audio, aligned, with payload and file bits."""
+        if self.name == "original":
+            return None, iter([Point(0, audio, None, None)])
+        return None, iter([self.reconstruct(audio)])
+
+    def reconstruct(self, audio: Tensor) -> Point:
+        """Code and decode audio `[1, C, T]`."""
+        samples = audio[0].cpu().numpy()
+        with tempfile.TemporaryDirectory() as folder:
+            coded = Path(folder) / "coded"
+            self.encode(samples, coded)
+            content = coded.read_bytes()
+            decoded = self.decode(coded)
+        estimate = align(decoded, samples, round(SHIFT * self.sample_rate))
+        bits = 8 * self.format.payload(content)
+        return Point(0, torch.from_numpy(estimate)[None].to(audio.device), bits, 8 * len(content))
+
+    def encode(self, samples: np.ndarray, target: Path) -> None:
+        """Write the coded file of `[C, T]`."""
+        pcm = np.clip(np.round(samples.T * 32768), -32768, 32767).astype("<i2").tobytes()
+        rates = self.format.rates
+        nearest = min((rate for rate in rates if rate >= self.sample_rate), default=max(rates, default=0))
+        rate = ["-ar", str(nearest)] if rates else []
+        speed = ["-b:a", f"{round(1000 * self.kbps)}"]
+        if self.family == "codec2":
+            speed = ["-mode", CODEC2_MODES[self.kbps]]
+        source = ["-f", "s16le", "-ar", str(self.sample_rate), "-ac", str(self.channels), "-i", "pipe:0"]
+        options = ["-c:a", self.format.encoder, *speed, *self.format.options, *rate, "-map_metadata", "-1"]
+        run([*source, *options, "-bitexact", "-f", self.format.container, str(target)], pcm)
+
+    def decode(self, source: Path) -> np.ndarray:
+        """Samples `[C, T]` of a coded file at the rate that went in."""
+        known = ["-f", "codec2raw", "-mode", CODEC2_MODES[self.kbps]] if self.family == "codec2" else []
+        raw = ["-f", "f32le", "-ar", str(self.sample_rate), "-ac", str(self.channels), "pipe:1"]
+        content = run([*known, "-i", str(source), *raw], b"")
+        return np.frombuffer(content, "<f4").reshape(-1, self.channels).T.astype(np.float32)
+
+
+def align(estimate: np.ndarray, reference: np.ndarray, most: int) -> np.ndarray:
+    """`estimate` `[C, T']` shifted by the whole samples, at most `most`, that suit `reference` `[C, T]` best.
+
+    By the largest cross-correlation; cut, or filled with zeros, to the reference's length.
+    """
+    length = reference.shape[1]
+    size = 1 << (length + estimate.shape[1]).bit_length()
+    spectra = np.fft.rfft(estimate.mean(0), size) * np.conj(np.fft.rfft(reference.mean(0), size))
+    correlation = np.fft.irfft(spectra, size)
+    lags = np.arange(-most, most + 1)
+    lag = int(lags[np.argmax(correlation[lags])])
+    shifted = np.pad(estimate, ((0, 0), (max(0, -lag), 0)))[:, max(0, lag) :][:, :length]
+    return np.pad(shifted, ((0, 0), (0, length - shifted.shape[1])))
+
+
+@cache
+def ffmpeg() -> str:
+    """The program: that of imageio-ffmpeg."""
+    try:
+        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except ImportError as error:
+        advice = "pip install imageio-ffmpeg, or pip install 'neural-audio-codec[baselines]'"
+        raise ConfigError(f"baselines need FFmpeg: {advice}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"baselines need FFmpeg: {error}") from error
+
+
+def run(arguments: Sequence[str], content: bytes) -> bytes:
+    """What FFmpeg writes to its standard output, given `content` on its input; ValueError with its words."""
+    command = [ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-threads", "1", "-y", *arguments]
+    done = subprocess.run(command, input=content, capture_output=True, timeout=300, check=False)
+    if done.returncode:
+        words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(f"FFmpeg: {' '.join(words[-2:]) or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+@cache
+def encoders() -> str:
+    """What `ffmpeg -encoders` lists."""
+    return run(["-encoders"], b"").decode("utf-8", "replace")
+
+
+@cache
+def version() -> str:
+    """The first words of `ffmpeg -version`."""
+    said = run(["-version"], b"").decode("utf-8", "replace")
+    return " ".join(said.split()[2:3])

@@ -1,0 +1,327 @@
+"""`codec-evaluate MODEL ... data.root=FOLDER`: codecs beside each other on one folder of recordings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codec.audio import printable, read_info
+from codec.bitstream.commands import beside
+from codec.bitstream.compression import file_bits
+from codec.bitstream.tables import load_tables
+from codec.config import ConfigError
+from codec.evaluation.analysis import (
+    Table,
+    costs,
+    curves,
+    delta_rates,
+    domains,
+    is_classical,
+    pairs,
+    stages,
+    tokens,
+    worst,
+)
+from codec.evaluation.baselines import Baseline
+from codec.evaluation.complexity import cost
+from codec.evaluation.evaluation import (
+    Options,
+    evaluate_system,
+    first_clip,
+    read_clips,
+    scores_line,
+    shown,
+    stem_of,
+    write_whole,
+)
+from codec.evaluation.peers import Peer
+from codec.evaluation.perceptual import TIMEOUT, MetricProcess, PerceptualMetric, choose_metrics
+from codec.evaluation.report import (
+    common_stems,
+    describe,
+    embed_clips,
+    metrics_of,
+    notes,
+    without_nan,
+    write_page,
+)
+from codec.evaluation.results import Run, read_json, read_scores
+from codec.evaluation.stability import stage_energy, token_stability
+from codec.evaluation.systems import OwnCodec, System
+from codec.index import scan, split
+from codec.model import load
+
+ANALYSED = 8  # clips on which the tokens' stability is measured
+# What the worst files are judged by: the first that was measured.
+DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate what the command line names; ConfigError for what the user can mend."""
+    options = build_parser().parse_args(argv)
+    models, folder = places(options.what)
+    metrics, left_out = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    usable = scan(folder).require_usable().usable
+    usable = split(usable, options.held_out)[1] if options.held_out else usable
+    files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
+    systems = build_systems(models, files, options)
+    anchor = anchor_of(systems, options.bd_rate_against)
+    output = options.output or default_output(models, folder)
+    if output.is_dir() and any(output.iterdir()) and not any(output.rglob("records.jsonl")):
+        raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
+    runs = evaluate_all(systems, files, folder, output, metrics, options)
+    analyses = {
+        system.name: analyse(system, files, runs[system.name].folder / "analysis.json", options)
+        for system in systems
+        if isinstance(system, OwnCodec) and runs[system.name].summary
+    }
+    stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
+    write_comparison(runs, analyses, output, stems, anchor, options.clips)
+    print(f"tables, curves, audio side by side: {output}/index.html")
+    return 0 if all(run.summary for run in runs.values()) else 1
+
+
+def evaluate_all(
+    systems: Sequence[System],
+    files: Sequence[str],
+    folder: Path,
+    output: Path,
+    metrics: Sequence[PerceptualMetric],
+    options: argparse.Namespace,
+) -> dict[str, Run]:
+    """Evaluate system by system; one that fails keeps its reason, ConfigError when all do."""
+    processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
+    rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
+    settings = Options(rate, channels, folder, options.max_seconds, metrics=metrics, processes=processes)
+    runs: dict[str, Run] = {}
+    try:
+        for system in systems:
+            place = output / slug(system.name) if len(systems) > 1 else output
+            runs[system.name] = evaluate_one(system, files, place, settings, options.fresh)
+    finally:
+        for process in processes:
+            process.close()
+    if not any(run.summary for run in runs.values()):
+        raise ConfigError("\n".join(f"{name}: {run.error}" for name, run in runs.items()))
+    return runs
+
+
+def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Options, fresh: bool) -> Run:
+    """Evaluate one system, say how it did."""
+    run = Run(place, {}, system.name)
+    try:
+        run.summary = evaluate_system(system, files, place, settings, resume=not fresh)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        run.error = f"{error}; the reasons are above"
+        print(f"{system.name}: {run.error}")
+        return run
+    run.scores = read_scores(place / "files.csv")
+    print(f"{system.name}: {scores_line(run.summary)}")
+    return run
+
+
+def anchor_of(systems: Sequence[System], asked: str | None) -> str:
+    """The curve that others are measured against: the one asked for, Opus's, or the first."""
+    curves = [system.describe().get("family", system.name) for system in systems]
+    if asked is not None and asked not in curves:
+        raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
+    return asked or next((name for name in curves if name.startswith("opus")), curves[0])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(
+        prog="codec-evaluate",
+        description="Code recordings with trained, published and classical codecs, and score the results.",
+        epilog="A rerun goes on where it stopped. Nothing is downloaded.",
+    )
+    add = parser.add_argument
+    add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
+        "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
+    add("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
+    add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
+        "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
+    add("--metric", action="append", default=[], metavar="NAME=MODULE:FUNCTION[,PATH]",
+        help="yours: gets estimate and reference (float32 [T]), rate, paths; returns a number")  # fmt: skip
+    add("--metric-timeout", type=float, default=TIMEOUT, help="seconds for a score; default: %(default)s")
+    add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
+        "audio itself; they are the extra `baselines`")  # fmt: skip
+    add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
+    add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
+    add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
+    add("--held-out", type=float, metavar="SHARE",
+        help="only files that training on this folder holds out: its data.validation.fraction")  # fmt: skip
+    add("--max-files", type=int, default=100, help="default: %(default)s")
+    add("--max-seconds", type=float, default=20.0, help="of each file; default: %(default)s")
+    add("--workers", type=int, default=1, help="files at a time, each with a process for metrics; default: 1")
+    add("--fresh", action="store_true", help="forget what a former evaluation in the folder found")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
+    return parser
+
+
+def places(words: Sequence[str]) -> tuple[list[str], Path]:
+    """Models and the folder of recordings."""
+    roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
+    models = [word for word in words if not word.startswith("data.root=")]
+    if len(roots) > 1:
+        raise ConfigError("data.root: one folder, please")
+    if not roots and len(models) < 2:
+        raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
+    return models, Path(roots[0] if roots else models.pop())
+
+
+def build_systems(models: Sequence[str], files: Sequence[str], options: argparse.Namespace) -> list[System]:
+    """Models, then baselines at the first model's rate (of the first file without models)."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    depths = asked_depths(options.num_quantizers)
+    systems: list[System] = []
+    for model, name in zip(models, names(models), strict=True):
+        try:
+            if model.startswith("hf:"):
+                systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
+            else:
+                codec, tables = load(model).to(device), beside(Path(model))
+                pack = file_bits(codec, load_tables(tables)) if tables.exists() else None
+                systems.append(OwnCodec(codec, name, depths, pack))
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    info = read_info(files[0])
+    rate = options.sample_rate or (systems[0].sample_rate if systems else info.sample_rate)
+    channels = systems[0].channels if systems else info.channels
+    systems += [Baseline(name, rate, channels) for name in options.baselines.split(",") if name]
+    if not systems:
+        raise ConfigError("nothing to evaluate: name a model, or --baselines")
+    return systems
+
+
+def asked_depths(text: str) -> list[int] | None:
+    """Numbers of stages of `1,2,8`, or all."""
+    if text == "all":
+        return list(range(1, 1000))
+    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+        raise ConfigError(f"--num-quantizers {text}: expected numbers as 1,2,8, or all")
+    return [int(word) for word in text.split(",")] if text else None
+
+
+def names(models: Sequence[str]) -> list[str]:
+    """A short name of each model: its folder's, with as much before it as tells them apart."""
+    paths = [Path(model.removeprefix("hf:")).resolve() for model in models]
+    parts = [path.parent.parts if path.name in ("model", "checkpoints") else path.parts for path in paths]
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        short = ["/".join(part[-length:]) for part in parts]
+        if len(set(short)) == len(short):
+            return [printable(name) for name in short]
+    if models:
+        raise ConfigError("a model is named twice")
+    return []
+
+
+def slug(name: str) -> str:
+    """A name as a folder's."""
+    return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
+
+
+def default_output(models: Sequence[str], folder: Path) -> Path:
+    """`evaluation-FOLDER` beside the first model, or here."""
+    here = Path(f"evaluation-{folder.name or 'root'}")
+    if not models or models[0].startswith("hf:"):
+        return here
+    model = Path(models[0])
+    return (model if model.is_dir() else model.parent) / here
+
+
+def analyse(
+    system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Costs and stability of the tokens, kept in a file as long as the codec is the same."""
+    identity = system.codec.codec_id()
+    if path.is_file() and not options.fresh:
+        known = read_json(path)
+        if known.get("codec") == identity:
+            return known
+    device = next(system.codec.parameters()).device
+    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYSED], options.max_seconds)]
+    found = {
+        "codec": identity,
+        "cost": cost(system.codec, first_clip(system, files, options.max_seconds)),
+        "stability": token_stability(system.codec, clips),
+        "energy_left": stage_energy(system.codec, clips),
+    }
+    write_whole(path, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def write_comparison(
+    runs: Mapping[str, Run],
+    analyses: Mapping[str, Mapping[str, Any]],
+    output: Path,
+    stems: Mapping[str, str],
+    anchor: str,
+    clips: int,
+) -> None:
+    """Write the page and a csv of each of its tables."""
+    failed = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
+    runs = {name: run for name, run in runs.items() if run.summary}
+    variants = {name: [run] for name, run in runs.items()}
+    metrics = [metric["key"] for metric in metrics_of(variants)]
+    models = [name for name, run in runs.items() if not is_classical(run)]
+    tables = comparison_tables(runs, analyses, metrics, anchor)
+    for table in tables:
+        write_whole(output / f"{table.name}.csv", table.to_csv())
+    folders = {name: run.folder for name, run in runs.items() if name != "original" or len(runs) == 1}
+    decisive = next(metric for metric in (*DECISIVE, *metrics) if metric in metrics)
+    judged = (models or list(runs))[0]
+    poor = [stems[file] for file in worst(runs[judged], decisive) if file in stems]
+    page = {
+        "title": output.resolve().name,
+        "what": "codecs" if len(runs) > 1 else "codec",
+        "metrics": metrics_of(variants),
+        "variants": describe(variants, models if len(models) > 1 else []),
+        "failed": failed,
+        "clips": embed_clips(folders, common_stems(folders)[:clips], 5.0),
+        "worst": {
+            "note": f"Those with the worst {decisive} of {judged}, the worst first.",
+            "clips": embed_clips({judged: runs[judged].folder}, poor, 5.0),
+        },
+        "tables": [vars(table) for table in tables],
+        "notes": [*notes(variants, seeds=False), *empty_cells(runs)],
+    }
+    write_page(without_nan(page), output)
+
+
+def comparison_tables(
+    runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[str], anchor: str
+) -> list[Table]:
+    """The tables that a comparison has beside its first one."""
+    found = curves(runs)
+    perceived = [metric for metric in metrics if metric != "l1"]
+    tables = [
+        delta_rates(runs, perceived, anchor) if len(found) > 1 and anchor in found else None,
+        domains(runs, metrics),
+        pairs(runs, metrics) if len(runs) > 1 else None,
+        stages(runs, analyses),
+        tokens(analyses),
+        costs(analyses),
+    ]
+    return [table for table in tables if table and table.rows]
+
+
+def empty_cells(runs: Mapping[str, Run]) -> list[str]:
+    """What a reader has to know about scores that are missing."""
+    return [
+        f"{name}: {(run.summary or {})['empty_cells']} scores are missing; its failures.csv says why."
+        for name, run in runs.items()
+        if (run.summary or {}).get("empty_cells")
+    ]

@@ -1,0 +1,266 @@
+"""Compare finished runs: one page of HTML that needs nothing else, a CSV and a Markdown table."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codec.audio import AudioError, flac_bytes, printable, read_audio
+from codec.config import PACKAGE, ConfigError
+from codec.evaluation.evaluation import write_whole
+from codec.evaluation.results import Run, compare, find_runs, group, is_lower
+from codec.evaluation.tables import to_csv, to_markdown
+from codec.pictures import mel_picture
+
+TITLES = {
+    **{"mel": "mel distance", "si_sdr": "SI-SDR", "stft": "STFT distance", "l1": "waveform L1"},
+    **{"stoi": "STOI", "estoi": "ESTOI", "pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB"},
+    **{"visqol_speech": "ViSQOL speech", "visqol_audio": "ViSQOL audio", "zimtohrli": "Zimtohrli"},
+    "dnsmos_p808": "DNSMOS P.808 (no reference)",
+}
+UNITS = {"si_sdr": "dB"}
+POINTS = 240  # of a training curve
+
+
+def report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    clips: int = 3,
+    seconds: float = 5.0,
+    evaluation: str = "evaluation",
+) -> str:
+    """Write `index.html`, `table.csv` and `table.md`; returns what was compared, in words.
+
+    `clips` of at most `seconds` are embedded. ConfigError when no run in the folders has been evaluated.
+    """
+    runs = find_runs(folders, evaluation)
+    variants = group(runs)
+    failed = [{"name": str(run.folder), "error": run.error} for run in runs if run.error]
+    if not variants:
+        reasons = "\n".join(f"{run['name']}: {run['error']}" for run in failed)
+        raise ConfigError(f"nothing to compare, no run is finished:\n{reasons}")
+    places = {name: members[0].folder / evaluation for name, members in variants.items()}
+    data = {
+        "title": ", ".join(folder.resolve().name for folder in folders),
+        "what": "runs",
+        "metrics": metrics_of(variants),
+        "variants": describe(variants),
+        "failed": failed,
+        "clips": embed_clips(places, common_stems(places)[:clips], seconds),
+        "notes": notes(variants),
+    }
+    write_page(data, output)
+    number = sum(map(len, variants.values()))
+    return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
+
+
+def write_page(data: Mapping[str, Any], output: Path) -> None:
+    """Write the three files of a comparison."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "table.csv", to_csv(data))
+    write_whole(output / "table.md", to_markdown(data))
+    write_whole(output / "index.html", to_html(data))
+
+
+def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Every metric that a run has, ours first."""
+    names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
+    everyone = [run for runs in variants.values() for run in runs]
+    ordered = sorted(names, key=lambda name: (list(TITLES).index(name) if name in TITLES else 99, name))
+    return [
+        {
+            "key": name,
+            "title": TITLES.get(name, name.replace("_", " ")),
+            "unit": UNITS.get(name, ""),
+            "lower": is_lower(name, everyone),
+        }
+        for name in ordered
+    ]
+
+
+def describe(
+    variants: Mapping[str, Sequence[Run]], rivals: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Everything of each variant that the page shows; means over its seeds.
+
+    The best is one of the `rivals`: all that have a bitrate if none are named.
+    """
+    coded = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
+    rivals = coded if rivals is None else rivals
+    compared = {metric["key"]: compare(variants, metric["key"], rivals) for metric in metrics_of(variants)}
+    return [
+        {
+            "name": name,
+            "folders": [str(run.folder) for run in runs],
+            "seeds": [run.seed for run in runs],
+            "family": summaries(runs)[0].get("family", name),
+            "reference": name not in coded,
+            "files": summaries(runs)[0]["files"],
+            "scores": {key: table[name] for key, table in compared.items() if name in table},
+            "nominal": mean(runs, "kbit/s"),
+            "entropy": mean(runs, "kbit/s_entropy"),
+            "file": mean(runs, "kbit/s_file"),
+            "sizes": summaries(runs)[0].get("codebook_sizes", []),
+            "usage": stage_means(runs, "codebook_usage"),
+            "perplexity": stage_means(runs, "codebook_perplexity"),
+            "parameters": summaries(runs)[0].get("parameters", {}),
+            "encode_ms": mean(runs, "encode_ms"),
+            "decode_ms": mean(runs, "decode_ms"),
+            "curve": curve(runs),
+            "training": [training_curves(run.folder / "metrics.csv") for run in runs],
+        }
+        for name, runs in variants.items()
+    ]
+
+
+def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The evaluations' summaries."""
+    return [run.summary for run in runs if run.summary]
+
+
+def mean(runs: Sequence[Run], key: str) -> float | None:
+    """Mean of a number of the summaries; None if one has none."""
+    values = [summary.get(key) for summary in summaries(runs)]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return float(np.mean(numbers)) if len(numbers) == len(values) else None
+
+
+def stage_means(runs: Sequence[Run], key: str) -> list[float]:
+    """Mean over seeds of a number per stage."""
+    lists = [summary.get(key, []) for summary in summaries(runs)]
+    return np.mean(lists, axis=0).tolist() if len(set(map(len, lists))) == 1 and lists[0] else []
+
+
+def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rate–distortion points, averaged over seeds."""
+    curves = [summary["rate_distortion"] for summary in summaries(runs)]
+    averaged = []
+    for points in zip(*curves, strict=False):
+        known = {key for key, value in points[0].items() if isinstance(value, int | float)}
+        averaged.append({key: float(np.mean([point[key] for point in points])) for key in sorted(known)})
+    return averaged
+
+
+def training_curves(path: Path) -> dict[str, list[list[float]]]:
+    """`[step, value]` of every loss and validation score in metrics.csv, thinned out."""
+    if not path.is_file():
+        return {}
+    curves: dict[str, list[list[float]]] = {}
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                shown = name and name.startswith(("train/", "valid/")) and value
+                if shown and not name.endswith(("learning_rate", "skipped")):
+                    curves.setdefault(name, []).append([float(row["step"]), float(str(value))])
+    return {name: points[:: max(1, len(points) // POINTS)] for name, points in sorted(curves.items())}
+
+
+def common_stems(places: Mapping[str, Path]) -> list[str]:
+    """What the wavs in some folders begin with, those that most folders have first."""
+    stems = [
+        {p.name.removesuffix(".original.wav") for p in place.glob("*.original.wav")}
+        for place in places.values()
+    ]
+    return sorted(set().union(*stems), key=lambda stem: (-sum(stem in s for s in stems), stem))
+
+
+def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """Clips of some stems, each with the original and every reconstruction, as data."""
+    embedded = []
+    for stem in stems:
+        items, top = [], None
+        holders = {
+            name: place for name, place in places.items() if (place / f"{stem}.original.wav").is_file()
+        }
+        if not holders:
+            continue
+        first = next(iter(holders.values()))
+        sources = {"original": first / f"{stem}.original.wav"}
+        sources |= {name: place / f"{stem}.reconstruction.wav" for name, place in holders.items()}
+        for name, path in sources.items():
+            try:
+                audio, rate = read_audio(path)
+            except AudioError as error:
+                items.append({"name": name, "error": str(error)})
+                continue
+            audio = audio[:, : round(seconds * rate)]
+            picture, top = mel_picture(audio, rate, top)
+            items.append(
+                {
+                    "name": name,
+                    "audio": data_uri("audio/flac", flac_bytes(audio, rate)),
+                    "picture": data_uri("image/png", picture),
+                    "seconds": audio.shape[-1] / rate,
+                    "khz": rate / 2000,
+                }
+            )
+        embedded.append({"name": printable(stem), "items": items})
+    return embedded
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Bytes as part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def notes(variants: Mapping[str, Sequence[Run]], seeds: bool = True) -> list[str]:
+    """What a reader has to know about these numbers, in sentences; `seeds`: also of what seeds change."""
+    everything = [summary for runs in variants.values() for summary in summaries(runs)]
+    said = []
+    files = [
+        frozenset(table)
+        for runs in variants.values()
+        for run in runs
+        for table in (run.scores or {}).values()
+    ]
+    if len(set(files)) > 1:
+        said.append(
+            "The runs were not scored on the same files: scores are comparable only where files are shared."
+        )
+    if seeds and min(map(len, variants.values())) == 1:
+        said.append(
+            "Some variants have one seed. The intervals are over files and do not know how much another seed "
+            "would change: train close pairs with three seeds or more before you believe their order."
+        )
+    frames = [
+        s["frames"] / max(s["codebook_sizes"])
+        for s in everything
+        if s.get("frames") and s.get("codebook_sizes")
+    ]
+    if frames and min(frames) < 16:
+        said.append(
+            f"There are few frames per code ({min(frames):.1f} in the worst run), so entropy, usage and "
+            "perplexity come out too low: evaluate more files."
+        )
+    timed = sorted({s["timed_on"] for s in everything if s.get("timed_on")})
+    if timed:
+        said.append(
+            f"Coding times are of {'; '.join(timed)}, at the end of each run, whatever else ran there."
+        )
+    return said
+
+
+def to_html(data: Mapping[str, Any]) -> str:
+    """The page: the template with the data in it."""
+    template = (PACKAGE / "evaluation" / "report.html").read_text(encoding="utf-8")
+    # Inside a script element only "<" could end it or begin a comment.
+    payload = json.dumps(without_nan(data), ensure_ascii=False).replace("<", "\\u003c")
+    return template.replace("@title@", html.escape(str(data["title"]))).replace("@data@", payload)
+
+
+def without_nan(node: Any) -> Any:
+    """The same, with null for numbers that JSON does not know."""
+    if isinstance(node, Mapping):
+        return {key: without_nan(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [without_nan(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

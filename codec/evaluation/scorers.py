@@ -1,0 +1,147 @@
+"""Perceptual metrics of other packages, and the process they run in, which `perceptual.py` starts.
+
+Apart from everything else, because compiled code of others crashes, hangs and prints. It imports no torch,
+reads requests on its standard input, a line of JSON and then the samples, and answers on its standard output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Score = Callable[[np.ndarray, np.ndarray, int], float]  # estimate [T], reference [T], Hz
+
+
+def stoi(extended: bool) -> Score:
+    """STOI, 0 to 1 (Taal 2011), or extended STOI (Jensen 2016), of pystoi, which resamples to 10 kHz."""
+    measure = importlib.import_module("pystoi").stoi
+    return lambda estimate, reference, rate: measure(reference, estimate, rate, extended=extended)
+
+
+def pesq(mode: str) -> Score:
+    """PESQ, MOS-LQO (ITU-T P.862.1 of 8 kHz, P.862.2 of 16 kHz)."""
+    measure = importlib.import_module("pesq").pesq
+    return lambda estimate, reference, rate: measure(rate, reference, estimate, mode)
+
+
+def visqol(mode: str) -> Score:
+    """ViSQOL v3, MOS-LQO (Chinen 2020): speech of 16 kHz by its lattice model, audio of 48 kHz."""
+    api = importlib.import_module("visqol").VisqolApi()
+    # Without its lattice model the package scores speech by a polynomial: another scale.
+    api.create(mode=mode, use_lattice_model=True if mode == "speech" else None)
+    mapper = type(getattr(api._manager, "quality_mapper", None)).__name__
+    if mode == "speech" and mapper != "TFLiteSpeechQualityMapper":
+        raise ImportError(f"visqol would score speech by {mapper}, not by its lattice model")
+    return lambda estimate, reference, rate: (
+        api.measure_from_arrays(reference.astype(np.float64), estimate.astype(np.float64), rate).moslqo
+    )
+
+
+def zimtohrli() -> Score:
+    """Zimtohrli, MOS (Google 2024), of 48 kHz."""
+    measure = importlib.import_module("zimtohrli").mos_from_signals
+    return lambda estimate, reference, rate: measure(reference, estimate)
+
+
+def dnsmos_p808() -> Score:
+    """DNSMOS P.808, MOS (Reddy 2021), of 16 kHz, without the reference; of speechmos."""
+    dnsmos = importlib.import_module("speechmos.dnsmos")
+    return lambda estimate, reference, rate: dnsmos.run(estimate, rate)["p808_mos"]
+
+
+FACTORIES: dict[str, Callable[[], Score]] = {
+    "stoi": lambda: stoi(False),
+    "estoi": lambda: stoi(True),
+    "pesq_wb": lambda: pesq("wb"),
+    "pesq_nb": lambda: pesq("nb"),
+    "visqol_speech": lambda: visqol("speech"),
+    "visqol_audio": lambda: visqol("audio"),
+    "zimtohrli": zimtohrli,
+    "dnsmos_p808": dnsmos_p808,
+}
+
+
+def plugin(place: str) -> Any:
+    """The function that `module:function` or `file.py:function` names."""
+    module, _, name = place.rpartition(":")
+    if module.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+        if spec is None or spec.loader is None or not Path(module).is_file():
+            raise ImportError(f"{module}: no such file")
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = loaded
+        spec.loader.exec_module(loaded)
+    else:
+        loaded = importlib.import_module(module)
+    return getattr(loaded, name)
+
+
+def load(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
+    """The scoring function that a request names, and what is to be known of it."""
+    if request["function"] in FACTORIES:
+        score = FACTORIES[request["function"]]()
+        package = request["package"]
+        return score, {"version": f"{package} {importlib.metadata.version(package)}"}
+    function, paths = plugin(request["function"]), request["paths"]
+    known = {
+        "version": request["function"],
+        "rate": getattr(function, "sample_rate", None),
+        "lower": bool(getattr(function, "lower_is_better", False)),
+    }
+    return (lambda estimate, reference, rate: function(estimate, reference, rate, *paths)), known
+
+
+def answer(request: dict[str, Any], stream: BinaryIO, loaded: dict[str, Any]) -> dict[str, Any]:
+    """Score the samples that follow a request, or say what is known of the metric if there are none."""
+    count = request["samples"]
+    audio = np.frombuffer(stream.read(8 * count), np.float32).reshape(2, count)
+    try:
+        if request["name"] not in loaded:
+            loaded[request["name"]] = load(request)
+        score, known = loaded[request["name"]]
+        if not count:
+            return known
+        value = float(score(audio[0].copy(), audio[1].copy(), request["rate"]))
+        return {"value": value} if np.isfinite(value) else {"reason": f"the score is {value}"}
+    except Exception as error:  # whatever a foreign metric raises is the reason of an empty cell
+        missing = isinstance(error, ImportError | importlib.metadata.PackageNotFoundError)
+        return {"reason": f"{type(error).__name__}: {error}".strip(), "missing": missing}
+
+
+def refuse_network() -> None:
+    """Make connections fail: a metric that would download its weights has to be given them."""
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise OSError(f"no metric may open a connection, this one tried {address}: give it local files")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def main() -> None:
+    """Answer requests until the standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the evaluation's, which closes the pipes
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a metric prints is no answer
+    refuse_network()
+    sys.path.append(os.getcwd())  # plug-ins lie where the user is
+    loaded: dict[str, Any] = {}
+    while line := sys.stdin.buffer.readline():
+        said = answer(json.loads(line), sys.stdin.buffer, loaded)
+        answers.write(json.dumps(said).encode() + b"\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

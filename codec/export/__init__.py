@@ -1,0 +1,1 @@
+"""Codecs for other software, and from it: ONNX, torch.export, OpenVINO, Hugging Face."""

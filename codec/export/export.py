@@ -1,0 +1,275 @@
+"""`codec-export MODEL --to FORMAT -o DIR`: a codec for other software, kept only if it is still the same."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.config import ConfigError
+from codec.export import huggingface
+from codec.export import onnx as onnx_export
+from codec.export import openvino as openvino_export
+from codec.export.graphs import inference_codec, programs
+from codec.export.model_card import model_card
+from codec.export.step_graphs import require_causal, run_steps, step_programs
+from codec.export.verification import EXACT_AGREEMENT, EXACT_ERROR, Comparison, compare, optional
+from codec.model import Codec, load
+from codec.synthetic import music, speech
+
+INT8_AGREEMENT, INT8_ERROR = 0.5, 0.1
+
+
+class Options(NamedTuple):
+    """What is asked of a format beside its name."""
+
+    streaming: bool = False
+    frames_per_step: int = 1
+    int8: bool = False
+    bf16: bool = False
+
+
+class Limits(NamedTuple):
+    """How far a copy may be from its codec."""
+
+    max_error: float = EXACT_ERROR
+    agreement: float = EXACT_AGREEMENT
+
+
+def lengths(codec: Codec) -> list[tuple[int, int]]:
+    """Batches and lengths that whole-signal graphs are compared at: one sample, whole and broken frames."""
+    hop = codec.hop_length
+    return [(1, 1), (1, hop), (1, hop + 1), (3, 7 * hop - 1), (2, 40 * hop), (1, 200 * hop + 3)]
+
+
+def limits(options: Options) -> Limits:
+    """What a format's precision may cost."""
+    return Limits(INT8_ERROR, INT8_AGREEMENT) if options.int8 or options.bf16 else Limits()
+
+
+def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
+    """`encoder.pt2` and `decoder.pt2` of `torch.export`, and steps of a stream if asked for.
+
+    Such a file can hold pickled objects: `torch.export.load` only what you trust.
+    """
+    if options.int8 or options.bf16:
+        raise ConfigError("--int8 and --bf16 are for --to onnx and --to openvino")
+    plain, found = inference_codec(codec), {}
+    for name, program in programs(plain).items():
+        save_program(program, folder / f"{name}.pt2")
+    encode, decode = (load_program(folder / f"{name}.pt2") for name in ("encoder", "decoder"))
+    found["whole signals"] = compare(codec, encode, decode, lengths(codec))
+    if options.streaming:
+        graphs = step_programs(codec, options.frames_per_step)
+        for name, graph in graphs.items():
+            save_program(graph.program, folder / f"{name}.pt2")
+        steps = {name: load_program(folder / f"{name}.pt2") for name in graphs}
+        states = {name: graph.initial for name, graph in graphs.items()}
+        found["streamed"] = compare_steps(codec, steps, states, options)
+    return found
+
+
+def calibration(codec: Codec) -> list[Tensor]:
+    """Speech-like and music-like clips `[1, C, T]` of other seeds than verification has."""
+    shape = codec.sample_rate, codec.audio_channels
+    sounds = [
+        make(2.0, shape[0], np.random.default_rng(100 + i)) for i in range(4) for make in (speech, music)
+    ]
+    return [torch.from_numpy(sound)[None, None].repeat(1, shape[1], 1) for sound in sounds]
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program without what torch says about its own format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path)
+
+
+def load_program(path: Path) -> Callable[..., Tensor]:
+    """A program as a function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.load(path).module()
+
+
+def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
+    """`encoder.onnx` and `decoder.onnx`, or with --streaming also `*_step.onnx`; all run in ONNX Runtime."""
+    if options.bf16:
+        raise ConfigError("--bf16 is for --to openvino: ONNX Runtime has no bf16 on CPUs")
+    plain, about, found = inference_codec(codec), onnx_export.about(codec), {}
+    onnx_export.write_whole(programs(plain), folder, about)
+    names = ["encoder", "decoder"]
+    if options.streaming:
+        onnx_export.write_steps(step_programs(codec, options.frames_per_step), folder, about)
+        names += ["encoder_step", "decoder_step"]
+    if options.int8:
+        audio = calibration(codec)
+        inputs = {"encoder": audio, "decoder": [codec.encode(clip) for clip in audio]}
+        for name in names:
+            onnx_export.to_int8(folder / f"{name}.onnx", inputs.get(name))
+    sessions = {name: onnx_export.Session(folder / f"{name}.onnx") for name in names}
+    encode, decode = (partial(first, sessions[name]) for name in ("encoder", "decoder"))
+    found["whole signals"] = compare(codec, encode, decode, lengths(codec))
+    if options.streaming:
+        states = {name: session.initial for name, session in sessions.items()}
+        found["streamed"] = compare_steps(codec, sessions, states, options)
+    return found
+
+
+def first(function: Callable[..., tuple[Tensor, ...]], given: Tensor) -> Tensor:
+    """The only output of a function that returns a tuple."""
+    return function(given)[0]
+
+
+def compare_steps(
+    codec: Codec, steps: Mapping[str, Callable], states: Mapping[str, list[Tensor]], options: Options
+) -> Comparison:
+    """Let step graphs code whole calls, from the first on, against the codec on the whole signal."""
+    frames, hop = options.frames_per_step, codec.hop_length
+    encode = partial(run, steps["encoder_step"], states["encoder_step"], frames * hop)
+    decode = partial(run, steps["decoder_step"], states["decoder_step"], frames)
+    return compare(codec, encode, decode, [(1, frames * hop), (2, 24 * frames * hop)])
+
+
+def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> Tensor:
+    """`run_steps` with the signal last."""
+    return run_steps(step, initial, signal, length)
+
+
+def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
+    """A directory that `EncodecModel` or `DacModel` of `transformers` loads."""
+    if options != Options():
+        raise ConfigError("--to hf has no streaming, int8 or bf16: it is the model itself, for transformers")
+    name = huggingface.save(codec, folder)
+    return {f"transformers.{name}": huggingface.check(codec, folder)}
+
+
+def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
+    """`encoder.xml`, `quantizer.xml` and `decoder.xml` for OpenVINO, which is fastest on CPUs."""
+    if options.streaming:
+        raise ConfigError("--to openvino has whole signals alone; --to onnx --streaming has steps")
+    clips = calibration(codec) if options.int8 else None
+    openvino_export.write(codec, folder, onnx_export.about(codec), clips)
+    session = openvino_export.Session(folder, bf16=options.bf16)
+    return {"whole signals": compare(codec, session.encode, session.decode, lengths(codec))}
+
+
+def export_codec(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
+    """What `codec.load` reads: of a model of `transformers`, to use it here or to train it further."""
+    if options != Options():
+        raise ConfigError("--to codec has no streaming, int8 or bf16: every codec streams")
+    codec.save(folder)
+    again = load(folder)
+    return {"saved": compare(codec, again.encode, again.decode, lengths(codec))}
+
+
+FORMATS: dict[str, Callable[[Codec, Path, Options], dict[str, Comparison]]] = {
+    "onnx": export_onnx,
+    "torch": export_torch,
+    "openvino": export_openvino,
+    "hf": export_huggingface,
+    "codec": export_codec,
+}
+
+
+def export(codec: Codec, form: str, folder: Path, options: Options, card: Callable[..., str]) -> list[str]:
+    """Write a codec's `form` into a new folder and say how it compares; ConfigError when it is not the same.
+
+    The folder appears when all is checked, or not at all. `card` makes its README.md of what was found.
+    """
+    if options.streaming:
+        require_causal(codec)
+    with new_folder(folder) as staging:
+        found = FORMATS[form](codec, staging, options)
+        lines = [f"{what}: {comparison}" for what, comparison in found.items()]
+        for what, comparison in found.items():
+            comparison.require(f"{form}, {what},", *limits(options))
+        (staging / "README.md").write_text(card(form=form, options=options, checks=lines), encoding="utf-8")
+    return lines
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place when nothing went wrong; ConfigError when that is taken."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists: name another folder with -o, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = folder.parent / f".{folder.name}.{os.getpid()}"
+    staging.mkdir()
+    try:
+        yield staging
+        if folder.is_dir():
+            folder.rmdir()
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 exported and verified, 2 nothing was kept."""
+    parser = argparse.ArgumentParser(
+        prog="codec-export",
+        description="Write a codec for other software, and check there that codes and audio are the same.",
+    )
+    parser.add_argument(
+        "model", type=Path, help="run folder, saved codec, checkpoint, or transformers directory"
+    )
+    parser.add_argument(
+        "--to", choices=list(FORMATS), required=True, help="hf: transformers; codec: ours, of hf"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--streaming", action="store_true", help="also the step graphs of a causal codec")
+    parser.add_argument("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--int8", action="store_true", help="int8 weights: smaller, faster, other codes now and then"
+    )
+    parser.add_argument("--bf16", action="store_true", help="check that OpenVINO may compute in bfloat16")
+    parser.add_argument("--license", help="for the model card, e.g. mit")
+    parser.add_argument(
+        "--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --push: say what would be uploaded, no more"
+    )
+    parser.add_argument(
+        "--zero-padding",
+        action="store_true",
+        help="read an EnCodec that pads by reflection, too: its codes differ at the edges of a recording",
+    )
+    asked = parser.parse_args(argv)
+    options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
+    codec = huggingface.load_any(asked.model, asked.zero_padding)
+    card = partial(model_card, codec, asked.model, licence=asked.license)
+    for line in export(codec, asked.to, asked.output, options, card):
+        print(line)
+    print(f"{asked.to}: {asked.output}")
+    if asked.push:
+        print(push(asked.output, asked.push, asked.dry_run))
+    return 0
+
+
+def push(folder: Path, repository: str, dry_run: bool) -> str:
+    """Upload a folder to the Hugging Face hub, with the account of `hf auth login`; returns what was done."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    megabytes = sum((folder / name).stat().st_size for name in files) / 1e6
+    what = f"{len(files)} files, {megabytes:.1f} MB, to {repository}: {', '.join(files)}"
+    if dry_run:
+        return f"would upload {what}"
+    hub = optional("huggingface_hub")
+    try:
+        api = hub.HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(folder))
+    except Exception as error:  # of the hub, of its HTTP library, of the network
+        raise ConfigError(f"--push {repository}: {error}; the folder {folder} is complete") from error
+    return f"uploaded {what}"

@@ -1,0 +1,188 @@
+"""ONNX graphs of a codec, for ONNX Runtime: whole signals, and steps of a stream; float32 or int8 weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.export.step_graphs import StepGraph
+from codec.export.verification import optional
+from codec.model import Codec
+
+OPSET = 20
+WHOLE = {
+    "encoder": (["audio"], ["codes"]),
+    "decoder": (["codes"], ["audio"]),
+    "network": (["audio"], ["latents"]),
+    "quantizer": (["latents"], ["codes"]),
+}
+QUANTIZER = "quantizer"  # the attribute of a graph's module whose nodes stay float32
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    names: Sequence[Sequence[str]],
+    about: Mapping[str, str],
+) -> None:
+    """Write a program as an ONNX file with `names` of its inputs and outputs, and what it is `about`."""
+    onnx = optional("onnx")
+    optional("onnxscript")
+    with silence():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=list(names[0]),
+            output_names=list(names[1]),
+        )
+        assert made is not None
+        model = made.model_proto
+    # Shapes inside are the tracer's formulas; runtimes infer their own, and the int8 pass refuses these.
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        name_axes(value)
+    onnx.helper.set_model_props(model, dict(about))
+    onnx.save(model, str(path))
+
+
+def name_axes(value: Any) -> None:
+    """Call the free axes of an input or output `batch` and `samples` or `frames`."""
+    long = "samples" if value.name == "audio" else "frames"
+    for axis, name in ((0, "batch"), (2, long)):
+        dimensions = value.type.tensor_type.shape.dim
+        if axis < len(dimensions) and dimensions[axis].dim_param:
+            dimensions[axis].dim_param = name
+
+
+def write_whole(
+    programs: Mapping[str, torch.export.ExportedProgram], folder: Path, about: Mapping[str, str]
+) -> None:
+    """Write a file each of what `codec.export.graphs.programs` gives: `encoder.onnx`, `decoder.onnx`."""
+    for name, program in programs.items():
+        write_onnx(program, folder / f"{name}.onnx", WHOLE[name], about)
+
+
+def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
+    """Write `encoder_step.onnx` and `decoder_step.onnx`, whose `state_i`, first zeros, become `next_i`."""
+    for name, (given, made) in {
+        "encoder_step": ("audio", "codes"),
+        "decoder_step": ("codes", "audio"),
+    }.items():
+        graph = graphs[name]
+        count = range(len(graph.initial))
+        names = [given, *(f"state_{i}" for i in count)], [made, *(f"next_{i}" for i in count)]
+        write_onnx(graph.program, folder / f"{name}.onnx", names, about)
+
+
+def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
+    """Make a graph's weights int8, one scale an output channel; the quantizer stays as it is.
+
+    With `clips`, inputs to learn the activations' ranges from, convolutions compute in int8 as well; else
+    matrix products find these ranges in each call, which suits the few samples of a step.
+    """
+    onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
+    model = onnx.load(str(path))
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    # The first convolution hears the audio and the last makes it: 8 bits would be heard, and save little.
+    ends = [convolutions[0], convolutions[-1]] if clips is not None else []
+    options: dict[str, Any] = {
+        "nodes_to_exclude": [*ends, *(node.name for node in model.graph.node if of_quantizer(node))],
+        "per_channel": True,
+        "weight_type": quantization.QuantType.QInt8,
+    }
+    with silence():
+        if clips is None:
+            products = ["MatMul", "Gemm"]
+            quantization.quantize_dynamic(model, str(path), op_types_to_quantize=products, **options)
+            return
+        given = model.graph.input[0].name
+        quantization.quantize_static(
+            model,
+            str(path),
+            Clips({given: clip.numpy()} for clip in clips),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            op_types_to_quantize=["Conv"],
+            **options,
+        )
+
+
+class Clips:
+    """What ONNX Runtime's calibration reads: one input after the other, then None."""
+
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
+        self.feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next input."""
+        return next(self.feeds, None)
+
+
+def of_quantizer(node: Any) -> bool:
+    """Whether a node comes from the quantizer, whose distances need all their digits."""
+    scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
+    return QUANTIZER in scopes
+
+
+class Session:
+    """An ONNX file in ONNX Runtime on CPU `threads`, called with tensors in the order of its inputs."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        runtime = optional("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = self.session.get_inputs()
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """All outputs."""
+        given = {
+            value.name: np.ascontiguousarray(tensor.numpy())
+            for value, tensor in zip(self.inputs, tensors, strict=True)
+        }
+        return tuple(torch.from_numpy(array) for array in self.session.run(None, given))
+
+    @property
+    def initial(self) -> list[Tensor]:
+        """The states of a step graph before the first call: zeros."""
+        return [torch.zeros(value.shape) for value in self.inputs[1:]]
+
+
+def about(codec: Codec) -> dict[str, str]:
+    """What a file says about its codec."""
+    return {
+        "codec_id": codec.codec_id(),
+        "sample_rate": str(codec.sample_rate),
+        "hop_length": str(codec.hop_length),
+        "codebook_sizes": json.dumps(codec.quantizer.codebook_sizes),
+    }
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Without what exporters print and warn about themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,64 @@
+"""A codec for OpenVINO, the fastest runtime on CPUs; its quantizer is a graph of its own, always float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from codec.export.graphs import inference_codec, programs
+from codec.export.onnx import to_int8, write_whole
+from codec.export.verification import optional
+from codec.model import Codec
+
+PARTS = ("network", "quantizer", "decoder")
+
+
+@torch.no_grad()
+def write(
+    codec: Codec, folder: Path, about: Mapping[str, str], clips: Sequence[Tensor] | None = None
+) -> None:
+    """Write `network.xml`, audio to latents, `quantizer.xml`, those to codes, `decoder.xml`, codes to audio.
+
+    With `clips` of audio `[B, C, T]` to learn the ranges of activations from, convolutions are int8.
+    """
+    openvino = optional("openvino", "openvino")
+    write_whole(programs(inference_codec(codec), split=True), folder, about)
+    if clips is not None:
+        to_int8(folder / "network.onnx", clips)
+        to_int8(folder / "decoder.onnx", [codec.encode(clip) for clip in clips])
+    for part in PARTS:
+        path = folder / f"{part}.onnx"
+        openvino.save_model(openvino.convert_model(path), folder / f"{part}.xml", compress_to_fp16=False)
+        path.unlink()
+
+
+class Session:
+    """The graphs of a folder, compiled for this CPU; `bf16` computes all but the codes in bfloat16."""
+
+    def __init__(self, folder: Path, threads: int = 1, bf16: bool = False):
+        openvino = optional("openvino", "openvino")
+        core = openvino.Core()
+        self.compiled = {}
+        for part in PARTS:
+            fast = bf16 and part != "quantizer"
+            options = {
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "INFERENCE_PRECISION_HINT": "bf16" if fast else "f32",
+            }
+            self.compiled[part] = core.compile_model(str(folder / f"{part}.xml"), "CPU", options)
+
+    def run(self, part: str, tensor: Tensor) -> Tensor:
+        """One graph's only output."""
+        return torch.from_numpy(self.compiled[part](tensor.contiguous().numpy())[0].copy())
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Codes `[B, K, F]` of audio `[B, C, T]`."""
+        return self.run("quantizer", self.run("network", audio))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Audio `[B, C, F * hop_length]` of codes."""
+        return self.run("decoder", codes)

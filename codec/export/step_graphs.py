@@ -1,0 +1,99 @@
+"""A causal codec as two functions of a piece of signal and explicit states, to export and to stream with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codec.config import ConfigError
+from codec.export.graphs import in_one_row, without_normalisation
+from codec.model import Codec
+from codec.steps import State, Step, in_steps
+
+
+class EncoderStep(nn.Module):
+    """Codes `[1, K, n]` of `n` frames of audio `[1, C, n * hop_length]`, and the next states."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.network = in_steps(codec.autoencoder.encoder)
+        self.quantizer = codec.quantizer
+
+    def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        latents, following = self.network(audio.transpose(1, 2), list(state))
+        return self.quantizer.encode(latents.transpose(1, 2)), *following
+
+
+class DecoderStep(nn.Module):
+    """Audio `[1, C, n * hop_length]` of codes `[1, K, n]`, and the next states."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.network = in_steps(codec.autoencoder.decoder)
+        self.quantizer = codec.quantizer
+
+    def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Decode."""
+        latents = self.quantizer.decode(in_one_row(codes)).transpose(1, 2)
+        audio, following = self.network(latents, list(state))
+        return audio.transpose(1, 2), *following
+
+
+class StepGraph(NamedTuple):
+    """An exported step, and the states before the first one."""
+
+    program: torch.export.ExportedProgram
+    initial: State
+
+
+def require_causal(codec: Codec) -> None:
+    """ConfigError for a network whose answers wait for later samples: its states have no fixed shapes."""
+    frames = codec.quantizer.stride
+    encoder, decoder = in_steps(codec.autoencoder.encoder), in_steps(codec.autoencoder.decoder)
+    if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
+        raise ConfigError(
+            "this codec is not causal: it has no step graphs. Train with autoencoder.layers.causal=true, "
+            "export without --streaming, or stream it with Codec.streaming, which waits for what it needs"
+        )
+
+
+@torch.no_grad()
+def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
+    """`encoder_step` and `decoder_step` of a codec for calls of `frames` frames each."""
+    if frames < 1:
+        raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
+    require_causal(codec)
+    codec = without_normalisation(codec)
+    audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
+    codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
+    found = {}
+    for name, module, example in (
+        ("encoder_step", EncoderStep(codec), audio),
+        ("decoder_step", DecoderStep(codec), codes),
+    ):
+        network: Step = module.network
+        initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of LSTMs, which set attributes while they are traced
+            found[name] = StepGraph(torch.export.export(module.eval(), (example, *initial)), initial)
+    return found
+
+
+StepFunction = Callable[..., tuple[Tensor, ...]]
+
+
+def run_steps(step: StepFunction, initial: State, signal: Tensor, length: int) -> Tensor:
+    """Answers of a step to every `length` of a signal `[B, C, T]`, one signal after the other, joined."""
+    rows = []
+    for row in signal:
+        state, answers = list(initial), []
+        for piece in row[None].split(length, 2):
+            answer, *state = step(piece, *state)
+            answers.append(answer)
+        rows.append(torch.cat(answers, 2))
+    return torch.cat(rows)

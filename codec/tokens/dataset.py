@@ -1,0 +1,258 @@
+"""Token datasets: a corpus as codes, for training language models, and back to audio."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from codec.tokens import arrow as token_arrow
+from codec.tokens.files import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    META_FILE,
+    TokenError,
+    TokenFormat,
+    TokenIndex,
+    Utterance,
+    checksum,
+    inside,
+    mirrored,
+    read_format,
+    read_manifest,
+    read_npy,
+    shard_file,
+)
+from codec.tokens.views import delay, flatten, undelay, unflatten
+
+if TYPE_CHECKING:
+    from codec.model import Codec
+
+__all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "undelay", "unflatten"]
+
+
+class TokenDataset(Dataset[Tensor]):
+    """What `codec-encode` wrote: item i is utterance i's codes, int64 `[K, F]`, or what `view` makes of them.
+
+    Files are mapped, not loaded; a copy for a loading process opens them again. `num_quantizers` takes the
+    first stages only. FileNotFoundError when nothing is there, TokenError for damaged files, now or later.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        num_quantizers: int | None = None,
+        view: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.path, self.view = Path(path), view
+        self.format, self.description = read_format(self.path)
+        stored = self.format.num_quantizers
+        if num_quantizers is not None and not 1 <= num_quantizers <= stored:
+            raise ValueError(
+                f"num_quantizers must be 1 to {stored}, as {self.path} has, got {num_quantizers}"
+            )
+        self.num_quantizers = num_quantizers or stored
+        self.open()
+
+    def open(self) -> None:
+        """Map the index; shards follow when they are read."""
+        self.index = read_index(self.path, self.format)
+        # A mapping holds a file descriptor, of which a process has some hundred.
+        self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("index", "shard")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.open()
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each stage."""
+        return self.format.codebook_sizes[: self.num_quantizers]
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, Hz."""
+        return self.format.sample_rate / self.format.hop_length
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Tensor:
+        codes = self.codes(range(len(self))[i])
+        return self.view(codes) if self.view else codes
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def find(self, name: str) -> int:
+        """Number of the utterance with this id or path; KeyError when there is none."""
+        return self.index.by_name[name]
+
+    def utterance(self, i: int) -> Utterance:
+        """Everything that is known of utterance `i`."""
+        return self.index.row(i)
+
+    def length(self, i: int) -> int:
+        """Samples at the codec's rate of utterance `i`."""
+        numbers = self.index.numbers
+        return self.format.length(int(numbers["n_samples"][i]), int(numbers["sample_rate"][i]))
+
+    def codes(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
+        """Codes `[K, stop - start]` of frames `start` to `stop` of utterance `i`; only these are read.
+
+        ValueError for frames that it does not have, TokenError for codes that the codec cannot have made.
+        """
+        stop = self.check_frames(i, start, stop)
+        codes = self.stored(i)[: self.num_quantizers, start:stop]
+        self.check_codes(i, codes)
+        return torch.from_numpy(codes.astype(np.int64))
+
+    def check_frames(self, i: int, start: int, stop: int | None) -> int:
+        """The last frame, by default the utterance's own; ValueError for frames that it does not have."""
+        frames = int(self.index.n_frames[i])
+        stop = frames if stop is None else stop
+        if not 0 <= start < stop <= frames:
+            raise ValueError(f"utterance {i} has frames 0 to {frames}, asked for {start} to {stop}")
+        return stop
+
+    def check_codes(self, i: int, codes: np.ndarray) -> None:
+        """TokenError for codes `[k, F]`, as they are stored, that the codec cannot have made."""
+        if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
+            raise TokenError(
+                f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
+            )
+
+    def seconds(self, i: int, begin: float, end: float) -> Tensor:
+        """Codes `[K, F]` of the frames that utterance `i` has from `begin` to before `end` seconds.
+
+        The frame in which `begin` lies is the first; ValueError when there is none.
+        """
+        if not 0 <= begin < end:
+            raise ValueError(f"seconds must be 0 <= begin < end, got {begin} to {end}")
+        rate, frames = self.frame_rate, int(self.index.n_frames[i])
+        # A time that is a whole number of frames in decimals is one, whatever its binary form is.
+        start = math.floor(begin * rate + 1e-6)
+        return self.codes(i, start, min(frames, max(start + 1, math.ceil(end * rate - 1e-6))))
+
+    def stored(self, i: int) -> np.ndarray:
+        """Codes `[stages, F]` as they lie on the disk, all stages, not checked."""
+        frames = int(self.index.n_frames[i])
+        if self.format.layout == "npy":
+            name = mirrored(inside(self.index.text("path", i)), ".npy")
+            return read_npy(self.path / name, self.format, frames)
+        shard, offset = (int(self.index.numbers[name][i]) for name in ("shard", "offset"))
+        try:
+            return token_arrow.codes_in_shard(self.shard(shard), self.format, offset, frames)
+        except TokenError as error:
+            raise TokenError(f"{self.path / shard_file(shard)}: {error}") from error
+
+    def verify(self, i: int) -> None:
+        """TokenError unless utterance `i` is, to its CRC-32, what was written."""
+        codes = self.stored(i)
+        if checksum(codes) != int(self.index.numbers["crc32"][i]):
+            raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
+        self.check_codes(i, codes)
+
+    def windows(self, length: int, step: int | None = None) -> TokenWindows:
+        """All windows of `length` frames, every `step` (default: `length`) frames of every utterance."""
+        return TokenWindows(self, length, step)
+
+    def require_codec(self, codec: Codec) -> None:
+        """ValueError unless the tokens are of this codec."""
+        if codec.codec_id() != self.format.codec_id:
+            raise ValueError(
+                f"{self.path} is of another codec ({self.format.codec_id[:12]}…, this is "
+                f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; any_codec=True decodes them"
+            )
+
+    def decode(
+        self, codec: Codec, i: int, start: int = 0, stop: int | None = None, any_codec: bool = False
+    ) -> Tensor:
+        """Audio `[C, T]` of frames `start` to `stop`: cut from utterance `i`'s whole audio, at less work.
+
+        ValueError when the tokens are of another codec, unless `any_codec` says that this is meant.
+        """
+        if not any_codec:
+            self.require_codec(codec)
+        return torch.cat(list(self.audio(codec, i, start, stop)), dim=1)
+
+    def audio(self, codec: Codec, i: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+        """What `decode` returns, in pieces of some seconds; the codec is not compared."""
+        from codec.batching import decode_part
+
+        frames, hop = int(self.index.n_frames[i]), self.format.hop_length
+        stop = self.check_frames(i, start, stop)
+        left = min(stop * hop, self.length(i)) - start * hop
+        for piece in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
+            yield piece[:, :left].cpu()
+            left = max(0, left - piece.shape[1])
+
+
+class TokenWindows(Dataset[Tensor]):
+    """Fixed-length windows `[K, length]` of a `TokenDataset`, or what its view makes of them.
+
+    Windows lie within one utterance; what is shorter than a window, or left over at an end, is in none.
+    """
+
+    def __init__(self, dataset: TokenDataset, length: int, step: int | None = None):
+        step = length if step is None else step
+        if length < 1 or step < 1:
+            raise ValueError(f"windows need a length and a step of at least 1 frame, got {length}, {step}")
+        self.dataset, self.length, self.step = dataset, length, step
+        counts = np.maximum(0, (dataset.index.n_frames - length) // step + 1)
+        self.ends = np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def place(self, n: int) -> tuple[int, int]:
+        """Utterance and first frame of window `n`."""
+        n = range(len(self))[n]
+        i = int(np.searchsorted(self.ends, n, side="right"))
+        return i, (n - (int(self.ends[i - 1]) if i else 0)) * self.step
+
+    def __getitem__(self, n: int) -> Tensor:
+        i, start = self.place(n)
+        codes = self.dataset.codes(i, start, start + self.length)
+        return self.dataset.view(codes) if self.dataset.view else codes
+
+
+def read_index(folder: Path, token_format: TokenFormat) -> TokenIndex:
+    """The index of either layout; TokenError when it is damaged, or of another `tokens.json`."""
+    path = folder / (INDEX_FILE if token_format.layout == "arrow" else MANIFEST_FILE)
+    if not path.is_file():
+        raise TokenError(f"{path}: is missing")
+    try:
+        if token_format.layout == "npy":
+            content = path.read_bytes()
+            crc32, columns = zlib.crc32(content), read_manifest(content)
+        else:
+            crc32, columns = token_arrow.read_index_columns(path)
+        if crc32 != token_format.index_crc32:
+            raise TokenError(f"damaged, or of another {META_FILE} (CRC-32)")
+        return TokenIndex(columns, token_format)
+    except (ValueError, RecursionError, LookupError, TypeError, OverflowError) as error:
+        raise TokenError(f"{path}: {error}") from error
+
+
+def padded(codes: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
+    """A batch `[B, ..., F]` of codes or views of them, filled up with `fill`, and their lengths `[B]`.
+
+    For a `DataLoader`: `collate_fn=partial(padded, fill=...)`.
+    """
+    lengths = torch.tensor([one.shape[-1] for one in codes])
+    batch = codes[0].new_full((len(codes), *codes[0].shape[:-1], int(lengths.max())), fill)
+    for row, one in zip(batch, codes, strict=True):
+        row[..., : one.shape[-1]] = one
+    return batch, lengths

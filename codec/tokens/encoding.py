@@ -1,0 +1,191 @@
+"""`codec-encode MODEL FOLDER -o TOKENS`: a corpus to a token dataset, resumable, in any number of jobs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from codec.batching import exact_float32, on_device
+from codec.config import ConfigError
+from codec.model import Codec, load
+from codec.tokens.files import LAYOUTS, META_FILE, TokenFormat
+from codec.tokens.plan import Plan, batches, begin, describe, make_plan, shard_of_jobs
+from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
+from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
+from codec.workers import WorkerLoader
+
+
+def encode_corpus(
+    codec: Codec,
+    inputs: Sequence[Path],
+    output: Path,
+    settings: Settings | None = None,
+    jobs: tuple[int, int] = (1, 0),
+    merge_only: bool = False,
+) -> dict[str, Any] | None:
+    """Encode a folder, or files, on the codec's device; this is job `jobs[1]` of `jobs[0]`.
+
+    What was done before is not done again. Returns the content of `tokens.json` when this job was the last,
+    None when others are still to come. ConfigError and DataError say what is wrong with the arguments.
+    """
+    settings = settings or Settings()
+    token_format = format_of(codec, settings)
+    plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
+    options = {"beam": settings.beam, "precision": "float32"}
+    options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
+    about = describe(token_format, plan, options)
+    if begin(output, about):
+        print(f"{output} is complete: nothing to do")
+        return None
+    own = range(jobs[1], len(plan.shards), jobs[0])
+    todo = [shard for shard in own if not note(output, shard).is_file()]
+    if merge_only:
+        missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
+        if missing:
+            raise ConfigError(f"{output}: {len(missing)} of {len(plan.shards)} shards are not encoded yet")
+    else:
+        sweep(output, own)
+        encode_shards(codec, settings, plan, todo, output, token_format, about)
+    if not all_done(output, plan) and not (output / META_FILE).is_file():
+        print(f"job {jobs[1]} of {jobs[0]} is done; the last one to end completes {output}")
+        return None
+    return finish(output, plan, token_format, about)
+
+
+def finish(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> Any:
+    """Merge, unless another job that ended at the same moment has done it."""
+    try:
+        content = merge(output, plan, token_format, about)
+    except FileNotFoundError:
+        if not (output / META_FILE).is_file():
+            raise
+        return None
+    skipped = f", {content['skipped']} files skipped: {output}/report.txt" if content["skipped"] else ""
+    print(f"{content['items']} files, {content['hours']:.2f} hours, {content['frames']} frames{skipped}")
+    print(f"read them with codec.tokens.TokenDataset({str(output)!r})")
+    return content
+
+
+def encode_shards(
+    codec: Codec,
+    settings: Settings,
+    plan: Plan,
+    todo: Sequence[int],
+    output: Path,
+    token_format: TokenFormat,
+    about: Mapping[str, Any],
+) -> None:
+    """Encode these shards, one after the other; reading goes on ahead."""
+    groups = [(shard, group) for shard in todo for group in batches(plan, shard, settings.batch_seconds)]
+    reader = SourceBatches(plan, [group for _, group in groups], codec, settings.batch_seconds)
+    workers = min(settings.workers, len(groups))
+    loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
+    encoder = Encoder(codec, settings, plan, token_format)
+    device = next(codec.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    hours = sum(plan.seconds(shard) for shard in todo) / 3600
+    outcomes: dict[int, Outcome] = {}
+    with exact_float32(), progress(hours) as advance:
+        for (shard, group), loaded in zip(groups, loader, strict=True):
+            outcomes |= encoder.encode(loaded)
+            advance(sum(plan.sources[number].seconds for number in group) / 3600)
+            if len(outcomes) == len(plan.shards[shard]):
+                write_shard(output, shard, plan, outcomes, about, name)
+                outcomes = {}
+
+
+@contextmanager
+def progress(hours: float) -> Iterator[Callable[[float], None]]:
+    """Show how far, how long still, and how many hours of audio an hour takes."""
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    began = time.perf_counter()
+    with tqdm(total=hours, desc="encoding", bar_format=shape, delay=1.0, mininterval=interval) as bar:
+
+        def advance(more: float) -> None:
+            speed = (bar.n + more) / (time.perf_counter() - began) * 3600
+            bar.set_postfix_str(f"{speed:.0f} audio-hours per hour", refresh=False)
+            bar.update(more)
+
+        yield advance
+
+
+def run_job(
+    model: Path,
+    inputs: Sequence[Path],
+    output: Path,
+    settings: Settings,
+    jobs: tuple[int, int],
+    device: str | None = None,
+    merge_only: bool = False,
+) -> None:
+    """Load the codec and do one job; ConfigError when a batch does not fit the device's memory."""
+    try:
+        encode_corpus(on_device(load(model), device), inputs, output, settings, jobs, merge_only)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of memory: --batch-seconds {settings.batch_seconds / 2:g}, in a new folder, takes less"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Encode; ConfigError and DataError are for the user. Exit status 0: complete, or this job is."""
+    options = parse(argv)
+    settings = Settings(
+        *(options.format, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
+        options.workers,
+    )
+    work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
+    work |= {"settings": settings, "device": options.device}
+    if options.engine == "ray" and not options.merge:
+        from codec.tokens.ray_engine import run_on_ray
+
+        run_on_ray(run_job, work, options.num_shards)
+    else:
+        jobs = shard_of_jobs(options.num_shards, options.shard_id, os.environ)
+        run_job(**work, jobs=jobs, merge_only=options.merge)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="codec-encode",
+        description="Encode recordings to tokens. The same command again goes on where it was stopped.",
+    )
+    add = parser.add_argument
+    add("model", type=Path, help="run folder, saved codec or checkpoint")
+    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
+    add("-o", "--output", type=Path, required=True, help="folder of the token dataset")
+    add("--format", choices=LAYOUTS, default=defaults.layout, help="default: %(default)s")
+    add("--num-quantizers", type=int, help="stages to keep; default: all")
+    add("--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s, greedy")
+    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    add(
+        "--batch-seconds",
+        type=float,
+        default=defaults.batch_seconds,
+        help="audio in memory at a time; longer files are encoded piece by piece; default: %(default)s",
+    )
+    add("--workers", type=int, default=defaults.workers, help="reading processes; default: %(default)s")
+    add(
+        "--shard-hours",
+        type=float,
+        default=defaults.shard_hours,
+        help="audio in a shard, the most that a kill loses; default: %(default)s",
+    )
+    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm arrays say")
+    add("--shard-id", type=int, help="which of the jobs this is, from 0")
+    add("--merge", action="store_true", help="only complete the dataset; the last job does it by itself")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: a job for each CPU or GPU of Ray's")
+    return parser.parse_args(argv)

@@ -1,0 +1,195 @@
+"""What is to be encoded into which shard, decided by the files and the options alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from codec.audio import resampled_length
+from codec.config import ConfigError
+from codec.index import scan, scan_files
+from codec.inventory import Index, IndexedFile
+from codec.tokens.files import META_FILE, TokenFormat, written_whole
+
+WORK, PLAN_FILE = ".encoding", "plan.json"
+# What a dataset is made with; another value would be another dataset.
+IDENTITY = (
+    *("layout", "codec_id", "codebook_sizes", "beam", "precision"),
+    *("batch_seconds", "shard_hours", "files", "files_sha256"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to encode: where it is, what it will be called, why it cannot be used."""
+
+    file: IndexedFile
+    id: str
+    path: str
+    problem: str | None
+
+    @property
+    def seconds(self) -> float:
+        """Duration; 0 for a file that cannot be used."""
+        return 0.0 if self.problem else self.file.seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sources in the order of their paths, cut into shards of some hours."""
+
+    root: str
+    index: Index
+    sources: tuple[Source, ...]
+    shards: tuple[range, ...]
+    sha256: str
+
+    def seconds(self, shard: int) -> float:
+        """Audio of one shard."""
+        return sum(self.sources[number].seconds for number in self.shards[shard])
+
+
+def make_plan(inputs: Sequence[Path], sample_rate: int, shard_hours: float, progress: bool = True) -> Plan:
+    """Plan for a folder, or for files; headers are read, no content. DataError when nothing is usable."""
+    if len(inputs) == 1 and not inputs[0].is_file():
+        index = scan(inputs[0], check_content=False, progress=progress, require_usable=False)
+    elif folders := [str(path) for path in inputs if not path.is_file()]:
+        raise ConfigError(f"one folder, or any number of files: {folders[0]} is no file")
+    else:
+        index = scan_files(inputs)
+    files = index.require_usable().files
+    described = [[f.path, f.size, *f.info, f.problem is None] for f in files]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    sources = tuple(name_sources(files, sample_rate))
+    return Plan(index.root, index, sources, tuple(cut(sources, shard_hours * 3600)), digest)
+
+
+def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Source]:
+    """Give every file an id, its path without the extension where that is unique, and a path in UTF-8."""
+    paths = [portable(file.path) for file in files]
+    stems = Counter(os.path.splitext(path)[0] for path in paths)
+    every, seen = set(paths), set()
+    for file, path in zip(files, paths, strict=True):
+        stem, problem = os.path.splitext(path)[0], file.problem
+        unique = stems[stem] == 1 and stem not in every
+        if problem is None and not resampled_length(file.frames, file.sample_rate, sample_rate):
+            problem = f"too short: no whole sample at {sample_rate} Hz"
+        if path in seen:
+            problem = "its name, which is not UTF-8, is that of another file: rename it"
+        seen.add(path)
+        yield Source(file, stem if unique else path, path, problem)
+
+
+def portable(path: str) -> str:
+    """A relative path that every system can write and read: bytes that are no UTF-8 become `%E9`.
+
+    So do a backslash and a colon after the first letter, with which Windows would leave the folder.
+    """
+    if path[1:2] == ":":
+        path = f"{path[0]}%3A{path[2:]}"
+    path = path.replace("\\", "%5C")
+    return "".join(f"%{ord(c) & 0xFF:02X}" if "\ud800" <= c <= "\udfff" else c for c in path)
+
+
+def cut(sources: Sequence[Source], most_seconds: float) -> Iterator[range]:
+    """Successive sources of at most so many seconds a shard, or one that is longer alone."""
+    begin, seconds = 0, 0.0
+    for number, source in enumerate(sources):
+        if seconds and seconds + source.seconds > most_seconds:
+            yield range(begin, number)
+            begin, seconds = number, 0.0
+        seconds += source.seconds
+    yield range(begin, len(sources))
+
+
+def batches(plan: Plan, shard: int, batch_seconds: float) -> Iterator[tuple[int, ...]]:
+    """Sources of a shard that are encoded together: of similar length, at most so many padded seconds.
+
+    Files longer than that come one by one, and so do those with a problem.
+    """
+    ranked = sorted(plan.shards[shard], key=lambda number: (plan.sources[number].seconds, number))
+    group: list[int] = []
+    for number in ranked:
+        seconds = plan.sources[number].seconds  # the longest so far
+        alone = plan.sources[number].problem is not None or seconds > batch_seconds
+        if group and (alone or (len(group) + 1) * seconds > batch_seconds):
+            yield tuple(group)
+            group = []
+        if alone:
+            yield (number,)
+        else:
+            group.append(number)
+    if group:
+        yield tuple(group)
+
+
+def describe(token_format: TokenFormat, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `tokens.json` says of how a dataset was made, known before it is."""
+    about = {name: value for name, value in token_format.describe().items() if name in IDENTITY}
+    return about | dict(options) | {"files": len(plan.sources), "files_sha256": plan.sha256}
+
+
+def begin(output: Path, about: Mapping[str, Any]) -> bool:
+    """Make the output folder, or go on in it; True when it is finished already.
+
+    ConfigError when it holds something else, or was begun with another codec, other options or other files.
+    """
+    work = output / WORK
+    done = (output / META_FILE).is_file()
+    plan = output / META_FILE if done else work / PLAN_FILE
+    if not plan.is_file():
+        foreign = output.exists() and any(entry.name != WORK for entry in output.iterdir())
+        if foreign and not plan.is_file():  # looked for again: another job may have begun just now
+            raise ConfigError(f"{output} is not empty, and no encoding that could be resumed: name another")
+        work.mkdir(parents=True, exist_ok=True)
+        with written_whole(plan, work, "plan") as file:
+            file.write(json.dumps(about, indent=2).encode())
+    try:
+        found = json.loads(plan.read_bytes())
+        differing = [name for name in IDENTITY if found.get(name) != about[name]]
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{plan}: damaged: {error}; name another output folder") from error
+    if differing:
+        changes = ", ".join(f"{name} {shown(found.get(name))} → {shown(about[name])}" for name in differing)
+        raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
+    if done:
+        shutil.rmtree(work, ignore_errors=True)
+    return done
+
+
+def shown(value: Any) -> str:
+    """A value in an error message."""
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def shard_of_jobs(
+    num_shards: int | None, shard_id: int | None, environment: Mapping[str, str]
+) -> tuple[int, int]:
+    """How many jobs there are, and which this is: as told, else as torchrun and a Slurm array say.
+
+    Under both, every process of every array task is a job. ConfigError for numbers that are not possible.
+    """
+    if (num_shards is None) != (shard_id is None):
+        raise ConfigError("--num-shards and --shard-id go together")
+    if num_shards is None or shard_id is None:
+        num_shards, shard_id = 1, 0
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            task, first, step = (
+                int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
+                for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"))
+            )
+            num_shards, shard_id = int(environment["SLURM_ARRAY_TASK_COUNT"]), (task - first) // step
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            world = int(environment["WORLD_SIZE"])
+            num_shards, shard_id = num_shards * world, shard_id * world + int(environment["RANK"])
+    if not 0 <= shard_id < num_shards:
+        raise ConfigError(f"--shard-id must be 0 to {num_shards - 1}, as --num-shards says, got {shard_id}")
+    return num_shards, shard_id

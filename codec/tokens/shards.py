@@ -1,0 +1,183 @@
+"""Shards on disk: each is written whole, and a note of it last; all notes together become the index."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codec import __version__
+from codec.tokens import arrow as token_arrow
+from codec.tokens.files import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    META_FILE,
+    TokenError,
+    TokenFormat,
+    Utterance,
+    flush_folder,
+    mirrored,
+    shard_file,
+    written_whole,
+)
+from codec.tokens.plan import WORK, Plan
+
+REPORT_FILE, SKIPPED_FILE = "report.txt", "skipped.jsonl"
+Outcome = tuple[Utterance, np.ndarray] | str  # what became of a source: tokens, or why not
+
+
+def note(output: Path, shard: int) -> Path:
+    """The file that says that a shard is done, and what is in it."""
+    return output / WORK / f"{shard:05d}.jsonl"
+
+
+def sweep(output: Path, shards: Sequence[int]) -> None:
+    """Remove what a killed process left of these shards."""
+    for shard in shards:
+        for leftover in (output / WORK).glob(f"{shard:05d}-*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
+def write_shard(
+    output: Path,
+    shard: int,
+    plan: Plan,
+    outcomes: Mapping[int, Outcome],
+    about: Mapping[str, Any],
+    device: str,
+) -> None:
+    """Write the tokens of a shard, then the note that it is done; every source of it has an outcome."""
+    kept = [outcomes[number] for number in plan.shards[shard]]
+    done = [outcome for outcome in kept if not isinstance(outcome, str)]
+    save = save_arrow if about["layout"] == "arrow" else save_npy
+    rows = iter(save(output, shard, done, about) if done else [])
+    lines: list[dict[str, Any]] = [{"shard": shard, "device": device}]
+    for number, outcome in zip(plan.shards[shard], kept, strict=True):
+        path = plan.sources[number].path
+        problem = {"path": path, "problem": outcome}
+        lines.append(problem if isinstance(outcome, str) else asdict(next(rows)))
+    with written_whole(note(output, shard), output / WORK, f"{shard:05d}") as file:
+        file.write(json_lines(lines))
+    flush_folder(output / WORK)
+
+
+def save_arrow(
+    output: Path, shard: int, done: Sequence[tuple[Utterance, np.ndarray]], about: Mapping[str, Any]
+) -> Iterator[Utterance]:
+    """Write one Arrow file; yields the rows with the places of their codes in it."""
+    path = output / shard_file(shard)
+    path.parent.mkdir(exist_ok=True)
+    rows, codes = [row for row, _ in done], [one for _, one in done]
+    with written_whole(path, output / WORK, f"{shard:05d}") as file:
+        token_arrow.write_shard(file, rows, codes, json.dumps(dict(about)).encode())
+    flush_folder(path.parent)
+    for row, offset in zip(rows, token_arrow.code_offsets(path), strict=True):
+        yield replace(row, shard=shard, offset=int(offset))
+
+
+def save_npy(
+    output: Path, shard: int, done: Sequence[tuple[Utterance, np.ndarray]], about: Mapping[str, Any]
+) -> Iterator[Utterance]:
+    """Write a `.npy` file an utterance, in folders like those of the recordings."""
+    folders = set()
+    for row, codes in done:
+        path = output / mirrored(row.path, ".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, output / WORK, f"{shard:05d}") as file:
+            np.save(file, codes, allow_pickle=False)
+        folders.add(path.parent)
+        yield row
+    for folder in folders:
+        flush_folder(folder)
+
+
+def all_done(output: Path, plan: Plan) -> bool:
+    """Whether every shard has its note."""
+    return all(note(output, shard).is_file() for shard in range(len(plan.shards)))
+
+
+def merge(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the index, the report and `tokens.json`, which says that all is there; returns its content."""
+    rows: list[Utterance] = []
+    problems: dict[str, str] = {}
+    devices = set()
+    for shard, sources in enumerate(plan.shards):
+        first, *found = map(json.loads, note(output, shard).read_text("ascii").splitlines())
+        if len(found) != len(sources):
+            raise TokenError(f"{note(output, shard)}: damaged: remove it to encode this shard again")
+        devices.add(first["device"])
+        problems.update({line["path"]: line["problem"] for line in found if "problem" in line})
+        rows += [Utterance(**line) for line in found if "problem" not in line]
+    if not rows:
+        raise TokenError(f"nothing was encoded: {json.dumps(problems)[:500]}")
+    index_crc32 = save_index(output, token_format.layout, rows)
+    token_format = replace(token_format, items=len(rows), index_crc32=index_crc32)
+    content = token_format.describe() | dict(about) | summary(rows, token_format, plan)
+    content |= {"devices": sorted(devices), "versions": versions()}
+    save_report(output, plan, problems)
+    save(output / META_FILE, output, (json.dumps(content, indent=2) + "\n").encode())
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    return content
+
+
+def save_index(output: Path, layout: str, rows: Sequence[Utterance]) -> int:
+    """Write the index of either layout; returns its CRC-32."""
+    path = output / (INDEX_FILE if layout == "arrow" else MANIFEST_FILE)
+    if layout == "arrow":
+        with written_whole(path, output / WORK, "merge") as file:
+            token_arrow.write_index(file, rows)
+    else:
+        places = ("shard", "offset")
+        lines = [{k: v for k, v in asdict(row).items() if k not in places} for row in rows]
+        save(path, output, json_lines(lines))
+    return zlib.crc32(path.read_bytes())
+
+
+def save_report(output: Path, plan: Plan, problems: Mapping[str, str]) -> None:
+    """Write what was found and what was skipped, for people and for programs."""
+    files = tuple(replace(source.file, problem=problems.get(source.path)) for source in plan.sources)
+    report = replace(plan.index, files=files).report()
+    save(output / REPORT_FILE, output, report.encode("utf-8", "backslashreplace"))
+    lines = [{"path": path, "problem": problem} for path, problem in problems.items()]
+    save(output / SKIPPED_FILE, output, json_lines(lines))
+
+
+def save(path: Path, output: Path, content: bytes) -> None:
+    """Write a file at once or not at all."""
+    with written_whole(path, output / WORK, "merge") as file:
+        file.write(content)
+    flush_folder(path.parent)
+
+
+def summary(rows: Sequence[Utterance], token_format: TokenFormat, plan: Plan) -> dict[str, Any]:
+    """How much was encoded and skipped."""
+    return {
+        "frames": sum(row.n_frames for row in rows),
+        "hours": round(sum(row.n_samples / row.sample_rate for row in rows) / 3600, 6),
+        "skipped": len(plan.sources) - len(rows),
+        "shards": len({row.shard for row in rows}) if token_format.layout == "arrow" else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the tokens were computed with."""
+    import torch
+
+    return {
+        "codec": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def json_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """One JSON object a line, in ASCII."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")

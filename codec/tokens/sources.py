@@ -1,0 +1,160 @@
+"""From sources to codes: reading beside, batches, long files piece by piece, and what becomes of bad ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from codec.audio import AudioError, check_peak, read_blocks, read_info
+from codec.batching import encode_batch, encode_long
+from codec.config import ConfigError
+from codec.model import Codec
+from codec.tokens.arrow import pyarrow
+from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
+from codec.tokens.plan import Plan
+from codec.tokens.shards import Outcome
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a corpus is encoded; `batch_seconds` matters to tokens by rounding alone, `workers` not at all."""
+
+    layout: str = "arrow"
+    num_quantizers: int | None = None
+    beam: int = 1
+    batch_seconds: float = 30.0
+    shard_hours: float = 1.0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ConfigError(f"--format must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if not (self.batch_seconds > 0 and self.shard_hours > 0 and self.beam >= 1 and self.workers >= 0):
+            raise ConfigError(
+                "--batch-seconds, --shard-hours and --beam must be above 0, --workers 0 or more"
+            )
+
+
+class Loaded(NamedTuple):
+    """What a reading process gives: a source's number and checksum, and its audio or why there is none.
+
+    A file that is too long to be held in memory has neither: it is read while it is encoded.
+    """
+
+    number: int
+    sha256: str = ""
+    audio: Tensor | None = None
+    problem: str | None = None
+
+
+class SourceBatches(Dataset[list[Loaded]]):
+    """Reads the sources that are encoded together."""
+
+    def __init__(self, plan: Plan, groups: Sequence[tuple[int, ...]], codec: Codec, most_seconds: float):
+        self.plan, self.groups, self.most_seconds = plan, groups, most_seconds
+        self.rate, self.channels = codec.sample_rate, codec.audio_channels
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, n: int) -> list[Loaded]:
+        return [self.load(number) for number in self.groups[n]]
+
+    def load(self, number: int) -> Loaded:
+        """Read one source."""
+        source = self.plan.sources[number]
+        if source.problem is not None:
+            return Loaded(number, problem=source.problem)
+        path = os.path.join(self.plan.root, source.file.path)
+        try:
+            if read_info(path) != source.file.info:
+                raise AudioError(path, "changed since the folder was scanned")
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if source.seconds > self.most_seconds:
+                return Loaded(number, sha256)
+            audio = np.concatenate(list(read_blocks(path, self.rate, self.channels)), axis=1)
+            check_peak(float(np.abs(audio).max()), path)
+        except AudioError as error:
+            return Loaded(number, problem=error.reason)
+        except OSError as error:
+            return Loaded(number, problem=error.strerror or str(error))
+        return Loaded(number, sha256, torch.from_numpy(audio))
+
+
+class Encoder:
+    """Turns what was read into rows and codes."""
+
+    def __init__(self, codec: Codec, settings: Settings, plan: Plan, token_format: TokenFormat):
+        self.codec, self.plan, self.format = codec, plan, token_format
+        self.options: dict[str, Any] = {"num_quantizers": settings.num_quantizers, "beam": settings.beam}
+
+    def encode(self, loaded: Sequence[Loaded]) -> dict[int, Outcome]:
+        """What becomes of each source of a batch."""
+        outcomes: dict[int, Outcome] = {one.number: one.problem for one in loaded if one.problem is not None}
+        ready = [(one, one.audio) for one in loaded if one.audio is not None]
+        if ready:
+            found = encode_batch(self.codec, [audio for _, audio in ready], **self.options)
+            for (one, _), codes in zip(ready, found, strict=True):
+                outcomes[one.number] = self.row(one, codes.numpy())
+        for one in loaded:
+            if one.number not in outcomes:
+                outcomes[one.number] = self.encode_blocks(one)
+        return outcomes
+
+    def encode_blocks(self, one: Loaded) -> Outcome:
+        """Encode a long file while it is read."""
+        path = os.path.join(self.plan.root, self.plan.sources[one.number].file.path)
+        peak = 0.0
+
+        def blocks() -> Iterator[Tensor]:
+            nonlocal peak
+            for block in read_blocks(path, self.codec.sample_rate, self.codec.audio_channels):
+                peak = max(peak, float(np.abs(block).max(initial=0)))
+                yield torch.from_numpy(block)
+
+        try:
+            parts = encode_long(self.codec, blocks(), **self.options)
+            codes = np.concatenate([part.numpy().astype(self.format.dtype) for part in parts], axis=1)
+            check_peak(peak, path)
+        except AudioError as error:
+            return error.reason
+        return self.row(one, codes)
+
+    def row(self, one: Loaded, codes: np.ndarray) -> tuple[Utterance, np.ndarray]:
+        """A source's line in the index, and its codes `[K, F]` as they are stored."""
+        source = self.plan.sources[one.number]
+        codes = np.ascontiguousarray(codes.astype(self.format.dtype))
+        frames, rate, channels = source.file.info
+        expected = self.format.frames(frames, rate)
+        if codes.shape != (self.format.num_quantizers, expected):
+            raise AssertionError(f"{source.path}: {codes.shape} codes, expected {expected} frames")
+        about = (channels, rate, frames, expected)
+        return Utterance(source.id, source.path, *about, one.sha256, checksum(codes)), codes
+
+
+def format_of(codec: Codec, settings: Settings) -> TokenFormat:
+    """The format of this codec's tokens; ConfigError when it has none, or not so many quantizers."""
+    if settings.layout == "arrow":
+        pyarrow()  # to be missed now, not after an hour
+    sizes = codec.quantizer.codebook_sizes
+    if not sizes:
+        raise ConfigError("this codec's quantizer keeps no codes: train with another one for tokens")
+    if settings.num_quantizers is not None and not 1 <= settings.num_quantizers <= len(sizes):
+        raise ConfigError(f"--num-quantizers must be 1 to {len(sizes)}, got {settings.num_quantizers}")
+    return TokenFormat(
+        layout=settings.layout,
+        codec_id=codec.codec_id(),
+        sample_rate=codec.sample_rate,
+        hop_length=codec.hop_length,
+        audio_channels=codec.audio_channels,
+        codebook_sizes=tuple(sizes[: settings.num_quantizers]),
+    )
