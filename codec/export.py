@@ -25,7 +25,8 @@ from codec.step_graphs import require_causal, run_steps, step_programs
 from codec.synthetic import music, speech
 from codec.verification import EXACT_AGREEMENT, EXACT_ERROR, Comparison, compare, optional
 
-INT8_AGREEMENT, INT8_ERROR = 0.5, 0.1
+# Deep stages code what is left after many others: their codes change first, and matter least.
+INT8_AGREEMENT, INT8_ERROR = 0.25, 0.1
 
 
 class Options(NamedTuple):
