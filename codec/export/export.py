@@ -27,7 +27,8 @@ from codec.export.verification import EXACT_AGREEMENT, EXACT_ERROR, Comparison, 
 from codec.model import Codec, load
 from codec.synthetic import music, speech
 
-INT8_AGREEMENT, INT8_ERROR = 0.5, 0.1
+# Deep stages code what is left after many others: their codes change first, and matter least.
+INT8_AGREEMENT, INT8_ERROR = 0.25, 0.1
 
 
 class Options(NamedTuple):
