@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 SOURCES = sorted((ROOT / "codec").rglob("*.py"))
-OPTIONAL = {"optuna": "sweep", "pyarrow": "tokens", "ray": "ray"}
+OPTIONAL = {"optuna": "sweep", "pyarrow": "tokens", "ray": "ray", "transformers": "export"}
 SLOW_TO_IMPORT = ("torch", "lightning", "hydra", "omegaconf", "matplotlib")
 
 

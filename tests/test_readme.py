@@ -3,11 +3,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from composed import config, options
 
+from codec.audio import write_wav
 from codec.config import CONFIG_DIR, build
 from codec.model import build_codec
+from codec.tokens.encoding import encode_corpus
+from codec.tokens.sources import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +50,13 @@ def test_its_python_runs(tmp_path, monkeypatch):
     exec(block[1], names)
     assert names["codes"].dtype == torch.int64 and names["codes"].shape[:2] == (1, 8)
     assert names["audio"].shape == (1, 1, 16000)
+    (tmp_path / "wavs").mkdir()
+    noise = np.random.default_rng(0).standard_normal((1, 40000)).astype(np.float32)
+    write_wav(tmp_path / "wavs/a.wav", noise / 8, 16000)
+    encode_corpus(names["model"], [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy"))
+    exec(re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    assert names["steps"].shape == (8, 64 + 7) and names["audio"].shape == (1, 100 * 128)
+    assert names["codes"].shape == (1, 8, 3) and names["heard"].shape == (1, 1, 3 * 128)
 
 
 def test_the_table_of_quantizers_is_what_their_yamls_say():
