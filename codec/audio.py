@@ -3,11 +3,9 @@
 import io
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import gcd
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +13,7 @@ import soundfile
 import soxr
 
 from codec.audio_errors import AudioError, printable, require_regular, why_empty, why_not_opened
+from codec.files import written_whole
 
 BLOCK = 2**18
 """Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
@@ -223,25 +222,19 @@ def write_wav_blocks(
     A wav of 4 GB or more has to be `large` (RF64). Raises `ValueError` for another shape and for samples
     that are not finite.
     """
-    target = Path(path)
-    # A short name of its own: a long target name plus a suffix would pass the 255 bytes of file systems.
-    temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     kind = "RF64" if large else "WAV"
     samples = (_pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:
         raise ValueError(f"{printable(path)} not written: there is no audio")
-    try:
-        with (
-            open(temporary, "xb") as opened,
-            soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
-        ):
-            file.write(first)
-            for block in samples:
-                file.write(block)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        written_whole(path) as temporary,
+        open(temporary, "xb") as opened,
+        soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
+    ):
+        file.write(first)
+        for block in samples:
+            file.write(block)
 
 
 def flac_bytes(audio: np.ndarray, sample_rate: int) -> bytes:

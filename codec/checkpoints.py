@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
+from codec.files import written_whole
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -81,18 +82,13 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save `checkpoint` as `path`."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with written_whole(path, durable=True) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         # torch reports a failed write as RuntimeError, the file system as OSError.
         except (OSError, RuntimeError) as error:
             reason = reason_in_words(error, path.parent)
-            temporary.unlink(missing_ok=True)
             previous = "The previous checkpoint is intact" if path.exists() else "There is none before it"
             log.error("%s NOT saved: %s. %s; training goes on.", path, reason, previous)
 

@@ -13,9 +13,10 @@ from codec.audio import AudioError, read_info, write_wav_blocks
 from codec.batching import on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
+from codec.files import write_whole
 from codec.model import Codec, load
 from codec.tokens.dataset import TokenDataset
-from codec.tokens.files import TokenError, inside, mirrored, written_whole
+from codec.tokens.files import TokenError, inside, mirrored
 
 MARK = "decoding.json"  # what the wavs of a folder were made from
 RF64_BYTES = 2**32 - 2**16  # a plain wav counts its bytes in 32 bits
@@ -88,8 +89,7 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty: name another folder")
     output.mkdir(parents=True, exist_ok=True)
-    with written_whole(mark, output, ".decoding") as file:
-        file.write(json.dumps(about, indent=2).encode())
+    write_whole(mark, json.dumps(about, indent=2))
 
 
 def is_whole(path: Path, length: int) -> bool:

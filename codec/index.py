@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from codec.audio import AudioError, AudioInfo, measure, open_audio, printable, read_header
+from codec.files import written_whole
 from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 
 log = logging.getLogger(__name__)
@@ -222,10 +222,9 @@ def _save_cache(path: Path, files: Cache) -> None:
     # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
     rows = [json.dumps({"version": CACHE_VERSION, "files": len(files)})]
     rows += [json.dumps([*astuple(file), checked]) for file, checked in files.values()]
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("\n".join(rows), "ascii")
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            temporary.write_text("\n".join(rows), "ascii")
     except OSError as error:
         log.warning("the index cache is not kept: %s", error)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from codec.files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,10 @@ class MetricsCSV(Logger):
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
         """Replace the file, at once or not at all."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
+        with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(self.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

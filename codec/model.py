@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError, build, locate, locate_own, validate
+from codec.files import written_whole
 from codec.quantizers.base import Quantized, Quantizer
 from codec.streaming import Stream
 
@@ -115,22 +115,18 @@ class Codec(nn.Module):
         if self.config is None:
             raise ValueError("this codec has no config to save: make it with codec.build_codec(config)")
         directory = Path(directory)
-        weights, config = (directory / f".{name}.{os.getpid()}" for name in (WEIGHTS_FILE, CONFIG_FILE))
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, weights)
-            saved = {"model": self.config, "sha256": sha256(weights)}
-            config.write_text(yaml.safe_dump(saved, sort_keys=False))
-            shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
-            for temporary in (weights, config):
-                with temporary.open("r+b") as file:
-                    os.fsync(file.fileno())
-            weights.replace(directory / WEIGHTS_FILE)
-            config.replace(directory / CONFIG_FILE)
+            with (
+                written_whole(directory / CONFIG_FILE, durable=True) as config,
+                written_whole(directory / WEIGHTS_FILE, durable=True) as weights,
+            ):
+                save_file(tensors, weights)
+                saved = {"model": self.config, "sha256": sha256(weights)}
+                config.write_text(yaml.safe_dump(saved, sort_keys=False))
+                shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
         except (OSError, SafetensorError) as error:
-            weights.unlink(missing_ok=True)
-            config.unlink(missing_ok=True)
             raise OSError(f"{directory}: the codec is NOT saved: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from torch import Tensor
 
+from codec.files import written_whole
 from codec.spectrogram import magnitude, mel
 
 WINDOW = 1024
@@ -66,18 +66,12 @@ def save_spectrogram_pair(
     path: str | Path, original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = ""
 ) -> None:
     """Write the pair as a PNG, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with torch.no_grad():
         figure = spectrogram_pair(original, reconstruction, sample_rate, title)
-    try:
-        with warnings.catch_warnings():
-            # A title may be in any script; the file's name tells what its boxes stand for.
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
-            figure.savefig(temporary, dpi=100, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        # A title may be in any script; the file's name tells what its boxes stand for.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def read_picture(path: str | Path) -> np.ndarray:

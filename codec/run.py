@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import signal
 import warnings
 from contextlib import nullcontext
@@ -27,6 +26,7 @@ from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation.evaluation import evaluate, print_summary
+from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure
@@ -218,9 +218,7 @@ def check_sweep(trainer: lightning.Trainer) -> None:
 def save_config(folder: Path, config: dict[str, Any]) -> None:
     """Write the resolved config of this run."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".config.yaml.{os.getpid()}"
-    temporary.write_text(yaml.safe_dump(config, sort_keys=False))
-    temporary.replace(folder / "config.yaml")
+    write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkpoint: Path | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -27,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from codec.config import ConfigError, build, in_quotes, validate
 from codec.evaluation.results import RESULT, essence, read_json
+from codec.files import written_whole
 
 OWN = ("run_dir=", "name=", "resume=")  # options that a sweep gives each of its runs
 
@@ -253,9 +253,5 @@ def record(folder: Path, **changes: Any) -> None:
     except (OSError, ValueError):
         state = {}
     state = {key: value for key, value in (state | changes).items() if value is not None}
-    temporary = folder / f".{RESULT}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(state, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with written_whole(path, durable=True) as temporary:
+        temporary.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ LAYERS = """
     inventory loggers losses steps synthetic
     audio autoencoders bitrate checkpoints discriminators metrics overrides pictures quantizers ray_launcher
     audio_errors config distributed layers logs optimization spectrogram workers
+    files
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

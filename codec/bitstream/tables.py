@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from codec.bitstream.entropy import (
     alphabet,
     place_contexts,
 )
+from codec.files import written_whole
 
 TABLES_FILE = "entropy.safetensors"
 MOST_STAGES, LARGEST_CODEBOOK, MOST_FRAMES_BACK = 64, 2**24, 64
@@ -28,16 +27,8 @@ MOST_CONTEXTS, LARGEST_RANK, LARGEST_BIAS = 256, 128, 2**24  # so that no sum in
 
 def save_tables(tables: EntropyTables, path: str | Path) -> None:
     """Write the tables; the file appears complete or not at all, or OSError says why."""
-    path = Path(path)
-    temporary = path.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(save(tables.arrays(), tables.metadata()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, durable=True) as temporary:
+        temporary.write_bytes(save(tables.arrays(), tables.metadata()))
 
 
 def load_tables(path: str | Path) -> EntropyTables:

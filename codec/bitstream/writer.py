@@ -7,7 +7,6 @@ fewer quantizers without the model (`truncate`). `codec.bitstream.records` has t
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from codec.bitstream.coding import pack_bits
 from codec.bitstream.entropy import EntropyTables
 from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
 from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
+from codec.files import written_whole
 
 __all__ = [
     "BitstreamError",
@@ -129,13 +129,5 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write that appears complete or not at all; FileExistsError unless it may replace another."""
     check_target(path, overwrite)
-    target = Path(path)
-    temporary = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path, durable=True) as temporary, temporary.open("xb") as file:
+        yield file

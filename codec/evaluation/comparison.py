@@ -39,7 +39,6 @@ from codec.evaluation.evaluation import (
     scores_line,
     shown,
     stem_of,
-    write_whole,
 )
 from codec.evaluation.peers import Peer
 from codec.evaluation.perceptual import TIMEOUT, MetricProcess, PerceptualMetric, choose_metrics
@@ -55,6 +54,7 @@ from codec.evaluation.report import (
 from codec.evaluation.results import Run, read_json, read_scores
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.evaluation.systems import OwnCodec, System
+from codec.files import write_whole
 from codec.index import scan, split
 from codec.model import load
 

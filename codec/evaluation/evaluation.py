@@ -26,6 +26,7 @@ from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
 from codec.evaluation.records import Records
 from codec.evaluation.summary import summarise
 from codec.evaluation.systems import OwnCodec, Point, System
+from codec.files import write_whole
 from codec.metrics import SCORES
 from codec.model import Codec
 from codec.pictures import save_spectrogram_pair
@@ -283,13 +284,6 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[st
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:

@@ -7,14 +7,12 @@ import io
 import json
 import math
 import os
-import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -147,23 +145,6 @@ def inside(path: str) -> str:
     if not parts or absolute or ".." in parts or "\\" in path or "\0" in path:
         raise TokenError(f"the path {path[:200]!r} is not a plain relative one")
     return path
-
-
-@contextmanager
-def written_whole(path: Path, work: Path, label: str) -> Iterator[BinaryIO]:
-    """A file that appears under its name when all of it is on the disk; written as `label-*` in `work`.
-
-    `flush_folder` makes the name last as well.
-    """
-    temporary = work / f"{label}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from codec.audio import resampled_length
 from codec.config import ConfigError
+from codec.files import written_whole
 from codec.index import scan, scan_files
 from codec.inventory import Index, IndexedFile
-from codec.tokens.files import META_FILE, TokenFormat, written_whole
+from codec.tokens.files import META_FILE, TokenFormat
 
 WORK, PLAN_FILE = ".encoding", "plan.json"
 # What a dataset is made with; another value would be another dataset.
@@ -149,8 +150,8 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
         if foreign and not plan.is_file():  # looked for again: another job may have begun just now
             raise ConfigError(f"{output} is not empty, and no encoding that could be resumed: name another")
         work.mkdir(parents=True, exist_ok=True)
-        with written_whole(plan, work, "plan") as file:
-            file.write(json.dumps(about, indent=2).encode())
+        with written_whole(plan, durable=True, label="plan") as temporary:
+            temporary.write_text(json.dumps(about, indent=2))
     try:
         found = json.loads(plan.read_bytes())
         differing = [name for name in IDENTITY if found.get(name) != about[name]]

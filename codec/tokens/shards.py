@@ -7,13 +7,15 @@ import platform
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from codec import __version__
+from codec.files import written_whole
 from codec.tokens import arrow as token_arrow
 from codec.tokens.files import (
     INDEX_FILE,
@@ -25,7 +27,6 @@ from codec.tokens.files import (
     flush_folder,
     mirrored,
     shard_file,
-    written_whole,
 )
 from codec.tokens.plan import WORK, Plan
 
@@ -36,6 +37,16 @@ Outcome = tuple[Utterance, np.ndarray] | str  # what became of a source: tokens,
 def note(output: Path, shard: int) -> Path:
     """The file that says that a shard is done, and what is in it."""
     return output / WORK / f"{shard:05d}.jsonl"
+
+
+@contextmanager
+def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
+    """A durable file at `path` that is written as `label-*` in the work folder, where `sweep` finds it."""
+    with (
+        written_whole(path, durable=True, work=output / WORK, label=label) as temporary,
+        temporary.open("xb") as file,
+    ):
+        yield file
 
 
 def sweep(output: Path, shards: Sequence[int]) -> None:
@@ -63,7 +74,7 @@ def write_shard(
         path = plan.sources[number].path
         problem = {"path": path, "problem": outcome}
         lines.append(problem if isinstance(outcome, str) else asdict(next(rows)))
-    with written_whole(note(output, shard), output / WORK, f"{shard:05d}") as file:
+    with in_work(output, note(output, shard), f"{shard:05d}") as file:
         file.write(json_lines(lines))
     flush_folder(output / WORK)
 
@@ -75,7 +86,7 @@ def save_arrow(
     path = output / shard_file(shard)
     path.parent.mkdir(exist_ok=True)
     rows, codes = [row for row, _ in done], [one for _, one in done]
-    with written_whole(path, output / WORK, f"{shard:05d}") as file:
+    with in_work(output, path, f"{shard:05d}") as file:
         token_arrow.write_shard(file, rows, codes, json.dumps(dict(about)).encode())
     flush_folder(path.parent)
     for row, offset in zip(rows, token_arrow.code_offsets(path), strict=True):
@@ -90,7 +101,7 @@ def save_npy(
     for row, codes in done:
         path = output / mirrored(row.path, ".npy")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path, output / WORK, f"{shard:05d}") as file:
+        with in_work(output, path, f"{shard:05d}") as file:
             np.save(file, codes, allow_pickle=False)
         folders.add(path.parent)
         yield row
@@ -131,7 +142,7 @@ def save_index(output: Path, layout: str, rows: Sequence[Utterance]) -> int:
     """Write the index of either layout; returns its CRC-32."""
     path = output / (INDEX_FILE if layout == "arrow" else MANIFEST_FILE)
     if layout == "arrow":
-        with written_whole(path, output / WORK, "merge") as file:
+        with in_work(output, path, "merge") as file:
             token_arrow.write_index(file, rows)
     else:
         places = ("shard", "offset")
@@ -151,7 +162,7 @@ def save_report(output: Path, plan: Plan, problems: Mapping[str, str]) -> None:
 
 def save(path: Path, output: Path, content: bytes) -> None:
     """Write a file at once or not at all."""
-    with written_whole(path, output / WORK, "merge") as file:
+    with in_work(output, path, "merge") as file:
         file.write(content)
     flush_folder(path.parent)
 
