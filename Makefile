@@ -22,7 +22,7 @@ train: $(READY)
 	$(BIN)/codec-train experiment=tiny resume=auto $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

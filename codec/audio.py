@@ -1,5 +1,6 @@
 """Audio files: soundfile decodes, soxr resamples; arrays are float32 `[C, T]` with a nominal range of ±1."""
 
+import errno
 import io
 import os
 import re
@@ -232,9 +233,12 @@ def write_wav_blocks(
         open(temporary, "xb") as opened,
         soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
     ):
-        file.write(first)
-        for block in samples:
-            file.write(block)
+        try:
+            file.write(first)
+            for block in samples:
+                file.write(block)
+        except (AssertionError, soundfile.LibsndfileError) as error:  # what soundfile makes of a short write
+            raise OSError(errno.ENOSPC, "could not be written: is the disk full?", os.fspath(path)) from error
 
 
 def flac_bytes(audio: np.ndarray, sample_rate: int) -> bytes:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from operator import lt
 from pathlib import Path
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from codec.audio import AudioError, read_info, write_wav_blocks
-from codec.batching import on_device
+from codec.batching import decode_part, exact_float32, on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
 from codec.files import write_whole
@@ -35,6 +38,10 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
             raise ConfigError(str(error).replace("any_codec=True", "--any-codec")) from error
     elif (codec.sample_rate, codec.hop_length) != (tokens.format.sample_rate, tokens.format.hop_length):
         raise ConfigError("--any-codec: this codec has another sample rate or hop length")
+    elif any(map(lt, codec.quantizer.codebook_sizes, tokens.codebook_sizes)):
+        raise ConfigError("--any-codec: this codec has smaller codebooks")
+    elif codec.quantizer.num_quantizers < tokens.num_quantizers:
+        raise ConfigError(f"--any-codec: this codec has only {codec.quantizer.num_quantizers} quantizers")
     begin(output, tokens, codec)
     names = wav_names(tokens)
     written = []
@@ -82,8 +89,10 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
         "num_quantizers": tokens.num_quantizers,
     }
     mark = output / MARK
+    for leftover in output.rglob(".codec-*.tmp"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
     if mark.is_file():
-        if json.loads(mark.read_bytes()) != about:
+        if mark.read_bytes() != json.dumps(about, indent=2).encode():
             raise ConfigError(f"{output} holds the wavs of other tokens or stages: name another folder")
         return
     if output.exists() and any(output.iterdir()):
@@ -107,12 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Decode tokens to wavs. The same command again goes on where it was stopped.",
     )
     parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("tokens", type=Path, help="folder of codec-encode, or a .codec file")
+    parser.add_argument("tokens", type=Path, help="folder of codec-encode; or a .codec or .npy file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
     parser.add_argument("--num-quantizers", type=int, help="first stages to decode; default: all")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
     options = parser.parse_args(argv)
+    if options.tokens.suffix == ".npy" and options.tokens.is_file():
+        return decoded_array(options)
     if options.tokens.is_file():
         return decompressed(options)
     try:
@@ -125,8 +136,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def decoded_array(options: argparse.Namespace) -> int:
+    """Decode the codes `[K, F]` of one `.npy` file to one wav of whole frames."""
+    if options.output.exists():
+        raise ConfigError(f"{options.output} exists: name another file")
+    codec = on_device(load(options.model), options.device)
+    try:
+        array = np.load(options.tokens, allow_pickle=False)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ValueError(f"codes must be integers [K, F], got {array.dtype} {list(array.shape)}")
+        codes = torch.from_numpy(array[: options.num_quantizers].astype(np.int64))
+        codec.quantizer.check_codes(codes[None])
+    except (ValueError, EOFError) as error:
+        raise ConfigError(f"{options.tokens}: {error}") from error
+    device = next(codec.parameters()).device
+    with exact_float32():
+        parts = decode_part(codec, lambda a, b: codes[:, a:b].to(device), codes.shape[1], 0, codes.shape[1])
+        write_wav_blocks(options.output, (part.cpu().numpy() for part in parts), codec.sample_rate)
+    print(options.output)
+    return 0
+
+
 def decompressed(options: argparse.Namespace) -> int:
     """Decode a `.codec` file, as codec-decompress does."""
+    if options.output.exists():
+        raise ConfigError(f"{options.output} exists: name another file, or use codec-decompress --force")
     given = {"--num-quantizers": options.num_quantizers, "--device": options.device, "-o": options.output}
     named = [str(part) for item in given.items() if item[1] is not None for part in item]
     return decompress_main([str(options.model), str(options.tokens), *named])

@@ -164,7 +164,9 @@ def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
     if file.path not in cache:
         return False
     cached, checked = cache[file.path]
-    return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and (checked or not check_content)
+    # Whoever asks for headers alone gets the same answer, whether or not the content was looked at before.
+    enough = checked if check_content else not checked or cached.problem is None
+    return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and enough
 
 
 def _examine_all(

@@ -7,6 +7,7 @@ import importlib
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from codec.audio import read_blocks, read_info, resampled_length, write_wav_blocks
+from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
 from codec.config import ConfigError
 from codec.model import Codec, load
 
 
 class Clock:
-    """What each push took, in seconds, and how much audio it was."""
+    """What the last pushes took, in seconds, and how much audio one is."""
 
     def __init__(self, seconds_per_push: float, latency_ms: float):
         self.seconds_per_push, self.latency_ms = seconds_per_push, latency_ms
-        self.taken: list[float] = []
+        self.taken: deque[float] = deque(maxlen=1000)  # looked at after every push
 
     def measure(self, work: Callable[[], Any]) -> Any:
         """Do it, and look at the clock before and after."""
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--frames and --threads must be at least 1")
     if options.output and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
-    torch.set_num_threads(options.threads)
     codec = load(options.model)
     if not codec.quantizer.codebook_sizes:
         raise ConfigError(f"{options.model}: its quantizer keeps no codes to stream")
@@ -71,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "
         f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"
     )
-    run(codec, options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        run(codec, options)
+    finally:
+        torch.set_num_threads(threads)
     return 0
 
 
@@ -81,7 +86,10 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
     duration = None
     if options.input:
         info = read_info(options.input)
-        duration = resampled_length(info.frames, info.sample_rate, codec.sample_rate) / codec.sample_rate
+        length = resampled_length(info.frames, info.sample_rate, codec.sample_rate)
+        if length == 0:
+            raise AudioError(options.input, f"too short: no whole sample at {codec.sample_rate} Hz")
+        duration = length / codec.sample_rate
         blocks = rechunked(read_blocks(options.input, codec.sample_rate, codec.audio_channels), pushed)
     else:
         blocks = microphone(codec, pushed)
@@ -107,7 +115,7 @@ def coded(
 ) -> Iterator[np.ndarray]:
     """Blocks `[C, n]` of audio, encoded and decoded as they come; as many samples as went in."""
     read = written = 0
-    bar = tqdm(total=duration, unit="s", bar_format="{elapsed}{postfix}", dynamic_ncols=True)
+    bar = tqdm(total=duration, unit="s", bar_format="{elapsed}{postfix}", dynamic_ncols=True, disable=None)
     with codec.streaming() as stream, bar:
 
         def push(block: np.ndarray, final: bool = False) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError, build, locate, locate_own, validate
-from codec.files import written_whole
+from codec.files import flush, written_whole
 from codec.quantizers.base import Quantized, Quantizer
 from codec.streaming import Stream
 
@@ -125,6 +125,7 @@ class Codec(nn.Module):
                 save_file(tensors, weights)
                 saved = {"model": self.config, "sha256": sha256(weights)}
                 config.write_text(yaml.safe_dump(saved, sort_keys=False))
+                flush(config)  # both, before either takes the place of an older one
                 shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
         except (OSError, SafetensorError) as error:
             raise OSError(f"{directory}: the codec is NOT saved: {error}") from error

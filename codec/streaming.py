@@ -70,7 +70,7 @@ class Stream:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned; ValueError when it is of another model or batch."""
+        """Go on from what `state` returned; ValueError when its shapes are of another model or batch."""
         begin = self.state()
         foreign = state.keys() ^ begin.keys() or {
             name
@@ -100,17 +100,20 @@ class Stream:
         arrived = torch.cat([self.pending, audio.to(self.pending).transpose(1, 2)], 1)
         if final:
             arrived = functional.pad(arrived, (0, 0, 0, -arrived.shape[1] % self.hop_length))
-        ready, self.pending = whole(arrived, self.hop_length)
-        found = [self.latents]
+        ready, pending = whole(arrived, self.hop_length)
+        found, state = [self.latents], self.encoder_state
         for piece, last in pieces(ready, PIECE // self.hop_length * self.hop_length, final):
-            answer, self.encoder_state = self.encoder(piece, self.encoder_state, last)
+            answer, state = self.encoder(piece, state, last)
             found.append(answer)
-        latents, self.latents = whole(torch.cat(found, 1), self.quantizer.stride)
-        if final:
-            self.encoder_state = self.encoder.initial(self.batch)
-        if latents.shape[1] == 0:
-            return torch.zeros(self.batch, depth, 0, dtype=torch.int64, device=latents.device)
-        return self.quantizer.encode(latents.transpose(1, 2), num_quantizers, beam)
+        latents, rest = whole(torch.cat(found, 1), self.quantizer.stride)
+        if latents.shape[1]:
+            codes = self.quantizer.encode(latents.transpose(1, 2), num_quantizers, beam)
+        else:
+            codes = torch.zeros(self.batch, depth, 0, dtype=torch.int64, device=latents.device)
+        # Last of all: a piece that was refused has not been heard.
+        self.pending, self.latents = pending, rest
+        self.encoder_state = self.encoder.initial(self.batch) if final else state
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor, final: bool = False) -> Tensor:

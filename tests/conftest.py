@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 # Before torch is imported: more threads than cores wait for each other, and spin while they do.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell ignores SIGINT for what it runs in the background, and what is started from here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

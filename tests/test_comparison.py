@@ -104,6 +104,10 @@ def test_depths_and_the_plain_folder(work):
         (["mine", "wavs", "--bd-rate-against", "opus"], "there are mine"),
         (["hf:mine", "wavs"], "no model of transformers"),
         (["mine", "wavs", "-o", "wavs"], "is not empty"),
+        (["mine", "wavs", "--max-files", "-3"], "--max-files: expected 1 or more, got -3"),
+        (["mine", "wavs", "--held-out", "2"], "--held-out: expected a share"),
+        (["mine", "wavs", "--max-seconds", "0"], "--max-seconds: expected seconds"),
+        (["mine", "wavs", "--num-quantizers", "0"], "--num-quantizers: expected 1 or more"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_is_begun(work, arguments, words):

@@ -170,3 +170,19 @@ def test_the_commands(codec, tmp_path, capsys):
         decoding.main([model, tokens, "-o", out, "--device", "nonsense"])
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):
         decoding.main([model, tokens, "-o", out, "--num-quantizers", "9"])
+
+
+def test_one_array_of_codes_is_decoded_to_one_wav(codec, tmp_path):
+    codec.save(tmp_path / "model")
+    codes = codec.encode(torch.from_numpy(noise(5000, 1))[None])[0].numpy()
+    np.save(tmp_path / "codes.npy", codes.astype(np.uint16))
+    arguments = [str(tmp_path / "model"), str(tmp_path / "codes.npy"), "-o", str(tmp_path / "out.wav")]
+    assert decoding.main([*arguments, "--device", "cpu", "--num-quantizers", "2"]) == 0
+    with torch.no_grad():
+        expected = codec.decode(torch.from_numpy(codes[None, :2]))[0].numpy()
+    np.testing.assert_allclose(read_audio(tmp_path / "out.wav")[0], expected.clip(-1, 1), atol=1.1 / 32768)
+    with pytest.raises(ConfigError, match="exists"):
+        decoding.main([*arguments, "--device", "cpu"])
+    np.save(tmp_path / "codes.npy", codes + 1000)
+    with pytest.raises(ConfigError, match="below the codebook sizes"):
+        decoding.main([*arguments[:3], str(tmp_path / "other.wav"), "--device", "cpu"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from codec.audio import read_audio, resampled_length, write_wav
 from codec.config import ConfigError
 from codec.inventory import DataError
 from codec.tokens import encoding
-from codec.tokens.dataset import TokenDataset
+from codec.tokens.dataset import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.plan import batches, make_plan, shard_of_jobs
 from codec.tokens.sources import Settings
@@ -150,7 +151,10 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(
 def test_a_job_sweeps_what_was_left_of_its_own_shards_alone(codec, wavs, tmp_path):
     settings = Settings("npy", **SMALL_SHARDS)
     encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
-    left = [tmp_path / "t" / ".encoding" / f"{shard:05d}-77-dead.tmp" for shard in (0, 1, 2)]
+    left = [
+        tmp_path / "t" / ".encoding" / f"{shard:05d}-{socket.gethostname()}-{2**22 + 1}-dead.tmp"
+        for shard in (0, 1, 2)
+    ]
     for path in left:
         path.write_bytes(b"half")
     encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(2, 0))
@@ -194,6 +198,18 @@ def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
         job.wait()
     assert start(log, *arguments, tmp_path / "cut").wait(300) == 0, log.read_text()
     assert kills == 2 and contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_complete_dataset_that_was_cut_since_is_not_called_complete(codec, wavs, tmp_path, layout):
+    settings = Settings(layout, **SMALL_SHARDS)
+    encode_corpus(codec, [wavs], tmp_path / "t", settings)
+    encode_corpus(codec, [wavs], tmp_path / "t", settings)
+    cut = sorted((tmp_path / "t").rglob("*.arrow" if layout == "arrow" else "*.npy"))[-1]
+    cut = tmp_path / "t" / "shards" / "00000.arrow" if layout == "arrow" else cut
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(TokenError, match="to encode all again"):
+        encode_corpus(codec, [wavs], tmp_path / "t", settings)
 
 
 def test_another_codec_other_options_or_other_files_are_refused(codec, wavs, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
+from codec.layers import Conv1d
 from codec.model import Codec, build_codec
 from codec.steps import in_steps
 
@@ -25,9 +26,21 @@ MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
 }
 
 
+@torch.no_grad()
 def model(name: str) -> Codec:
+    """A small codec whose latents, and with them its codes, differ from frame to frame."""
     torch.manual_seed(0)
-    return build_codec(config(*MODELS[name], *SMALL)["model"]).eval()
+    # Few codes for many latents: stages that are left with nothing but rounding errors would code those.
+    few = [] if "quantizer=fsq" in MODELS[name] else ["quantizer.codebook.codebook_size=16"]
+    codec = build_codec(config(*MODELS[name], *SMALL, *few)["model"]).eval()
+    latents = codec.latents(noise(codec, 200 * codec.hop_length, batch=1))
+    last = [layer for layer in codec.autoencoder.encoder if isinstance(layer, Conv1d)][-1]
+    last.conv.bias -= latents.mean((0, 2))
+    for key, parameter in last.named_parameters():
+        parameter *= 1 if key.endswith("original1") else 1 / latents.std(2).mean()
+    pool = codec.latents(noise(codec, 400 * codec.hop_length, batch=1))[0].T
+    codec.quantizer.initialise(pool.clone())
+    return codec
 
 
 def noise(codec: Codec, samples: int, batch: int = 2) -> torch.Tensor:
@@ -55,6 +68,7 @@ def test_pieces_of_every_size_give_the_codes_and_audio_of_the_whole(name):
     codec = model(name)
     audio = noise(codec, 9 * codec.hop_length + 5)
     codes = codec.encode(audio)
+    assert len(codes[:, 0].unique()) > 2
     decoded = codec.decode(codes)
     for lengths in ([codec.hop_length], [1, 0, 3 * codec.hop_length - 1, 17], [audio.shape[2]]):
         with codec.streaming(batch=2) as stream:
@@ -167,3 +181,17 @@ def test_impossible_streams_say_why():
         model("tiny").streaming(0)
     with pytest.raises(TypeError, match="GELU has no streaming form"):
         in_steps(nn.Sequential(nn.GELU()))
+
+
+@torch.no_grad()
+def test_a_piece_that_is_refused_has_not_been_heard():
+    codec = model("tiny")
+    audio = noise(codec, 20 * codec.hop_length, batch=1)
+    with codec.streaming() as stream:
+        found = [stream.encode(audio[..., :1000])]
+        with pytest.raises(ValueError, match="beam"):
+            stream.encode(audio[..., 1000:], beam=0)
+        with pytest.raises(ValueError, match="NaN"):
+            stream.encode(audio[..., 1000:] * torch.nan)
+        found.append(stream.encode(audio[..., 1000:], final=True))
+    assert torch.equal(torch.cat(found, 2), codec.encode(audio))

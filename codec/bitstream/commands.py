@@ -83,6 +83,7 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
         for chunk in lost:
             begin, end = (n / codec.frame_rate for n in (chunk.start, chunk.start + chunk.frames))
             print(f"{printable(options.compressed)}: {begin:.2f} to {end:.2f} s are lost: {chunk.problem}")
+        print(printable(options.output))
         return 1 if lost else 0
 
     return reported("codec-decompress", run)
@@ -129,7 +130,7 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
         for name, bits in (("static", fit.static_bits), ("with contexts", fit.bits)):
             rate = (sum(bits) + raw) * codec.frame_rate / 1000
             saved = 100 * (1 - (sum(bits) + raw) / nominal)
-            print(f"{name:>13}: {rate:.3f} kbit/s, {saved:.1f} % saved on held-out recordings")
+            print(f"{name:>13}: {rate:.3f} kbit/s, {saved:.1f} % saved on held-out pieces of them")
         print(f"{printable(output)}: tables {fit.tables.tables_id}")
         return 0
 
@@ -142,6 +143,7 @@ def examples(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
         tokens = TokenDataset(folder)
         tokens.require_codec(codec)
         for number in np.random.default_rng(0).permutation(len(tokens)):
+            tokens.verify(int(number))
             yield tokens[number].numpy()
         return
     files = scan(folder).require_usable().usable
@@ -185,3 +187,6 @@ def reported(program: str, run: Callable[[], int]) -> int:
     except (AudioError, BitstreamError, TablesError, ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

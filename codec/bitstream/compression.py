@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import read_blocks, write_wav_blocks
+from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
+from codec.batching import exact_float32
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.writer import (
     BitstreamError,
@@ -67,6 +68,9 @@ def compress(
             samples += block.shape[1]
             yield block
 
+    info = read_info(source)
+    if resampled_length(info.frames, info.sample_rate, codec.sample_rate) == 0:
+        raise AudioError(source, f"too short: no whole sample at {codec.sample_rate} Hz")
     with new_file(target, overwrite) as file:
         writer = BitstreamWriter(file, header, tables)
         for codes in encode_blocks(codec.streaming(), blocks(), num_quantizers):
@@ -124,17 +128,19 @@ def require_codec(tables: EntropyTables, codec: Codec) -> None:
         )
 
 
-@torch.no_grad()
 def encode_blocks(
     stream: Stream, blocks: Iterable[np.ndarray], num_quantizers: int | None = None
 ) -> Iterator[np.ndarray]:
     """Codes `[K, F]` of one signal in blocks `[C, n]`; another one may follow it on the stream."""
     device = stream.pending.device
     for block in blocks:
-        codes = stream.encode(torch.from_numpy(block)[None].to(device), num_quantizers=num_quantizers)
+        with exact_float32():
+            codes = stream.encode(torch.from_numpy(block)[None].to(device), num_quantizers=num_quantizers)
         yield codes[0].cpu().numpy()
     end = torch.zeros(1, stream.autoencoder.audio_channels, 0, device=device)
-    yield stream.encode(end, final=True, num_quantizers=num_quantizers)[0].cpu().numpy()
+    with exact_float32():
+        codes = stream.encode(end, final=True, num_quantizers=num_quantizers)
+    yield codes[0].cpu().numpy()
 
 
 def decompress(

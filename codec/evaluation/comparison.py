@@ -66,11 +66,15 @@ DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate what the command line names; ConfigError for what the user can mend."""
     options = build_parser().parse_args(argv)
+    check_numbers(options)
     models, folder = places(options.what)
     metrics, left_out = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
     for reason in left_out:
         print(f"left out: {reason}")
-    usable = scan(folder).require_usable().usable
+    index = scan(folder).require_usable()
+    if index.problems:
+        print(f"{len(index.problems)} files cannot be used: codec-doctor {folder} says why")
+    usable = index.usable
     usable = split(usable, options.held_out)[1] if options.held_out else usable
     files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
     systems = build_systems(models, files, options)
@@ -169,6 +173,22 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
     return parser
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """ConfigError for numbers that mean nothing."""
+    least = {"max_files": 1, "workers": 1, "clips": 0, "sample_rate": 1}
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected {bound} or more, got {value}")
+    for name in ("max_seconds", "metric_timeout"):
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected seconds, got {getattr(options, name)}")
+    if options.held_out is not None and not 0 < options.held_out < 1:
+        raise ConfigError(f"--held-out: expected a share between 0 and 1, got {options.held_out}")
+    if 0 in (asked_depths(options.num_quantizers) or []):
+        raise ConfigError("--num-quantizers: expected 1 or more")
 
 
 def places(words: Sequence[str]) -> tuple[list[str], Path]:

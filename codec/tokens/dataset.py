@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -65,11 +66,14 @@ class TokenDataset(Dataset[Tensor]):
     def open(self) -> None:
         """Map the index; shards follow when they are read."""
         self.index = read_index(self.path, self.format)
+        self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and how often it had changed
         # A mapping holds a file descriptor, of which a process has some hundred.
         self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("index", "shard")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("index", "shard", "trusted")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -170,11 +174,15 @@ class TokenDataset(Dataset[Tensor]):
 
     def require_codec(self, codec: Codec) -> None:
         """ValueError unless the tokens are of this codec."""
+        changes = sum(tensor._version for tensor in codec.state_dict().values())
+        if self.trusted and self.trusted[0]() is codec and self.trusted[1] == changes:
+            return
         if codec.codec_id() != self.format.codec_id:
             raise ValueError(
                 f"{self.path} is of another codec ({self.format.codec_id[:12]}…, this is "
                 f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; any_codec=True decodes them"
             )
+        self.trusted = weakref.ref(codec), changes
 
     def decode(
         self, codec: Codec, i: int, start: int = 0, stop: int | None = None, any_codec: bool = False

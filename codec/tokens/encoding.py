@@ -17,7 +17,8 @@ from tqdm import tqdm
 from codec.batching import exact_float32, on_device
 from codec.config import ConfigError
 from codec.model import Codec, load
-from codec.tokens.files import LAYOUTS, META_FILE, TokenFormat
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.files import LAYOUTS, META_FILE, TokenError, TokenFormat
 from codec.tokens.plan import Plan, batches, begin, describe, make_plan, shard_of_jobs
 from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
@@ -44,10 +45,13 @@ def encode_corpus(
     options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
     about = describe(token_format, plan, options)
     if begin(output, about):
+        require_whole(output)
         print(f"{output} is complete: nothing to do")
         return None
     own = range(jobs[1], len(plan.shards), jobs[0])
     todo = [shard for shard in own if not note(output, shard).is_file()]
+    if (output / META_FILE).is_file():  # by another job, which then removed the notes
+        return None
     if merge_only:
         missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
         if missing:
@@ -59,6 +63,16 @@ def encode_corpus(
         print(f"job {jobs[1]} of {jobs[0]} is done; the last one to end completes {output}")
         return None
     return finish(output, plan, token_format, about)
+
+
+def require_whole(output: Path) -> None:
+    """TokenError unless all files of a dataset are there, as long as they were; their content is not read."""
+    tokens = TokenDataset(output)
+    try:
+        for i in range(len(tokens)):
+            tokens.stored(i)
+    except TokenError as error:
+        raise TokenError(f"{error}; remove {output} to encode all again") from error
 
 
 def finish(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> Any:

@@ -187,7 +187,11 @@ def shard_of_jobs(
                 int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
                 for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"))
             )
-            num_shards, shard_id = int(environment["SLURM_ARRAY_TASK_COUNT"]), (task - first) // step
+            num_shards, shard_id = int(environment.get("SLURM_ARRAY_TASK_COUNT", 0)), (task - first) // step
+            if (task - first) % step or not 0 <= shard_id < num_shards:
+                raise ConfigError(
+                    "this Slurm array's numbers have gaps: give --num-shards and --shard-id yourself"
+                )
         if "RANK" in environment and "WORLD_SIZE" in environment:
             world = int(environment["WORLD_SIZE"])
             num_shards, shard_id = num_shards * world, shard_id * world + int(environment["RANK"])

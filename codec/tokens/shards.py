@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import platform
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,18 +45,34 @@ def note(output: Path, shard: int) -> Path:
 @contextmanager
 def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
     """A durable file at `path` that is written as `label-*` in the work folder, where `sweep` finds it."""
+    host = socket.gethostname()
     with (
-        written_whole(path, durable=True, work=output / WORK, label=label) as temporary,
+        written_whole(path, durable=True, work=output / WORK, label=f"{label}-{host}") as temporary,
         temporary.open("xb") as file,
     ):
         yield file
 
 
 def sweep(output: Path, shards: Sequence[int]) -> None:
-    """Remove what a killed process left of these shards."""
+    """Remove what killed processes of this machine left of these shards."""
+    host = glob.escape(socket.gethostname())
     for shard in shards:
-        for leftover in (output / WORK).glob(f"{shard:05d}-*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for leftover in (output / WORK).glob(f"{shard:05d}-{host}-*.tmp"):
+            if not is_running(int(leftover.name.split("-")[-2])):
+                leftover.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number here."""
+    if os.name != "posix":  # there, signal 0 ends a process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def write_shard(
@@ -117,17 +136,18 @@ def all_done(output: Path, plan: Plan) -> bool:
 def merge(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> dict[str, Any]:
     """Make the index, the report and `tokens.json`, which says that all is there; returns its content."""
     rows: list[Utterance] = []
-    problems: dict[str, str] = {}
+    problems: dict[int, str] = {}  # by number: two paths may be written alike
     devices = set()
     for shard, sources in enumerate(plan.shards):
         first, *found = map(json.loads, note(output, shard).read_text("ascii").splitlines())
         if len(found) != len(sources):
             raise TokenError(f"{note(output, shard)}: damaged: remove it to encode this shard again")
         devices.add(first["device"])
-        problems.update({line["path"]: line["problem"] for line in found if "problem" in line})
+        numbered = zip(sources, found, strict=True)
+        problems.update({number: line["problem"] for number, line in numbered if "problem" in line})
         rows += [Utterance(**line) for line in found if "problem" not in line]
     if not rows:
-        raise TokenError(f"nothing was encoded: {json.dumps(problems)[:500]}")
+        raise TokenError(f"nothing was encoded: {'; '.join(problems.values())[:500]}")
     index_crc32 = save_index(output, token_format.layout, rows)
     token_format = replace(token_format, items=len(rows), index_crc32=index_crc32)
     content = token_format.describe() | dict(about) | summary(rows, token_format, plan)
@@ -151,12 +171,12 @@ def save_index(output: Path, layout: str, rows: Sequence[Utterance]) -> int:
     return zlib.crc32(path.read_bytes())
 
 
-def save_report(output: Path, plan: Plan, problems: Mapping[str, str]) -> None:
+def save_report(output: Path, plan: Plan, problems: Mapping[int, str]) -> None:
     """Write what was found and what was skipped, for people and for programs."""
-    files = tuple(replace(source.file, problem=problems.get(source.path)) for source in plan.sources)
+    files = tuple(replace(s.file, problem=problems.get(number)) for number, s in enumerate(plan.sources))
     report = replace(plan.index, files=files).report()
     save(output / REPORT_FILE, output, report.encode("utf-8", "backslashreplace"))
-    lines = [{"path": path, "problem": problem} for path, problem in problems.items()]
+    lines = [{"path": plan.sources[number].path, "problem": text} for number, text in problems.items()]
     save(output / SKIPPED_FILE, output, json_lines(lines))
 
 

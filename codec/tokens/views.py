@@ -35,10 +35,12 @@ def flatten(codes: Tensor, codebook_sizes: Sequence[int] | None = None) -> Tenso
     """All codes of a frame, then those of the next: `[..., K, F] -> [..., F * K]`.
 
     With `codebook_sizes` every stage has numbers of its own: stage k's are raised by the sizes before it, so
-    that the vocabulary has `sum(codebook_sizes)` entries.
+    that the vocabulary has `sum(codebook_sizes)` entries; ValueError for codes beyond them.
     """
     if codebook_sizes is not None:
-        codes = codes + offsets(codebook_sizes, codes.shape[-2], codes)
+        first = offsets(codebook_sizes, codes.shape[-2], codes)
+        require_codes(codes, codebook_sizes, "codes exceed the sizes of their stages: fill is no code here")
+        codes = codes + first
     return codes.transpose(-1, -2).flatten(-2)
 
 
@@ -52,10 +54,15 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int]
     if codebook_sizes is None:
         return codes
     codes = codes - offsets(codebook_sizes, num_quantizers, codes)
-    sizes = torch.tensor(list(codebook_sizes[:num_quantizers]), device=codes.device)[:, None]
-    if bool(((codes < 0) | (codes >= sizes)).any()):
-        raise ValueError("tokens are not of the stages in whose places they are")
+    require_codes(codes, codebook_sizes, "tokens are not of the stages in whose places they are")
     return codes
+
+
+def require_codes(codes: Tensor, codebook_sizes: Sequence[int], problem: str) -> None:
+    """ValueError unless codes `[..., K, F]` are below the sizes of their stages."""
+    sizes = torch.tensor(list(codebook_sizes[: codes.shape[-2]]), device=codes.device)[:, None]
+    if bool(((codes < 0) | (codes >= sizes)).any()):
+        raise ValueError(problem)
 
 
 def offsets(codebook_sizes: Sequence[int], stages: int, like: Tensor) -> Tensor:
