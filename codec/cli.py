@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import re
@@ -125,65 +126,52 @@ def doctor() -> None:
 
 def export() -> None:
     """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
-    from codec.export.export import main
-
-    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+    run_command("codec.export.export")
 
 
 def stream() -> None:
     """Hear a codec at work: `codec-stream runs/tiny in.wav -o out.wav`."""
-    from codec.live import main
-
-    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+    run_command("codec.live")
 
 
 def encode() -> None:
     """Encode recordings to a token dataset: `codec-encode MODEL FOLDER -o TOKENS`."""
-    from codec.tokens.encoding import main
-
-    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+    run_command("codec.tokens.encoding")
 
 
 def decode() -> None:
     """Turn a token dataset into wavs: `codec-decode MODEL TOKENS -o WAVS`."""
-    from codec.decoding import main
-
-    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+    run_command("codec.decoding")
 
 
 def export_tokens() -> None:
     """Write a token dataset as another library reads it: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
-    from codec.tokens.exports import main
-
-    sys.exit(report_errors(lambda: main(sys.argv[1:])))
+    run_command("codec.tokens.exports")
 
 
 def compress() -> None:
     """Write a recording as a small file: `codec-compress MODEL in.wav -o out.codec`."""
-    from codec.bitstream.commands import compress_main
-
-    sys.exit(compress_main(sys.argv[1:]))
+    run_command("codec.bitstream.commands", "compress_main")
 
 
 def decompress() -> None:
     """Write a compressed file as a wav: `codec-decompress MODEL in.codec -o out.wav`."""
-    from codec.bitstream.commands import decompress_main
-
-    sys.exit(decompress_main(sys.argv[1:]))
+    run_command("codec.bitstream.commands", "decompress_main")
 
 
 def truncate() -> None:
     """Cut a compressed file to its first stages: `codec-truncate IN -o OUT --num-quantizers 2`."""
-    from codec.bitstream.commands import truncate_main
-
-    sys.exit(truncate_main(sys.argv[1:]))
+    run_command("codec.bitstream.commands", "truncate_main")
 
 
 def fit_entropy() -> None:
     """Fit the tables that make compressed files smaller: `codec-fit-entropy MODEL FOLDER`."""
-    from codec.bitstream.commands import fit_main
+    run_command("codec.bitstream.commands", "fit_main")
 
-    sys.exit(fit_main(sys.argv[1:]))
+
+def run_command(module: str, function: str = "main") -> None:
+    """Run what a module makes of the arguments; Ctrl-C while it is imported is an interruption, too."""
+    sys.exit(report_errors(lambda: getattr(importlib.import_module(module), function)(sys.argv[1:])))
 
 
 def report_errors(command: Callable[[], int]) -> int:
