@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from codec.audio_errors import AudioError, printable, require_regular, why_empty, why_not_opened
-from codec.files import written_whole
+from codec.audio_errors import AudioError, require_regular, why_empty, why_not_opened
+from codec.files import printable, written_whole
 
 BLOCK = 2**18
 """Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
@@ -26,6 +26,7 @@ PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
 """Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
 
 SILENT_PEAK = 1e-4  # a file below −80 dBFS is silent
+LARGEST_WAV = 2**32 - 2**16  # bytes; a plain wav counts them in 32 bits, its headers too
 LARGEST_PEAK = 10.0  # a float file beyond +20 dBFS was never scaled to ±1
 
 # libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
@@ -216,18 +217,18 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 
 
 def write_wav_blocks(
-    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, large: bool = False
+    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, length: int = 0
 ) -> None:
     """Write blocks `[C, n]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
 
-    A wav of 4 GB or more has to be `large` (RF64). Raises `ValueError` for another shape and for samples
-    that are not finite.
+    With 4 GB or more in the expected `length` samples it is RF64, which counts its bytes in 64 bits. Raises
+    `ValueError` for another shape and for samples that are not finite.
     """
-    kind = "RF64" if large else "WAV"
     samples = (_pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:
         raise ValueError(f"{printable(path)} not written: there is no audio")
+    kind = "RF64" if 2 * length * first.shape[1] > LARGEST_WAV else "WAV"
     with (
         written_whole(path) as temporary,
         open(temporary, "xb") as opened,

@@ -3,6 +3,8 @@
 import os
 import stat
 
+from codec.files import FileError
+
 CONTAINERS = (
     b"RIFF",
     b"RIFX",
@@ -18,22 +20,8 @@ CONTAINERS = (
 )
 
 
-class AudioError(ValueError):
-    """A file that cannot be used as audio: its `path`, and the `reason` in plain words."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.reason}"
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""A file's name for messages: one line, valid UTF-8; odd bytes and control characters as `\x..`."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+class AudioError(FileError):
+    """A file that cannot be used as audio."""
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

@@ -177,12 +177,12 @@ def run_command(module: str, function: str = "main") -> None:
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
     logging.captureWarnings(True)
-    from codec.audio_errors import AudioError
+    from codec.files import FileError
     from codec.inventory import DataError
 
     try:
         return command()
-    except (ConfigError, DataError, AudioError, OSError) as error:
+    except (ConfigError, DataError, FileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

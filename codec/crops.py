@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio import AudioError, printable, read_segment, resampled_length, rms
+from codec.audio import AudioError, read_segment, resampled_length, rms
+from codec.files import printable
 from codec.inventory import DataError, IndexedFile
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
 
 MARK = "decoding.json"  # what the wavs of a folder were made from
-RF64_BYTES = 2**32 - 2**16  # a plain wav counts its bytes in 32 bits
 
 
 def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: bool = False) -> list[Path]:
@@ -54,9 +53,8 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
             continue
         tokens.verify(i)
         path.parent.mkdir(parents=True, exist_ok=True)
-        large = length * codec.audio_channels * 2 > RF64_BYTES
         blocks = (piece.numpy() for piece in tokens.audio(codec, i) if piece.shape[1])
-        write_wav_blocks(path, blocks, codec.sample_rate, large)
+        write_wav_blocks(path, blocks, codec.sample_rate, length)
     return written
 
 

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and what is said of those that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class FileError(ValueError):
+    """A file that cannot be used: its `path`, and the `reason` in plain words."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{printable(self.path)}: {self.reason}"
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A file's name for messages: one line, valid UTF-8; odd bytes and control characters as `\x..`."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from codec.audio import AudioError, AudioInfo, measure, open_audio, printable, read_header
-from codec.files import written_whole
+from codec.audio import AudioError, AudioInfo, measure, open_audio, read_header
+from codec.files import printable, written_whole
 from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 
 log = logging.getLogger(__name__)

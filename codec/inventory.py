@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from codec.audio import AudioInfo, printable
+from codec.audio import AudioInfo
+from codec.files import printable
 
 # fmt: off
 EXTENSIONS = frozenset({

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from codec.audio import printable
 from codec.crops import Batch
 from codec.data import AudioData
 from codec.discriminators.base import Discriminator
 from codec.distributed import all_gather_rows, rank, world_size
+from codec.files import printable
 from codec.losses.objective import Objective
 from codec.metrics import SCORES
 from codec.model import Codec

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import NEEDS_CHROMIUM, ask
 from composed import config
-from test_report import CHROMIUM, browse
 
 from codec.audio import write_wav
 from codec.config import ConfigError
@@ -159,14 +159,7 @@ def test_domains_and_pairs_are_means_and_paired_means():
     assert worst(runs["mine"], "mel", 2) == ["a/39", "b/38"]
 
 
-PROBE = """<body><iframe src="out/index.html" style="border:0;width:{width}px;height:900px"></iframe>
-<pre id="said"></pre>
-<script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument, said = {{}};
-  const all = selector => [...page.querySelectorAll(selector)];
-  said.ready = page.documentElement.dataset.ready;
-  said.overflow = page.documentElement.scrollWidth - {width};
+QUESTIONS = """
   said.tables = all("#tables h2").map(title => title.textContent);
   said.rows = all("#tables tbody tr").length;
   said.worst = all("#worst audio").length;
@@ -174,19 +167,15 @@ onload = () => {{
   said.training = page.getElementById("training-section").hidden;
   said.summary = page.getElementById("summary").textContent;
   said.lines = all("#rd path").length;
-  document.getElementById("said").textContent = JSON.stringify(said);
-}};
-</script></body>"""
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_of_a_comparison_in_a_browser(work, width):
     main([*COMMAND, "--baselines", "original"])
-    (work / "probe.html").write_text(PROBE.format(width=width))
-    said = browse(work / "probe.html")
-    assert said["ready"] == "yes" and said["overflow"] <= 0
+    said = ask(work / "out/index.html", width, QUESTIONS)
     assert said["tables"] == [
         *("Domains", "Paired differences", "Stages", "Do the tokens stay?", "Speed, size, latency")
     ]

@@ -579,8 +579,7 @@ def test_what_was_found_is_logged(wavs, cache, caplog):
     assert "12 usable files" in caplog.text
 
 
-def test_the_configs_build_what_they_describe(tmp_path, wavs, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_the_configs_build_what_they_describe(tmp_path, wavs):
     node = config(
         "data=folder", f"data.root={wavs}", "data.segment_seconds=0.1", "data.augmentation.gain_db=[-3,3]"
     )["data"]

@@ -18,16 +18,6 @@ from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return small_codec()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def encode(codec, tmp_path, layout="npy", **options):
     encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", Settings(layout, workers=0, **options))
     return TokenDataset(tmp_path / "tokens")
@@ -133,7 +123,7 @@ def test_damaged_codes_are_named_and_not_decoded(codec, tmp_path):
         decode_dataset(codec, dataset, tmp_path / "out")
 
 
-@pytest.mark.parametrize("evil", ["../evil.wav", "/tmp/evil.wav", "s0/../../evil.wav"])
+@pytest.mark.parametrize("evil", ["../evil.wav", "/evil.wav", "s0/../../evil.wav"])
 def test_paths_of_a_token_file_cannot_lead_outside(codec, tmp_path, evil):
     import zlib
 

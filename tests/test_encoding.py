@@ -30,16 +30,6 @@ from codec.tokens.sources import Settings
 SMALL_SHARDS = {"shard_hours": 0.0004, "workers": 0}
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return small_codec()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def wavs(tmp_path):
     write_corpus(tmp_path / "wavs")

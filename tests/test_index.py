@@ -351,8 +351,7 @@ def test_progress_is_shown_only_for_slow_scans(tmp_path, cache, capsys):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def home(tmp_path) -> Path:
     (tmp_path / "wavs").mkdir()
     return tmp_path / "wavs"
 

@@ -49,15 +49,15 @@ def test_search_is_brute_force_at_any_size_and_in_tiles(size, monkeypatch):
     assert torch.equal(search.nearest(points, vectors), expected)
     distances, order = (points[:, None].double() - vectors.double()).square().sum(-1).sort(1)
     for count in (2, min(size, 9)):
-        few, errors = search.nearest_few(points, vectors, count)
+        few, errors = search.nearest_few(points, *search.with_half_norms(vectors), count)
         assert torch.equal(few, order[:, :count])
         torch.testing.assert_close(errors.double(), distances[:, :count], rtol=1e-3, atol=1e-4)
 
 
 def test_a_codebook_of_2_to_the_18_is_searched_without_all_scores(monkeypatch):
     sizes = []
-    original = search.scores
-    monkeypatch.setattr(search, "scores", lambda *a: sizes.append(original(*a).numel()) or original(*a))
+    original = search.linear
+    monkeypatch.setattr(search, "linear", lambda *a: sizes.append(original(*a).numel()) or original(*a))
     codebook = EMACodebook(4, 2**18)
     points = codebook.vectors[torch.randint(2**18, (40,))]
     assert torch.equal(codebook.lookup(codebook.encode(points)), points)

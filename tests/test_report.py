@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from browser import NEEDS_CHROMIUM, ask
 
 from codec.audio import write_wav
 from codec.config import ConfigError
@@ -30,7 +31,6 @@ from codec.evaluation.results import (
 )
 
 RATE = 16_000
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def write_run(
@@ -243,20 +243,13 @@ def test_other_evaluations_can_be_compared(runs, tmp_path):
     assert "1 runs of 1 variants" in report([runs], tmp_path / "out", evaluation="evaluation-music")
 
 
-PROBE = """<body><iframe src="out/index.html" style="border:0;width:{width}px;height:900px"></iframe>
-<pre id="said"></pre>
-<script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument, said = {{}};
-  const all = selector => [...page.querySelectorAll(selector)];
-  said.ready = page.documentElement.dataset.ready;
-  said.overflow = page.documentElement.scrollWidth - {width};
+QUESTIONS = r"""
   said.order = () => all("tbody tr").map(row => row.querySelector(".name").textContent);
   said.before = said.order();
   all("th button")[0].click(); said.ascending = said.order();
   all("th button")[0].click(); said.descending = said.order();
   said.best = all("td.best").length;
-  said.lines = ["rd", "training"].map(id => all(`#${{id}} path`).length);
+  said.lines = ["rd", "training"].map(id => all(`#${id} path`).length);
   said.ceiling = page.getElementById("rd").textContent.includes("none (ceiling)");
   said.bars = all("#codebooks rect").length;
   said.players = all("#listen audio").length;
@@ -267,39 +260,15 @@ onload = () => {{
   const nominal = tick(); rate.value = "kbit/s_entropy"; rate.dispatchEvent(new Event("change"));
   said.redrawn = nominal !== tick();
   delete said.order;
-  document.getElementById("said").textContent = JSON.stringify(said);
-}};
-</script></body>"""
-
-
-def browse(probe: Path) -> dict:
-    """What a page says in its `#said` element, in a browser."""
-    options = ["--headless=new", "--disable-gpu", "--no-sandbox", "--allow-file-access-from-files"]
-    options += [
-        f"--user-data-dir={probe.parent}/profile",
-        "--virtual-time-budget=5000",
-        "--window-size=1400,1000",
-    ]
-    dumped = subprocess.run(
-        [str(CHROMIUM), *options, "--dump-dom", probe.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = re.search(r'<pre id="said">(\{.*?\})</pre>', dumped.stdout)
-    assert found, dumped.stdout[-2000:] + dumped.stderr[-2000:]
-    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, width):
     report([runs], tmp_path / "out")
-    (tmp_path / "probe.html").write_text(PROBE.format(width=width))
-    said = browse(tmp_path / "probe.html")
-    assert said["ready"] == "yes" and said["overflow"] <= 0
+    said = ask(tmp_path / "out/index.html", width, QUESTIONS)
     assert said["before"] == ["none", "rvq", "fsq", "lfq"]  # by mel distance
     assert said["ascending"] == sorted(said["before"]) == said["descending"][::-1]
     assert said["best"] == 2 and said["lines"] == [3, 10] and said["ceiling"]

@@ -20,10 +20,8 @@ pytestmark = pytest.mark.filterwarnings("default")
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        write_corpus(folder / "wavs")
-        encode_corpus(small_codec(), [folder / "wavs"], folder / "npy", Settings("npy", workers=0))
+    write_corpus(folder / "wavs")
+    encode_corpus(small_codec(), [folder / "wavs"], folder / "npy", Settings("npy", workers=0))
     return TokenDataset(folder / "npy")
 
 
@@ -42,7 +40,7 @@ def test_parquet_alone_holds_the_codes_and_their_description(tokens, tmp_path, m
 
 
 @NEEDS_ARROW
-def test_datasets_opens_the_export_and_the_shards_as_they_are(tokens, tmp_path, monkeypatch):
+def test_datasets_opens_the_export_and_the_shards_as_they_are(tokens, tmp_path):
     datasets = pytest.importorskip("datasets", reason="needs Hugging Face datasets")
     export_hf(tokens, tmp_path / "hf")
     options = {"cache_dir": str(tmp_path / "cache"), "split": "train"}
@@ -52,7 +50,6 @@ def test_datasets_opens_the_export_and_the_shards_as_they_are(tokens, tmp_path, 
         assert np.array_equal(row["codes"], codes)
     wavs = tokens.path.parent / "wavs"
     settings = Settings(shard_hours=0.0005, workers=0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "index"))
     encode_corpus(small_codec(), [wavs], tmp_path / "arrow", settings)
     files = str(tmp_path / "arrow" / "shards" / "*.arrow")
     shards = datasets.load_dataset("arrow", data_files=files, **options)

@@ -23,11 +23,6 @@ from codec.tokens.files import inside, mirrored
 from codec.tokens.sources import Encoder, Settings
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return small_codec()
-
-
 @pytest.fixture(scope="module", params=LAYOUTS)
 def corpus(request, codec, tmp_path_factory):
     """A dataset, and the codes that each recording was encoded to."""
@@ -40,7 +35,6 @@ def corpus(request, codec, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Encoder, "row", recorded)
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         names = write_corpus(folder / "wavs")
         options = Settings(request.param, shard_hours=0.0005, workers=0)
         encode_corpus(codec, [folder / "wavs"], folder / "tokens", options)
@@ -168,9 +162,8 @@ def test_another_codec_is_refused_unless_it_is_meant(corpus, codec):
 
 
 @NEEDS_ARROW
-def test_pyarrow_alone_reads_the_shards(codec, tmp_path, monkeypatch):
+def test_pyarrow_alone_reads_the_shards(codec, tmp_path):
     pa = pytest.importorskip("pyarrow")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_corpus(tmp_path / "wavs")
     encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", Settings(shard_hours=0.0005, workers=0))
     dataset = TokenDataset(tmp_path / "tokens")
@@ -188,8 +181,7 @@ def test_pyarrow_alone_reads_the_shards(codec, tmp_path, monkeypatch):
         assert np.array_equal(codes, dataset[i])
 
 
-def test_numpy_and_json_alone_read_the_npy_tree(codec, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_numpy_and_json_alone_read_the_npy_tree(codec, tmp_path):
     write_corpus(tmp_path / "wavs")
     encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy", workers=0))
     about = json.loads((tmp_path / "tokens" / "tokens.json").read_text())
@@ -320,8 +312,7 @@ def test_a_description_that_makes_no_sense_is_refused(corpus, key, value):
         meta.write_text(content)
 
 
-def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp_path):
     write_corpus(tmp_path / "wavs")
     folder = tmp_path / "tokens"
     encode_corpus(codec, [tmp_path / "wavs"], folder, Settings("npy", workers=0))

@@ -12,13 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from codec.audio import read_blocks
-from codec.audio_errors import AudioError, printable
+from codec.audio_errors import AudioError
 from codec.batching import on_device
 from codec.bitstream.compression import compress, decompress, encode_blocks
 from codec.bitstream.entropy import EntropyTables, TablesError, low_bits
 from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader, check_target, truncate
+from codec.files import printable
 from codec.index import scan
 from codec.model import WEIGHTS_FILE, Codec, load
 from codec.tokens.dataset import TokenDataset

@@ -27,7 +27,6 @@ from codec.bitstream.writer import (
 from codec.model import Codec
 from codec.streaming import Stream
 
-LARGEST_WAV = 4_000_000_000  # bytes; beyond it a wav's sizes do not fit its header
 SILENT_FRAMES = 64  # written at a time where codes were lost
 
 
@@ -164,8 +163,7 @@ def decompress(
         chunks = reader.chunks(tables, num_quantizers)
         audio = decode_chunks(codec, chunks, lost)
         samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
-        large = samples * codec.audio_channels * 2 > LARGEST_WAV
-        write_wav_blocks(target, cut(audio, samples), codec.sample_rate, large)
+        write_wav_blocks(target, cut(audio, samples), codec.sample_rate, samples)
     return lost
 
 

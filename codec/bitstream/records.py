@@ -10,7 +10,6 @@ that of the stages with their head's: nothing is read under another header. All 
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from dataclasses import dataclass, replace
@@ -18,8 +17,8 @@ from functools import cached_property
 from typing import NamedTuple
 from zlib import crc32
 
-from codec.audio_errors import printable
 from codec.bitstream.coding import CorruptError
+from codec.files import FileError
 
 MAGIC, VERSION = b"\x89codec\r\n", 1
 CHUNK, END = b"CHNK", b"END."
@@ -32,16 +31,8 @@ MOST_STAGES, LARGEST_CODEBOOK = 64, 2**24
 LARGEST_HEADER = FIXED.size + 4 * MOST_STAGES + CRC.size
 
 
-class BitstreamError(ValueError):
-    """A `.codec` file that cannot be read: its `path`, and the `reason` in plain words."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.reason}"
+class BitstreamError(FileError):
+    """A `.codec` file that cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from zlib import crc32
 
 import numpy as np
 
-from codec.audio_errors import printable
 from codec.bitstream.coding import pack_bits
 from codec.bitstream.entropy import EntropyTables
 from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
 from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
-from codec.files import written_whole
+from codec.files import printable, written_whole
 
 __all__ = [
     "BitstreamError",

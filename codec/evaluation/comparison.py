@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from codec.audio import printable, read_info
+from codec.audio import read_info
 from codec.bitstream.commands import beside
 from codec.bitstream.compression import file_bits
 from codec.bitstream.tables import load_tables
@@ -54,7 +54,7 @@ from codec.evaluation.report import (
 from codec.evaluation.results import Run, read_json, read_scores
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.evaluation.systems import OwnCodec, System
-from codec.files import write_whole
+from codec.files import printable, write_whole
 from codec.index import scan, split
 from codec.model import load
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from codec.audio import AudioError, printable, read_info, read_segment, resample, resampled_length, write_wav
+from codec.audio import AudioError, read_info, read_segment, resample, resampled_length, write_wav
 from codec.evaluation.complexity import time_coding
 from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
 from codec.evaluation.records import Records
 from codec.evaluation.summary import summarise
 from codec.evaluation.systems import OwnCodec, Point, System
-from codec.files import write_whole
+from codec.files import printable, write_whole
 from codec.metrics import SCORES
 from codec.model import Codec
 from codec.pictures import save_spectrogram_pair

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from codec.audio import AudioError, flac_bytes, printable, read_audio
+from codec.audio import AudioError, flac_bytes, read_audio
 from codec.config import PACKAGE, ConfigError
 from codec.evaluation.results import Run, compare, find_runs, group, is_lower
 from codec.evaluation.tables import to_csv, to_markdown
-from codec.files import write_whole
+from codec.files import printable, write_whole
 from codec.pictures import mel_picture
 
 TITLES = {

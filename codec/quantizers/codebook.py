@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.layers import linear
+from codec.quantizers.derived import Derived
 from codec.quantizers.kmeans import kmeans
-from codec.quantizers.search import half_norms, nearest, nearest_few, scores
+from codec.quantizers.search import best, half_norms, nearest, nearest_few, with_half_norms
 
 
 class Codebook(nn.Module):
@@ -60,6 +62,7 @@ class Codebook(nn.Module):
         self.dead_threshold = dead_threshold
         self.revive_from = revive_from
         self.temperature = temperature
+        self.searched: Derived[tuple[Tensor, Tensor]] = Derived()
         self.make_vectors(dim)
         self.register_buffer("usage", torch.zeros(codebook_size))
         self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
@@ -81,13 +84,18 @@ class Codebook(nn.Module):
         """What `table` is computed from."""
         return [self.vectors]
 
+    def search_table(self) -> tuple[Tensor, Tensor]:
+        """Vectors `[K, D]` and bias `[K]` with which `search.best` finds the nearest."""
+        with torch.no_grad():
+            return self.searched(self.sources(), lambda: with_half_norms(self.table()))
+
     def encode(self, inputs: Tensor) -> Tensor:
         """Code `[N]` of the vector nearest to each of `[N, D]`."""
-        return nearest(inputs, self.table())
+        return best(inputs, *self.search_table())
 
     def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Codes `[N, count]` of the nearest vectors, nearest first, and their squared errors."""
-        return nearest_few(inputs, self.table(), min(count, self.codebook_size))
+        return nearest_few(inputs, *self.search_table(), min(count, self.codebook_size))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""
@@ -98,7 +106,8 @@ class Codebook(nn.Module):
         if generator is None or not self.temperature:
             return nearest(inputs, table.detach())
         # Gumbel's trick: the largest of logits with such noise is a draw from their softmax.
-        logits = 2 / self.temperature * scores(inputs, table, half_norms(table.detach()))
+        table = table.detach()
+        logits = 2 / self.temperature * linear(inputs.detach(), table, half_norms(table))
         noise = torch.empty_like(logits).exponential_(generator=generator).log_()
         return (logits - noise).argmax(1)
 
@@ -113,6 +122,10 @@ class Codebook(nn.Module):
     def initialise(self, pool: Tensor) -> None:
         """Set the vectors to the k-means centroids of a pool `[N, D]`."""
         self.vectors.copy_(kmeans(pool, self.codebook_size, self.kmeans_iterations))
+        self.start_usage(pool)
+
+    def start_usage(self, pool: Tensor) -> None:
+        """Take each code's share of a pool `[N, D]` as its usage so far."""
         counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)

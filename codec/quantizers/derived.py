@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+Value = TypeVar("Value")
 
-class Derived:
-    """Remembers the tensor that `compute` made, until one of the tensors it was made of is changed.
+
+class Derived(Generic[Value]):
+    """Remembers what `compute` made, tensors, until one of the tensors it was made of is changed.
 
     Nothing is remembered while gradients are wanted or a compiler traces, nor of inference tensors, which
     do not tell when they change.
@@ -17,9 +20,9 @@ class Derived:
 
     def __init__(self):
         self.key: list | None = None
-        self.value: Tensor | None = None
+        self.value: Value | None = None
 
-    def __call__(self, sources: Sequence[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, sources: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
         """The value of `compute()`, a function of `sources` alone."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return compute()

@@ -55,7 +55,7 @@ class FactorizedCodebook(Codebook):
         self.estimator = estimator
         self.in_proj = weight_norm(nn.Linear(dim, codebook_dim))
         self.out_proj = weight_norm(nn.Linear(codebook_dim, dim))
-        self.directions, self.projected_vectors = Derived(), Derived()
+        self.projected_vectors: Derived[Tensor] = Derived()
 
     def make_vectors(self, dim: int) -> None:
         """Random vectors, to be trained."""
@@ -69,9 +69,7 @@ class FactorizedCodebook(Codebook):
         inverse = torch.linalg.pinv(cast(Tensor, self.in_proj.weight))
         self.out_proj.weight = inverse  # which the weight normalisation takes apart
         cast(Tensor, self.out_proj.bias).copy_(-inverse @ cast(Tensor, self.in_proj.bias))
-        counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
-        self.usage.copy_(counts / counts.sum())
-        self.initialised.fill_(True)
+        self.start_usage(pool)
 
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
@@ -86,8 +84,11 @@ class FactorizedCodebook(Codebook):
     def search_table(self) -> tuple[Tensor, Tensor]:
         """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""
         with torch.no_grad():
-            table = self.directions([self.vectors], lambda: functional.normalize(self.vectors, dim=1))
-        return table, table.new_zeros(self.codebook_size)
+            return self.searched([self.vectors], self.directions)
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Compute the search table."""
+        return functional.normalize(self.vectors, dim=1), self.vectors.new_zeros(self.codebook_size)
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`."""
@@ -157,7 +158,7 @@ class RandomProjectionCodebook(nn.Module):
         self.register_buffer("projection", projection)
         self.register_buffer("vectors", functional.normalize(torch.randn(codebook_size, codebook_dim), dim=1))
         self.out_proj = nn.Linear(codebook_dim, dim)
-        self.projected_vectors = Derived()
+        self.projected_vectors: Derived[Tensor] = Derived()
         self.standardize = Standardize(dim)
         self.register_buffer("initialised", torch.tensor(False))
 

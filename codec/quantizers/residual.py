@@ -81,7 +81,7 @@ class Residual(Quantizer):
             raise ValueError(f"depths must be 1 to {self.num_quantizers} codes, got {list(self.depths)}")
         self.estimator = estimator
         self.loss_weights = dict(loss_weights or {})
-        self.tables = Derived()
+        self.tables: Derived[Tensor] = Derived()
 
     @property
     def stages(self) -> list:

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codec.layers import linear
+
 # Scores held at a time: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
 TILE = 2**21
-ONEDNN = "_linear_pointwise"
 
 
 def half_norms(vectors: Tensor) -> Tensor:
     """`-|c|²/2` `[K]` of vectors `[K, D]`: the bias that turns inner products into Euclidean order."""
     return -0.5 * vectors.square().sum(1)
+
+
+def with_half_norms(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors `[K, D]` and their `half_norms`: what `best` needs to find the nearest."""
+    return vectors, half_norms(vectors)
 
 
 def nearest(points: Tensor, vectors: Tensor) -> Tensor:
@@ -23,40 +29,33 @@ def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     return best(points, vectors, half_norms(vectors))
 
 
-def nearest_few(points: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices `[N, count]` of the vectors nearest to each point `[N, D]`, nearest first, and |x - c|²."""
-    indices, values = best_few(points, vectors, half_norms(vectors), count)
+    indices, values = best_few(points, vectors, bias, count)
     return indices, points.square().sum(1, keepdim=True) - 2 * values
 
 
 def best(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
     """Index `[N]` of the largest `x·c + bias` for points `[N, D]` and vectors `[K, D]`, in float32."""
+    points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
     if torch.compiler.is_compiling():
         return torch.addmm(bias, points, vectors.T).argmax(1)
     tiles = evenly(points, max(1, TILE // len(vectors)))
-    found = [first_maximum(scores(tile, vectors, bias)) for tile in tiles]
+    found = [first_maximum(linear(tile, vectors, bias)) for tile in tiles]
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def best_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices and values `[N, count]` of the largest `x·c + bias`, largest first."""
+    points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
     tiles = evenly(points, max(1, TILE // len(vectors)))
-    found = [largest(scores(tile, vectors, bias), count) for tile in tiles]
+    found = [largest(linear(tile, vectors, bias), count) for tile in tiles]
     return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
 
 
 def evenly(rows: Tensor, most: int) -> Sequence[Tensor]:
     """Rows `[N, D]` in as few pieces of at most `most` rows as there can be, of almost the same length."""
     return rows.split(-(-len(rows) // -(-len(rows) // most)))
-
-
-def scores(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
-    """`x·c + bias` `[N, K]` without gradient."""
-    points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
-    if points.device.type == "cpu" and points.dtype == torch.float32 and hasattr(torch.ops.mkldnn, ONEDNN):
-        # oneDNN multiplies float32 up to twice as fast as the library behind torch.addmm, as precisely.
-        return torch.ops.mkldnn._linear_pointwise(points, vectors, bias, "none", [], "")
-    return torch.addmm(bias, points, vectors.T)
 
 
 def blocks_of(scores: Tensor) -> int:
