@@ -233,6 +233,8 @@ def compare(books: int, dim: int, batch: int, frames: int, rounds: int) -> None:
         for name, named in jobs.items():
             for job, function in named.items():
                 repeats = 10 if job == "decode" else 1
+                if job != "train":
+                    function()  # tables made of weights are made anew after a training step, not in use
                 spent = sum(milliseconds(function) for _ in range(repeats)) / repeats
                 if number:  # the first warms up
                     times[name, job].append(spent)

@@ -143,9 +143,13 @@ class Codebook(nn.Module):
         return sums.index_add_(0, row, inputs), counts.index_add_(0, row, inputs.new_ones(len(row)))
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Move the usage by `statistics` summed over the processes; no-op unless all is finite."""
+        """Learn from `statistics` summed over the processes; no-op unless all is finite."""
+        self.learn(sums, counts, torch.isfinite(sums.sum()) & (counts.sum() > 0))
+
+    def learn(self, sums: Tensor, counts: Tensor, known: Tensor) -> None:
+        """Move the usage by statistics, if they are `known`: a scalar that stays on its device."""
         usage = torch.lerp(counts / counts.sum().clamp(min=1), self.usage, self.decay)
-        self.usage.copy_(torch.where(usable(sums, counts), usage, self.usage))
+        self.usage.copy_(torch.where(known, usage, self.usage))
 
     def dead(self) -> Tensor:
         """Which codes `[K]` have fallen out of use."""
@@ -166,11 +170,6 @@ class Codebook(nn.Module):
         return twins + 0.01 * self.vectors.std() * noise
 
 
-def usable(sums: Tensor, counts: Tensor) -> Tensor:
-    """Whether statistics are finite and count any frame: a scalar that stays on its device."""
-    return torch.isfinite(sums.sum()) & (counts.sum() > 0)
-
-
 class EMACodebook(Codebook):
     """Vectors follow the moving average of their inputs (VQ-VAE, arXiv 1711.00937, appendix A.1)."""
 
@@ -178,14 +177,13 @@ class EMACodebook(Codebook):
         """Random vectors of length 1 on average."""
         self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
 
-    def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Move vectors and usage by `statistics` summed over the processes; no-op unless all is finite."""
-        super().update(sums, counts)
+    def learn(self, sums: Tensor, counts: Tensor, known: Tensor) -> None:
+        """Move vectors and usage by statistics, if they are `known`."""
+        super().learn(sums, counts, known)
         # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
         # code without inputs exactly where it is, however small its usage has become.
         usage = self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
         weight = (1 - self.decay) / counts.sum().clamp(min=1) / usage
-        known = usable(sums, counts)
         weight = torch.where(known, weight, 0.0)
         self.vectors.mul_((1 - counts * weight)[:, None])
         self.vectors.addcmul_(torch.where(known, sums, 0.0), weight[:, None])

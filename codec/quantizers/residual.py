@@ -118,7 +118,9 @@ class Residual(Quantizer):
             complete = self.stride == 1 or computed == self.num_quantizers
             whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
             total, codes, losses = self.quantize(inputs, depth, computed, whole, generator)
-            return Quantized(columns(total, batch), columns(codes, batch), losses, latents.detach())
+            return Quantized(
+                columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
+            )
 
     def depth_of_frames(
         self, num_quantizers: int | Tensor | None, batch: int, frames: int, device: torch.device
@@ -307,7 +309,8 @@ class Residual(Quantizer):
         for first, stage, stride in self.levels(codes.shape[1]):
             chosen = codes[:, first : first + self.stride // stride].reshape(-1)
             yield stage, pooled(residual, stride), chosen
-            residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
+            if first + self.stride // stride < codes.shape[1]:
+                residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
 
 
 def rows(latents: Tensor) -> Tensor:

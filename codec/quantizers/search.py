@@ -70,7 +70,7 @@ def first_maximum(scores: Tensor) -> Tensor:
         return scores.argmax(1)
     rows, width = len(scores), scores.shape[1] // blocks
     block = scores.view(rows, blocks, width).amax(2).argmax(1)
-    inside = scores.view(rows * blocks, width).index_select(0, torch.arange(rows) * blocks + block)
+    inside = scores.view(rows * blocks, width).index_select(0, torch.arange(0, rows * blocks, blocks) + block)
     return block * width + inside.argmax(1)
 
 
@@ -86,7 +86,7 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     indices, values = [], []
     for _ in range(count):
         block = maxima.argmax(1, keepdim=True)
-        row = torch.arange(rows) * number + block[:, 0]
+        row = torch.arange(0, rows * number, number) + block[:, 0]
         inside = blocks.index_select(0, row)
         position = inside.argmax(1, keepdim=True)
         indices.append(block * width + position)
