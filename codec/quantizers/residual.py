@@ -194,10 +194,11 @@ class Residual(Quantizer):
                 codes = beam_search(list(self.levels(depth)), residual, self.stride, depth, beam)
                 return columns(codes, len(latents))
             codes = []
-            for _, stage, stride in self.levels(depth):
-                chosen = stage.encode(pooled(residual, stride))
-                codes.append(chosen.view(-1, self.stride // stride))
-                residual = residual - spread(stage.lookup(chosen), stride)
+            for first, stage, stride in self.levels(depth):
+                chosen, count = stage.encode(pooled(residual, stride)), self.stride // stride
+                codes.append(chosen.view(-1, count))
+                if first + count < depth:
+                    residual = residual - spread(stage.lookup(chosen), stride)
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
