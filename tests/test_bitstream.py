@@ -281,7 +281,7 @@ RAW = 2**31
         ([(0, 2, [RAW | (RAW - 1)], b"ab")], (1, 2, 640), "2147483647 bytes for 2 codes"),
         ([(0, 200, [3], b"abc")], (1, 200, 64000), "3 bytes for 200 codes"),
         ([(0, 2**16, [RAW | 2**16], b"ab")], (1, 2**16, 2**16 * 320), "truncated"),
-        ([(0, 2, [2], b"ab")], (1, 2, 640), "coded with tables, and the header names none"),
+        ([(0, 2, [2], b"ab")], (1, 2, 640), "coded with tables, and there are none for stage 0"),
     ],
 )
 def test_a_chunk_or_an_end_that_lies_is_refused_with_right_checksums(tmp_path, chunks, end, message):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
+from codec.cli import report_errors
 from codec.decoding import main as decode_main
 from codec.model import Codec, build_codec
 from codec.tokens.encoding import encode_corpus
@@ -27,6 +29,11 @@ SMALL = [
     *("experiment=tiny", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"),
     *("autoencoder.latent_dim=8", "quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=16"),
 ]
+
+
+def run(command: Callable[[list[str]], int], *arguments: object) -> int:
+    """Exit status of a command, as the console script has it."""
+    return report_errors(lambda: command([str(argument) for argument in arguments]))
 
 
 def tone(seconds: float, rate: int, pitch: float = 200.0, channels: int = 1) -> np.ndarray:
@@ -151,9 +158,9 @@ def test_a_damaged_chunk_is_an_error_or_silence(tmp_path, codec, recordings, tab
     with pytest.raises(BitstreamError, match=r"chunk 1, from 0\.40 s on: its checksum"):
         decompress(codec, path, wav, tables)
     assert not wav.exists() and not list(tmp_path.glob("*.tmp"))
-    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2
+    assert run(decompress_main, saved, path, "-o", wav) == 2
     assert "chunk 1, from 0.40 s on" in capsys.readouterr().err
-    assert decompress_main([str(saved), str(path), "-o", str(wav), "--salvage"]) == 1
+    assert run(decompress_main, saved, path, "-o", wav, "--salvage") == 1
     assert "a.codec: 0.40 to 0.80 s are lost: its checksum does not fit" in capsys.readouterr().out
     found, whole = read_audio(wav)[0], expected(codec, source)
     assert found.shape == whole.shape and not found[:, 6400:12800].any()
@@ -200,21 +207,21 @@ def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
 def test_nothing_is_overwritten_unless_asked(tmp_path, codec, tables, saved, recordings, capsys):
     source, path, wav = str(recordings / "0.wav"), tmp_path / "a.codec", tmp_path / "out.wav"
     path.write_text("mine")
-    assert compress_main([str(saved), source, "-o", str(path)]) == 2
+    assert run(compress_main, saved, source, "-o", path) == 2
     assert "exists already" in capsys.readouterr().err and path.read_text() == "mine"
-    assert compress_main([str(saved), source, "-o", str(path), "--force"]) == 0
+    assert run(compress_main, saved, source, "-o", path, "--force") == 0
     wav.write_text("mine")
     with pytest.raises(FileExistsError):
         decompress(codec, path, wav, tables)
-    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2 and wav.read_text() == "mine"
-    assert decompress_main([str(saved), str(path), "-o", str(wav), "--force"]) == 0
-    assert fit_main([str(saved), str(recordings)]) == 2
+    assert run(decompress_main, saved, path, "-o", wav) == 2 and wav.read_text() == "mine"
+    assert run(decompress_main, saved, path, "-o", wav, "--force") == 0
+    assert run(fit_main, saved, recordings) == 2
     assert capsys.readouterr().err.count("exists already") == 2
 
 
 def test_outputs_in_no_folder_are_refused_before_anything_is_read(tmp_path, recordings, capsys):
     for command, source in ((compress_main, "in.wav"), (decompress_main, "a.codec")):
-        assert command(["model", source, "-o", str(tmp_path / "none" / "out")]) == 2
+        assert run(command, "model", source, "-o", tmp_path / "none" / "out.wav") == 2
         assert "none: no such folder to write into" in capsys.readouterr().err
 
 
@@ -222,26 +229,26 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     codec.save(tmp_path / "model")  # as in a run folder
     model, source = str(tmp_path), str(recordings / "3.wav")
     raw, coded, wav = (str(tmp_path / name) for name in ("raw.codec", "coded.codec", "out.wav"))
-    assert compress_main([model, source, "-o", raw]) == 0
+    assert run(compress_main, model, source, "-o", raw) == 0
     assert "no entropy tables" in capsys.readouterr().out
-    assert fit_main([model, str(recordings)]) == 0
+    assert run(fit_main, model, recordings) == 0
     shown = capsys.readouterr().out
     assert "with contexts:" in shown and load_tables(tmp_path / "model" / TABLES_FILE).tables_id in shown
-    assert compress_main([model, source, "-o", coded]) == 0
+    assert run(compress_main, model, source, "-o", coded) == 0
     size = os.path.getsize(coded)
     assert (
         f"1.50 s in {size} bytes, {8 * size / 1500:.3f} kbit/s; nominal 1.500 kbit/s"
         in capsys.readouterr().out
     )
     assert size < os.path.getsize(raw)
-    assert decompress_main([model, coded, "-o", wav]) == 0
+    assert run(decompress_main, model, coded, "-o", wav) == 0
     assert close(Path(wav), expected(codec, recordings / "3.wav"))
     with BitstreamReader(coded) as reader:
         assert reader.header.codec_id == codec.codec_id()
-    assert decode_main([model, coded, "-o", str(tmp_path / "again.wav")]) == 0
+    assert run(decode_main, model, coded, "-o", tmp_path / "again.wav") == 0
     assert (tmp_path / "again.wav").read_bytes() == Path(wav).read_bytes()
     encode_corpus(codec, [recordings], tmp_path / "tokens", Settings("npy"))
-    assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "of_tokens")]) == 0
+    assert run(fit_main, model, tmp_path / "tokens", "-o", tmp_path / "of_tokens") == 0
     of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
     assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
 
@@ -270,7 +277,7 @@ def test_mistakes_give_a_message_and_no_file(
 ):
     monkeypatch.chdir(tmp_path)
     filled = [a.format(saved=saved, wav=recordings / "0.wav") for a in arguments]
-    assert compress_main([*filled, "-o", "a.codec"]) == 2
+    assert run(compress_main, *filled, "-o", "a.codec") == 2
     assert message in capsys.readouterr().err and not os.listdir(tmp_path)
 
 

@@ -29,6 +29,7 @@ from codec.bitstream.records import (
     unpack_header,
     unsealed,
 )
+from codec.config import ConfigError
 
 WINDOW = 2**16  # bytes searched at a time for the next whole chunk
 
@@ -104,7 +105,7 @@ class BitstreamReader:
         require_tables(self.header, tables)
         count = len(self.header.codebook_sizes)
         if num_quantizers is not None and not 1 <= num_quantizers <= count:
-            raise ValueError(f"num_quantizers must be 1 to {count} for {self.path}, got {num_quantizers}")
+            raise ConfigError(f"num_quantizers must be 1 to {count} for {self.path}, got {num_quantizers}")
         if self.salvage:
             yield from self.salvaged(tables, num_quantizers or count)
             return
@@ -154,10 +155,10 @@ class BitstreamReader:
         codes = np.zeros((len(parts), head.frames), np.int64)
         for stage, (part, raw) in enumerate(zip(parts, head.raw, strict=False)):
             size = self.header.codebook_sizes[stage]
-            if not raw and tables is None:
-                raise CorruptError("coded with tables, and the header names none")
-            if raw or tables is None:
+            if raw:
                 codes[stage] = unpack_bits(part, (size - 1).bit_length(), head.frames)
+            elif tables is None or stage >= len(tables.stages):
+                raise CorruptError(f"coded with tables, and there are none for stage {stage}")
             else:
                 codes[stage] = tables.decode(part, codes[:stage])
             if codes[stage].max() >= size:
@@ -213,7 +214,9 @@ def require_tables(header: Header, tables: EntropyTables | None) -> None:
         raise TablesError(f"the entropy tables {header.tables_id} are needed, and none are given")
     if tables.tables_id != header.tables_id:
         raise TablesError(f"the entropy tables {header.tables_id} are needed, not {tables.tables_id}")
-    if tables.codec_id != header.codec_id or tables.codebook_sizes[: header.depth] != header.codebook_sizes:
+    common = min(header.depth, len(tables.codebook_sizes))
+    same = tables.codebook_sizes[:common] == header.codebook_sizes[:common]
+    if tables.codec_id != header.codec_id or not same:
         raise TablesError(f"the entropy tables are of codec {tables.codec_id}, not of {header.codec_id}")
 
 
