@@ -342,6 +342,37 @@ def test_salvage_reads_a_long_file_of_markers_once(tmp_path, filler):
     assert (codes == CODES).all() and sum(reads) < 30 * path.stat().st_size
 
 
+def test_salvage_decodes_no_byte_twice(tmp_path, monkeypatch):
+    """Chunks within chunks, checksums right, that fail at their last stage: each took the time of all."""
+    tables, frames, count, heads = random_tables((256, 5)), 1024, 30, []
+    header, last = header_of((256, 5), tables, frames), frames * 3 // 8
+    for i in range(count):  # all end behind the same bytes, each four bytes later than the one within
+        first = frames // 64 + (count - 1 - i) * header.head_bytes + 4 * i
+        start = struct.pack("<4sII", b"CHNK", 0, frames) + header.lengths.pack(first, header.raw_flag | last)
+        heads.append(start + struct.pack("<I", crc32(start, header.crc)))
+    data = b"".join(heads) + bytes(frames // 64) + b"\xff" * last  # three bits, all ones: beyond five codes
+    for i, head in enumerate(heads, start=1):
+        crc = crc32(data[i * header.head_bytes :], struct.unpack("<I", head[-4:])[0])
+        data += struct.pack("<I", crc)
+    calls, decode = [], BitstreamReader.decode
+    monkeypatch.setattr(BitstreamReader, "decode", lambda *a: (calls.append(a), decode(*a))[1])
+    with BitstreamReader(file_of(tmp_path, header.pack() + data), salvage=True) as reader:
+        assert list(reader.chunks(tables)) == [] and len(calls) == 1
+
+
+def test_salvage_reads_no_byte_often(tmp_path):
+    """Heads with right checksums, each of which promises all that follows."""
+    header = header_of((256,), None, 2**16)
+    start = struct.pack("<4sII", b"CHNK", 0, 2**16) + header.lengths.pack(header.raw_flag | 2**16)
+    head = start + struct.pack("<I", crc32(start, header.crc))
+    path = file_of(tmp_path, header.pack() + head * 10000)
+    with BitstreamReader(path, salvage=True) as reader:
+        reads, read = [], reader.file.read
+        reader.file.read = lambda size: (reads.append(size), read(size))[1]
+        assert list(reader.chunks()) == []
+    assert sum(reads) < 10 * path.stat().st_size
+
+
 def test_the_right_tables_are_needed(tmp_path):
     path = file_of(tmp_path, WHOLE)
     for wrong in (None, random_tables(SIZES, seed=1)):

@@ -1,6 +1,10 @@
 """Recordings to compressed files and back, and the commands that do it."""
 
+import argparse
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +16,7 @@ import soundfile
 import torch
 from composed import config
 
-from codec.audio import read_audio, read_info, write_wav
+from codec.audio import AudioError, read_audio, read_info, write_wav
 from codec.bitstream.commands import compress_main, decompress_main, fit_main, truncate_main
 from codec.bitstream.compression import compress, decompress, file_bits
 from codec.bitstream.entropy import EntropyTables, TablesError
@@ -217,6 +221,67 @@ def test_nothing_is_overwritten_unless_asked(tmp_path, codec, tables, saved, rec
     assert run(decompress_main, saved, path, "-o", wav, "--force") == 0
     assert run(fit_main, saved, recordings) == 2
     assert capsys.readouterr().err.count("exists already") == 2
+
+
+def test_a_name_that_promises_no_wav_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert run(decompress_main, "model", "a.codec", "-o", tmp_path / "out.flac") == 2
+    assert "out.flac: audio is written as wav alone" in capsys.readouterr().err
+
+
+def test_recordings_that_were_never_scaled_are_refused(tmp_path, codec):
+    soundfile.write(tmp_path / "loud.wav", 1000 * tone(1, 16000)[0], 16000, "FLOAT")
+    with pytest.raises(AudioError, match="out of range: samples reach 3"):
+        compress(codec, tmp_path / "loud.wav", tmp_path / "a.codec")
+    assert os.listdir(tmp_path) == ["loud.wav"]
+
+
+def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path, codec, recordings):
+    left = tmp_path / f".codec-{socket.gethostname()}-{2**22 + 1}-abcd.tmp"
+    left.write_bytes(b"half")
+    compress(codec, recordings / "0.wav", tmp_path / "a.codec")
+    assert os.listdir(tmp_path) == ["a.codec"]
+
+
+def test_a_sample_is_reported_in_bytes(tmp_path, saved, capsys):
+    write_wav(tmp_path / "in.wav", tone(1, 16000)[:, 50:51], 16000)
+    assert run(compress_main, saved, tmp_path / "in.wav", "-o", tmp_path / "a.codec") == 0
+    codes = 3 * 1  # stages, of a byte each
+    overhead = (tmp_path / "a.codec").stat().st_size - codes
+    assert capsys.readouterr().out.endswith(f"as {overhead} bytes are header and checksums\n")
+
+
+def test_tables_of_the_first_stages_serve_all(tmp_path, codec, recordings, saved, capsys):
+    """Stages without tables are stored as they are, and files of fewer stages are those of any tables."""
+    encode_corpus(codec, [recordings], tmp_path / "two", Settings("npy", num_quantizers=2))
+    assert run(fit_main, saved, tmp_path / "two", "-o", tmp_path / "t") == 0
+    assert "for the first 2 of 3 quantizers\n" in capsys.readouterr().out
+    tables, sizes = load_tables(tmp_path / "t"), {}
+    for stages in (3, 2, 1):
+        path = tmp_path / f"{stages}.codec"
+        sizes[stages] = compress(codec, recordings / "1.wav", path, tables, stages).stage_bytes
+        decompress(codec, path, tmp_path / f"{stages}.wav", tables)
+        assert close(tmp_path / f"{stages}.wav", expected(codec, recordings / "1.wav", stages))
+    assert sizes[3][:2] == sizes[2] and sizes[3][2] == np.ceil(188 / 2) > sizes[3][1]
+    assert run(truncate_main, tmp_path / "3.codec", "-o", tmp_path / "cut", "--num-quantizers", 2) == 0
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "2.codec").read_bytes()
+
+
+def test_tokens_of_another_codec_are_refused_in_the_commands_words(tmp_path, recordings, saved, capsys):
+    other = small_codec("autoencoder.encoder_channels=3")
+    encode_corpus(other, [recordings], tmp_path / "tokens", Settings("npy"))
+    assert run(fit_main, saved, tmp_path / "tokens", "-o", tmp_path / "t") == 2
+    message = capsys.readouterr().err
+    assert "is of another codec" in message and "encode the recordings again" in message
+
+
+@pytest.mark.parametrize("command", [compress_main, decompress_main, truncate_main, fit_main])
+def test_help_has_an_example_that_can_be_parsed(command, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    shown = capsys.readouterr().out
+    example = shlex.split(re.search(r"example: (codec-.*)", shown)[1])
+    monkeypatch.setattr(argparse.ArgumentParser, "error", lambda _, message: pytest.fail(message))
+    assert run(command, *example[1:]) == 2  # there is no such model
 
 
 def test_outputs_in_no_folder_are_refused_before_anything_is_read(tmp_path, recordings, capsys):
