@@ -26,6 +26,7 @@ from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.cli import report_errors
 from codec.decoding import main as decode_main
 from codec.model import Codec, build_codec
+from codec.streaming import Stream
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
 
@@ -202,6 +203,26 @@ def test_chunks_of_impossible_length_are_refused(tmp_path, codec, recordings, se
         compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=seconds)
 
 
+def test_codes_and_audio_are_computed_without_tf32(tmp_path, codec, recordings, monkeypatch):
+    """Where a GPU has it, its rounding would give other codes than codec-encode's."""
+    seen, precision = [], torch.get_float32_matmul_precision
+    for method in (Stream.encode, Stream.decode):
+
+        def noted(*arguments, method=method, **options):
+            seen.append(precision())
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(Stream, method.__name__, noted)
+    before = precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=0.4)
+        decompress(codec, tmp_path / "a.codec", tmp_path / "out.wav")
+        assert set(seen) == {"highest"} and precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
     plain = build_codec(config("experiment=tiny", "quantizer=none", *SMALL[1:4])["model"])
     with pytest.raises(ValueError, match="keeps no codes"):
@@ -275,11 +296,12 @@ def test_tokens_of_another_codec_are_refused_in_the_commands_words(tmp_path, rec
 
 
 @pytest.mark.parametrize("command", [compress_main, decompress_main, truncate_main, fit_main])
-def test_help_has_an_example_that_can_be_parsed(command, capsys, monkeypatch):
+def test_help_has_an_example_that_can_be_parsed(command, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         command(["--help"])
     shown = capsys.readouterr().out
     example = shlex.split(re.search(r"example: (codec-.*)", shown)[1])
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(argparse.ArgumentParser, "error", lambda _, message: pytest.fail(message))
     assert run(command, *example[1:]) == 2  # there is no such model
 
