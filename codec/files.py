@@ -95,15 +95,16 @@ def temporary_name(label: str) -> str:
 @contextmanager
 def naming(target: Path, temporary: Path) -> Iterator[None]:
     """Let errors of writing name the target: those of a full disk name nothing, others the temporary file."""
+    names = os.fspath(temporary), os.fspath(target)
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            reason = error.strerror or str(error)
-            raise OSError(error.errno or errno.EIO, reason, os.fspath(target)) from error
-        if os.fspath(temporary) not in str(error.filename):
+        if error.filename is not None and names[0] not in str(error.filename):  # of an input
             raise
-        name = str(error.filename).replace(os.fspath(temporary), os.fspath(target))
+        if error.errno is None:  # a library's own words
+            text = str(error).replace(*names)
+            raise OSError(text if names[1] in text else f"{names[1]} cannot be written: {text}") from error
+        name = names[1] if error.filename is None else str(error.filename).replace(*names)
         raise OSError(error.errno, error.strerror, name) from error
 
 

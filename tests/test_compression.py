@@ -268,7 +268,7 @@ def test_a_sample_is_reported_in_bytes(tmp_path, saved, capsys):
     assert run(compress_main, saved, tmp_path / "in.wav", "-o", tmp_path / "a.codec") == 0
     codes = 3 * 1  # stages, of a byte each
     overhead = (tmp_path / "a.codec").stat().st_size - codes
-    assert capsys.readouterr().out.endswith(f"as {overhead} bytes are header and checksums\n")
+    assert capsys.readouterr().out.endswith(f"and {overhead} bytes of header and checksums\n")
 
 
 def test_tables_of_the_first_stages_serve_all(tmp_path, codec, recordings, saved, capsys):

@@ -94,7 +94,7 @@ def in_words(done: Compressed) -> str:
         + (
             f"{saved:.1f} % saved"
             if saved >= 0
-            else f"as {done.bytes - codes} bytes are header and checksums"
+            else f"and {done.bytes - codes} bytes of header and checksums"
         )
     )
 
