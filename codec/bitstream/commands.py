@@ -86,16 +86,12 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
 
 def in_words(done: Compressed) -> str:
     """What a file became, for people."""
-    codes = sum(done.stage_bytes)
     saved = 100 * (1 - done.bitrate / done.nominal)
+    rest = done.bytes - sum(done.stage_bytes)
+    ending = f"{saved:.1f} % saved" if saved >= 0 else f"and {rest} bytes of header and checksums"
     return (
         f"{done.seconds:.2f} s in {done.bytes} bytes, {done.bitrate / 1000:.3f} kbit/s; "
-        f"nominal {done.nominal / 1000:.3f} kbit/s, "
-        + (
-            f"{saved:.1f} % saved"
-            if saved >= 0
-            else f"and {done.bytes - codes} bytes of header and checksums"
-        )
+        f"nominal {done.nominal / 1000:.3f} kbit/s, {ending}"
     )
 
 
