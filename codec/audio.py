@@ -14,7 +14,7 @@ import soundfile
 import soxr
 
 from codec.audio_errors import AudioError, require_regular, why_empty, why_not_opened
-from codec.files import printable, written_whole
+from codec.files import FileError, printable, written_whole
 
 BLOCK = 2**18
 """Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
@@ -133,6 +133,11 @@ def check_peak(peak: float, path: str | os.PathLike[str]) -> None:
     """Raise `AudioError` for a file that is silent, or was never scaled to ±1."""
     if peak < SILENT_PEAK:
         raise AudioError(path, f"silent: no sample above {20 * np.log10(SILENT_PEAK):.0f} dBFS")
+    check_range(peak, path)
+
+
+def check_range(peak: float, path: str | os.PathLike[str]) -> None:
+    """Raise `AudioError` for a file that was never scaled to ±1."""
     if peak > LARGEST_PEAK:
         raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
 
@@ -222,12 +227,12 @@ def write_wav_blocks(
     """Write blocks `[C, n]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
 
     With 4 GB or more in the expected `length` samples it is RF64, which counts its bytes in 64 bits. Raises
-    `ValueError` for another shape and for samples that are not finite.
+    `ValueError` for another shape, `FileError` for no samples and for some that are not finite.
     """
     samples = (_pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:
-        raise ValueError(f"{printable(path)} not written: there is no audio")
+        raise FileError(path, "not written: there is no audio")
     kind = "RF64" if 2 * length * first.shape[1] > LARGEST_WAV else "WAV"
     with (
         written_whole(path) as temporary,
@@ -254,7 +259,7 @@ def _pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
         shape = list(audio.shape)
         raise ValueError(f"write_wav needs audio of shape [C, T], got {shape} for {printable(path)}")
     if not np.isfinite(audio).all():
-        raise ValueError(f"{printable(path)} not written: the audio holds NaN or infinite samples")
+        raise FileError(path, "not written: the audio holds NaN or infinite samples")
     # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
     return np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
 

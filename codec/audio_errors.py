@@ -37,6 +37,12 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise AudioError(path, "zero-length file")
 
 
+def check_wav_name(path: str | os.PathLike[str]) -> None:
+    """Raise `AudioError` for an output whose name promises something else than a wav."""
+    if os.path.splitext(path)[1].lower() != ".wav":
+        raise AudioError(path, "audio is written as wav alone: name a file that ends in .wav")
+
+
 def _plain(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file (deleted, or a dangling link)"

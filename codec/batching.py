@@ -131,7 +131,7 @@ def decode_part(
     with codec.streaming() as stream:
         for at in range(first, last, piece):
             upto = min(at + piece, last)
-            with exact_float32():  # and not around a yield, which would take the caller along
+            with exact_float32():  # as in `encode_long`
                 audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
             yield audio[:, max(0, begin - position) : max(0, end - position)]
             position += audio.shape[1]
@@ -143,10 +143,12 @@ def encode_long(
     """Codes `[K, F]` of a signal that comes in blocks `[C, T]`, as of the whole signal; in pieces too."""
     device = next(codec.parameters()).device
     piece = max(1, round(PIECE_SECONDS * codec.sample_rate))
-    options = {"num_quantizers": num_quantizers, "beam": beam}
-    with codec.streaming() as stream:
-        for block in blocks:
-            for part in block.split(piece, dim=1):
-                yield stream.encode(part[None].to(device), **options)[0].cpu()
-        nothing = torch.zeros(1, codec.audio_channels, 0, device=device)
-        yield stream.encode(nothing, final=True, **options)[0].cpu()
+    stream = codec.streaming()
+
+    def encode(part: Tensor, final: bool = False) -> Tensor:
+        with exact_float32():  # and not around a yield, which would take the caller along
+            return stream.encode(part[None].to(device), final, num_quantizers, beam)[0].cpu()
+
+    for block in blocks:
+        yield from map(encode, block.split(piece, dim=1))
+    yield encode(torch.zeros(codec.audio_channels, 0), final=True)

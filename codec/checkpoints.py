@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
-from codec.files import written_whole
+from codec.files import remove_leftovers, written_whole
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -105,8 +105,7 @@ def checkpoint_callbacks(
         "enable_version_counter": False,
         "save_on_train_epoch_end": False,
     }
-    for leftover in directory.glob(".*.ckpt.*"):
-        leftover.unlink(missing_ok=True)  # of a process that was killed while it saved
+    remove_leftovers(directory)
     callbacks = [
         ModelCheckpoint(filename="best", monitor="valid/mel", save_top_k=1, **common),
         LastCheckpoint(filename="last", every_n_train_steps=save_every, **common),

@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from codec.audio import AudioError, read_info, write_wav_blocks
+from codec.audio_errors import check_wav_name
 from codec.batching import decode_part, exact_float32, on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
-from codec.files import write_whole
+from codec.files import only_writer, remove_leftovers, write_whole
 from codec.model import Codec, load
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
@@ -28,13 +29,11 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
     """Decode every utterance, on the codec's device, to 16-bit wavs below `output`; returns their paths.
 
     Wavs that are there already are kept. ConfigError when the tokens are of another codec (unless
-    `any_codec`) or `output` holds something else, TokenError when a file is damaged.
+    `any_codec`) or `output` holds something else, FileError when another process is at work there, TokenError
+    when a file is damaged.
     """
     if not any_codec:
-        try:
-            tokens.require_codec(codec)
-        except ValueError as error:
-            raise ConfigError(str(error).replace("any_codec=True", "--any-codec")) from error
+        tokens.require_codec(codec, "--any-codec decodes them")
     elif (codec.sample_rate, codec.hop_length) != (tokens.format.sample_rate, tokens.format.hop_length):
         raise ConfigError("--any-codec: this codec has another sample rate or hop length")
     elif any(map(lt, codec.quantizer.codebook_sizes, tokens.codebook_sizes)):
@@ -42,19 +41,18 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
     elif codec.quantizer.num_quantizers < tokens.num_quantizers:
         raise ConfigError(f"--any-codec: this codec has only {codec.quantizer.num_quantizers} quantizers")
     begin(output, tokens, codec)
-    names = wav_names(tokens)
-    written = []
-    order = tqdm(range(len(tokens)), desc="decoding", unit="file", delay=1.0)
-    for i in order:
-        path = output / names[i]
-        written.append(path)
-        length = tokens.length(i)
-        if is_whole(path, length):
-            continue
-        tokens.verify(i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        blocks = (piece.numpy() for piece in tokens.audio(codec, i) if piece.shape[1])
-        write_wav_blocks(path, blocks, codec.sample_rate, length)
+    written = [output / name for name in wav_names(tokens)]
+    with only_writer(output, output / MARK):
+        for folder in {output, *(path.parent for path in written)}:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+        for i, path in enumerate(tqdm(written, desc="decoding", unit="file", delay=1.0)):
+            length = tokens.length(i)
+            if is_whole(path, length):
+                continue
+            tokens.verify(i)
+            blocks = (piece.numpy() for piece in tokens.audio(codec, i) if piece.shape[1])
+            write_wav_blocks(path, blocks, codec.sample_rate, length)
     return written
 
 
@@ -87,8 +85,6 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
         "num_quantizers": tokens.num_quantizers,
     }
     mark = output / MARK
-    for leftover in output.rglob(".codec-*.tmp"):  # of a process that was killed
-        leftover.unlink(missing_ok=True)
     if mark.is_file():
         if mark.read_bytes() != json.dumps(about, indent=2).encode():
             raise ConfigError(f"{output} holds the wavs of other tokens or stages: name another folder")
@@ -124,10 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return decoded_array(options)
     if options.tokens.is_file():
         return decompressed(options)
-    try:
-        tokens = TokenDataset(options.tokens, options.num_quantizers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    tokens = TokenDataset(options.tokens, options.num_quantizers)
+    if options.output.suffix.lower() == ".wav":
+        raise ConfigError(f"{options.output}: {options.tokens} becomes a folder of wavs: name a folder")
     codec = on_device(load(options.model), options.device)
     written = decode_dataset(codec, tokens, options.output, options.any_codec)
     print(f"{len(written)} wavs in {options.output}")
@@ -136,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def decoded_array(options: argparse.Namespace) -> int:
     """Decode the codes `[K, F]` of one `.npy` file to one wav of whole frames."""
+    check_wav_name(options.output)
     if options.output.exists():
         raise ConfigError(f"{options.output} exists: name another file")
     codec = on_device(load(options.model), options.device)

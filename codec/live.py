@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
+from codec.audio_errors import check_wav_name
 from codec.config import ConfigError
 from codec.model import Codec, load
 
@@ -58,15 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if min(options.frames, options.threads) < 1:
         raise ConfigError("--frames and --threads must be at least 1")
+    if options.output:
+        check_wav_name(options.output)
     if options.output and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
     codec = load(options.model)
     if not codec.quantizer.codebook_sizes:
         raise ConfigError(f"{options.model}: its quantizer keeps no codes to stream")
-    try:
-        codec.quantizer.check_depth(options.num_quantizers)
-    except ValueError as error:
-        raise ConfigError(f"--num-quantizers: {error}") from error
     print(
         f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "
         f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"

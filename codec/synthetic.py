@@ -7,8 +7,6 @@ same call writes the same bytes, given the same machine and numpy.
 """
 
 import os
-import secrets
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.random import Generator
 from tqdm import tqdm
 
 from codec.audio import write_wav
+from codec.files import FileError, folder_whole
 
 CLIP_SECONDS = 5.0
 FRAME = 0.005  # seconds; the vocal tract is set anew for each frame
@@ -50,34 +49,20 @@ def write_synthetic_folder(
     target = Path(root).expanduser()
     count = max(2, round(seconds / CLIP_SECONDS))
     names = [f"{'speech' if n % 2 == 0 else 'music'}_{n // 2 + 1:04d}.wav" for n in range(count)]
-    missing = [number for number, name in enumerate(names) if not (target / name).exists()]
-    if not missing:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".codec-{os.getpid()}-{secrets.token_hex(4)}"
-    staging.mkdir()
-    try:
+
+    def fill(folder: Path) -> None:
+        missing = [number for number, name in enumerate(names) if not (target / name).exists()]
         interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line every half second
         for number in tqdm(missing, "making synthetic audio", unit="file", delay=1.0, mininterval=interval):
             make = speech if number % 2 == 0 else music
             audio = make(CLIP_SECONDS, sample_rate, np.random.default_rng((seed, number)))
-            write_wav(staging / names[number], audio[None], sample_rate)
-        publish(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            write_wav(folder / names[number], audio[None], sample_rate)
 
-
-def publish(staging: Path, target: Path) -> None:
-    """Make the finished folder `staging` the folder `target`, or move its files there if that has some."""
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()  # Windows renames onto nothing, not even an empty folder
     try:
-        os.rename(staging, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        for file in sorted(staging.iterdir()):
-            os.replace(file, target / file.name)
+        with folder_whole(target) as folder:
+            fill(folder)
+    except FileError:  # there are files, or by now, of another process
+        fill(target)
 
 
 def speech(seconds: float, sample_rate: int, random: Generator) -> np.ndarray:

@@ -199,7 +199,7 @@ def test_write_wav_takes_odd_names_and_refuses_what_is_not_audio(tmp_path):
     for name in ("n" * 251 + ".wav", os.fsdecode(b"\xff.wav")):
         write_wav(tmp_path / name, np.zeros((1, 10)), RATE)
         assert read_info(tmp_path / name).frames == 10
-    with pytest.raises(ValueError, match=r"b\.wav not written: the audio holds NaN"):
+    with pytest.raises(ValueError, match=r"b\.wav: not written: the audio holds NaN"):
         write_wav(tmp_path / "b.wav", np.array([[0, np.nan]]), RATE)
     with pytest.raises(ValueError, match=r"shape \[C, T\], got \[10\]"):
         write_wav(tmp_path / "b.wav", np.zeros(10), RATE)

@@ -281,7 +281,7 @@ RAW = 2**31
         ([(0, 2, [RAW | (RAW - 1)], b"ab")], (1, 2, 640), "2147483647 bytes for 2 codes"),
         ([(0, 200, [3], b"abc")], (1, 200, 64000), "3 bytes for 200 codes"),
         ([(0, 2**16, [RAW | 2**16], b"ab")], (1, 2**16, 2**16 * 320), "truncated"),
-        ([(0, 2, [2], b"ab")], (1, 2, 640), "coded with tables, and the header names none"),
+        ([(0, 2, [2], b"ab")], (1, 2, 640), "coded with tables, and there are none for stage 0"),
     ],
 )
 def test_a_chunk_or_an_end_that_lies_is_refused_with_right_checksums(tmp_path, chunks, end, message):
@@ -340,6 +340,37 @@ def test_salvage_reads_a_long_file_of_markers_once(tmp_path, filler):
         reader.file.read = lambda size: (reads.append(size), read(size))[1]
         codes = np.concatenate([chunk.codes for chunk in reader.chunks(TABLES)], axis=1)
     assert (codes == CODES).all() and sum(reads) < 30 * path.stat().st_size
+
+
+def test_salvage_decodes_no_byte_twice(tmp_path, monkeypatch):
+    """Chunks within chunks, checksums right, that fail at their last stage: each took the time of all."""
+    tables, frames, count, heads = random_tables((256, 5)), 1024, 30, []
+    header, last = header_of((256, 5), tables, frames), frames * 3 // 8
+    for i in range(count):  # all end behind the same bytes, each four bytes later than the one within
+        first = frames // 64 + (count - 1 - i) * header.head_bytes + 4 * i
+        start = struct.pack("<4sII", b"CHNK", 0, frames) + header.lengths.pack(first, header.raw_flag | last)
+        heads.append(start + struct.pack("<I", crc32(start, header.crc)))
+    data = b"".join(heads) + bytes(frames // 64) + b"\xff" * last  # three bits, all ones: beyond five codes
+    for i, head in enumerate(heads, start=1):
+        crc = crc32(data[i * header.head_bytes :], struct.unpack("<I", head[-4:])[0])
+        data += struct.pack("<I", crc)
+    calls, decode = [], BitstreamReader.decode
+    monkeypatch.setattr(BitstreamReader, "decode", lambda *a: (calls.append(a), decode(*a))[1])
+    with BitstreamReader(file_of(tmp_path, header.pack() + data), salvage=True) as reader:
+        assert list(reader.chunks(tables)) == [] and len(calls) == 1
+
+
+def test_salvage_reads_no_byte_often(tmp_path):
+    """Heads with right checksums, each of which promises all that follows."""
+    header = header_of((256,), None, 2**16)
+    start = struct.pack("<4sII", b"CHNK", 0, 2**16) + header.lengths.pack(header.raw_flag | 2**16)
+    head = start + struct.pack("<I", crc32(start, header.crc))
+    path = file_of(tmp_path, header.pack() + head * 10000)
+    with BitstreamReader(path, salvage=True) as reader:
+        reads, read = [], reader.file.read
+        reader.file.read = lambda size: (reads.append(size), read(size))[1]
+        assert list(reader.chunks()) == []
+    assert sum(reads) < 10 * path.stat().st_size
 
 
 def test_the_right_tables_are_needed(tmp_path):

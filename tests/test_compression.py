@@ -1,8 +1,13 @@
 """Recordings to compressed files and back, and the commands that do it."""
 
+import argparse
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +16,17 @@ import soundfile
 import torch
 from composed import config
 
-from codec.audio import read_audio, read_info, write_wav
+from codec.audio import AudioError, read_audio, read_info, write_wav
 from codec.bitstream.commands import compress_main, decompress_main, fit_main, truncate_main
 from codec.bitstream.compression import compress, decompress, file_bits
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
+from codec.cli import report_errors
 from codec.decoding import main as decode_main
 from codec.model import Codec, build_codec
+from codec.streaming import Stream
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
 
@@ -27,6 +34,11 @@ SMALL = [
     *("experiment=tiny", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"),
     *("autoencoder.latent_dim=8", "quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=16"),
 ]
+
+
+def run(command: Callable[[list[str]], int], *arguments: object) -> int:
+    """Exit status of a command, as the console script has it."""
+    return report_errors(lambda: command([str(argument) for argument in arguments]))
 
 
 def tone(seconds: float, rate: int, pitch: float = 200.0, channels: int = 1) -> np.ndarray:
@@ -151,9 +163,9 @@ def test_a_damaged_chunk_is_an_error_or_silence(tmp_path, codec, recordings, tab
     with pytest.raises(BitstreamError, match=r"chunk 1, from 0\.40 s on: its checksum"):
         decompress(codec, path, wav, tables)
     assert not wav.exists() and not list(tmp_path.glob("*.tmp"))
-    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2
+    assert run(decompress_main, saved, path, "-o", wav) == 2
     assert "chunk 1, from 0.40 s on" in capsys.readouterr().err
-    assert decompress_main([str(saved), str(path), "-o", str(wav), "--salvage"]) == 1
+    assert run(decompress_main, saved, path, "-o", wav, "--salvage") == 1
     assert "a.codec: 0.40 to 0.80 s are lost: its checksum does not fit" in capsys.readouterr().out
     found, whole = read_audio(wav)[0], expected(codec, source)
     assert found.shape == whole.shape and not found[:, 6400:12800].any()
@@ -191,6 +203,26 @@ def test_chunks_of_impossible_length_are_refused(tmp_path, codec, recordings, se
         compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=seconds)
 
 
+def test_codes_and_audio_are_computed_without_tf32(tmp_path, codec, recordings, monkeypatch):
+    """Where a GPU has it, its rounding would give other codes than codec-encode's."""
+    seen, precision = [], torch.get_float32_matmul_precision
+    for method in (Stream.encode, Stream.decode):
+
+        def noted(*arguments, method=method, **options):
+            seen.append(precision())
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(Stream, method.__name__, noted)
+    before = precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=0.4)
+        decompress(codec, tmp_path / "a.codec", tmp_path / "out.wav")
+        assert set(seen) == {"highest"} and precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
     plain = build_codec(config("experiment=tiny", "quantizer=none", *SMALL[1:4])["model"])
     with pytest.raises(ValueError, match="keeps no codes"):
@@ -200,21 +232,83 @@ def test_a_quantizer_without_codes_is_refused(tmp_path, recordings):
 def test_nothing_is_overwritten_unless_asked(tmp_path, codec, tables, saved, recordings, capsys):
     source, path, wav = str(recordings / "0.wav"), tmp_path / "a.codec", tmp_path / "out.wav"
     path.write_text("mine")
-    assert compress_main([str(saved), source, "-o", str(path)]) == 2
+    assert run(compress_main, saved, source, "-o", path) == 2
     assert "exists already" in capsys.readouterr().err and path.read_text() == "mine"
-    assert compress_main([str(saved), source, "-o", str(path), "--force"]) == 0
+    assert run(compress_main, saved, source, "-o", path, "--force") == 0
     wav.write_text("mine")
     with pytest.raises(FileExistsError):
         decompress(codec, path, wav, tables)
-    assert decompress_main([str(saved), str(path), "-o", str(wav)]) == 2 and wav.read_text() == "mine"
-    assert decompress_main([str(saved), str(path), "-o", str(wav), "--force"]) == 0
-    assert fit_main([str(saved), str(recordings)]) == 2
+    assert run(decompress_main, saved, path, "-o", wav) == 2 and wav.read_text() == "mine"
+    assert run(decompress_main, saved, path, "-o", wav, "--force") == 0
+    assert run(fit_main, saved, recordings) == 2
     assert capsys.readouterr().err.count("exists already") == 2
+
+
+def test_a_name_that_promises_no_wav_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert run(decompress_main, "model", "a.codec", "-o", tmp_path / "out.flac") == 2
+    assert "out.flac: audio is written as wav alone" in capsys.readouterr().err
+
+
+def test_recordings_that_were_never_scaled_are_refused(tmp_path, codec):
+    soundfile.write(tmp_path / "loud.wav", 1000 * tone(1, 16000)[0], 16000, "FLOAT")
+    with pytest.raises(AudioError, match="out of range: samples reach 3"):
+        compress(codec, tmp_path / "loud.wav", tmp_path / "a.codec")
+    assert os.listdir(tmp_path) == ["loud.wav"]
+
+
+def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path, codec, recordings):
+    left = tmp_path / f".codec-{socket.gethostname()}-{2**22 + 1}-abcd.tmp"
+    left.write_bytes(b"half")
+    compress(codec, recordings / "0.wav", tmp_path / "a.codec")
+    assert os.listdir(tmp_path) == ["a.codec"]
+
+
+def test_a_sample_is_reported_in_bytes(tmp_path, saved, capsys):
+    write_wav(tmp_path / "in.wav", tone(1, 16000)[:, 50:51], 16000)
+    assert run(compress_main, saved, tmp_path / "in.wav", "-o", tmp_path / "a.codec") == 0
+    codes = 3 * 1  # stages, of a byte each
+    overhead = (tmp_path / "a.codec").stat().st_size - codes
+    assert capsys.readouterr().out.endswith(f"and {overhead} bytes of header and checksums\n")
+
+
+def test_tables_of_the_first_stages_serve_all(tmp_path, codec, recordings, saved, capsys):
+    """Stages without tables are stored as they are, and files of fewer stages are those of any tables."""
+    encode_corpus(codec, [recordings], tmp_path / "two", Settings("npy", num_quantizers=2))
+    assert run(fit_main, saved, tmp_path / "two", "-o", tmp_path / "t") == 0
+    assert "for the first 2 of 3 quantizers\n" in capsys.readouterr().out
+    tables, sizes = load_tables(tmp_path / "t"), {}
+    for stages in (3, 2, 1):
+        path = tmp_path / f"{stages}.codec"
+        sizes[stages] = compress(codec, recordings / "1.wav", path, tables, stages).stage_bytes
+        decompress(codec, path, tmp_path / f"{stages}.wav", tables)
+        assert close(tmp_path / f"{stages}.wav", expected(codec, recordings / "1.wav", stages))
+    assert sizes[3][:2] == sizes[2] and sizes[3][2] == np.ceil(188 / 2) > sizes[3][1]
+    assert run(truncate_main, tmp_path / "3.codec", "-o", tmp_path / "cut", "--num-quantizers", 2) == 0
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "2.codec").read_bytes()
+
+
+def test_tokens_of_another_codec_are_refused_in_the_commands_words(tmp_path, recordings, saved, capsys):
+    other = small_codec("autoencoder.encoder_channels=3")
+    encode_corpus(other, [recordings], tmp_path / "tokens", Settings("npy"))
+    assert run(fit_main, saved, tmp_path / "tokens", "-o", tmp_path / "t") == 2
+    message = capsys.readouterr().err
+    assert "is of another codec" in message and "encode the recordings again" in message
+
+
+@pytest.mark.parametrize("command", [compress_main, decompress_main, truncate_main, fit_main])
+def test_help_has_an_example_that_can_be_parsed(command, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    shown = capsys.readouterr().out
+    example = shlex.split(re.search(r"example: (codec-.*)", shown)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(argparse.ArgumentParser, "error", lambda _, message: pytest.fail(message))
+    assert run(command, *example[1:]) == 2  # there is no such model
 
 
 def test_outputs_in_no_folder_are_refused_before_anything_is_read(tmp_path, recordings, capsys):
     for command, source in ((compress_main, "in.wav"), (decompress_main, "a.codec")):
-        assert command(["model", source, "-o", str(tmp_path / "none" / "out")]) == 2
+        assert run(command, "model", source, "-o", tmp_path / "none" / "out.wav") == 2
         assert "none: no such folder to write into" in capsys.readouterr().err
 
 
@@ -222,26 +316,26 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     codec.save(tmp_path / "model")  # as in a run folder
     model, source = str(tmp_path), str(recordings / "3.wav")
     raw, coded, wav = (str(tmp_path / name) for name in ("raw.codec", "coded.codec", "out.wav"))
-    assert compress_main([model, source, "-o", raw]) == 0
+    assert run(compress_main, model, source, "-o", raw) == 0
     assert "no entropy tables" in capsys.readouterr().out
-    assert fit_main([model, str(recordings)]) == 0
+    assert run(fit_main, model, recordings) == 0
     shown = capsys.readouterr().out
     assert "with contexts:" in shown and load_tables(tmp_path / "model" / TABLES_FILE).tables_id in shown
-    assert compress_main([model, source, "-o", coded]) == 0
+    assert run(compress_main, model, source, "-o", coded) == 0
     size = os.path.getsize(coded)
     assert (
         f"1.50 s in {size} bytes, {8 * size / 1500:.3f} kbit/s; nominal 1.500 kbit/s"
         in capsys.readouterr().out
     )
     assert size < os.path.getsize(raw)
-    assert decompress_main([model, coded, "-o", wav]) == 0
+    assert run(decompress_main, model, coded, "-o", wav) == 0
     assert close(Path(wav), expected(codec, recordings / "3.wav"))
     with BitstreamReader(coded) as reader:
         assert reader.header.codec_id == codec.codec_id()
-    assert decode_main([model, coded, "-o", str(tmp_path / "again.wav")]) == 0
+    assert run(decode_main, model, coded, "-o", tmp_path / "again.wav") == 0
     assert (tmp_path / "again.wav").read_bytes() == Path(wav).read_bytes()
     encode_corpus(codec, [recordings], tmp_path / "tokens", Settings("npy"))
-    assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "of_tokens")]) == 0
+    assert run(fit_main, model, tmp_path / "tokens", "-o", tmp_path / "of_tokens") == 0
     of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
     assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
 
@@ -270,7 +364,7 @@ def test_mistakes_give_a_message_and_no_file(
 ):
     monkeypatch.chdir(tmp_path)
     filled = [a.format(saved=saved, wav=recordings / "0.wav") for a in arguments]
-    assert compress_main([*filled, "-o", "a.codec"]) == 2
+    assert run(compress_main, *filled, "-o", "a.codec") == 2
     assert message in capsys.readouterr().err and not os.listdir(tmp_path)
 
 

@@ -7,12 +7,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from test_files import held
 from tokenised import LAYOUTS, RATE, noise, small_codec, write_corpus
 
 from codec import decoding
-from codec.audio import read_audio, read_info, write_wav
+from codec.audio import AudioError, read_audio, read_info, write_wav
+from codec.bitstream.writer import BitstreamError
 from codec.config import ConfigError
 from codec.decoding import decode_dataset
+from codec.files import FileError
 from codec.tokens.dataset import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
@@ -112,6 +115,19 @@ def test_what_was_interrupted_goes_on(codec, tmp_path, monkeypatch):
         decode_dataset(codec, dataset, tmp_path / "wavs")
 
 
+@pytest.mark.slow
+def test_one_process_decodes_into_a_folder(codec, tmp_path):
+    write_corpus(tmp_path / "wavs")
+    dataset = encode(codec, tmp_path)
+    decode_dataset(codec, dataset, tmp_path / "out")
+    (tmp_path / "out" / "s1" / "utt 4.wav").unlink()
+    refused = pytest.raises(FileError, match="out: another process is writing here")
+    with held(tmp_path / "out" / decoding.MARK), refused:
+        decode_dataset(codec, dataset, tmp_path / "out")
+    decode_dataset(codec, dataset, tmp_path / "out")
+    assert (tmp_path / "out" / "s1" / "utt 4.wav").is_file()
+
+
 def test_damaged_codes_are_named_and_not_decoded(codec, tmp_path):
     write_corpus(tmp_path / "wavs")
     dataset = encode(codec, tmp_path)
@@ -154,8 +170,11 @@ def test_the_commands(codec, tmp_path, capsys):
     assert encoding.main([*arguments, "--device", "cpu"]) == 0
     assert decoding.main([model, tokens, "-o", out, "--num-quantizers", "2", "--device", "cpu"]) == 0
     assert f"9 wavs in {out}" in capsys.readouterr().out
-    assert decoding.main([model, str(tmp_path / "tokens" / "tokens.json"), "-o", f"{out}.wav"]) == 2
-    assert "tokens.json: not a .codec file" in capsys.readouterr().err
+    with pytest.raises(BitstreamError, match=r"tokens\.json: not a \.codec file"):
+        decoding.main([model, str(tmp_path / "tokens" / "tokens.json"), "-o", f"{out}.wav"])
+    with pytest.raises(ConfigError, match=r"one\.wav: .* becomes a folder of wavs: name a folder"):
+        decoding.main([model, tokens, "-o", str(tmp_path / "one.wav")])
+    assert not (tmp_path / "one.wav").exists()
     with pytest.raises(ConfigError, match="--device nonsense"):
         decoding.main([model, tokens, "-o", out, "--device", "nonsense"])
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):
@@ -173,6 +192,8 @@ def test_one_array_of_codes_is_decoded_to_one_wav(codec, tmp_path):
     np.testing.assert_allclose(read_audio(tmp_path / "out.wav")[0], expected.clip(-1, 1), atol=1.1 / 32768)
     with pytest.raises(ConfigError, match="exists"):
         decoding.main([*arguments, "--device", "cpu"])
+    with pytest.raises(AudioError, match=r"other\.flac: audio is written as wav alone"):
+        decoding.main([*arguments[:3], str(tmp_path / "other.flac"), "--device", "cpu"])
     np.save(tmp_path / "codes.npy", codes + 1000)
     with pytest.raises(ConfigError, match="below the codebook sizes"):
         decoding.main([*arguments[:3], str(tmp_path / "other.wav"), "--device", "cpu"])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import soundfile
 import torch
 from bad_audio import BAD as BAD_ZOO
 from bad_audio import GOOD, write_zoo
+from test_files import held
 from tokenised import BAD, LAYOUTS, NEEDS_ARROW, RATE, noise, require_same_codes, small_codec, write_corpus
 
 from codec.audio import read_audio, resampled_length, write_wav
 from codec.config import ConfigError
+from codec.files import FileError
 from codec.inventory import DataError
 from codec.tokens import encoding
 from codec.tokens.dataset import TokenDataset, TokenError
@@ -209,9 +212,9 @@ def test_another_codec_other_options_or_other_files_are_refused(codec, wavs, tmp
     before = [contents(tmp_path / name) for name in ("done", "begun")]
     for output in (tmp_path / "done", tmp_path / "begun"):
         changed = Settings("npy", beam=2, **SMALL_SHARDS)
-        with pytest.raises(ConfigError, match=r"other files or options: beam 1 → 2; name another folder"):
+        with pytest.raises(ConfigError, match=r"other files or options: --beam 1 → 2; name another folder"):
             encode_corpus(codec, [wavs], output, changed)
-        with pytest.raises(ConfigError, match="codebook_sizes"):
+        with pytest.raises(ConfigError, match=r"options: --num-quantizers 3 → 1; name"):
             encode_corpus(codec, [wavs], output, Settings("npy", num_quantizers=1, **SMALL_SHARDS))
         other = small_codec("autoencoder.decoder_channels=6")
         with pytest.raises(ConfigError, match="codec_id"):
@@ -245,6 +248,32 @@ def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monke
     assert not seen, "it was read as a whole"
     audio = torch.from_numpy(read_audio(tmp_path / "wavs" / "long.wav", RATE)[0])
     require_same_codes(codec, TokenDataset(tmp_path / "pieces")[0], audio)
+
+
+def test_progress_moves_within_a_long_file(codec, tmp_path, monkeypatch):
+    (tmp_path / "wavs").mkdir()
+    write_wav(tmp_path / "wavs" / "long.wav", noise(70_000, 1), 22_050)
+    write_wav(tmp_path / "wavs" / "short.wav", noise(2000, 2), RATE)
+    monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.5)
+    told = []
+    monkeypatch.setattr(
+        encoding, "progress", lambda seconds: nullcontext(told.append(-seconds) or told.append)
+    )
+    settings = Settings("npy", batch_seconds=0.5, workers=0)
+    encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", settings)
+    assert len(told) > 6 and max(told) <= 0.6 and sum(told) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_at_work_is_not_done_twice(codec, wavs, tmp_path):
+    settings = Settings("npy", **SMALL_SHARDS)
+    encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(3, 0))
+    with held(tmp_path / "t" / ".encoding" / "1-of-3.lock"):
+        with pytest.raises(FileError, match="t: another process is writing here: wait until it ends"):
+            encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(3, 1))
+        encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(3, 2))
+    assert encode_corpus(codec, [wavs], tmp_path / "t", settings, jobs=(3, 1))["items"] == 9
+    assert not (tmp_path / "t" / ".encoding").exists()
 
 
 def test_files_that_break_while_they_are_encoded_are_reported(codec, wavs, tmp_path, monkeypatch):
@@ -316,11 +345,15 @@ def test_shards_are_decided_by_the_files_alone(wavs):
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("environment", "expected", "told_by"),
     [
-        ({}, (1, 0)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, (8, 3)),
-        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"}, (4, 2)),
+        ({}, (1, 0), ""),
+        ({"RANK": "3", "WORLD_SIZE": "8"}, (8, 3), "RANK says"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "3"},
+            (4, 2),
+            "SLURM_ARRAY_TASK_ID says",
+        ),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "14",
@@ -329,14 +362,21 @@ def test_shards_are_decided_by_the_files_alone(wavs):
                 "SLURM_ARRAY_TASK_STEP": "2",
                 "RANK": "1",
                 "WORLD_SIZE": "2",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "1",
             },
             (6, 5),
+            "SLURM_ARRAY_TASK_ID and RANK say",
         ),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (4, 2), "SLURM_PROCID says"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, (1, 0), ""),  # a batch script without srun
     ],
 )
-def test_jobs_are_counted_as_torchrun_and_slurm_say(environment, expected):
+def test_jobs_are_counted_as_torchrun_and_slurm_say(environment, expected, told_by, capsys):
     assert shard_of_jobs(None, None, environment) == expected
-    assert shard_of_jobs(7, 6, environment) == (7, 6)
+    said = f"job {expected[1]} of {expected[0]}, as {told_by}\n" if told_by else ""
+    assert capsys.readouterr().out == said
+    assert shard_of_jobs(7, 6, environment) == (7, 6) and not capsys.readouterr().out
 
 
 def test_impossible_arguments_are_refused_in_a_sentence(codec, wavs, tmp_path):

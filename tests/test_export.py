@@ -14,6 +14,7 @@ from codec.export import export, graphs, step_graphs, verification
 from codec.export import onnx as onnx_export
 from codec.export.export import Options, lengths, main, push
 from codec.export.verification import Comparison, clip, compare
+from codec.files import FileError
 from codec.layers import LSTM, ConvTranspose1d
 from codec.model import Codec, build_codec, load
 
@@ -148,7 +149,7 @@ def test_an_existing_folder_a_foreign_checkpoint_and_a_missing_one_are_refused(t
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"taken exists: name another folder with -o"):
+    with pytest.raises(FileError, match=r"taken: exists already: name another folder"):
         main([source, "--to", "codec", "-o", str(taken)])
     assert (taken / "mine.txt").read_text() == "mine"
     with pytest.raises(FileNotFoundError, match="no such model"):

@@ -100,7 +100,7 @@ def test_what_is_missing_is_said(saved, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="exists"):
         main([str(folder), str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav")])
     assert (tmp_path / "out.wav").read_text() == "mine"
-    with pytest.raises(ConfigError, match=r"--num-quantizers: .* 1 to"):
+    with pytest.raises(ConfigError, match="num_quantizers must be 1 to"):
         main([str(folder), str(tmp_path / "in.wav"), "--num-quantizers", "99"])
 
 

@@ -8,6 +8,7 @@ import pytest
 from tokenised import NEEDS_ARROW, small_codec, write_corpus
 
 from codec.config import ConfigError
+from codec.files import FileError
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.exports import export_codec_bpe, export_hf, export_lhotse, main, portions
@@ -92,7 +93,7 @@ def test_first_stages_and_refusals(tokens, tmp_path, monkeypatch):
     arguments = [str(tokens.path), "--to", "codec-bpe", "-o", str(tmp_path / "bpe")]
     assert main([*arguments, "--num-quantizers", "2"]) == 0
     assert np.load(tmp_path / "bpe" / "s1" / "utt 4_c0.npy").shape[1] == 2
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(FileError, match="exists already"):
         main(arguments)
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):
         main([*arguments, "--num-quantizers", "7"])

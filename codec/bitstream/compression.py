@@ -12,8 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
-from codec.batching import exact_float32
+from codec.audio import (
+    AudioError,
+    check_range,
+    read_blocks,
+    read_info,
+    resampled_length,
+    write_wav_blocks,
+)
+from codec.batching import encode_long, exact_float32
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.writer import (
     BitstreamError,
@@ -24,8 +31,8 @@ from codec.bitstream.writer import (
     check_target,
     new_file,
 )
+from codec.config import ConfigError
 from codec.model import Codec
-from codec.streaming import Stream
 
 SILENT_FRAMES = 64  # written at a time where codes were lost
 
@@ -56,24 +63,25 @@ def compress(
     """Write a recording, resampled and mixed for the codec, as a `.codec` file.
 
     AudioError for a recording that cannot be read, TablesError for tables of another codec, FileExistsError
-    for an existing target, ValueError for numbers of stages or seconds that cannot be.
+    for an existing target, ConfigError for numbers of stages or seconds that cannot be.
     """
     header = make_header(codec, tables, num_quantizers, chunk_seconds)
     samples = 0
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[Tensor]:
         nonlocal samples
         for block in read_blocks(source, codec.sample_rate, codec.audio_channels):
+            check_range(float(np.abs(block).max(initial=0)), source)
             samples += block.shape[1]
-            yield block
+            yield torch.from_numpy(block)
 
     info = read_info(source)
     if resampled_length(info.frames, info.sample_rate, codec.sample_rate) == 0:
         raise AudioError(source, f"too short: no whole sample at {codec.sample_rate} Hz")
     with new_file(target, overwrite) as file:
         writer = BitstreamWriter(file, header, tables)
-        for codes in encode_blocks(codec.streaming(), blocks(), num_quantizers):
-            writer.write(codes)
+        for codes in encode_long(codec, blocks(), num_quantizers):
+            writer.write(codes.numpy())
         writer.finish(samples)
         size = file.tell()
     nominal = codec.bitrate(num_quantizers)
@@ -86,11 +94,11 @@ def make_header(
     """The header of what a codec writes."""
     sizes = codec.quantizer.codebook_sizes[: codec.quantizer.check_depth(num_quantizers)]
     if not sizes:
-        raise ValueError("this codec's quantizer keeps no codes to write")
+        raise ConfigError("this codec's quantizer keeps no codes to write")
     frames = round(chunk_seconds * codec.frame_rate) if np.isfinite(chunk_seconds) else 0
     if not 1 <= frames <= 2**16:
         least, most = 1 / codec.frame_rate, 2**16 / codec.frame_rate
-        raise ValueError(f"chunks must be {least:.3g} to {most:.3g} seconds long, got {chunk_seconds}")
+        raise ConfigError(f"chunks must be {least:.3g} to {most:.3g} seconds long, got {chunk_seconds}")
     if tables is not None:
         require_codec(tables, codec)
     return Header(
@@ -119,27 +127,13 @@ def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, i
 
 
 def require_codec(tables: EntropyTables, codec: Codec) -> None:
-    """TablesError unless the tables were fitted to this codec."""
-    if (tables.codec_id, tables.codebook_sizes) != (codec.codec_id(), codec.quantizer.codebook_sizes):
+    """TablesError unless the tables were fitted to this codec, or to its first stages."""
+    sizes = codec.quantizer.codebook_sizes[: len(tables.codebook_sizes)]
+    if (tables.codec_id, tables.codebook_sizes) != (codec.codec_id(), sizes):
         raise TablesError(
             f"the entropy tables are of codec {tables.codec_id[:16]}..., the model is codec "
             f"{codec.codec_id()[:16]}...: fit them again with codec-fit-entropy"
         )
-
-
-def encode_blocks(
-    stream: Stream, blocks: Iterable[np.ndarray], num_quantizers: int | None = None
-) -> Iterator[np.ndarray]:
-    """Codes `[K, F]` of one signal in blocks `[C, n]`; another one may follow it on the stream."""
-    device = stream.pending.device
-    for block in blocks:
-        with exact_float32():
-            codes = stream.encode(torch.from_numpy(block)[None].to(device), num_quantizers=num_quantizers)
-        yield codes[0].cpu().numpy()
-    end = torch.zeros(1, stream.autoencoder.audio_channels, 0, device=device)
-    with exact_float32():
-        codes = stream.encode(end, final=True, num_quantizers=num_quantizers)
-    yield codes[0].cpu().numpy()
 
 
 def decompress(
@@ -181,23 +175,26 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
     """Audio `[C, n]` of chunks in order; lost ones are noted, and silent."""
     stream, device = codec.streaming(), next(codec.parameters()).device
-    codes = torch.zeros(1, 1, 0, dtype=torch.int64, device=device)
-    running = False
+    nothing, running = np.zeros((1, 0), np.int64), False
+
+    def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:
+        with exact_float32():  # and not around a yield, which would take the caller along
+            return stream.decode(torch.from_numpy(codes)[None].to(device), final)[0].cpu().numpy()
+
     for chunk in chunks:
         if chunk.codes is not None:
-            codes = torch.from_numpy(chunk.codes)[None].to(device)
-            yield stream.decode(codes)[0].cpu().numpy()
+            yield decode(chunk.codes)
             running = True
             continue
         lost.append(chunk)
         if running:  # what follows does not continue what came before
-            yield stream.decode(codes[..., :0], final=True)[0].cpu().numpy()
+            yield decode(nothing, final=True)
             running = False
         for start in range(0, chunk.frames, SILENT_FRAMES):
             frames = min(SILENT_FRAMES, chunk.frames - start)
             yield np.zeros((codec.audio_channels, frames * codec.hop_length), np.float32)
     if running:
-        yield stream.decode(codes[..., :0], final=True)[0].cpu().numpy()
+        yield decode(nothing, final=True)
 
 
 def cut(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from codec.bitstream.coding import RangeDecoder, encode_intervals, pack_bits, unpack_bits
+from codec.config import ConfigError
 
 FORMAT = "codec entropy tables 1"
 LOG_BITS = 10  # fractional bits of bias, and of embeddings times output
@@ -40,7 +41,7 @@ def integer_powers() -> np.ndarray:
 POWERS = integer_powers()
 
 
-class TablesError(ValueError):
+class TablesError(ConfigError):
     """Entropy tables that are missing, damaged or of another codec: which, and why."""
 
 

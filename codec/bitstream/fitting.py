@@ -21,6 +21,7 @@ from codec.bitstream.entropy import (
     low_bits,
     place_contexts,
 )
+from codec.config import ConfigError
 
 RANK = 32  # numbers that stand for a context's symbol
 UNIT = 2 ** (LOG_BITS // 2)  # of embeddings and outputs; their products have LOG_BITS fractional bits
@@ -49,14 +50,14 @@ def fit_tables(
     """Tables of a codec from sequences of codes `[K, F]`, one a recording; the same for the same sequences.
 
     At most the first `max_frames` frames are used: shuffle what is longer. Stages whose held-out codes take
-    no fewer bits with contexts get static tables. ValueError for codes of another codec, or too few.
+    no fewer bits with contexts get static tables. ConfigError for too few codes, ValueError for other ones.
     """
     if not codebook_sizes:
-        raise ValueError("this codec's quantizer keeps no codes to fit tables to")
+        raise ConfigError("this codec's quantizer keeps no codes to fit tables to")
     pieces = collect(sequences, tuple(codebook_sizes), max_frames)
     held_out, kept = pieces[::HELD_OUT], [p for i, p in enumerate(pieces) if i % HELD_OUT]
     if not kept:
-        raise ValueError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
+        raise ConfigError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
     frames, fits = sum(piece.shape[1] for piece in held_out), []
     for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", disable=None):
         static = fit_static([piece[stage] for piece in kept], alphabet(codebook_sizes[stage]))

@@ -29,6 +29,7 @@ from codec.bitstream.records import (
     unpack_header,
     unsealed,
 )
+from codec.config import ConfigError
 
 WINDOW = 2**16  # bytes searched at a time for the next whole chunk
 
@@ -104,7 +105,7 @@ class BitstreamReader:
         require_tables(self.header, tables)
         count = len(self.header.codebook_sizes)
         if num_quantizers is not None and not 1 <= num_quantizers <= count:
-            raise ValueError(f"num_quantizers must be 1 to {count} for {self.path}, got {num_quantizers}")
+            raise ConfigError(f"num_quantizers must be 1 to {count} for {self.path}, got {num_quantizers}")
         if self.salvage:
             yield from self.salvaged(tables, num_quantizers or count)
             return
@@ -123,7 +124,8 @@ class BitstreamReader:
         position, digest, end = self.begin, 0, self.end
         for index in range(end.chunks):
             try:
-                head, parts, crc = self.read_chunk(position)
+                head = self.read_head(position)
+                parts, crc = self.read_stages(position, head)
                 frames = min(self.header.chunk_frames, end.frames - index * self.header.chunk_frames)
                 if head.index != index or head.frames != frames:
                     raise CorruptError(f"chunk {head.index} of {head.frames} frames is in its place")
@@ -131,33 +133,40 @@ class BitstreamReader:
                 raise self.damaged(index, error) from error
             yield head, parts
             digest = crc32(crc, digest)
-            position += self.header.head_bytes + sum(head.sizes) + CRC.size
+            position += self.size(head)
         if position != self.length - END_BYTES:
             raise BitstreamError(self.path, "bytes between the last chunk and the end record")
         if digest != end.digest:
             raise BitstreamError(self.path, "its chunks are not those that it was written with")
 
-    def read_chunk(self, position: int) -> tuple[Head, list[bytes], bytes]:
-        """Head, stages' bytes and CRC of the chunk at `position`; CorruptError when it is damaged."""
-        start = self.read(position, self.header.head_bytes)
-        head = unpack_head(start, self.header, self.seed)
-        size, here = sum(head.sizes), position + len(start)
-        if here + size + CRC.size > self.length:
+    def size(self, head: Head) -> int:
+        """Bytes of a chunk."""
+        return self.header.head_bytes + sum(head.sizes) + CRC.size
+
+    def read_head(self, position: int) -> Head:
+        """Head of the chunk at `position`; CorruptError when it is damaged, or promises too much."""
+        head = unpack_head(self.read(position, self.header.head_bytes), self.header, self.seed)
+        if position + self.size(head) > self.length:
             raise CorruptError("truncated")
-        data = self.read(here, size + CRC.size)
-        content = unsealed(data, CRC.unpack(start[-CRC.size :])[0])
+        return head
+
+    def read_stages(self, position: int, head: Head) -> tuple[list[bytes], bytes]:
+        """Stages' bytes and CRC of the chunk at `position`; CorruptError when it is damaged."""
+        data = self.read(position, self.size(head))
+        begin = self.header.head_bytes
+        content = unsealed(data[begin:], CRC.unpack_from(data, begin - CRC.size)[0])
         cuts = [0, *accumulate(head.sizes)]
-        return head, [content[a:b] for a, b in pairwise(cuts)], data[-CRC.size :]
+        return [content[a:b] for a, b in pairwise(cuts)], data[-CRC.size :]
 
     def decode(self, head: Head, parts: list[bytes], tables: EntropyTables | None) -> np.ndarray:
         """Codes int64 `[len(parts), F]`; CorruptError for bytes that no writer wrote."""
         codes = np.zeros((len(parts), head.frames), np.int64)
         for stage, (part, raw) in enumerate(zip(parts, head.raw, strict=False)):
             size = self.header.codebook_sizes[stage]
-            if not raw and tables is None:
-                raise CorruptError("coded with tables, and the header names none")
-            if raw or tables is None:
+            if raw:
                 codes[stage] = unpack_bits(part, (size - 1).bit_length(), head.frames)
+            elif tables is None or stage >= len(tables.stages):
+                raise CorruptError(f"coded with tables, and there are none for stage {stage}")
             else:
                 codes[stage] = tables.decode(part, codes[:stage])
             if codes[stage].max() >= size:
@@ -167,37 +176,50 @@ class BitstreamReader:
     def salvaged(self, tables: EntropyTables | None, num_quantizers: int) -> Iterator[Chunk]:
         """All chunks in order, the damaged ones with their problem and without codes."""
         position, frame, problem = self.begin, 0, ""
+        left = 2 * self.length  # real chunks do not overlap: only forged ones make more to read
         while position < self.length:
+            skipped = 1
             try:
-                head, parts, _ = self.read_chunk(position)
+                head = self.read_head(position)
+                left -= self.size(head)
+                skipped = 1 if left > 0 else self.size(head)
+                parts, _ = self.read_stages(position, head)
+                skipped = self.size(head)  # as it was written: no other chunk is within
                 start = head.index * self.header.chunk_frames
                 if start < frame or start + head.frames > self.most_frames:
                     raise CorruptError(f"chunk {head.index} is in its place")
                 codes = self.decode(head, parts[:num_quantizers], tables)
             except CorruptError as error:
                 problem = problem or str(error)
-                position = self.find_chunk(position + 1)
+                position = self.find_chunk(position + skipped)
                 continue
             if start > frame:
                 yield Chunk(frame, start - frame, None, problem or "lost")
             yield Chunk(start, head.frames, codes)
             frame, problem = start + head.frames, ""
-            position += self.header.head_bytes + sum(head.sizes) + CRC.size
+            position += self.size(head)
         if self.end and self.end.frames > frame:
             yield Chunk(frame, self.end.frames - frame, None, problem or "lost")
 
     def find_chunk(self, position: int) -> int:
-        """Where the next marker of a chunk is, or the file's end."""
-        while True:
+        """Where the next head is that its checksum fits, or the file's end."""
+        size = self.header.head_bytes - CRC.size
+        while position + size + CRC.size <= self.length:
             begin, block = self.window
-            if begin <= position <= begin + len(block) - len(CHUNK):
-                found = block.find(CHUNK, position - begin)
-                if found >= 0:
-                    return begin + found
+            last = begin + len(block) - size - CRC.size
+            if not begin <= position <= last:
+                self.window = position, self.read(position, WINDOW)
+                continue
+            found = block.find(CHUNK, position - begin)
+            if found < 0:
                 position = begin + len(block) - len(CHUNK) + 1
-            if position + len(CHUNK) > self.length:
-                return self.length
-            self.window = position, self.read(position, WINDOW)
+            elif begin + found > last:
+                position = begin + found
+            elif CRC.unpack_from(block, found + size)[0] == crc32(block[found : found + size], self.seed):
+                return begin + found
+            else:
+                position = begin + found + 1
+        return self.length
 
     def damaged(self, index: int, error: Exception) -> BitstreamError:
         """The error of a chunk, with its place."""
@@ -213,7 +235,9 @@ def require_tables(header: Header, tables: EntropyTables | None) -> None:
         raise TablesError(f"the entropy tables {header.tables_id} are needed, and none are given")
     if tables.tables_id != header.tables_id:
         raise TablesError(f"the entropy tables {header.tables_id} are needed, not {tables.tables_id}")
-    if tables.codec_id != header.codec_id or tables.codebook_sizes[: header.depth] != header.codebook_sizes:
+    common = min(header.depth, len(tables.codebook_sizes))
+    same = tables.codebook_sizes[:common] == header.codebook_sizes[:common]
+    if tables.codec_id != header.codec_id or not same:
         raise TablesError(f"the entropy tables are of codec {tables.codec_id}, not of {header.codec_id}")
 
 

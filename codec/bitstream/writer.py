@@ -19,7 +19,8 @@ from codec.bitstream.coding import pack_bits
 from codec.bitstream.entropy import EntropyTables
 from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
 from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
-from codec.files import printable, written_whole
+from codec.config import ConfigError
+from codec.files import printable, remove_leftovers, written_whole
 
 __all__ = [
     "BitstreamError",
@@ -77,7 +78,7 @@ class BitstreamWriter:
         """Bytes of the last stage's codes in `[K, F]`, and whether they are stored as they are."""
         size, frames = self.header.codebook_sizes[len(codes) - 1], codes.shape[1]
         raw = pack_bits(codes[-1], (size - 1).bit_length())
-        if self.tables is None:
+        if self.tables is None or len(codes) > len(self.tables.stages):
             return raw, True
         coded = self.tables.encode(codes).ljust(least_bytes(frames), b"\0")
         return (coded, False) if len(coded) < len(raw) else (raw, True)
@@ -101,12 +102,12 @@ def truncate(
     """Copy a `.codec` file with only its first stages, without the codec or its tables.
 
     The bytes are those that the codes' first stages are written to. BitstreamError for a damaged file,
-    FileExistsError for an existing target, ValueError for a number of stages that the file does not have.
+    FileExistsError for an existing target, ConfigError for a number of stages that the file does not have.
     """
     with BitstreamReader(source) as reader:
         count = len(reader.header.codebook_sizes)
         if reader.end is None or not 1 <= num_quantizers <= count:
-            raise ValueError(
+            raise ConfigError(
                 f"num_quantizers must be 1 to {count} for {printable(source)}, got {num_quantizers}"
             )
         with new_file(target, overwrite) as file:
@@ -128,5 +129,6 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
     """A file to write that appears complete or not at all; FileExistsError unless it may replace another."""
     check_target(path, overwrite)
+    remove_leftovers(Path(path).parent)
     with written_whole(path, durable=True) as temporary, temporary.open("xb") as file:
         yield file

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +21,7 @@ from codec.export.graphs import inference_codec, programs
 from codec.export.model_card import model_card
 from codec.export.step_graphs import require_causal, run_steps, step_programs
 from codec.export.verification import EXACT_AGREEMENT, EXACT_ERROR, Comparison, compare, optional
+from codec.files import folder_whole
 from codec.model import Codec, load
 from codec.synthetic import music, speech
 
@@ -190,30 +188,13 @@ def export(codec: Codec, form: str, folder: Path, options: Options, card: Callab
     """
     if options.streaming:
         require_causal(codec)
-    with new_folder(folder) as staging:
+    with folder_whole(folder) as staging:
         found = FORMATS[form](codec, staging, options)
         lines = [f"{what}: {comparison}" for what, comparison in found.items()]
         for what, comparison in found.items():
             comparison.require(f"{form}, {what},", *limits(options))
         (staging / "README.md").write_text(card(form=form, options=options, checks=lines), encoding="utf-8")
     return lines
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its place when nothing went wrong; ConfigError when that is taken."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists: name another folder with -o, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{os.getpid()}"
-    staging.mkdir()
-    try:
-        yield staging
-        if folder.is_dir():
-            folder.rmdir()
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from codec.config import ConfigError
+
 
 class Quantized(NamedTuple):
     """What a quantizer makes of latents `[B, D, F]`.
@@ -48,11 +50,11 @@ class Quantizer(nn.Module):
         return sum(math.log2(size) for size in used) if self.codebook_sizes else math.inf
 
     def check_depth(self, num_quantizers: int | None) -> int:
-        """Resolve and check a number of stages; ValueError outside 1..K."""
+        """Resolve and check a number of stages; ConfigError outside 1..K."""
         if num_quantizers is None or not self.codebook_sizes:
             return self.num_quantizers
         if num_quantizers not in range(1, self.num_quantizers + 1):
-            raise ValueError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
+            raise ConfigError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
         return num_quantizers
 
     def check_codes(self, codes: Tensor) -> None:

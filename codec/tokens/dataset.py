@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from codec.config import ConfigError
 from codec.tokens import arrow as token_arrow
 from codec.tokens.files import (
     INDEX_FILE,
@@ -57,7 +58,7 @@ class TokenDataset(Dataset[Tensor]):
         self.format, self.description = read_format(self.path)
         stored = self.format.num_quantizers
         if num_quantizers is not None and not 1 <= num_quantizers <= stored:
-            raise ValueError(
+            raise ConfigError(
                 f"num_quantizers must be 1 to {stored}, as {self.path} has, got {num_quantizers}"
             )
         self.num_quantizers = num_quantizers or stored
@@ -172,15 +173,15 @@ class TokenDataset(Dataset[Tensor]):
         """All windows of `length` frames, every `step` (default: `length`) frames of every utterance."""
         return TokenWindows(self, length, step)
 
-    def require_codec(self, codec: Codec) -> None:
-        """ValueError unless the tokens are of this codec."""
+    def require_codec(self, codec: Codec, hint: str = "any_codec=True decodes them") -> None:
+        """ConfigError, which ends in the hint, unless the tokens are of this codec."""
         changes = sum(tensor._version for tensor in codec.state_dict().values())
         if self.trusted and self.trusted[0]() is codec and self.trusted[1] == changes:
             return
         if codec.codec_id() != self.format.codec_id:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.path} is of another codec ({self.format.codec_id[:12]}…, this is "
-                f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; any_codec=True decodes them"
+                f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; {hint}"
             )
         self.trusted = weakref.ref(codec), changes
 
@@ -189,7 +190,7 @@ class TokenDataset(Dataset[Tensor]):
     ) -> Tensor:
         """Audio `[C, T]` of frames `start` to `stop`: cut from utterance `i`'s whole audio, at less work.
 
-        ValueError when the tokens are of another codec, unless `any_codec` says that this is meant.
+        ConfigError when the tokens are of another codec, unless `any_codec` says that this is meant.
         """
         if not any_codec:
             self.require_codec(codec)

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from codec.batching import exact_float32, on_device
 from codec.config import ConfigError
+from codec.files import only_writer
 from codec.model import Codec, load
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import LAYOUTS, META_FILE, TokenError, TokenFormat
-from codec.tokens.plan import Plan, batches, begin, describe, make_plan, shard_of_jobs
+from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan, shard_of_jobs
 from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
 from codec.workers import WorkerLoader
@@ -36,7 +37,8 @@ def encode_corpus(
     """Encode a folder, or files, on the codec's device; this is job `jobs[1]` of `jobs[0]`.
 
     What was done before is not done again. Returns the content of `tokens.json` when this job was the last,
-    None when others are still to come. ConfigError and DataError say what is wrong with the arguments.
+    None when others are still to come. ConfigError and DataError say what is wrong with the arguments,
+    FileError that this job is at work already.
     """
     settings = settings or Settings()
     token_format = format_of(codec, settings)
@@ -48,21 +50,24 @@ def encode_corpus(
         require_whole(output)
         print(f"{output} is complete: nothing to do")
         return None
-    own = range(jobs[1], len(plan.shards), jobs[0])
-    todo = [shard for shard in own if not note(output, shard).is_file()]
-    if (output / META_FILE).is_file():  # by another job, which then removed the notes
-        return None
-    if merge_only:
-        missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
-        if missing:
-            raise ConfigError(f"{output}: {len(missing)} of {len(plan.shards)} shards are not encoded yet")
-    else:
-        sweep(output, own)
-        encode_shards(codec, settings, plan, todo, output, token_format, about)
-    if not all_done(output, plan) and not (output / META_FILE).is_file():
-        print(f"job {jobs[1]} of {jobs[0]} is done; the last one to end completes {output}")
-        return None
-    return finish(output, plan, token_format, about)
+    with only_writer(output, output / WORK / f"{jobs[1]}-of-{jobs[0]}.lock"):
+        own = range(jobs[1], len(plan.shards), jobs[0])
+        todo = [shard for shard in own if not note(output, shard).is_file()]
+        if (output / META_FILE).is_file():  # by another job, which then removed the notes
+            return None
+        if merge_only:
+            missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
+            if missing:
+                raise ConfigError(
+                    f"{output}: {len(missing)} of {len(plan.shards)} shards are not encoded yet"
+                )
+        else:
+            sweep(output, own)
+            encode_shards(codec, settings, plan, todo, output, token_format, about)
+        if not all_done(output, plan) and not (output / META_FILE).is_file():
+            print(f"job {jobs[1]} of {jobs[0]} is done; the last one to end completes {output}")
+            return None
+        return finish(output, plan, token_format, about)
 
 
 def require_whole(output: Path) -> None:
@@ -106,29 +111,31 @@ def encode_shards(
     encoder = Encoder(codec, settings, plan, token_format)
     device = next(codec.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    hours = sum(plan.seconds(shard) for shard in todo) / 3600
+    seconds = sum(plan.seconds(shard) for shard in todo)
     outcomes: dict[int, Outcome] = {}
-    with exact_float32(), progress(hours) as advance:
-        for (shard, group), loaded in zip(groups, loader, strict=True):
-            outcomes |= encoder.encode(loaded)
-            advance(sum(plan.sources[number].seconds for number in group) / 3600)
+    with exact_float32(), progress(seconds) as advance:
+        for (shard, _), loaded in zip(groups, loader, strict=True):
+            outcomes |= encoder.encode(loaded, advance)
             if len(outcomes) == len(plan.shards[shard]):
                 write_shard(output, shard, plan, outcomes, about, name)
                 outcomes = {}
 
 
 @contextmanager
-def progress(hours: float) -> Iterator[Callable[[float], None]]:
-    """Show how far, how long still, and how many hours of audio an hour takes."""
+def progress(seconds: float) -> Iterator[Callable[[float], None]]:
+    """Show how far, how long still, and how many hours of audio an hour takes, as it is told of seconds."""
     shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
     interval = 0.5 if sys.stderr.isatty() else 30.0
     began = time.perf_counter()
-    with tqdm(total=hours, desc="encoding", bar_format=shape, delay=1.0, mininterval=interval) as bar:
+    with tqdm(
+        total=seconds / 3600, desc="encoding", bar_format=shape, delay=1.0, mininterval=interval
+    ) as bar:
 
         def advance(more: float) -> None:
-            speed = (bar.n + more) / (time.perf_counter() - began) * 3600
+            hours = more / 3600
+            speed = (bar.n + hours) / (time.perf_counter() - began) * 3600
             bar.set_postfix_str(f"{speed:.0f} audio-hours per hour", refresh=False)
-            bar.update(more)
+            bar.update(hours)
 
         yield advance
 
@@ -196,9 +203,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--shard-hours",
         type=float,
         default=defaults.shard_hours,
-        help="audio in a shard, the most that a kill loses; default: %(default)s",
+        help="audio in a shard, or one longer file; a kill loses the shard at work; default: %(default)s",
     )
-    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm arrays say")
+    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm says")
     add("--shard-id", type=int, help="which of the jobs this is, from 0")
     add("--merge", action="store_true", help="only complete the dataset; the last job does it by itself")
     add("--engine", choices=("local", "ray"), default="local", help="ray: a job for each CPU or GPU of Ray's")

@@ -6,9 +6,7 @@ import argparse
 import gzip
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,26 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from codec.config import ConfigError
+from codec.files import folder_whole
 from codec.tokens.arrow import pyarrow
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import Utterance, inside, mirrored
 
 GROUP_CODES = 2**22  # codes that are in memory at a time
 FILE_CODES = 2**26  # codes in one Parquet file
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that gets its name when all is in it; ConfigError when something is there already."""
-    if path.exists():
-        raise ConfigError(f"{path} exists already: name another folder")
-    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    work.mkdir(parents=True)
-    try:
-        yield work
-        work.replace(path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def export_hf(tokens: TokenDataset, output: Path) -> None:
@@ -48,7 +33,7 @@ def export_hf(tokens: TokenDataset, output: Path) -> None:
     facts += [(name, pa.int64()) for name in ("channels", "sample_rate", "n_samples", "n_frames")]
     schema = pa.schema([*facts, ("codes", pa.list_(pa.list_(kind)))])
     files = list(portions(tokens, range(len(tokens)), FILE_CODES))
-    with new_folder(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
+    with folder_whole(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
         (work / "data").mkdir()
         for number, part in enumerate(files):
             path = work / "data" / f"train-{number:05d}-of-{len(files):05d}.parquet"
@@ -103,7 +88,7 @@ def export_lhotse(tokens: TokenDataset, output: Path) -> None:
     folder is named by its absolute path, as Lhotse finds files from anywhere only so.
     """
     shift = tokens.format.hop_length / tokens.format.sample_rate
-    with new_folder(output) as work:
+    with folder_whole(output) as work:
         with gzip.open(work / "cuts.jsonl.gz", "wt", encoding="ascii") as file:
             for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
                 row = tokens.utterance(i)
@@ -143,7 +128,7 @@ def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
         "codebook_size": tokens.codebook_sizes[0],
         "framerate": tokens.frame_rate,
     }
-    with new_folder(output) as work:
+    with folder_whole(output) as work:
         for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
             name = mirrored(inside(tokens.utterance(i).id), "_c0.npy")
             save_npy(work / name, tokens.codes(i).numpy()[None])
@@ -183,10 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--num-quantizers", type=int, help="first stages to export; default: all")
     options = parser.parse_args(argv)
-    try:
-        tokens = TokenDataset(options.tokens, options.num_quantizers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    tokens = TokenDataset(options.tokens, options.num_quantizers)
     EXPORTS[options.to](tokens, options.output)
     print(f"{len(tokens)} utterances in {options.output}")
     return 0

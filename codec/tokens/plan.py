@@ -158,11 +158,23 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{plan}: damaged: {error}; name another output folder") from error
     if differing:
-        changes = ", ".join(f"{name} {shown(found.get(name))} → {shown(about[name])}" for name in differing)
+        changes = ", ".join(change(name, found.get(name), about[name]) for name in differing)
         raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
     if done:
         shutil.rmtree(work, ignore_errors=True)
     return done
+
+
+def change(name: str, before: Any, after: Any) -> str:
+    """A difference in an error message, by its option where it has one."""
+    if name == "codebook_sizes" and isinstance(before, list) and len(before) != len(after):
+        name, before, after = "num_quantizers", len(before), len(after)
+    option = (
+        name
+        if name in ("codec_id", "codebook_sizes", "precision", "files", "files_sha256")
+        else ("--" + {"layout": "format"}.get(name, name).replace("_", "-"))
+    )
+    return f"{option} {shown(before)} → {shown(after)}"
 
 
 def shown(value: Any) -> str:
@@ -174,15 +186,17 @@ def shown(value: Any) -> str:
 def shard_of_jobs(
     num_shards: int | None, shard_id: int | None, environment: Mapping[str, str]
 ) -> tuple[int, int]:
-    """How many jobs there are, and which this is: as told, else as torchrun and a Slurm array say.
+    """How many jobs there are, and which this is: as told, else as torchrun, `srun` and a Slurm array say.
 
-    Under both, every process of every array task is a job. ConfigError for numbers that are not possible.
+    Every process of every array task is a job; torchrun counts those of all nodes, `srun` without it too.
+    ConfigError for numbers that are not possible.
     """
     if (num_shards is None) != (shard_id is None):
         raise ConfigError("--num-shards and --shard-id go together")
     if num_shards is None or shard_id is None:
-        num_shards, shard_id = 1, 0
+        num_shards, shard_id, told_by = 1, 0, []
         if "SLURM_ARRAY_TASK_ID" in environment:
+            told_by.append("SLURM_ARRAY_TASK_ID")
             task, first, step = (
                 int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
                 for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"))
@@ -192,9 +206,15 @@ def shard_of_jobs(
                 raise ConfigError(
                     "this Slurm array's numbers have gaps: give --num-shards and --shard-id yourself"
                 )
-        if "RANK" in environment and "WORLD_SIZE" in environment:
-            world = int(environment["WORLD_SIZE"])
-            num_shards, shard_id = num_shards * world, shard_id * world + int(environment["RANK"])
+        # Not SLURM_NTASKS: that is set in a batch script, too, which runs once.
+        for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            if rank in environment and world in environment:
+                told_by.append(rank)
+                processes = int(environment[world])
+                num_shards, shard_id = num_shards * processes, shard_id * processes + int(environment[rank])
+                break
+        if told_by:
+            print(f"job {shard_id} of {num_shards}, as {' and '.join(told_by)} say{'s' * (len(told_by) < 2)}")
     if not 0 <= shard_id < num_shards:
         raise ConfigError(f"--shard-id must be 0 to {num_shards - 1}, as --num-shards says, got {shard_id}")
     return num_shards, shard_id

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import platform
 import shutil
-import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from codec import __version__
-from codec.files import written_whole
+from codec.files import remove_leftovers, written_whole
 from codec.tokens import arrow as token_arrow
 from codec.tokens.files import (
     INDEX_FILE,
@@ -45,9 +42,8 @@ def note(output: Path, shard: int) -> Path:
 @contextmanager
 def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
     """A durable file at `path` that is written as `label-*` in the work folder, where `sweep` finds it."""
-    host = socket.gethostname()
     with (
-        written_whole(path, durable=True, work=output / WORK, label=f"{label}-{host}") as temporary,
+        written_whole(path, durable=True, work=output / WORK, label=label) as temporary,
         temporary.open("xb") as file,
     ):
         yield file
@@ -55,24 +51,7 @@ def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
 
 def sweep(output: Path, shards: Sequence[int]) -> None:
     """Remove what killed processes of this machine left of these shards."""
-    host = glob.escape(socket.gethostname())
-    for shard in shards:
-        for leftover in (output / WORK).glob(f"{shard:05d}-{host}-*.tmp"):
-            if not is_running(int(leftover.name.split("-")[-2])):
-                leftover.unlink(missing_ok=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether there is a process of this number here."""
-    if os.name != "posix":  # there, signal 0 ends a process
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
+    remove_leftovers(output / WORK, {f"{shard:05d}" for shard in shards})
 
 
 def write_shard(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,23 +97,25 @@ class Encoder:
         self.codec, self.plan, self.format = codec, plan, token_format
         self.options: dict[str, Any] = {"num_quantizers": settings.num_quantizers, "beam": settings.beam}
 
-    def encode(self, loaded: Sequence[Loaded]) -> dict[int, Outcome]:
-        """What becomes of each source of a batch."""
+    def encode(self, loaded: Sequence[Loaded], advance: Callable[[float], None]) -> dict[int, Outcome]:
+        """What becomes of each source of a batch; `advance` is told of the seconds that are done."""
         outcomes: dict[int, Outcome] = {one.number: one.problem for one in loaded if one.problem is not None}
         ready = [(one, one.audio) for one in loaded if one.audio is not None]
         if ready:
             found = encode_batch(self.codec, [audio for _, audio in ready], **self.options)
             for (one, _), codes in zip(ready, found, strict=True):
                 outcomes[one.number] = self.row(one, codes.numpy())
+        advance(sum(self.plan.sources[number].seconds for number in outcomes))
         for one in loaded:
             if one.number not in outcomes:
-                outcomes[one.number] = self.encode_blocks(one)
+                outcomes[one.number] = self.encode_blocks(one, advance)
         return outcomes
 
-    def encode_blocks(self, one: Loaded) -> Outcome:
+    def encode_blocks(self, one: Loaded, advance: Callable[[float], None]) -> Outcome:
         """Encode a long file while it is read."""
-        path = os.path.join(self.plan.root, self.plan.sources[one.number].file.path)
-        peak = 0.0
+        source = self.plan.sources[one.number]
+        path, left = os.path.join(self.plan.root, source.file.path), source.seconds
+        peak, parts = 0.0, []
 
         def blocks() -> Iterator[Tensor]:
             nonlocal peak
@@ -122,12 +124,17 @@ class Encoder:
                 yield torch.from_numpy(block)
 
         try:
-            parts = encode_long(self.codec, blocks(), **self.options)
-            codes = np.concatenate([part.numpy().astype(self.format.dtype) for part in parts], axis=1)
+            for part in encode_long(self.codec, blocks(), **self.options):
+                parts.append(part.numpy().astype(self.format.dtype))
+                done = min(left, part.shape[1] / self.codec.frame_rate)
+                left -= done
+                advance(done)
             check_peak(peak, path)
         except AudioError as error:
             return error.reason
-        return self.row(one, codes)
+        finally:
+            advance(left)
+        return self.row(one, np.concatenate(parts, axis=1))
 
     def row(self, one: Loaded, codes: np.ndarray) -> tuple[Utterance, np.ndarray]:
         """A source's line in the index, and its codes `[K, F]` as they are stored."""
