@@ -3,8 +3,9 @@
 Every contender quantizes the same latents with as many codebooks of the same size; they take turns in one
 process on one thread, whose CPU time is read. "train" is forward, backward and the codebook update, "encode"
 gives codes, "decode" gives latents of codes. Those that are installed take part (see
-scripts/benchmark-requirements.txt). With --memory each runs in a process of its own, whose peak resident
-memory is read.
+scripts/benchmark-requirements.txt). With --compile everybody's forward and encode go through torch.compile;
+who does not get through is named. With --memory each runs in a process of its own, whose peak resident memory
+is read.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.quantizers.codebook import EMACodebook
 from codec.quantizers.factorized import FactorizedCodebook
@@ -35,38 +36,51 @@ MEMORY_SETTING = (8, 128, 16, 2000)
 
 
 class Contender(NamedTuple):
-    """What one library does with latents `[B, D, F]`."""
+    """What one library does with latents `[B, D, F]`; what learns without gradients learns in `update`."""
 
-    train: Callable[[Tensor], None]
+    module: nn.Module
+    forward: Callable[[Tensor], tuple[Tensor, Tensor, Any]]  # output, loss, and what `update` is given
     encode: Callable[[Tensor], Any]
     decode: Callable[[Any], Tensor]
+    update: Callable[[Any], object] | None = None
 
+    def train(self, latents: Tensor) -> None:
+        """Forward, backward of the loss that all train with, update."""
+        output, loss, record = self.forward(latents)
+        (output.mean() + loss.sum()).backward()
+        if self.update:
+            self.update(record)
 
-def backward(output: Tensor, loss: Tensor) -> None:
-    """Backpropagate the loss that all train with."""
-    (output.mean() + loss.sum()).backward()
-
-
-def without_gradient(function: Callable) -> Callable:
-    """The function as it is called in inference."""
-    return torch.no_grad()(function)
+    def compiled(self) -> Contender:
+        """The same with its forward and its encode compiled; decode stays."""
+        return self._replace(forward=torch.compile(self.forward), encode=torch.compile(self.encode))
 
 
 def ours(books: int, dim: int) -> Contender:
     """Residual VQ with EMA codebooks."""
-    quantizer = Residual(
-        dim,
-        partial(EMACodebook, codebook_size=SIZE),
-        num_quantizers=books,
-        loss_weights={"commitment": 1.0},
-    )
+    weights = {"commitment": 1.0}
+    make = partial(EMACodebook, codebook_size=SIZE)
+    quantizer = Residual(dim, make, num_quantizers=books, loss_weights=weights)
+    return residual(quantizer)
 
-    def train(latents: Tensor) -> None:
+
+def ours_factorized(books: int, dim: int) -> Contender:
+    """DAC's quantizer as we build it."""
+    weights = {"commitment": 0.25, "codebook": 1.0}
+    make = partial(FactorizedCodebook, codebook_size=SIZE)
+    quantizer = Residual(dim, make, num_quantizers=books, loss_weights=weights)
+    return residual(quantizer)._replace(update=None)  # by gradients alone, as DAC's
+
+
+def residual(quantizer: Residual) -> Contender:
+    """Any of ours."""
+
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
         quantized = quantizer(latents)
-        backward(quantized.latents, quantized.losses["commitment"])
-        quantizer.update(quantized)
+        losses = [quantizer.loss_weights[name] * loss for name, loss in quantized.losses.items()]
+        return quantized.latents, torch.stack(losses), quantized
 
-    return Contender(train, without_gradient(quantizer.encode), without_gradient(quantizer.decode))
+    return Contender(quantizer, forward, quantizer.encode, quantizer.decode, quantizer.update)
 
 
 def vector_quantize_pytorch(books: int, dim: int, rotation: bool = True) -> Contender:
@@ -77,15 +91,14 @@ def vector_quantize_pytorch(books: int, dim: int, rotation: bool = True) -> Cont
         dim=dim, num_quantizers=books, codebook_size=SIZE, decay=0.99, rotation_trick=rotation
     )
 
-    def train(latents: Tensor) -> None:
-        output, _, loss = module.train()(latents.transpose(1, 2))
-        backward(output, loss)
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
+        output, _, loss = module(latents.transpose(1, 2))
+        return output, loss, None
 
-    return Contender(
-        train,
-        without_gradient(lambda latents: module.eval()(latents.transpose(1, 2))[1]),
-        without_gradient(lambda codes: module.eval().get_output_from_indices(codes)),
-    )
+    def encode(latents: Tensor) -> Tensor:
+        return module(latents.transpose(1, 2))[1]
+
+    return Contender(module, forward, encode, module.get_output_from_indices)
 
 
 def quantizer_pytorch(books: int, dim: int) -> Contender:
@@ -94,15 +107,11 @@ def quantizer_pytorch(books: int, dim: int) -> Contender:
 
     module = Quantizer1d(dim, num_groups=1, codebook_size=SIZE, num_residuals=books, shared_codebook=False)
 
-    def train(latents: Tensor) -> None:
-        output, info = module.train()(latents)
-        backward(output, info["loss"])
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
+        output, info = module(latents)
+        return output, info["loss"], None
 
-    return Contender(
-        train,
-        without_gradient(lambda latents: module.eval()(latents)[1]["indices"]),
-        without_gradient(lambda codes: module.eval().from_ids(codes)),
-    )
+    return Contender(module, forward, lambda latents: module(latents)[1]["indices"], module.from_ids)
 
 
 def encodec(books: int, dim: int) -> Contender:
@@ -111,15 +120,11 @@ def encodec(books: int, dim: int) -> Contender:
 
     module = ResidualVectorQuantizer(dimension=dim, n_q=books, bins=SIZE, decay=0.99, kmeans_init=False)
 
-    def train(latents: Tensor) -> None:
-        output, _, loss = module.train().vq(latents)
-        backward(output, loss)
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
+        output, _, loss = module.vq(latents)
+        return output, loss, None
 
-    return Contender(
-        train,
-        without_gradient(lambda latents: module.eval().vq.encode(latents)),
-        without_gradient(lambda codes: module.eval().vq.decode(codes)),
-    )
+    return Contender(module, forward, module.vq.encode, module.vq.decode)
 
 
 def mimi(books: int, dim: int) -> Contender:
@@ -130,46 +135,28 @@ def mimi(books: int, dim: int) -> Contender:
     for layer in module.vq.layers:
         layer._codebook._buffers["_initialized"].fill_(1)
 
-    def train(latents: Tensor) -> None:
-        result = module.train()(latents, 75)
-        backward(result.x, result.penalty)
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
+        result = module(latents, 75)
+        return result.x, result.penalty, None
 
-    return Contender(
-        train,
-        without_gradient(lambda latents: module.eval().encode(latents)),
-        without_gradient(lambda codes: module.eval().decode(codes)),
-    )
-
-
-def ours_factorized(books: int, dim: int) -> Contender:
-    """DAC's quantizer as we build it."""
-    weights = {"commitment": 0.25, "codebook": 1.0}
-    quantizer = Residual(
-        dim, partial(FactorizedCodebook, codebook_size=SIZE), num_quantizers=books, loss_weights=weights
-    ).eval()
-
-    def train(latents: Tensor) -> None:
-        quantized = quantizer(latents)
-        loss = sum((weights[name] * loss for name, loss in quantized.losses.items()), torch.zeros(()))
-        backward(quantized.latents, loss)
-
-    return Contender(train, without_gradient(quantizer.encode), without_gradient(quantizer.decode))
+    return Contender(module, forward, module.encode, module.decode)
 
 
 def dac(books: int, dim: int) -> Contender:
     """Descript's factorised residual VQ."""
     from dac.nn.quantize import ResidualVectorQuantize
 
-    module = ResidualVectorQuantize(dim, books, SIZE, 8, quantizer_dropout=0.0).eval()
+    module = ResidualVectorQuantize(dim, books, SIZE, 8, quantizer_dropout=0.0)
 
-    def train(latents: Tensor) -> None:
+    def forward(latents: Tensor) -> tuple[Tensor, Tensor, Any]:
         output, _, _, commitment, codebook = module(latents)
-        backward(output, 0.25 * commitment + codebook)
+        return output, 0.25 * commitment + codebook, None
 
     return Contender(
-        train,
-        without_gradient(lambda latents: module(latents)[1]),
-        without_gradient(lambda codes: module.from_codes(codes)[0]),
+        module,
+        forward,
+        lambda latents: module(latents)[1],
+        lambda codes: module.from_codes(codes)[0],
     )
 
 
@@ -193,16 +180,44 @@ def milliseconds(function: Callable[[], object]) -> float:
     return 1000 * (time.thread_time() - start)
 
 
-def installed(books: int, dim: int) -> dict[str, Contender]:
+def installed(books: int, dim: int, compiled: bool = False) -> dict[str, Contender]:
     """The contenders whose packages are there."""
     found = {}
     for name, (make, _) in CONTENDERS.items():
         torch.manual_seed(0)
         try:
-            found[name] = make(books, dim)
+            found[name] = make(books, dim).compiled() if compiled else make(books, dim)
         except ImportError as error:
             print(f"without {name}: {error}", file=sys.stderr)
     return found
+
+
+def jobs_of(contender: Contender, latents: Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed, by name, each done once already."""
+    contender.module.eval()
+    with torch.no_grad():
+        codes = contender.encode(latents)
+        contender.decode(codes)
+    jobs: dict[str, Callable[[], object]] = {
+        "train": lambda: contender.train(latents.clone().requires_grad_()),
+        "encode": torch.no_grad()(lambda: contender.encode(latents)),
+        "decode": torch.no_grad()(lambda: contender.decode(codes)),
+    }
+    contender.module.train()
+    jobs["train"]()
+    return jobs
+
+
+def all_jobs(contenders: dict[str, Contender], latents: Tensor) -> dict[str, dict[str, Callable[[], object]]]:
+    """The jobs of those that can do them; of others it is printed why not."""
+    jobs = {}
+    for name, contender in contenders.items():
+        try:
+            jobs[name] = jobs_of(contender, latents)
+        except Exception as error:  # whatever a compiler makes of another library
+            reason = str(error).strip().partition("\n")[0]
+            print(f"without {name}: {type(error).__name__}: {reason}", file=sys.stderr)
+    return jobs
 
 
 def gemm_floor(books: int, dim: int, frames: int) -> float:
@@ -215,36 +230,27 @@ def gemm_floor(books: int, dim: int, frames: int) -> float:
     return books * min(milliseconds(product) for _ in range(10))
 
 
-def compare(books: int, dim: int, batch: int, frames: int, rounds: int) -> None:
+def compare(books: int, dim: int, batch: int, frames: int, options: argparse.Namespace) -> None:
     """Let the contenders take turns; print the lower quartile of each and its multiple of ours."""
+    torch.compiler.reset()
     latents = torch.randn(batch, dim, frames, generator=torch.Generator().manual_seed(0))
-    contenders = installed(books, dim)
-    codes = {name: one.encode(latents) for name, one in contenders.items()}
-    jobs: dict[str, dict[str, Callable[[], object]]] = {
-        name: {
-            "train": lambda one=one: one.train(latents.clone().requires_grad_()),
-            "encode": lambda one=one: one.encode(latents),
-            "decode": lambda one=one, name=name: one.decode(codes[name]),
-        }
-        for name, one in contenders.items()
-    }
+    contenders = installed(books, dim, options.compile)
+    jobs = all_jobs(contenders, latents)
     times: dict[tuple[str, str], list[float]] = {(n, job): [] for n in jobs for job in jobs[n]}
-    for number in range(rounds + 1):
+    for _ in range(options.rounds):
         for name, named in jobs.items():
             for job, function in named.items():
+                contenders[name].module.train(job == "train")
                 repeats = 10 if job == "decode" else 1
                 if job != "train":
                     function()  # tables made of weights are made anew after a training step, not in use
-                spent = sum(milliseconds(function) for _ in range(repeats)) / repeats
-                if number:  # the first warms up
-                    times[name, job].append(spent)
+                times[name, job].append(sum(milliseconds(function) for _ in range(repeats)) / repeats)
     floor = gemm_floor(books, dim, batch * frames)
     print(f"\n{books} x {SIZE} codes, {dim} dimensions, {batch} x {frames} frames; GEMM floor {floor:.1f} ms")
     typical = {key: statistics.quantiles(values, n=4)[0] for key, values in times.items()}
     for name in jobs:
-        against = CONTENDERS[name][1]
         cells = [
-            f"{typical[name, job]:9.2f} ms {typical[name, job] / typical[against, job]:7.2f} x"
+            f"{typical[name, job]:9.2f} ms {typical[name, job] / typical[CONTENDERS[name][1], job]:7.2f} x"
             for job in jobs[name]
         ]
         print(f"{name:26}" + "".join(cells), flush=True)
@@ -255,10 +261,13 @@ def print_memory(name: str) -> None:
     books, dim, batch, frames = MEMORY_SETTING
     contender = CONTENDERS[name][0](books, dim)
     latents = torch.randn(batch, dim, frames)
-    contender.encode(latents[..., :8])
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contender.encode(latents)
+    contender.module.eval()
+    with torch.no_grad():
+        contender.encode(latents[..., :8])
+        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        contender.encode(latents)
     encode = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contender.module.train()
     contender.train(latents.requires_grad_())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"encode {(encode - start) / 1024:7.0f} MiB, then a training step {(peak - start) / 1024:7.0f} MiB")
@@ -271,6 +280,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--books", type=int, choices=(1, 8), help="only with this many codebooks")
+    parser.add_argument("--compile", action="store_true", help="compile forwards and encodes of all")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--memory-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -289,7 +299,7 @@ def main() -> None:
     else:
         for books, dim, batch, frames in SETTINGS:
             if options.books in (None, books):
-                compare(books, dim, batch, frames, options.rounds)
+                compare(books, dim, batch, frames, options)
 
 
 if __name__ == "__main__":

@@ -408,18 +408,48 @@ def test_the_entropy_of_a_frame_is_that_of_the_softmax_over_all_codes():
     embedded = codebook.embed(inputs)
     every = 2.0 * torch.tensor(list(itertools.product((0, 1), repeat=5))) - 1
     logits = -0.3 * (embedded[:, None] - every).square().sum(-1)
-    expected = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean() / 5
+    expected = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
     got = codebook.entropy_loss(embedded, torch.ones(50, dtype=torch.bool))
     torch.testing.assert_close(got, expected)
 
 
-def test_the_entropy_loss_is_least_for_sure_and_evenly_used_bits():
+def test_the_entropy_loss_is_least_for_sure_and_evenly_used_codes():
     codebook = LFQCodebook(2, 2)
     used = torch.ones(4, dtype=torch.bool)
     good = 9 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
     assert float(codebook.entropy_loss(good, used)) == pytest.approx(0, abs=1e-4)
-    assert float(codebook.entropy_loss(good.abs(), used)) == pytest.approx(math.log(2), abs=1e-3)
-    assert float(codebook.entropy_loss(0 * good, used)) == pytest.approx(math.log(2), abs=1e-3)
+    assert float(codebook.entropy_loss(good.abs(), used)) == pytest.approx(math.log(4), abs=1e-3)
+    assert float(codebook.entropy_loss(0 * good, used)) == pytest.approx(math.log(4), abs=1e-3)
+    # Both bits evenly used, but always alike: two of four codes.
+    assert float(codebook.entropy_loss(good[[0, 0, 3, 3]], used)) == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_the_entropy_of_the_mean_frame_is_exact_within_a_group_of_bits():
+    codebook = LFQCodebook(4, 4, inverse_temperature=0.2)
+    codebook.LARGEST = 3
+    embedded = torch.randn(50, 4)
+    total = 4 * math.log(2)
+    for half in (embedded[:, :2], embedded[:, 2:]):
+        every = 2.0 * torch.tensor(list(itertools.product((0, 1), repeat=2))) - 1
+        share = (-0.2 * (half[:, None] - every).square().sum(-1)).softmax(1)
+        total += float((torch.xlogy(share.mean(0), share.mean(0)) - torch.xlogy(share, share).mean(0)).sum())
+    got = codebook.entropy_loss(embedded, torch.ones(50, dtype=torch.bool))
+    assert float(got) == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [LFQCodebook, BSQCodebook])
+@pytest.mark.parametrize("dim", [5, 16])
+def test_bits_start_evenly_used_whatever_the_latents_have_in_common(make, dim):
+    # Latents of a young encoder: far from 0, and one direction louder than all others together.
+    torch.manual_seed(0)
+    pool = 30 + torch.randn(8192, dim) @ torch.randn(dim, dim) + 20 * torch.randn(8192, 1)
+    codebook = make(dim, 8)
+    codebook.initialise(pool)
+    counts = codebook.encode(pool).bincount(minlength=256).double() / len(pool)
+    entropy = -float(torch.xlogy(counts, counts).sum()) / math.log(2)
+    assert entropy > (7.5 if dim >= 8 else 5.5)
+    left = (codebook.lookup(codebook.encode(pool)).detach() - pool).square().mean()
+    assert float(left) < 0.6 * float(pool.var(0).mean())
 
 
 # Combinations

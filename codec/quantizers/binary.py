@@ -11,25 +11,32 @@ from torch.nn import functional
 
 from codec.distributed import all_reduce_with_gradient
 from codec.quantizers.estimators import straight_through
+from codec.quantizers.standardize import Standardize, regression, whitening
 
 
 class LFQCodebook(nn.Module):
     """The signs of `codebook_bits` projected dimensions, 2^bits implicit codes (MAGVIT-v2, arXiv 2310.05737).
 
-    The entropy loss wants each frame sure of its bits and all frames together to use both values of each.
-    It is computed bit by bit (BSQ, arXiv 2406.07548, eq. 10 to 12), exact for the first part and an upper
-    bound for the second, in N x bits numbers instead of N x 2^bits.
+    The entropy loss wants each frame sure of its code and all frames together to use all codes alike. It is
+    computed in groups of at most ten bits (BSQ, arXiv 2406.07548, eq. 10 to 12): exact for the first part and
+    an upper bound for the second, in N x 2^10 numbers instead of N x 2^bits. Bit by bit it would not see that
+    all bits say the same. The projections start with bits that know nothing of each other.
     """
+
+    LARGEST = 10  # group of bits
 
     straight_through_cascade = False
 
+    pool_frames = 8192
+
     basis: Tensor
+    initialised: Tensor
 
     def __init__(
         self,
         dim: int,
         codebook_bits: int = 10,
-        inverse_temperature: float = 10.0,
+        inverse_temperature: float = 1.0,
         diversity: float = 1.0,
         estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
     ):
@@ -44,11 +51,33 @@ class LFQCodebook(nn.Module):
         self.size = 1.0  # of each dimension of a code's vector
         self.in_proj = nn.Linear(dim, codebook_bits)
         self.out_proj = nn.Linear(codebook_bits, dim)
+        self.standardize = Standardize(dim)
         self.register_buffer("basis", 2 ** torch.arange(codebook_bits), persistent=False)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialise(self, pool: Tensor) -> None:
+        """Start with bits that are evenly used and know nothing of each other, by a pool `[N, D]`."""
+        self.standardize.fit(pool)
+        standard = self.standardize(pool)
+        self.in_proj.weight.copy_(whitening(standard, len(self.basis)))
+        self.in_proj.bias.copy_(-(standard @ self.in_proj.weight.T).median(0).values)
+        weight, bias = regression(self.signs(self.embed(pool)), standard)
+        self.out_proj.weight.copy_(weight)
+        self.out_proj.bias.copy_(bias)
+        self.initialised.fill_(True)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """What is compared with the codes, `[N, bits]`."""
-        return self.in_proj(inputs)
+        return self.in_proj(self.standardize(inputs))
+
+    def signs(self, embedded: Tensor) -> Tensor:
+        """The binary vectors `[N, bits]` that `[N, bits]` are rounded to."""
+        return torch.where(embedded > 0, self.size, -self.size)
+
+    def project(self, signs: Tensor) -> Tensor:
+        """Vectors `[..., D]` of binary ones `[..., bits]`."""
+        return self.standardize.undo(self.out_proj(signs))
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`: bit j is 1 where dimension j is positive."""
@@ -57,37 +86,42 @@ class LFQCodebook(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""
         bits = (codes[..., None] // self.basis) % 2
-        return self.out_proj((2.0 * bits - 1) * self.size)
+        return self.project((2.0 * bits - 1) * self.size)
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the entropy loss of all."""
         embedded = self.embed(inputs)
-        signs = torch.where(embedded.detach() > 0, self.size, -self.size)
+        signs = self.signs(embedded.detach())
         losses = {
             "commitment": (embedded - signs).square().mean(1),
             "entropy": self.entropy_loss(embedded, used),
         }
-        return self.out_proj(self.estimator(embedded, signs)), ((signs > 0) * self.basis).sum(-1), losses
+        return self.project(self.estimator(embedded, signs)), ((signs > 0) * self.basis).sum(-1), losses
 
     def entropy_loss(self, embedded: Tensor, used: Tensor) -> Tensor:
-        """Mean bit entropy of the frames plus `diversity` times what the mean bit's lacks, in nats per bit.
-
-        softmax(-inverse_temperature * distance²) over the two values of a bit is a sigmoid of 4 t x.
-        """
+        """Mean entropy of the frames plus `diversity` times what the mean frame's lacks, in nats per code."""
+        # softmax(-inverse_temperature * distance²) over the two values of a bit is a sigmoid of 4 t x.
         logits = 4 * self.inverse_temperature * self.size * embedded
-        probability = torch.sigmoid(logits)
         count = used.sum().to(embedded.dtype)
-        each = ((functional.softplus(logits) - logits * probability).mean(1) * used).sum() / count.clamp(
-            min=1
-        )
-        total = torch.cat([torch.where(used[:, None], probability, 0.0).sum(0), count[None]])
+        bits = functional.softplus(logits) - logits * torch.sigmoid(logits)
+        each = (bits.sum(1) * used).sum() / count.clamp(min=1)
+        joint = [self.joint(group) for group in logits.tensor_split(-(-len(self.basis) // self.LARGEST), 1)]
+        total = torch.cat([torch.where(used[:, None], p, 0.0).sum(0) for p in joint] + [count[None]])
         if self.training:
             total = all_reduce_with_gradient(total)
-        mean = (total[:-1] / total[-1].clamp(min=1)).clamp(1e-6, 1 - 1e-6)
-        entropy = -(mean * mean.log() + (1 - mean) * (1 - mean).log())
-        return each + self.diversity * (math.log(2) - entropy.mean())
+        mean = total[:-1] / total[-1].clamp(min=1)
+        entropy = -torch.xlogy(mean, mean.clamp(min=1e-8)).sum()
+        return each + self.diversity * (len(self.basis) * math.log(2) - entropy)
+
+    def joint(self, logits: Tensor) -> Tensor:
+        """Probabilities `[N, 2^g]` of all values of g bits together, of the logits `[N, g]` of each."""
+        joint = torch.ones_like(logits[:, :1])
+        for logit in logits.unbind(1):
+            one = torch.sigmoid(logit)[:, None]
+            joint = torch.cat([joint * (1 - one), joint * one], 1)
+        return joint
 
 
 class BSQCodebook(LFQCodebook):
@@ -106,4 +140,4 @@ class BSQCodebook(LFQCodebook):
 
     def embed(self, inputs: Tensor) -> Tensor:
         """The projected inputs `[N, bits]`, of length 1."""
-        return functional.normalize(self.in_proj(inputs), dim=1)
+        return functional.normalize(super().embed(inputs), dim=1)

@@ -345,10 +345,32 @@ def test_encode_and_decode_are_one_graph_for_the_exporter(name):
 
 @pytest.mark.slow
 @EVERY
-def test_the_training_forward_compiles_without_a_graph_break(name):
+def test_forward_and_encode_compile_without_a_graph_break(name):
     quantizer = trained(name, most_stages=3).train()
     inputs = latents(quantizer)
     torch.compiler.reset()
     compiled = torch.compile(quantizer, fullgraph=True, backend="eager")(inputs)
     torch.testing.assert_close(compiled.latents, quantizer(inputs).latents)
     assert torch.equal(compiled.codes, quantizer(inputs).codes)
+    if quantizer.codebook_sizes:
+        encode = torch.compile(quantizer.encode, fullgraph=True, backend="eager")
+        assert torch.equal(encode(inputs), compiled.codes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # in torch's own compiler
+@pytest.mark.parametrize("name", ["rvq", "factorized_rvq", "grouped_bsq"])
+def test_compiled_machine_code_gives_the_codes_and_gradients_of_eager(name):
+    quantizer = trained(name, most_stages=3).train()
+    torch.compiler.reset()
+    found = []
+    for forward in (quantizer, torch.compile(quantizer, fullgraph=True)):
+        inputs = latents(quantizer).requires_grad_()
+        quantized = forward(inputs)
+        losses = sum(quantizer.loss_weights[key] * loss for key, loss in quantized.losses.items())
+        (quantized.latents.square().sum() + losses).backward()
+        found.append((quantized.codes, quantized.latents, losses, inputs.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    encode = torch.compile(quantizer.encode, fullgraph=True)
+    assert torch.equal(encode(latents(quantizer)), found[0][0])
