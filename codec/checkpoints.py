@@ -9,7 +9,7 @@ import platform
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
-from codec.files import remove_leftovers, written_whole
+from codec.files import remove_leftovers, take, written_whole
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -32,16 +32,10 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     The system gives the folder back however the process ends. A folder that stayed empty is removed.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
-            # Not flock, which the loading processes would inherit and keep for a while after a kill.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(file)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
@@ -57,8 +51,9 @@ def only_writer(folder: Path) -> Iterator[None]:
             yield
         finally:
             if os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
+                with suppress(OSError):  # Windows removes no file that is open
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def reason_in_words(error: BaseException, folder: Path) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 LABEL = ".codec"  # what temporary names begin with
 
@@ -148,7 +148,7 @@ def only_writer(folder: Path, lock: Path) -> Iterator[None]:
         yield
 
 
-def take(file: BinaryIO) -> None:
+def take(file: IO[Any]) -> None:
     """Lock a file, or OSError: EACCES or EAGAIN when another process has."""
     if sys.platform == "win32":
         import msvcrt
