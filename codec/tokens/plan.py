@@ -25,6 +25,8 @@ IDENTITY = (
     *("layout", "codec_id", "codebook_sizes", "beam", "precision"),
     *("batch_seconds", "shard_hours", "files", "files_sha256"),
 )
+OPTIONS = {"layout": "--format", "beam": "--beam"}
+OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
 
 
 @dataclass(frozen=True)
@@ -168,13 +170,8 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
 def change(name: str, before: Any, after: Any) -> str:
     """A difference in an error message, by its option where it has one."""
     if name == "codebook_sizes" and isinstance(before, list) and len(before) != len(after):
-        name, before, after = "num_quantizers", len(before), len(after)
-    option = (
-        name
-        if name in ("codec_id", "codebook_sizes", "precision", "files", "files_sha256")
-        else ("--" + {"layout": "format"}.get(name, name).replace("_", "-"))
-    )
-    return f"{option} {shown(before)} → {shown(after)}"
+        return f"--num-quantizers {len(before)} → {len(after)}"
+    return f"{OPTIONS.get(name, name)} {shown(before)} → {shown(after)}"
 
 
 def shown(value: Any) -> str:
