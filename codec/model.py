@@ -60,6 +60,11 @@ class Codec(nn.Module):
         """Nominal bit/s of the first `num_quantizers` stages."""
         return self.quantizer.bits_per_frame(num_quantizers) * self.frame_rate
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the autoencoder computes in; the quantizer stays float32."""
+        return next(self.autoencoder.parameters()).dtype
+
     def latents(self, audio: Tensor) -> Tensor:
         """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames."""
         if not isinstance(audio, Tensor) or not audio.is_floating_point():
@@ -68,7 +73,7 @@ class Codec(nn.Module):
         if audio.ndim != 3 or audio.shape[1] != self.audio_channels or 0 in audio.shape:
             shape = f"[B >= 1, {self.audio_channels}, T >= 1]"
             raise ValueError(f"audio must be {shape}, got {list(audio.shape)}")
-        audio = audio.to(next(self.parameters()).dtype)
+        audio = audio.to(self.dtype)
         return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[-1] % self.hop_length)))
 
     def forward(
@@ -79,7 +84,8 @@ class Codec(nn.Module):
     ) -> tuple[Tensor, Quantized]:
         """Reconstruct `[B, C, T]`; also what the quantizer made of it, for the losses."""
         quantized = self.quantizer(self.latents(audio), num_quantizers, generator=generator)
-        return self.autoencoder.decode(quantized.latents)[..., : audio.shape[-1]], quantized
+        estimate = self.autoencoder.decode(quantized.latents.to(self.dtype))
+        return estimate[..., : audio.shape[-1]], quantized
 
     def encode(self, audio: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`; `beam` as in `Quantizer.encode`."""
@@ -93,7 +99,7 @@ class Codec(nn.Module):
             raise ValueError(
                 f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
             )
-        return self.autoencoder.decode(self.quantizer.decode(codes))[..., :length]
+        return self.autoencoder.decode(self.quantizer.decode(codes).to(self.dtype))[..., :length]
 
     def streaming(self, batch: int = 1) -> Stream:
         """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now."""

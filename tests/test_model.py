@@ -223,6 +223,15 @@ def test_double_precision_audio_is_taken():
     assert torch.equal(one.encode(audio.double()), one.encode(audio))
 
 
+def test_a_half_precision_codec_codes_and_decodes():
+    one, audio = small().bfloat16(), torch.randn(1, 1, 1000)
+    with torch.no_grad():
+        estimate, quantized = one(audio)
+        assert estimate.dtype == torch.bfloat16 and torch.equal(one.encode(audio), quantized.codes)
+        assert torch.equal(one.decode(quantized.codes, 1000), estimate)
+    assert all(codebook.vectors.dtype == torch.float32 for codebook in one.quantizer.codebooks)
+
+
 @pytest.mark.parametrize("length", [0, -5, 10**9])
 def test_an_impossible_length_is_refused(length):
     one = small()

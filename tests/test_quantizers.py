@@ -205,6 +205,22 @@ def test_dead_factorised_codes_are_revived_with_projected_frames():
     assert len(quantizer.encode(torch.randn(1, 6, 4000)).unique()) >= 60
 
 
+@pytest.mark.parametrize("scale", [0.02, 50.0])
+def test_a_factorised_codebook_starts_in_its_own_units(scale):
+    # Adam's first steps are as long for codes of any length: they must not be nothing, nor all, beside them.
+    torch.manual_seed(0)
+    pool = scale * (5 + torch.randn(2000, 6))
+    codebook = FactorizedCodebook(6, 64, codebook_dim=3)
+    with torch.no_grad():
+        codebook.initialise(pool)
+        projected = codebook.in_proj(pool)
+        assert float(projected.norm(dim=1).median()) == pytest.approx(1, rel=1e-3)
+        torch.testing.assert_close(codebook.vectors.norm(dim=1), torch.ones(64))
+        kept = codebook.out_proj(projected)
+    # The way back undoes the way in: what is left has no part in the projected directions.
+    torch.testing.assert_close(codebook.in_proj(kept), projected, rtol=1e-3, atol=1e-3)
+
+
 def test_only_the_codebook_loss_moves_a_factorised_codebook():
     # As in DAC, whose decoder's gradient goes past the codes to the projections.
     weights = {"commitment": 0.25, "codebook": 1.0}

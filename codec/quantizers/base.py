@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,18 @@ class Quantizer(nn.Module):
     codebook_sizes: tuple[int, ...]
     loss_weights: dict[str, float]
     stride: int = 1  # latents per frame of codes
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda`, `half` and the like call: a quantizer moves, but stays float32.
+
+        Codes of a rounded codebook would be other codes than those of the tokens that exist.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            there = fn(tensor)
+            return there if there.dtype == tensor.dtype else tensor.to(there.device)
+
+        return super()._apply(moved, recurse)
 
     @property
     def num_quantizers(self) -> int:

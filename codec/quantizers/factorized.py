@@ -63,9 +63,14 @@ class FactorizedCodebook(Codebook):
 
     def initialise(self, pool: Tensor) -> None:
         """Fit codes and the projection back to a pool `[N, D]`."""
-        projected = self.in_proj(pool)
-        centroids = kmeans(functional.normalize(projected, dim=1), self.codebook_size, self.kmeans_iterations)
-        self.vectors.copy_(functional.normalize(centroids, dim=1) * projected.norm(dim=1).median())
+        # Projections of length 1: what one step of Adam changes must not be small beside them.
+        length = self.in_proj(pool).norm(dim=1).median()
+        self.in_proj.weight = cast(Tensor, self.in_proj.weight) / length
+        cast(Tensor, self.in_proj.bias).div_(length)
+        directions = functional.normalize(self.in_proj(pool), dim=1)
+        self.vectors.copy_(
+            functional.normalize(kmeans(directions, self.codebook_size, self.kmeans_iterations), dim=1)
+        )
         inverse = torch.linalg.pinv(cast(Tensor, self.in_proj.weight))
         self.out_proj.weight = inverse  # which the weight normalisation takes apart
         cast(Tensor, self.out_proj.bias).copy_(-inverse @ cast(Tensor, self.in_proj.bias))

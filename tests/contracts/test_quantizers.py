@@ -200,6 +200,21 @@ def test_bfloat16_autocast_gives_the_codes_of_float32(name):
 
 
 @EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_quantizer_of_a_half_precision_codec_stays_float32(name, dtype):
+    quantizer = coded(name)
+    inputs = latents(quantizer).to(dtype)
+    expected = quantizer(inputs.float())
+    torch.nn.Sequential(quantizer).to(dtype)
+    quantized = quantizer(inputs)
+    assert torch.equal(quantized.codes, expected.codes) and torch.equal(
+        quantizer.encode(inputs), expected.codes
+    )
+    assert torch.equal(quantized.latents, expected.latents)
+    assert torch.equal(quantizer.decode(expected.codes), expected.latents)
+
+
+@EVERY
 @pytest.mark.parametrize("training", [True, False])
 def test_masked_frames_change_nothing(name, training):
     quantizer = trained(name).train(training)
@@ -214,6 +229,8 @@ def test_masked_frames_change_nothing(name, training):
     assert one.losses == other.losses
     assert not one.latents.permute(0, 2, 1)[~covered].any()
     assert (one.codes.permute(0, 2, 1)[~mask] == -1).all()
+    nothing = quantizer(clean, mask=torch.zeros_like(mask))  # one library's loss is NaN then
+    assert all(torch.isfinite(loss) for loss in nothing.losses.values()) and not nothing.latents.any()
     states = []
     for quantized in (one, other):
         learner = trained(name).train()
