@@ -12,13 +12,14 @@ import torch
 from composed import config
 
 from codec.audio import read_audio, read_info, write_wav
-from codec.bitstream.commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.bitstream.commands import compress_main, decompress_main, examples, fit_main, truncate_main
 from codec.bitstream.compression import compress, decompress, file_bits
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.decoding import main as decode_main
+from codec.index import scan, split
 from codec.model import Codec, build_codec
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
@@ -244,6 +245,14 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "of_tokens")]) == 0
     of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
     assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
+    assert fit_main([model, str(tmp_path / "tokens"), "-o", str(tmp_path / "no"), "--held-out", "0.3"]) == 2
+    assert "--held-out is for recordings" in capsys.readouterr().err
+    few = ["-o", str(tmp_path / "few"), "--held-out"]
+    assert fit_main([model, str(recordings), *few, "1.5"]) == 2
+    assert "between 0 and 1" in capsys.readouterr().err
+    assert fit_main([model, str(recordings), *few, "0.4"]) == 0
+    fewer = list(examples(codec, recordings, 0.4))
+    assert len(fewer) == len(split(scan(recordings).usable, 0.4)[0]) < len(list(examples(codec, recordings)))
 
 
 @pytest.mark.parametrize("stages", [2, None])

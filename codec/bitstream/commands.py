@@ -19,8 +19,9 @@ from codec.bitstream.entropy import EntropyTables, TablesError, low_bits
 from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader, check_target, truncate
+from codec.config import ConfigError
 from codec.files import printable
-from codec.index import scan
+from codec.index import scan, split
 from codec.model import WEIGHTS_FILE, Codec, load
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
@@ -115,6 +116,12 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLES_FILE} beside the model")
     parser.add_argument("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="of recordings: leave out those that codec-evaluate --held-out SHARE takes",
+    )
     options = parser.parse_args(argv)
 
     def run() -> int:
@@ -124,7 +131,9 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
         frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
         sizes = codec.quantizer.codebook_sizes
         device = next(codec.parameters()).device
-        fit = fit_tables(examples(codec, options.folder), codec.codec_id(), sizes, frames, str(device))
+        fit = fit_tables(
+            examples(codec, options.folder, options.held_out), codec.codec_id(), sizes, frames, str(device)
+        )
         save_tables(fit.tables, output)
         nominal = codec.quantizer.bits_per_frame()
         raw = sum(map(low_bits, sizes))
@@ -138,9 +147,14 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
     return reported("codec-fit-entropy", run)
 
 
-def examples(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
-    """Codes `[K, F]` of a token dataset or of recordings, in a random order that is always the same."""
+def examples(codec: Codec, folder: Path, held_out: float | None = None) -> Iterator[np.ndarray]:
+    """Codes `[K, F]` of a token dataset or of recordings, in a random order that is always the same.
+
+    Of recordings without the share that training holds out, if one is given.
+    """
     if (folder / META_FILE).is_file():
+        if held_out is not None:
+            raise ConfigError("--held-out is for recordings, not for tokens: encode fewer of them")
         tokens = TokenDataset(folder)
         tokens.require_codec(codec)
         for number in np.random.default_rng(0).permutation(len(tokens)):
@@ -148,6 +162,7 @@ def examples(codec: Codec, folder: Path) -> Iterator[np.ndarray]:
             yield tokens[number].numpy()
         return
     files = scan(folder).require_usable().usable
+    files = files if held_out is None else split(files, held_out)[0]
     stream = codec.streaming()
     order = np.random.default_rng(0).permutation(len(files))
     for number in tqdm(order, "encoding", unit="file", disable=None):
