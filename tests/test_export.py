@@ -107,6 +107,20 @@ def test_nothing_is_kept_of_a_copy_that_differs(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
+@pytest.mark.parametrize("form", ["torch", "codec"])
+def test_a_disk_without_room_is_told_and_leaves_nothing(tmp_path, form):
+    resource = pytest.importorskip("resource", reason="needs limits of POSIX")
+    source = saved(tmp_path)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        with pytest.raises(ConfigError, match=r"out: .*File too large.*nothing was kept"):
+            main([source, "--to", form, "-o", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
 def test_codes_that_differ_or_are_not_finite_are_refused():
     codec = model("autoencoder=tiny", "quantizer=rvq")
     shapes = [(1, codec.hop_length * 20)]
