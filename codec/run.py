@@ -31,7 +31,7 @@ from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
 from codec.logs import MetricsCSV
-from codec.model import build_codec
+from codec.model import build_codec, count_parameters
 from codec.resume import check_same_model, check_same_parts, checkpoint_step, find_checkpoint, is_finished
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
@@ -227,7 +227,7 @@ def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkp
     """What is about to be trained, for the terminal."""
     codec = module.codec
     millions = {
-        "codec": sum(p.numel() for p in codec.parameters()) / 1e6,
+        "codec": sum(count_parameters(codec).values()) / 1e6,
         "discriminator": sum(p.numel() for p in module.discriminator.parameters()) / 1e6,
     }
     start = f"resumes {checkpoint} at step {checkpoint_step(checkpoint)}" if checkpoint else "starts"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codec.bitstream.compression import file_bits
 from codec.bitstream.entropy import EntropyTables
-from codec.model import Codec
+from codec.model import Codec, count_parameters
 
 
 class Point(NamedTuple):
@@ -106,13 +106,3 @@ def depths_of(num_quantizers: int, asked: Sequence[int] | None = None, most: int
         return sorted({*(k for k in asked if 1 <= k < num_quantizers), num_quantizers})
     number = min(num_quantizers, most)
     return [round(k) for k in np.linspace(1, num_quantizers, number)] if number > 1 else [1]
-
-
-def count_parameters(codec: Codec) -> dict[str, int]:
-    """Learned numbers of each part, codebooks that moving averages teach included."""
-    parts = {**dict(codec.autoencoder.named_children()), "quantizer": codec.quantizer}
-    return {
-        name: sum(p.numel() for p in part.parameters())
-        + sum(b.numel() for b in part.buffers() if b.is_floating_point() and b.ndim > 1)
-        for name, part in parts.items()
-    }

@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.clips} clips: {self.agreement:.2%} of the codes agree, decoded audio within "
-            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {self.rise:+.1%}"
+            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {round(self.rise, 3) + 0.0:+.1%}"
         )
 
     def require(self, what: str, limits: Limits = EXACT) -> None:
