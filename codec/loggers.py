@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,13 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from torch import Tensor
 
 from codec.config import ConfigError, build
+from codec.files import write_whole
 from codec.pictures import read_picture
 
 log = logging.getLogger(__name__)
 LIBRARIES = "wandb>=0.22", "mlflow>=3.5"  # as in pyproject.toml
+RUN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # the arguments that name a run to go on with
+IDS_FILE = "logger_runs.json"
 
 
 class Clip(NamedTuple):
@@ -39,6 +44,36 @@ def build_logger(node: Mapping[str, Any] | None) -> Logger | None:
             f"logger: {error}\nlogger=wandb and logger=mlflow need more than the rest: "
             + " or ".join(f'pip install "{library}"' for library in LIBRARIES)
         ) from error
+
+
+def same_run(node: Mapping[str, Any] | None, folder: Path, resumed: bool) -> Mapping[str, Any] | None:
+    """A logger's config that goes on with the run folder's own run if that is resumed, else begins one."""
+    name = (node or {}).get("_target_", "").rpartition(".")[2]
+    key = RUN_ID.get(name, "")
+    if not node or not key or node.get(key):
+        return node
+    known = read_ids(folder).get(name) if resumed else None
+    if known is None and name == "WandbLogger":  # MLflow chooses its ids itself
+        known = secrets.token_hex(4)
+    return {**node, key: known} if known else node
+
+
+def remember_runs(folder: Path, loggers: Iterable[Logger]) -> None:
+    """Keep in the run folder what the loggers' servers call this run."""
+    found = {type(logger).__name__: logger for logger in loggers}
+    ids = {name: found[name].version for name in RUN_ID.keys() & found.keys()}
+    if ids:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / IDS_FILE, json.dumps(read_ids(folder) | ids) + "\n")
+
+
+def read_ids(folder: Path) -> dict[str, str]:
+    """Ids of a run by logger; none that are not there or damaged, which costs a second run on a server."""
+    try:
+        known = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def logger_failure(error: BaseException) -> BaseException | None:

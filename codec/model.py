@@ -251,3 +251,13 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def count_parameters(codec: Codec) -> dict[str, int]:
+    """Learned numbers of each part, codebooks that moving averages teach included."""
+    parts = {**dict(codec.autoencoder.named_children()), "quantizer": codec.quantizer}
+    return {
+        name: sum(p.numel() for p in part.parameters())
+        + sum(b.numel() for b in part.buffers() if b.is_floating_point() and b.ndim > 1)
+        for name, part in parts.items()
+    }

@@ -29,9 +29,9 @@ from codec.evaluation.evaluation import evaluate, print_summary
 from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
-from codec.loggers import build_logger, close, logger_failure
+from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
 from codec.logs import MetricsCSV
-from codec.model import build_codec
+from codec.model import build_codec, count_parameters
 from codec.resume import check_same_model, check_same_parts, checkpoint_step, find_checkpoint, is_finished
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
@@ -92,6 +92,8 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
     """Train; ConfigError for what the user can mend."""
     loggers = trainer.loggers
     try:
+        if trainer.is_global_zero:
+            remember_runs(Path(trainer.default_root_dir), loggers)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
         raise ConfigError(str(error)) from error
@@ -180,7 +182,7 @@ def build_trainer(
     table = MetricsCSV(folder / "metrics.csv")
     if checkpoint:
         table.rewind(checkpoint_step(checkpoint))
-    logger = build_logger(config["logger"])
+    logger = build_logger(same_run(config["logger"], folder, checkpoint is not None))
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),
@@ -225,7 +227,7 @@ def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkp
     """What is about to be trained, for the terminal."""
     codec = module.codec
     millions = {
-        "codec": sum(p.numel() for p in codec.parameters()) / 1e6,
+        "codec": sum(count_parameters(codec).values()) / 1e6,
         "discriminator": sum(p.numel() for p in module.discriminator.parameters()) / 1e6,
     }
     start = f"resumes {checkpoint} at step {checkpoint_step(checkpoint)}" if checkpoint else "starts"

@@ -1,6 +1,7 @@
 """Classical codecs: which bytes carry audio, and how what comes back is aligned."""
 
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from codec.config import ConfigError
 from codec.evaluation import baselines
 from codec.evaluation.baselines import Baseline, adts_payload, align, ogg_payload
 from codec.metrics import si_sdr
+from codec.synthetic import speech
 
 RATE = 16_000
 
@@ -117,12 +119,31 @@ def test_a_name_that_is_none_is_refused(name, words):
 
 def test_an_encoder_that_ffmpeg_lacks_is_named(ffmpeg, monkeypatch):
     monkeypatch.setattr(baselines, "encoders", lambda: " A....D libopus  Opus")
-    with pytest.raises(ConfigError, match="has no encoder libcodec2"):
-        Baseline("codec2_1.3", 8000, 1)
+    with pytest.raises(ConfigError, match="has no encoder libmp3lame"):
+        Baseline("mp3_16", RATE, 1)
+
+
+def test_codec2_s_rate_is_its_name_and_what_it_says_is_where_it_was():
+    pytest.importorskip("pycodec2", reason="needs the extra `baselines`")
+    audio = torch.from_numpy(speech(3.0, RATE, np.random.default_rng(0)))[None, None]
+    for kbps, least in ((0.7, 0.3), (3.2, 0.5)):
+        (point,) = Baseline(f"codec2_{kbps}", RATE, 1).code(audio)[1]
+        assert point.estimate.shape == audio.shape and point.estimate.dtype == torch.float32
+        assert point.bits / 3000 == pytest.approx(kbps, rel=0.02) and point.file_bits >= point.bits
+        loudness = [clip.unfold(-1, 320, 320).square().mean(-1).flatten() for clip in (point.estimate, audio)]
+        assert torch.corrcoef(torch.stack(loudness))[0, 1] > least
+
+
+def test_codec2_at_another_rate_and_without_its_package_is_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"baseline codec2_5: there are codec2_3\.2, .*codec2_0\.7"):
+        Baseline("codec2_5", RATE, 1)
+    monkeypatch.setitem(sys.modules, "pycodec2", None)
+    with pytest.raises(ConfigError, match=r"pip install pycodec2, or .*codec\[baselines\]"):
+        Baseline("codec2_1.3", RATE, 1)
 
 
 def test_without_ffmpeg_the_command_that_installs_it_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     baselines.ffmpeg.cache_clear()
     baselines.encoders.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install imageio-ffmpeg, or .*codec\[baselines\]"):

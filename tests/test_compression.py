@@ -17,7 +17,7 @@ import torch
 from composed import config
 
 from codec.audio import AudioError, read_audio, read_info, write_wav
-from codec.bitstream.commands import compress_main, decompress_main, fit_main, truncate_main
+from codec.bitstream.commands import compress_main, decompress_main, examples, fit_main, truncate_main
 from codec.bitstream.compression import compress, decompress, file_bits
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.fitting import fit_tables
@@ -25,6 +25,7 @@ from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.cli import report_errors
 from codec.decoding import main as decode_main
+from codec.index import scan, split
 from codec.model import Codec, build_codec
 from codec.streaming import Stream
 from codec.tokens.encoding import encode_corpus
@@ -338,6 +339,13 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     assert run(fit_main, model, tmp_path / "tokens", "-o", tmp_path / "of_tokens") == 0
     of_recordings = load_tables(tmp_path / "model" / TABLES_FILE).tables_id
     assert load_tables(tmp_path / "of_tokens").tables_id == of_recordings
+    assert run(fit_main, model, tmp_path / "tokens", "-o", tmp_path / "no", "--held-out", 0.3) == 2
+    assert "--held-out is for recordings" in capsys.readouterr().err
+    assert run(fit_main, model, recordings, "-o", tmp_path / "few", "--held-out", 1.5) == 2
+    assert "between 0 and 1" in capsys.readouterr().err
+    assert run(fit_main, model, recordings, "-o", tmp_path / "few", "--held-out", 0.4) == 0
+    fewer, all_of_them = (len(list(examples(codec, recordings, share)[1])) for share in (0.4, None))
+    assert fewer == len(split(scan(recordings).usable, 0.4)[0]) < all_of_them
 
 
 @pytest.mark.parametrize("stages", [2, None])

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 from composed import config
 
 from codec.audio import read_audio, write_wav
+from codec.bitstream.compression import compress
+from codec.bitstream.fitting import fit_tables
 from codec.config import ConfigError
 from codec.evaluation.evaluation import Options, evaluate, evaluate_system
 from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
+from codec.evaluation.records import Records
 from codec.evaluation.systems import OwnCodec, Point, depths_of
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec
@@ -255,14 +259,29 @@ def test_rates_of_what_was_spent_are_those_of_all_seconds(files, tmp_path):
     assert summary["seconds"] == pytest.approx(seconds)
 
 
-def test_a_bitstream_of_the_codes_gives_the_rate_of_files(files, tmp_path):
+def test_the_rate_of_files_is_that_of_the_codec_files(files, tmp_path):
     model = codec("quantizer.num_quantizers=2")
-    packed = OwnCodec(model, pack=lambda codes, samples: 7 * codes.numel() + 80)
-    summary = evaluate_system(packed, files, tmp_path, Options(RATE, 1))
-    frames = summary["frames"]
-    seconds = summary["seconds"]
-    assert summary["kbit/s_file"] == pytest.approx((7 * 2 * frames + 3 * 80) / seconds / 1000)
-    assert summary["rate_distortion"][0]["kbit/s_file"] < summary["kbit/s_file"]
+    codes = torch.cat([model.encode(read(name))[0] for name in files], 1).numpy()
+    tables = fit_tables(iter([codes] * 20), model.codec_id(), model.quantizer.codebook_sizes, 10_000).tables
+    rates = []
+    for known in (None, tables):
+        summary = evaluate_system(
+            OwnCodec(model, tables=known), files, tmp_path / str(known is None), Options(RATE, 1)
+        )
+        size = sum(compress(model, name, tmp_path / "a.codec", known, overwrite=True).bytes for name in files)
+        assert summary["kbit/s_file"] == pytest.approx(8 * size / summary["seconds"] / 1000, rel=0.01)
+        assert summary["rate_distortion"][0]["kbit/s_file"] < summary["kbit/s_file"]
+        rates.append(summary["kbit/s_file"])
+    assert rates[1] < rates[0]
+
+
+def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
+    model = codec()
+    before, after = (OwnCodec(model, tables=SimpleNamespace(tables_id=name)) for name in "ab")
+    Records(tmp_path / "records", before.identity(), False)
+    with pytest.raises(ConfigError, match="tables differ"):
+        Records(tmp_path / "records", after.identity(), True)
+    Records(tmp_path / "records", before.identity(), True)
 
 
 def test_several_threads_find_what_one_does(files, tmp_path, processes):

@@ -1,6 +1,9 @@
 """What codec-export writes gives the codec's codes and audio, in the software that it is for."""
 
+import contextlib
 import os
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +19,7 @@ from codec.export.export import Options, lengths, main, push
 from codec.export.verification import Comparison, clip, compare
 from codec.files import FileError
 from codec.layers import LSTM, ConvTranspose1d
+from codec.metrics import mel_distance
 from codec.model import Codec, build_codec, load
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
@@ -85,6 +89,7 @@ def saved(tmp_path, *overrides: str) -> str:
     return str(tmp_path / "model")
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch about its own format, when a card's lines are run
 def test_exported_programs_load_in_a_file(tmp_path, capsys):
     out = tmp_path / "out"
     assert main([saved(tmp_path), "--to", "torch", "--streaming", "-o", str(out)]) == 0
@@ -93,7 +98,19 @@ def test_exported_programs_load_in_a_file(tmp_path, capsys):
     }
     assert "100.00% of the codes agree" in capsys.readouterr().out
     card = (out / "README.md").read_text()
-    assert card.startswith("---\ntags:") and "100.00%" in card and "torch.export.load" in card
+    assert card.startswith("---\ntags:") and "100.00%" in card
+    assert "0.01 M, codebooks included" in card
+    assert run_snippet(out)["codes"].shape == (1, 3, 188)
+
+
+def run_snippet(folder) -> dict:
+    """What the Python of a model card leaves behind when it runs in its folder."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    made: dict = {}
+    with contextlib.chdir(folder):
+        exec(code, made)
+    assert made["audio"].shape[-1] >= 15_000
+    return made
 
 
 def test_nothing_is_kept_of_a_copy_that_differs(tmp_path, monkeypatch):
@@ -105,6 +122,20 @@ def test_nothing_is_kept_of_a_copy_that_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "Decoder", Wrong)
     with pytest.raises(ConfigError, match=r"torch, whole signals, is not the codec.*nothing was kept.*0.001"):
         main([source, "--to", "torch", "-o", str(tmp_path / "out")])
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@pytest.mark.parametrize("form", ["torch", "codec"])
+def test_a_disk_without_room_is_told_and_leaves_nothing(tmp_path, form):
+    resource = pytest.importorskip("resource", reason="needs limits of POSIX")
+    source = saved(tmp_path)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        with pytest.raises(ConfigError, match=r"out: .*File too large.*nothing was kept"):
+            main([source, "--to", form, "-o", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -123,18 +154,43 @@ def test_codes_that_differ_or_are_not_finite_are_refused():
     Comparison(1e-5, 1.0, 100.0, 1).require("it")
 
 
+@torch.no_grad()
+def test_what_fewer_bits_may_cost_is_limited_by_what_is_heard(codec):
+    quiet = [(1, 40 * codec.hop_length)]
+
+    def noisy(codes: torch.Tensor) -> torch.Tensor:
+        audio = codec.decode(codes)
+        return audio + 0.3 * audio.std() * torch.randn(
+            audio.shape, generator=torch.Generator().manual_seed(0)
+        )
+
+    exact = compare(codec, codec.encode, codec.decode, quiet)
+    assert exact.rise == 0 and "mel distance to the clips +0.0%" in str(exact)
+    exact.require("it", export.REDUCED)
+    worse = compare(codec, codec.encode, noisy, quiet)
+    audio, heard = clip(codec, *quiet[0]), noisy(codec.encode(clip(codec, *quiet[0])))
+    before = mel_distance(codec.decode(codec.encode(audio)), audio, codec.sample_rate)
+    assert worse.rise == pytest.approx(
+        float(mel_distance(heard, audio, codec.sample_rate) / before) - 1, rel=1e-4
+    )
+    assert worse.snr == pytest.approx(10.5, abs=0.5) and worse.agreement == 1
+    with pytest.raises(ConfigError, match=r"the limits are SNR \d+ dB"):
+        worse.require("it", export.REDUCED)
+    with pytest.raises(ConfigError, match=r"the limits are 50% of the codes$"):
+        exact._replace(agreement=0.49).require("it", export.REDUCED)
+    with pytest.raises(ConfigError, match=r"the limits are mel distance \+\d+%$"):
+        exact._replace(rise=float("inf")).require("it", export.REDUCED)
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "message"),
     [
         (
             ["autoencoder.layers.causal=false"],
-            ["--to", "onnx", "--streaming"],
+            ["--to", "torch", "--streaming"],
             "not causal.*without --streaming",
         ),
         (["quantizer=none"], ["--to", "torch"], "no codes"),
-        ([], ["--to", "torch", "--int8"], "--int8 and --bf16 are for"),
-        ([], ["--to", "hf", "--streaming"], "the model itself"),
-        ([], ["--to", "torch", "--streaming", "--frames-per-step", "0"], "at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_exported_is_told(overrides, options, message, tmp_path):
@@ -142,6 +198,32 @@ def test_what_cannot_be_exported_is_told(overrides, options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         main([source, *options, "-o", str(tmp_path / "out")])
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "torch", "--int8"], "--int8 is for --to onnx and --to openvino: --to torch has none"),
+        (["--to", "onnx", "--bf16"], "--bf16 is for --to openvino: --to onnx has none"),
+        (["--to", "hf", "--streaming"], "--streaming is for --to onnx and --to torch"),
+        (["--to", "torch", "--streaming", "--frames-per-step", "0"], "expected 1 or more, got 0"),
+        (["--to", "torch", "--frames-per-step", "2"], "is for --streaming"),
+        (["--to", "torch", "--zero-padding"], "EnCodec of transformers: nowhere is none"),
+        (["--to", "torch", "--dry-run"], "--dry-run is for --push REPO"),
+        (["--to", "torch", "--push", "me/codec"], "huggingface_hub is not installed: pip install"),
+    ],
+)
+def test_options_that_mean_nothing_are_told_before_the_model_is_read(options, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=message):
+        main(["nowhere", *options, "-o", str(tmp_path / "out")])
+
+
+def test_a_codec_of_no_shape_of_transformers_is_told_before_anything_is_written(tmp_path):
+    codec = model("autoencoder=tiny", "quantizer=fsq")
+    with pytest.raises(ConfigError, match="not of the shape of DAC in transformers"):
+        export.export(codec, "hf", tmp_path / "out", Options(), lambda **found: "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_folder_a_foreign_checkpoint_and_a_missing_one_are_refused(tmp_path):
@@ -176,6 +258,7 @@ def test_a_dry_push_says_what_it_would_upload(tmp_path, capsys):
     assert "license: cc-by-4.0" in (out / "README.md").read_text()
     assert load(out).codec_id() == load(tmp_path / "model").codec_id()
     assert push(out, "me/codec", True) == line
+    assert run_snippet(out)["codes"].shape == (1, 3, 188)
 
 
 def test_a_push_uploads_the_folder_and_tells_what_went_wrong(tmp_path, monkeypatch):
@@ -291,3 +374,4 @@ def test_openvino_s_graphs_are_the_codec(tmp_path):
         model("autoencoder=soundstream", f"quantizer={name}").save(source)
         assert main([str(source), "--to", "openvino", "-o", str(out)]) == 0
         assert {path.suffix for path in out.iterdir()} == {".xml", ".bin", ".md"}
+        run_snippet(out)

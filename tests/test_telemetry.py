@@ -8,7 +8,7 @@ import pytest
 import torch
 from composed import small_quantizer
 
-from codec.loggers import to_loggers
+from codec.loggers import IDS_FILE, remember_runs, same_run, to_loggers
 from codec.logs import MetricsCSV
 from codec.telemetry import codebook_health, diverging, residual_energy, warnings_in_words
 from codec.training import Step
@@ -114,3 +114,27 @@ def test_a_mistake_of_our_own_is_no_logger_s_failure():
 
     with pytest.raises(ValueError, match="a bug"):
         to_loggers(SimpleNamespace(loggers=["one"]), send)  # type: ignore[arg-type]
+
+
+class WandbLogger(SimpleNamespace):
+    """Stands in for Lightning's, which is called like that."""
+
+
+class MLFlowLogger(SimpleNamespace):
+    """Likewise."""
+
+
+def test_a_resumed_run_goes_on_where_its_loggers_were(tmp_path):
+    wandb, mlflow = {"_target_": "a.WandbLogger", "project": "codec"}, {"_target_": "a.MLFlowLogger"}
+    first = same_run(wandb, tmp_path, resumed=False)
+    assert same_run(mlflow, tmp_path, resumed=False) == mlflow  # whose server names its runs
+    remember_runs(tmp_path, [WandbLogger(version=first["id"]), MLFlowLogger(version="9f"), "metrics.csv"])  # type: ignore[list-item]
+    again = same_run(wandb, tmp_path, resumed=True)
+    assert again == first == wandb | {"id": first["id"]}
+    assert same_run(mlflow, tmp_path, resumed=True) == mlflow | {"run_id": "9f"}
+    assert same_run(wandb, tmp_path, resumed=False)["id"] != first["id"]
+    assert same_run(wandb | {"id": "mine"}, tmp_path, resumed=True)["id"] == "mine"
+    (tmp_path / IDS_FILE).write_text("{")
+    assert same_run(mlflow, tmp_path, resumed=True) == mlflow
+    for other in (None, {"_target_": "a.TensorBoardLogger"}):
+        assert same_run(other, tmp_path, resumed=True) == other

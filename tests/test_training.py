@@ -135,7 +135,8 @@ def contents_of_tensorboard(folder: Path, event_accumulator) -> list[str]:
 
 def contents_of_wandb(folder: Path, wandb) -> list[str]:
     assert wandb.run is None, "the next run of a sweep would go on in this one"
-    (run,) = (folder / "run/wandb").glob("offline-run-*")
+    run, again = sorted((folder / "run/wandb").glob("offline-run-*"))
+    assert run.name.rpartition("-")[2] == again.name.rpartition("-")[2], "a resumed run is the same run"
     assert b"valid/mel" in next(run.glob("*.wandb")).read_bytes()
     return [str(path.relative_to(run / "files")) for path in run.rglob("media/*/clip 0/*")]
 
@@ -171,7 +172,9 @@ def test_every_logger_gets_numbers_audio_and_pictures(
     module = pytest.importorskip(library, reason=f'needs pip install "neural-audio-codec[{logger}]"')
     monkeypatch.chdir(tmp_path)
     options = ["logger.offline=true"] if logger == "wandb" else []
-    run(tmp_path, wavs, "trainer.max_steps=2", "trainer.val_check_interval=2", f"logger={logger}", *options)
+    options += ["trainer.val_check_interval=2", f"logger={logger}"]
+    run(tmp_path, wavs, "trainer.max_steps=2", *options)
+    run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto", *options)
     found = contents(tmp_path, module)
     assert all(any(re.fullmatch(name, one) for one in found) for name in expected), found
     assert len(found) >= len(expected)

@@ -19,8 +19,9 @@ from codec.bitstream.entropy import EntropyTables, low_bits
 from codec.bitstream.fitting import Fit, fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamReader, check_target, truncate
+from codec.config import ConfigError
 from codec.files import printable
-from codec.index import scan
+from codec.index import scan, split
 from codec.model import WEIGHTS_FILE, Codec, load
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
@@ -142,12 +143,18 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLES_FILE} beside the model")
     parser.add_argument("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        metavar="SHARE",
+        help="of recordings: leave out those that codec-evaluate --held-out SHARE takes",
+    )
     options = parser.parse_args(argv)
     output = options.output or beside(options.model)
     check_target(output, options.force)
     codec = on_device(load(options.model), options.device)
     frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
-    sizes, sequences = examples(codec, options.folder)
+    sizes, sequences = examples(codec, options.folder, options.held_out)
     fit = fit_tables(sequences, codec.codec_id(), sizes, frames, str(next(codec.parameters()).device))
     save_tables(fit.tables, output)
     show(fit, codec)
@@ -167,14 +174,22 @@ def show(fit: Fit, codec: Codec) -> None:
         print(f"{name:>13}: {rate:.3f} kbit/s, {saved:.1f} % saved on held-out pieces of them")
 
 
-def examples(codec: Codec, folder: Path) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
-    """Codebook sizes, and codes `[K, F]` of tokens or of recordings, in a random order, always the same."""
+def examples(
+    codec: Codec, folder: Path, held_out: float | None = None
+) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
+    """Codebook sizes, and codes `[K, F]` of tokens or of recordings, in a random order, always the same.
+
+    Of recordings without the share that training holds out, if one is given.
+    """
     random = np.random.default_rng(0)
     if (folder / META_FILE).is_file():
+        if held_out is not None:
+            raise ConfigError("--held-out is for recordings, not for tokens: encode fewer of them")
         tokens = TokenDataset(folder)
         tokens.require_codec(codec, "encode the recordings again with this one")
         return tokens.codebook_sizes, (checked(tokens, int(i)) for i in random.permutation(len(tokens)))
     files = scan(folder).require_usable().usable
+    files = files if held_out is None else split(files, held_out)[0]
     order = tqdm(random.permutation(len(files)), "encoding", unit="file", disable=None)
     paths = (os.path.join(folder, files[number].path) for number in order)
     return codec.quantizer.codebook_sizes, (encoded(codec, path) for path in paths)

@@ -1,4 +1,4 @@
-"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis, through the FFmpeg that a pip package brings."""
+"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis, through the FFmpeg of a pip package, and Codec 2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codec.config import ConfigError
+from codec.evaluation.codec2 import Codec2
 from codec.evaluation.systems import Point
 
 SHIFT = 0.3  # s; codecs delay by less
@@ -72,9 +73,19 @@ FORMATS = {
     "mp3": Format("libmp3lame", "mp3", ("-write_xing", "0", "-id3v2_version", "0"), len, MPEG_RATES),
     "aac": Format("aac", "adts", (), adts_payload, MPEG_RATES),
     "vorbis": Format("libvorbis", "ogg", (), lambda c: ogg_payload(c, 3)),
-    "codec2": Format("libcodec2", "codec2raw", (), len, (8000,)),
 }
-CODEC2_MODES = {3.2: "3200", 2.4: "2400", 1.6: "1600", 1.4: "1400", 1.3: "1300", 1.2: "1200", 0.7: "700C"}
+
+
+class Coder(Protocol):
+    """A codec at one bitrate, of audio at the rate and with the channels that it was made for."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on."""
+        ...
+
+    def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
+        """What becomes of `[C, T]`, bits of payload, bits of a file."""
+        ...
 
 
 class Baseline:
@@ -91,23 +102,24 @@ class Baseline:
         if name == "original":
             self.family = name
             return
-        if self.family not in FORMATS or not re.fullmatch(r"\d+(\.\d+)?", rate) or not float(rate):
-            known = ", ".join(FORMATS)
+        if (
+            self.family not in (*FORMATS, "codec2")
+            or not re.fullmatch(r"\d+(\.\d+)?", rate)
+            or not float(rate)
+        ):
+            known = ", ".join([*FORMATS, "codec2"])
             raise ConfigError(
                 f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {known}"
             )
-        self.kbps, self.format = float(rate), FORMATS[self.family]
-        if not re.search(rf"\s{self.format.encoder}\s", encoders()):
-            raise ConfigError(
-                f"baseline {name}: this FFmpeg ({ffmpeg()}) has no encoder {self.format.encoder}"
-            )
-        if self.family == "codec2" and self.kbps not in CODEC2_MODES:
-            known = ", ".join(f"codec2_{kbps:g}" for kbps in CODEC2_MODES)
-            raise ConfigError(f"baseline {name}: there are {known}")
+        self.coder: Coder
+        if self.family == "codec2":
+            self.coder = Codec2(float(rate), sample_rate)
+        else:
+            self.coder = FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
 
     def identity(self) -> dict[str, Any]:
         """What its results depend on."""
-        return {"baseline": self.name} | ({} if self.name == "original" else {"ffmpeg": version()})
+        return {"baseline": self.name} | ({} if self.name == "original" else self.coder.identity())
 
     def describe(self) -> dict[str, Any]:
         """What the summary says of it."""
@@ -125,33 +137,46 @@ class Baseline:
     def reconstruct(self, audio: Tensor) -> Point:
         """Code and decode audio `[1, C, T]`."""
         samples = audio[0].cpu().numpy()
+        decoded, bits, file_bits = self.coder.code(samples)
+        estimate = align(decoded, samples, round(SHIFT * self.sample_rate))
+        return Point(0, torch.from_numpy(estimate)[None].to(audio.device), bits, file_bits)
+
+
+class FFmpeg:
+    """A format at one bitrate; ConfigError where FFmpeg or its encoder is missing."""
+
+    def __init__(self, form: Format, kbps: float, sample_rate: int, channels: int):
+        self.form, self.kbps, self.sample_rate, self.channels = form, kbps, sample_rate, channels
+        if not re.search(rf"\s{form.encoder}\s", encoders()):
+            raise ConfigError(f"baselines: this FFmpeg ({ffmpeg()}) has no encoder {form.encoder}")
+
+    def identity(self) -> dict[str, Any]:
+        """FFmpeg's version."""
+        return {"ffmpeg": version()}
+
+    def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
+        """What becomes of `[C, T]`, bits of payload, bits of the file."""
         with tempfile.TemporaryDirectory() as folder:
             coded = Path(folder) / "coded"
             self.encode(samples, coded)
             content = coded.read_bytes()
-            decoded = self.decode(coded)
-        estimate = align(decoded, samples, round(SHIFT * self.sample_rate))
-        bits = 8 * self.format.payload(content)
-        return Point(0, torch.from_numpy(estimate)[None].to(audio.device), bits, 8 * len(content))
+            return self.decode(coded), 8 * self.form.payload(content), 8 * len(content)
 
     def encode(self, samples: np.ndarray, target: Path) -> None:
         """Write the coded file of `[C, T]`."""
         pcm = np.clip(np.round(samples.T * 32768), -32768, 32767).astype("<i2").tobytes()
-        rates = self.format.rates
+        rates = self.form.rates
         nearest = min((rate for rate in rates if rate >= self.sample_rate), default=max(rates, default=0))
         rate = ["-ar", str(nearest)] if rates else []
         speed = ["-b:a", f"{round(1000 * self.kbps)}"]
-        if self.family == "codec2":
-            speed = ["-mode", CODEC2_MODES[self.kbps]]
         source = ["-f", "s16le", "-ar", str(self.sample_rate), "-ac", str(self.channels), "-i", "pipe:0"]
-        options = ["-c:a", self.format.encoder, *speed, *self.format.options, *rate, "-map_metadata", "-1"]
-        run([*source, *options, "-bitexact", "-f", self.format.container, str(target)], pcm)
+        options = ["-c:a", self.form.encoder, *speed, *self.form.options, *rate, "-map_metadata", "-1"]
+        run([*source, *options, "-bitexact", "-f", self.form.container, str(target)], pcm)
 
     def decode(self, source: Path) -> np.ndarray:
         """Samples `[C, T]` of a coded file at the rate that went in."""
-        known = ["-f", "codec2raw", "-mode", CODEC2_MODES[self.kbps]] if self.family == "codec2" else []
         raw = ["-f", "f32le", "-ar", str(self.sample_rate), "-ac", str(self.channels), "pipe:1"]
-        content = run([*known, "-i", str(source), *raw], b"")
+        content = run(["-i", str(source), *raw], b"")
         return np.frombuffer(content, "<f4").reshape(-1, self.channels).T.astype(np.float32)
 
 

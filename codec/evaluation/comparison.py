@@ -14,7 +14,6 @@ import torch
 
 from codec.audio import read_info
 from codec.bitstream.commands import beside
-from codec.bitstream.compression import file_bits
 from codec.bitstream.tables import load_tables
 from codec.config import ConfigError
 from codec.evaluation.analysis import (
@@ -213,8 +212,8 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
                 systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
             else:
                 codec, tables = load(model).to(device), beside(Path(model))
-                pack = file_bits(codec, load_tables(tables)) if tables.exists() else None
-                systems.append(OwnCodec(codec, name, depths, pack))
+                known = load_tables(tables) if tables.exists() else None
+                systems.append(OwnCodec(codec, name, depths, known))
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from codec.model import Codec
+from codec.bitstream.compression import file_bits
+from codec.bitstream.entropy import EntropyTables
+from codec.model import Codec, count_parameters
 
 
 class Point(NamedTuple):
@@ -46,24 +48,25 @@ class System(Protocol):
 
 
 class OwnCodec:
-    """A `Codec` at several depths; `pack` gives the bits of a file of codes `[1, k, F]` of some samples."""
+    """A `Codec` at several depths, whose `.codec` files are written with `tables`, or without."""
 
     def __init__(
         self,
         codec: Codec,
         name: str = "codec",
         depths: Sequence[int] | None = None,
-        pack: Callable[[Tensor, int], int] | None = None,
+        tables: EntropyTables | None = None,
     ):
-        self.codec, self.name, self.pack = codec, name, pack
+        self.codec, self.name, self.tables = codec, name, tables
+        self.file_bits = file_bits(codec, tables)
         self.sample_rate, self.channels = codec.sample_rate, codec.audio_channels
         self.codebook_sizes: Sequence[int] = codec.quantizer.codebook_sizes
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
-        """The codec's id and the depths."""
-        packed = {"packed": True} if self.pack else {}
-        return {"codec": self.codec.codec_id(), "depths": self.depths, **packed}
+        """The codec's id, the depths, the tables' id."""
+        tables = self.tables.tables_id if self.tables else None
+        return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables}
 
     def describe(self) -> dict[str, Any]:
         """Rates and sizes."""
@@ -89,7 +92,7 @@ class OwnCodec:
             if depth:
                 estimate = self.codec.decode(codes[:, :depth], audio.shape[-1])
                 bits = round(self.codec.quantizer.bits_per_frame(depth) * codes.shape[2])
-                whole = self.pack(codes[:, :depth], audio.shape[-1]) if self.pack else None
+                whole = self.file_bits(codes[:, :depth], audio.shape[-1])
                 yield Point(depth, estimate, bits, whole)
             else:
                 yield Point(0, self.codec(audio)[0])
@@ -103,13 +106,3 @@ def depths_of(num_quantizers: int, asked: Sequence[int] | None = None, most: int
         return sorted({*(k for k in asked if 1 <= k < num_quantizers), num_quantizers})
     number = min(num_quantizers, most)
     return [round(k) for k in np.linspace(1, num_quantizers, number)] if number > 1 else [1]
-
-
-def count_parameters(codec: Codec) -> dict[str, int]:
-    """Learned numbers of each part, codebooks that moving averages teach included."""
-    parts = {**dict(codec.autoencoder.named_children()), "quantizer": codec.quantizer}
-    return {
-        name: sum(p.numel() for p in part.parameters())
-        + sum(b.numel() for b in part.buffers() if b.is_floating_point() and b.ndim > 1)
-        for name, part in parts.items()
-    }

@@ -21,6 +21,7 @@ def flat(variant: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
         "files": variant["files"],
         "kbit/s": variant["nominal"],
         "kbit/s entropy-coded": variant["entropy"],
+        "kbit/s of files": variant["file"],
     }
     for metric in metrics:
         score = variant["scores"].get(metric["key"], {})
@@ -64,6 +65,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
         "seeds",
         "kbit/s",
         "entropy-coded",
+        "of files",
         *titles,
         "usage",
         "M parameters",
@@ -77,6 +79,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
             row["seeds"],
             shown(row["kbit/s"], 2),
             shown(row["kbit/s entropy-coded"], 2),
+            shown(row["kbit/s of files"], 2),
             *(score_text(variant["scores"].get(metric["key"])) for metric in data["metrics"]),
             MISSING if row["usage"] is None else f"{row['usage']:.0%}",
             shown(sum(variant["parameters"].values()) / 1e6, 2) if variant["parameters"] else MISSING,

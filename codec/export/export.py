@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,30 +19,17 @@ from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
 from codec.export.graphs import inference_codec, programs
 from codec.export.model_card import model_card
-from codec.export.step_graphs import require_causal, run_steps, step_programs
-from codec.export.verification import EXACT_AGREEMENT, EXACT_ERROR, Comparison, compare, optional
-from codec.files import folder_whole
+from codec.export.requirements import Options, check_codec, check_options
+from codec.export.step_graphs import run_steps, step_programs
+from codec.export.verification import EXACT, Comparison, Limits, compare, optional
+from codec.files import folder_whole, require_free
 from codec.model import Codec, load
 from codec.synthetic import music, speech
 
-# Deep stages code what is left after many others: their codes change first, and matter least.
-INT8_AGREEMENT, INT8_ERROR = 0.25, 0.1
-
-
-class Options(NamedTuple):
-    """What is asked of a format beside its name."""
-
-    streaming: bool = False
-    frames_per_step: int = 1
-    int8: bool = False
-    bf16: bool = False
-
-
-class Limits(NamedTuple):
-    """How far a copy may be from its codec."""
-
-    max_error: float = EXACT_ERROR
-    agreement: float = EXACT_AGREEMENT
+# Of trained codecs bf16 leaves 86 to 92 % of the codes, an SNR of 45 dB and the mel distance as it is; int8
+# 64 to 71 %, 30 dB and up to 10 % more. Deep stages code what is left after many others: their codes change
+# first, and matter least. What is far below that is broken, not rounded.
+REDUCED = Limits(agreement=0.5, snr=20.0, rise=0.2)
 
 
 def lengths(codec: Codec) -> list[tuple[int, int]]:
@@ -53,7 +40,7 @@ def lengths(codec: Codec) -> list[tuple[int, int]]:
 
 def limits(options: Options) -> Limits:
     """What a format's precision may cost."""
-    return Limits(INT8_ERROR, INT8_AGREEMENT) if options.int8 or options.bf16 else Limits()
+    return REDUCED if options.int8 or options.bf16 else EXACT
 
 
 def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
@@ -61,8 +48,6 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
 
     Such a file can hold pickled objects: `torch.export.load` only what you trust.
     """
-    if options.int8 or options.bf16:
-        raise ConfigError("--int8 and --bf16 are for --to onnx and --to openvino")
     plain, found = inference_codec(codec), {}
     for name, program in programs(plain).items():
         save_program(program, folder / f"{name}.pt2")
@@ -89,9 +74,11 @@ def calibration(codec: Codec) -> list[Tensor]:
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write a program without what torch says about its own format."""
+    content = io.BytesIO()  # torch's own writer ends the process when a disk is full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def load_program(path: Path) -> Callable[..., Tensor]:
@@ -103,8 +90,6 @@ def load_program(path: Path) -> Callable[..., Tensor]:
 
 def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """`encoder.onnx` and `decoder.onnx`, or with --streaming also `*_step.onnx`; all run in ONNX Runtime."""
-    if options.bf16:
-        raise ConfigError("--bf16 is for --to openvino: ONNX Runtime has no bf16 on CPUs")
     plain, about, found = inference_codec(codec), onnx_export.about(codec), {}
     onnx_export.write_whole(programs(plain), folder, about)
     names = ["encoder", "decoder"]
@@ -147,16 +132,12 @@ def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> T
 
 def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """A directory that `EncodecModel` or `DacModel` of `transformers` loads."""
-    if options != Options():
-        raise ConfigError("--to hf has no streaming, int8 or bf16: it is the model itself, for transformers")
     name = huggingface.save(codec, folder)
     return {f"transformers.{name}": huggingface.check(codec, folder)}
 
 
 def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """`encoder.xml`, `quantizer.xml` and `decoder.xml` for OpenVINO, which is fastest on CPUs."""
-    if options.streaming:
-        raise ConfigError("--to openvino has whole signals alone; --to onnx --streaming has steps")
     clips = calibration(codec) if options.int8 else None
     openvino_export.write(codec, folder, onnx_export.about(codec), clips)
     session = openvino_export.Session(folder, bf16=options.bf16)
@@ -165,8 +146,6 @@ def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, C
 
 def export_codec(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """What `codec.load` reads: of a model of `transformers`, to use it here or to train it further."""
-    if options != Options():
-        raise ConfigError("--to codec has no streaming, int8 or bf16: every codec streams")
     codec.save(folder)
     again = load(folder)
     return {"saved": compare(codec, again.encode, again.decode, lengths(codec))}
@@ -186,13 +165,12 @@ def export(codec: Codec, form: str, folder: Path, options: Options, card: Callab
 
     The folder appears when all is checked, or not at all. `card` makes its README.md of what was found.
     """
-    if options.streaming:
-        require_causal(codec)
+    check_codec(codec, form, options)
     with folder_whole(folder) as staging:
         found = FORMATS[form](codec, staging, options)
         lines = [f"{what}: {comparison}" for what, comparison in found.items()]
         for what, comparison in found.items():
-            comparison.require(f"{form}, {what},", *limits(options))
+            comparison.require(f"{form}, {what},", limits(options))
         (staging / "README.md").write_text(card(form=form, options=options, checks=lines), encoding="utf-8")
     return lines
 
@@ -230,6 +208,8 @@ def main(argv: Sequence[str]) -> int:
     )
     asked = parser.parse_args(argv)
     options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
+    check_options(asked.to, options)
+    check_others(asked)
     codec = huggingface.load_any(asked.model, asked.zero_padding)
     card = partial(model_card, codec, asked.model, licence=asked.license)
     for line in export(codec, asked.to, asked.output, options, card):
@@ -238,6 +218,17 @@ def main(argv: Sequence[str]) -> int:
     if asked.push:
         print(push(asked.output, asked.push, asked.dry_run))
     return 0
+
+
+def check_others(asked: argparse.Namespace) -> None:
+    """ConfigError for options that do not belong together, a taken folder, a missing package."""
+    if asked.zero_padding and not huggingface.is_huggingface(asked.model):
+        raise ConfigError(f"--zero-padding is for an EnCodec of transformers: {asked.model} is none")
+    if asked.dry_run and not asked.push:
+        raise ConfigError("--dry-run is for --push REPO")
+    if asked.push and not asked.dry_run:
+        optional("huggingface_hub")
+    require_free(asked.output)
 
 
 def push(folder: Path, repository: str, dry_run: bool) -> str:

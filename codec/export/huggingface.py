@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from codec import model
@@ -97,11 +97,8 @@ def save(codec: Codec, directory: Path) -> str:
         made_of = [name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions]
         weights = normalised(weights, made_of)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()},
-        directory / WEIGHTS_FILE,
-        metadata={"format": "pt"},
-    )
+    plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
+    (directory / WEIGHTS_FILE).write_bytes(serialise(plain, metadata={"format": "pt"}))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config["architectures"][0]
 

@@ -9,38 +9,57 @@ from typing import Any
 
 import yaml
 
-from codec.model import Codec
+from codec.export.huggingface import shape_of
+from codec.model import Codec, count_parameters
 
 LOADING = {
-    "onnx": """import onnxruntime
+    "onnx": """import numpy
+import onnxruntime
 
-encoder = onnxruntime.InferenceSession("encoder.onnx")  # [batch, {channels}, samples], {rate} Hz
+encoder = onnxruntime.InferenceSession("encoder.onnx")
 decoder = onnxruntime.InferenceSession("decoder.onnx")
-(codes,) = encoder.run(None, {{"audio": audio}})         # int64 [batch, {stages}, frames]
+audio = numpy.zeros((1, {channels}, {rate}), numpy.float32)  # [batch, channels, samples] at {rate} Hz
+(codes,) = encoder.run(None, {{"audio": audio}})  # int64 [batch, {stages}, frames]
 (audio,) = decoder.run(None, {{"codes": codes}})""",
     "torch": """import torch  # .pt2 files can hold pickled objects: load only what you trust
 
-encode = torch.export.load("encoder.pt2").module()  # audio float32 [batch, {channels}, samples] at {rate} Hz
+encode = torch.export.load("encoder.pt2").module()
 decode = torch.export.load("decoder.pt2").module()
-audio = decode(encode(audio))                       # codes are int64 [batch, {stages}, frames]""",
-    "openvino": """import openvino
+audio = torch.zeros(1, {channels}, {rate})  # [batch, channels, samples] at {rate} Hz
+codes = encode(audio)  # int64 [batch, {stages}, frames]
+audio = decode(codes)""",
+    "openvino": """import numpy
+import openvino
 
 core = openvino.Core()
-fast = {{"INFERENCE_PRECISION_HINT": "bf16"}}  # where the CPU has it; never for the quantizer
+fast = {{"INFERENCE_PRECISION_HINT": "{precision}"}}  # never bf16 for the quantizer
 network, decoder = (core.compile_model(f"{{part}}.xml", "CPU", fast) for part in ("network", "decoder"))
 quantizer = core.compile_model("quantizer.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
-codes = quantizer(network(audio)[0])[0]      # audio float32 [batch, {channels}, samples] at {rate} Hz
+audio = numpy.zeros((1, {channels}, {rate}), numpy.float32)  # [batch, channels, samples] at {rate} Hz
+codes = quantizer(network(audio)[0])[0]  # int64 [batch, {stages}, frames]
 audio = decoder(codes)[0]""",
-    "codec": """import codec
+    "codec": """import codec  # of neural-audio-codec
+import torch
 
-model = codec.load(".")  # of neural-audio-codec
-codes = model.encode(audio)  # audio float32 [batch, {channels}, samples] at {rate} Hz
-audio = model.decode(codes)""",
-    "hf": """from transformers import AutoModel
+model = codec.load(".")
+audio = torch.zeros(1, {channels}, {rate})  # [batch, channels, samples] at {rate} Hz
+with torch.inference_mode():
+    codes = model.encode(audio)  # int64 [batch, {stages}, frames]
+    audio = model.decode(codes)""",
+    "hf": """import torch
+from transformers import AutoModel
 
-model = AutoModel.from_pretrained(".")  # audio [batch, {channels}, samples] at {rate} Hz
+model = AutoModel.from_pretrained(".")
+audio = torch.zeros(1, {channels}, {rate} // {hop} * {hop})  # [batch, channels, samples] at {rate} Hz
+with torch.inference_mode():
+    codes = model.encode(audio{bandwidth}).audio_codes
+    audio = model(audio{bandwidth}).audio_values
 # Pad audio with zeros to a multiple of {hop} samples: transformers pads each layer, which gives
-# another last frame. Name the bandwidth to `encode`: without it an EnCodec uses its smallest.""",
+# another last frame. Name the bandwidth: without it an EnCodec uses its smallest.""",
+}
+SCORES = {
+    **{"num_quantizers": "stages", "kbit/s": "kbit/s", "kbit/s_entropy": "entropy-coded"},
+    **{"si_sdr": "SI-SDR, dB", "mel": "mel distance", "stft": "STFT distance", "l1": "waveform L1"},
 }
 STREAMING = """
 `encoder_step` and `decoder_step` code {frames} frame(s), {samples} samples, per call: they take `audio` or
@@ -61,12 +80,14 @@ def model_card(
     matter: dict[str, Any] = {"tags": ["audio", "neural-audio-codec"]}
     matter |= {"license": licence} if licence else {}
     matter |= {"library_name": "transformers"} if form == "hf" else {}
-    names = {
+    names: dict[str, Any] = {
         "channels": codec.audio_channels,
         "rate": codec.sample_rate,
         "stages": codec.quantizer.num_quantizers,
     }
-    names["hop"] = codec.hop_length
+    names |= {"hop": codec.hop_length, "precision": "bf16" if options.bf16 else "f32"}
+    encodec = form == "hf" and shape_of(codec) == "encodec"
+    names["bandwidth"] = ", bandwidth=model.config.target_bandwidths[-1]" if encodec else ""
     parts = [
         f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n",
         f"# {card_name(source)}: a neural audio codec\n",
@@ -100,14 +121,15 @@ def card_name(source: Path) -> str:
 def facts(codec: Codec, options: Any) -> list[str]:
     """A table of what the codec is."""
     quantizer = codec.quantizer
-    millions = sum(parameter.numel() for parameter in codec.parameters()) / 1e6
+    parts = {name: number / 1e6 for name, number in count_parameters(codec).items()}
     sizes = ", ".join(map(str, sorted(set(quantizer.codebook_sizes))))
     rows = {
         "sample rate": f"{codec.sample_rate} Hz, {codec.audio_channels} channel(s)",
         "frames": f"{codec.frame_rate:.4g} a second, {codec.hop_length} samples each",
         "codes": f"{quantizer.num_quantizers} a frame, of {sizes} values",
         "bitrate": f"{codec.bitrate() / 1000:.4g} kbit/s with all of them",
-        "parameters": f"{millions:.3f} M",
+        "parameters": f"{sum(parts.values()):.2f} M, codebooks included: "
+        + ", ".join(f"{name} {millions:.3f}" for name, millions in parts.items()),
         "weights": "int8 where that is not the quantizer" if options.int8 else "float32",
         "codec id": f"`{codec.codec_id()}`",
     }
@@ -138,20 +160,19 @@ def trained_on(source: Path) -> str:
 
 
 def scores(source: Path) -> list[str]:
-    """The table of a run's own evaluation, if it has one."""
+    """The table of a run's own evaluation at each number of stages, if it has one."""
     summary = run_folder(source) / "evaluation" / "summary.json"
     try:
         found = json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        points, files = found["rate_distortion"], found["files"]
+        names = {name: title for name, title in SCORES.items() if any(name in point for point in points)}
+        rows = [" | ".join(cell(point.get(name)) for name in names) for point in points]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    numbers = {name: value for name, value in flat(found).items() if isinstance(value, int | float)}
-    rows = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
-    return ["## Scores on held-out files\n", "| | |", "|---|---|", *rows, ""] if rows else []
+    head = [" | ".join(names.values()), "|".join(["---"] * len(names)), *rows]
+    return [f"## Scores on {files} held-out files\n", *(f"| {row} |" for row in head), ""]
 
 
-def flat(found: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings by their paths; lists are left out."""
-    if isinstance(found, dict):
-        parts = (flat(value, f"{path} {key}".strip()) for key, value in found.items())
-        return {name: value for part in parts for name, value in part.items()}
-    return {} if isinstance(found, list) else {path: found}
+def cell(value: Any) -> str:
+    """A number of at most four digits; `-` where there is none."""
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from codec.config import ConfigError
+from codec.metrics import MEL_WINDOWS, mel_distance
 from codec.model import Codec
 from codec.synthetic import speech
 
-# Of two codes that are equally near either may be taken, so that not all have to agree.
-EXACT_ERROR, EXACT_AGREEMENT = 1e-4, 0.98
 SECONDS = 4.0  # of each voice that clips are cut from
 
 
@@ -28,26 +27,49 @@ def optional(module: str, extra: str = "export") -> Any:
         raise ConfigError(f'{name} is not installed: pip install "neural-audio-codec[{extra}]"') from error
 
 
+class Limits(NamedTuple):
+    """How far a copy may be from its codec: the fields of a `Comparison` that have to be kept to."""
+
+    max_error: float = float("inf")
+    agreement: float = 0.0
+    snr: float = float("-inf")
+    rise: float = float("inf")
+
+
+# Of two codes that are equally near either may be taken, so that not all have to agree.
+EXACT = Limits(max_error=1e-4, agreement=0.98)
+
+
 class Comparison(NamedTuple):
-    """A sample's largest difference, the share of equal codes, the decoder's SNR in dB; of how many clips."""
+    """How a copy differs: in a sample of decoded audio, at most; the share of equal codes; the decoder's SNR,
+    dB; of how many clips; by what share its mel distance to them is larger than the codec's.
+    """
 
     max_error: float
     agreement: float
     snr: float
     clips: int
+    rise: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"{self.clips} clips: {self.agreement:.2%} of the codes agree, decoded audio within "
-            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB)"
+            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {round(self.rise, 3) + 0.0:+.1%}"
         )
 
-    def require(self, what: str, max_error: float = EXACT_ERROR, agreement: float = EXACT_AGREEMENT) -> None:
-        """ConfigError unless both are kept to."""
-        if not (self.max_error <= max_error and self.agreement >= agreement):
+    def require(self, what: str, limits: Limits = EXACT) -> None:
+        """ConfigError unless all limits are kept to."""
+        kept = {
+            f"{limits.agreement:.0%} of the codes": self.agreement >= limits.agreement,
+            f"audio within {limits.max_error:g}": self.max_error <= limits.max_error,
+            f"SNR {limits.snr:g} dB": self.snr >= limits.snr,
+            f"mel distance {limits.rise:+.0%}": self.rise <= limits.rise,
+        }
+        missed = [limit for limit, met in kept.items() if not met]
+        if missed:
             raise ConfigError(
-                f"{what} is not the codec that it was made from, nothing was kept: {self}; allowed are "
-                f"{max_error:g} and {agreement:.2%}"
+                f"{what} is not the codec that it was made from, nothing was kept: {self}; the limits are "
+                f"{', '.join(missed)}"
             )
 
 
@@ -72,10 +94,11 @@ def compare(
     """Let both code clips of `shapes` (batch, samples); `trimmed` last samples of the audio do not count.
 
     Decoders are compared on the codec's own codes, so that one code that fell on the other side of a tie
-    does not hide what a decoder does.
+    does not hide what a decoder does; mel distances are of what each makes of its own codes.
     """
     equal = total = 0
     error, noise, signal = 0.0, 0.0, 0.0
+    distances: list[tuple[float, float]] = []
     for batch, samples in shapes:
         audio = clip(codec, batch, samples)
         expected = codec.encode(audio)
@@ -90,5 +113,20 @@ def compare(
         error = max(error, float(difference.abs().max()) if difference.isfinite().all() else float("inf"))
         noise += float(difference.square().sum())
         signal += float(reference.double().square().sum())
+        heard = made if torch.equal(codes, expected) else decode(codes)
+        length = min(length, samples)
+        if length >= max(MEL_WINDOWS):
+            pair = (
+                mel_distance(x[..., :length], audio[..., :length], codec.sample_rate)
+                for x in (reference, heard)
+            )
+            distances.append(tuple(float(distance.mean()) for distance in pair))
     snr = 10 * float(np.log10(max(signal, 1e-20) / max(noise, 1e-20)))
-    return Comparison(error, equal / total, snr, len(shapes))
+    return Comparison(error, equal / total, snr, len(shapes), relative_rise(distances))
+
+
+def relative_rise(distances: Sequence[tuple[float, float]]) -> float:
+    """By what share the second numbers are larger; 0 of none, infinite where they are NaN."""
+    before, after = (sum(pair[side] for pair in distances) for side in (0, 1))
+    rise = after / before - 1 if before else 0.0
+    return rise if np.isfinite(rise) else float("inf")
