@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from codec.audio import AudioError, AudioInfo, measure, open_audio, read_header
+from codec.config import ConfigError
 from codec.files import printable, written_whole
 from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 
@@ -84,7 +85,7 @@ def split(
     empty: then the file closest to the limit changes sides. A single file is used for both.
     """
     if not 0 < valid_fraction < 1:
-        raise ValueError(f"valid_fraction must lie between 0 and 1, got {valid_fraction}")
+        raise ConfigError(f"valid_fraction must lie between 0 and 1, got {valid_fraction}")
     if len(files) < 2:
         log.warning("%d usable file only: it is used for training and for validation", len(files))
         return tuple(files), tuple(files)

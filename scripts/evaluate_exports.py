@@ -1,9 +1,9 @@
-"""Measure on recordings what int8 and bf16 cost a trained codec: equal codes, mel distance, a perceptual score.
+"""Measure on recordings what int8 and bf16 cost a trained codec: equal codes, mel distance, ViSQOL.
 
     python scripts/evaluate_exports.py runs/mine /wavs --held-out 0.05 --max-files 20
 
-Prints a Markdown table of eager PyTorch, ONNX Runtime and OpenVINO on the same files, means with half of their 95 %
-bootstrap intervals over files. Needs the extras `export`, `openvino` and `metrics`.
+Prints a Markdown table of eager PyTorch, ONNX Runtime and OpenVINO on the same files, means with half of
+their 95 % bootstrap intervals over files. Needs the extras `export`, `openvino` and `metrics`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
                 rows.setdefault(name, []).append([equal, mel, heard])
     process.close()
     print(
-        f"| {len(rows['eager'])} files | codes that agree, % | mel distance | {metric.name} |\n|---|---|---|---|"
+        f"| {len(rows['eager'])} files | equal codes, % | mel distance | {metric.name} |\n|---|---|---|---|"
     )
     for name, scores in rows.items():
         print(f"| {name} | {' | '.join(summed(list(column)) for column in zip(*scores, strict=True))} |")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from codec.config import ConfigError
 from codec.export import export, graphs, step_graphs, verification
 from codec.export import onnx as onnx_export
 from codec.export.export import Options, lengths, main, push
+from codec.export.huggingface import shape_of
 from codec.export.verification import Comparison, clip, compare
 from codec.files import FileError
 from codec.layers import LSTM, ConvTranspose1d
@@ -279,6 +281,50 @@ def test_a_push_uploads_the_folder_and_tells_what_went_wrong(tmp_path, monkeypat
     assert calls == [("me/codec", True), ("me/codec", str(tmp_path))]
     with pytest.raises(ConfigError, match=r"--push me/refused: no token; the folder .* is complete"):
         push(tmp_path, "me/refused", False)
+
+
+def exports_table() -> dict[tuple[str, str], dict[str, str]]:
+    """The rows of scripts/EXPORT.md by group and option."""
+    page = (Path(__file__).parent.parent / "scripts" / "EXPORT.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    (head,) = [line for line in lines if line[0] == "group"]
+    rows = [line for line in lines if line[0] in ("autoencoder", "quantizer")]
+    return {
+        (row[0], name): dict(zip(head[2:], row[2:], strict=True))
+        for row in rows
+        for name in re.findall(r"`(\w+)`", row[1])
+    }
+
+
+def test_the_table_of_exports_has_every_option_and_agrees_with_these_tests():
+    table = exports_table()
+    assert table.keys() == {(g, name) for g in ("autoencoder", "quantizer") for name in options(g)}
+    for (group, name), cells in table.items():
+        whole = {cells[form] for form in ("onnx", "torch", "openvino")}
+        assert whole == {"no" if name in NO_CODES else "yes"}, name
+        causal = group == "quantizer" or config(f"autoencoder={name}")["autoencoder"]["layers"]["causal"]
+        assert cells["onnx-steps"] == ("yes" if causal and name not in NO_CODES else "no"), name
+
+
+@pytest.mark.slow
+def test_the_table_of_exports_agrees_with_what_has_a_shape_of_transformers():
+    hosts = [f"autoencoder={name}" for name in ("encodec", "dac_24khz")]
+    narrow = ["autoencoder.encoder_channels=4", "autoencoder.decoder_channels=4", "autoencoder.latent_dim=64"]
+
+    def fits(*overrides: str) -> bool:
+        try:
+            return bool(shape_of(build_codec(config(*overrides, *narrow)["model"])))
+        except ConfigError:
+            return False
+
+    for (group, name), cells in exports_table().items():
+        partner = "factorized_rvq" if name.startswith("dac") else "rvq"
+        pairs = (
+            [(f"autoencoder={name}", f"quantizer={partner}")]
+            if group == "autoencoder"
+            else [(host, f"quantizer={name}") for host in hosts]
+        )
+        assert cells["hf"] == ("yes" if any(fits(*pair) for pair in pairs) else "no"), name
 
 
 def runtime():

@@ -52,9 +52,10 @@ class Comparison(NamedTuple):
     rise: float = 0.0
 
     def __str__(self) -> str:
+        rise = round(self.rise, 3) + 0.0  # no -0.0
         return (
             f"{self.clips} clips: {self.agreement:.2%} of the codes agree, decoded audio within "
-            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {round(self.rise, 3) + 0.0:+.1%}"
+            f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {rise:+.1%}"
         )
 
     def require(self, what: str, limits: Limits = EXACT) -> None:
