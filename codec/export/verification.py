@@ -117,11 +117,11 @@ def compare(
         heard = made if torch.equal(codes, expected) else decode(codes)
         length = min(length, samples)
         if length >= max(MEL_WINDOWS):
-            pair = (
-                mel_distance(x[..., :length], audio[..., :length], codec.sample_rate)
+            before, after = (
+                float(mel_distance(x[..., :length], audio[..., :length], codec.sample_rate).mean())
                 for x in (reference, heard)
             )
-            distances.append(tuple(float(distance.mean()) for distance in pair))
+            distances.append((before, after))
     snr = 10 * float(np.log10(max(signal, 1e-20) / max(noise, 1e-20)))
     return Comparison(error, equal / total, snr, len(shapes), relative_rise(distances))
 
