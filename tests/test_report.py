@@ -18,7 +18,7 @@ from browser import NEEDS_CHROMIUM, ask
 
 from codec.audio import write_wav
 from codec.config import ConfigError
-from codec.evaluation.report import report
+from codec.evaluation.report import report, title_of
 from codec.evaluation.results import (
     Run,
     compare,
@@ -108,6 +108,9 @@ def test_permutation_p_is_that_of_all_permutations():
 def test_welch_p_is_scipy_s():
     assert welch_p_value([1, 2, 3], [2, 3, 4.5]) == pytest.approx(0.28028685711650725, abs=1e-6)
     assert welch_p_value([1, 2, 3, 4], [5, 6, 7, 8.5]) == pytest.approx(0.006084583138314847, abs=1e-6)
+    # Of one against several: Student's, scipy.stats.ttest_ind(..., equal_var=True).
+    for one, other in (([6.0], [1, 2, 4]), ([1, 2, 4], [6.0])):
+        assert welch_p_value(one, other) == pytest.approx(0.1731893691968882, abs=1e-6)
 
 
 def test_holm_is_holm():
@@ -134,6 +137,8 @@ def test_a_difference_smaller_than_that_between_seeds_is_no_difference():
     seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
     several = compare(seeds, "mel", ["a", "bb"])
     assert several["a"]["best"] and several["bb"]["p"] > 0.3
+    lucky = compare({**seeds, "a": scored("a", [1.85])}, "mel", ["a", "bb"])
+    assert lucky["a"]["best"] and lucky["bb"]["p"] > 0.2  # one seed may be the best of many by chance
     assert several["a"]["spread"] == pytest.approx(0.2, abs=0.02)
 
 
@@ -236,6 +241,12 @@ def test_the_page_needs_nothing_else_and_text_stays_text(runs, tmp_path):
     without_data = re.sub(r"(?s)<script type=.*?</script>", "", page)
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:|@import|url\(http""", without_data)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "table.csv", "table.md"}
+
+
+def test_the_title_of_many_folders_is_short():
+    assert title_of([Path("/runs/a"), Path("/runs/b")]) == "a, b"
+    assert title_of([Path(f"/runs/sweep/{n}") for n in range(9)]) == "9 folders of sweep"
+    assert title_of([Path(f"/{n}") for n in range(4)]) == "4 folders of /"
 
 
 def test_other_evaluations_can_be_compared(runs, tmp_path):

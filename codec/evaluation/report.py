@@ -7,6 +7,7 @@ import csv
 import html
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def report(
         raise ConfigError(f"nothing to compare, no run is finished:\n{reasons}")
     places = {name: members[0].folder / evaluation for name, members in variants.items()}
     data = {
-        "title": ", ".join(folder.resolve().name for folder in folders),
+        "title": title_of([folder.resolve() for folder in folders]),
         "what": "runs",
         "metrics": metrics_of(variants),
         "variants": describe(variants),
@@ -61,6 +62,13 @@ def report(
     write_page(data, output)
     number = sum(map(len, variants.values()))
     return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
+
+
+def title_of(folders: Sequence[Path]) -> str:
+    """Names of the folders; of many, how many they are and where."""
+    if len(folders) <= 3:
+        return ", ".join(folder.name for folder in folders)
+    return f"{len(folders)} folders of {Path(os.path.commonpath(folders)).name or os.sep}"
 
 
 def write_page(data: Mapping[str, Any], output: Path) -> None:

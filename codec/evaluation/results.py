@@ -179,12 +179,19 @@ def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) 
 
 
 def welch_p_value(one: Sequence[float], other: Sequence[float]) -> float:
-    """Two-sided p of Welch's t-test that two means of independent samples are equal."""
-    errors = [float(np.var(values, ddof=1)) / len(values) for values in (one, other)]
+    """Two-sided p of Welch's t-test that two means of independent samples are equal.
+
+    A sample of one is taken to vary as the other does, as in Student's test.
+    """
+    samples = (one, other)
+    known = [values for values in samples if len(values) > 1]
+    variance = float(np.var(known[0], ddof=1))
+    errors = [(float(np.var(v, ddof=1)) if len(v) > 1 else variance) / len(v) for v in samples]
     if sum(errors) == 0:
         return 0.0 if np.mean(one) != np.mean(other) else 1.0
     t = abs(np.mean(one) - np.mean(other)) / math.sqrt(sum(errors))
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (one, other), strict=True))
+    spread = sum(e**2 / (len(v) - 1) for e, v in zip(errors, samples, strict=True) if len(v) > 1)
+    freedom = sum(errors) ** 2 / spread if len(known) == 2 else len(known[0]) - 1
     # With t = sqrt(freedom) * tan(angle), Student's density is a power of the cosine.
     start = math.atan(t / math.sqrt(freedom))
     tail, half = (
@@ -212,7 +219,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
     """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
 
-    The p before correction is the larger of the test over files and, where both have several seeds, the one
+    The p before correction is the larger of the test over files and, where one has several seeds, the one
     over seeds: a difference has to stand out against both. Only `rivals` can be best; p is None for the
     best, for those that are no rivals, and without common files.
     """
@@ -236,7 +243,7 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         if len(common) > 1:
             ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
             p_values[name] = paired_p_value(ours, theirs)
-            if min(len(seeds[name]), len(seeds[best])) > 1:
+            if max(len(seeds[name]), len(seeds[best])) > 1:
                 p_values[name] = max(p_values[name], welch_p_value(seeds[name], seeds[best]))
     corrected = holm(p_values)
     intervals = {name: interval(list(table.values())) for name, table in tables.items()}
