@@ -31,7 +31,11 @@ def write(
         to_int8(folder / "decoder.onnx", [codec.encode(clip) for clip in clips])
     for part in PARTS:
         path = folder / f"{part}.onnx"
-        openvino.save_model(openvino.convert_model(path), folder / f"{part}.xml", compress_to_fp16=False)
+        graph, target = openvino.convert_model(path), folder / f"{part}.xml"
+        try:
+            openvino.save_model(graph, target, compress_to_fp16=False)
+        except RuntimeError as error:  # OpenVINO's word for a full disk, too
+            raise OSError(f"{target}: {error}") from error
         path.unlink()
 
 
