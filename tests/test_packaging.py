@@ -167,4 +167,4 @@ def test_the_installed_commands_work_in_any_folder(installed, tmp_path):
     assert "1 usable" in run(installed / "codec-doctor", "wavs", cwd=tmp_path)
     (tmp_path / "wavs" / "broken.wav").write_bytes(b"no audio")
     assert "broken.wav" in run(installed / "codec-doctor", "wavs", cwd=tmp_path, status=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "wavs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wavs"]

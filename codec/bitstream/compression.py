@@ -21,6 +21,7 @@ from codec.audio import (
     write_wav_blocks,
 )
 from codec.batching import encode_long, exact_float32
+from codec.bitstream.coding import CorruptError
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.writer import (
     BitstreamError,
@@ -91,7 +92,7 @@ def compress(
 def make_header(
     codec: Codec, tables: EntropyTables | None, num_quantizers: int | None, chunk_seconds: float
 ) -> Header:
-    """The header of what a codec writes."""
+    """The header of what a codec writes; ConfigError for codes that a file cannot hold."""
     sizes = codec.quantizer.codebook_sizes[: codec.quantizer.check_depth(num_quantizers)]
     if not sizes:
         raise ConfigError("this codec's quantizer keeps no codes to write")
@@ -101,7 +102,7 @@ def make_header(
         raise ConfigError(f"chunks must be {least:.3g} to {most:.3g} seconds long, got {chunk_seconds}")
     if tables is not None:
         require_codec(tables, codec)
-    return Header(
+    header = Header(
         codec_id=codec.codec_id(),
         tables_id=tables.tables_id if tables else "",
         sample_rate=codec.sample_rate,
@@ -110,15 +111,32 @@ def make_header(
         chunk_frames=frames,
         codebook_sizes=tuple(sizes),
     )
+    try:
+        header.check()
+    except CorruptError as error:
+        raise ConfigError(f".codec files cannot hold this codec's codes: {error}") from error
+    return header
 
 
-def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, int], int]:
-    """Function that says how many bits the `.codec` file of codes `[1, k, F]` of some samples has."""
-    header = cache(lambda stages: make_header(codec, tables, stages, 10.0))
+def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, int], int | None]:
+    """Function that says how many bits the `.codec` file of codes `[1, k, F]` of some samples has.
 
-    def bits(codes: Tensor, samples: int) -> int:
+    None of codes that a file cannot hold.
+    """
+
+    @cache
+    def header(stages: int) -> Header | None:
+        try:
+            return make_header(codec, tables, stages, 10.0)
+        except ConfigError:
+            return None
+
+    def bits(codes: Tensor, samples: int) -> int | None:
+        known = header(codes.shape[1])
+        if known is None:
+            return None
         file = io.BytesIO()
-        writer = BitstreamWriter(file, header(codes.shape[1]), tables)
+        writer = BitstreamWriter(file, known, tables)
         writer.write(codes[0].cpu().numpy())
         writer.finish(samples)
         return 8 * len(file.getvalue())
