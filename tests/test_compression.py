@@ -24,6 +24,7 @@ from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.cli import report_errors
+from codec.config import ConfigError
 from codec.decoding import main as decode_main
 from codec.index import scan, split
 from codec.model import Codec, build_codec
@@ -202,6 +203,15 @@ def test_other_codecs_and_other_tables_are_refused(tmp_path, codec, recordings, 
 def test_chunks_of_impossible_length_are_refused(tmp_path, codec, recordings, seconds):
     with pytest.raises(ValueError, match=r"chunks must be 0\.008 to 524 seconds"):
         compress(codec, recordings / "0.wav", tmp_path / "a.codec", chunk_seconds=seconds)
+
+
+def test_a_codebook_beyond_the_format_s_is_refused(tmp_path, recordings):
+    grid = ["quantizer=fsq", "quantizer.codebook.levels=[32,32,32,32,32]"]
+    codec = build_codec(config(*SMALL[:4], *grid)["model"]).eval()
+    with pytest.raises(ConfigError, match=r"cannot hold this codec's codes: .* got \(33554432,\)"):
+        compress(codec, recordings / "0.wav", tmp_path / "a.codec")
+    assert file_bits(codec, None)(torch.zeros(1, 1, 5, dtype=torch.int64), 100) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_codes_and_audio_are_computed_without_tf32(tmp_path, codec, recordings, monkeypatch):
