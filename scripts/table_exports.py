@@ -56,14 +56,18 @@ def narrow(node: Any) -> None:
 
 
 def made_of(autoencoder: str, quantizer: str) -> Codec:
-    """A narrow codec of two options, its codebooks begun with its latents."""
+    """A narrow codec of two options."""
     torch.manual_seed(0)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         overrides = [f"autoencoder={autoencoder}", f"quantizer={quantizer}", *NARROW]
         composed = compose("train", ["name=table", "data.root=none", *overrides])
     node: Any = OmegaConf.to_container(composed, resolve=True)
     narrow(node["model"])
-    codec = build_codec(node["model"]).eval()
+    return started(build_codec(node["model"]).eval())
+
+
+def started(codec: Codec) -> Codec:
+    """The codec, its codebooks begun with its latents of speech."""
     if wanted := codec.quantizer.pool_size():
         with torch.no_grad():
             latents = codec.latents(clip(codec, 4, 40 * codec.hop_length)).transpose(1, 2).flatten(0, 1)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from composed import config, options, shrink
+from table_exports import started
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -42,13 +43,7 @@ def model(*overrides: str) -> Codec:
     torch.manual_seed(0)
     node = config(*overrides)["model"]
     shrink(node, NARROW)
-    codec = build_codec(node).eval()
-    if wanted := codec.quantizer.pool_size():
-        with torch.no_grad():
-            latents = codec.latents(clip(codec, 4, 40 * codec.hop_length)).transpose(1, 2).flatten(0, 1)
-            pool = latents.repeat(-(-wanted // len(latents)), 1)
-            codec.quantizer.initialise(pool + 0.1 * latents.std(0) * torch.randn_like(pool))
-    return codec
+    return started(build_codec(node).eval())
 
 
 @pytest.mark.parametrize("overrides", AUTOENCODERS, ids=lambda o: ",".join(o))
