@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from codec.audio import AudioError, read_info, write_wav_blocks
 from codec.audio_errors import check_wav_name
-from codec.batching import decode_part, exact_float32, on_device
+from codec.batching import decode_part, on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
 from codec.files import only_writer, remove_leftovers, write_whole
@@ -143,10 +143,14 @@ def decoded_array(options: argparse.Namespace) -> int:
         codec.quantizer.check_codes(codes[None])
     except (ValueError, EOFError) as error:
         raise ConfigError(f"{options.tokens}: {error}") from error
-    device = next(codec.parameters()).device
-    with exact_float32():
-        parts = decode_part(codec, lambda a, b: codes[:, a:b].to(device), codes.shape[1], 0, codes.shape[1])
-        write_wav_blocks(options.output, (part.cpu().numpy() for part in parts), codec.sample_rate)
+    frames = codes.shape[1]
+    parts = decode_part(codec, lambda a, b: codes[:, a:b], frames, 0, frames)
+    write_wav_blocks(
+        options.output,
+        (part.cpu().numpy() for part in parts),
+        codec.sample_rate,
+        frames * codec.hop_length,
+    )
     print(options.output)
     return 0
 

@@ -17,8 +17,8 @@ class Quantized(NamedTuple):
     """What a quantizer makes of latents `[B, D, F]`.
 
     `codes` are int64 `[B, K, F]`, −1 where a frame was masked or a stage dropped. `losses` are unweighted
-    scalars by name; the quantizer's `loss_weights` say what they count. `inputs` are the latents as they
-    came, without gradient: all that `Quantizer.update` and `revive` need.
+    scalars by name; the quantizer's `loss_weights` say what they count. `inputs` are the latents
+    without gradient, as far as they count: all that `Quantizer.update` and `revive` need.
     """
 
     latents: Tensor
