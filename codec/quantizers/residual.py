@@ -150,7 +150,7 @@ class Residual(Quantizer):
             for name, error in errors.items():
                 losses[name] = losses.get(name, 0) + (error * used).sum() * (scale / count)
             vectors = vectors.detach() if around else vectors
-            left = seen - vectors
+            left = subtract(seen, vectors, own=around and first > 0 and not errors)
             if around and "commitment" in self.loss_weights:
                 counted = left if whole else left * used[:, None]
                 squares = torch.dot(counted.flatten(), counted.flatten()) * (scale / (count * self.dim))
@@ -198,7 +198,7 @@ class Residual(Quantizer):
                 chosen, count = stage.encode(pooled(residual, stride)), self.stride // stride
                 codes.append(chosen.view(-1, count))
                 if first + count < depth:
-                    residual = residual - spread(stage.lookup(chosen), stride)
+                    residual = subtract(residual, spread(stage.lookup(chosen), stride), own=first > 0)
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -311,13 +311,19 @@ class Residual(Quantizer):
             chosen = codes[:, first : first + self.stride // stride].reshape(-1)
             yield stage, pooled(residual, stride), chosen
             if first + self.stride // stride < codes.shape[1]:
-                residual = residual - spread(stage.lookup(chosen.clamp(min=0)), stride)
+                vectors = spread(stage.lookup(chosen.clamp(min=0)), stride)
+                residual = subtract(residual, vectors, own=first > 0)
 
 
 def rows(latents: Tensor) -> Tensor:
     """`[B, D, F]` as one row a frame, `[B * F, D]`."""
     # One example would stay transposed without a copy, and so would all that is computed from it.
     return latents.permute(0, 2, 1).reshape(-1, latents.shape[1]).contiguous()
+
+
+def subtract(residual: Tensor, vectors: Tensor, own: bool) -> Tensor:
+    """`residual - vectors`, in the residual's `own` memory: new memory costs more than the arithmetic."""
+    return residual.sub_(vectors) if own else residual - vectors
 
 
 def columns(frames: Tensor, batch: int) -> Tensor:
