@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +111,13 @@ class FactorizedCodebook(Codebook):
 
     def sources(self) -> list[Tensor]:
         """What `table` is computed from."""
-        projection = cast(Any, self.out_proj)
-        if not hasattr(projection, "parametrizations"):  # folded, for export
-            return [self.vectors, projection.weight, projection.bias]
-        weight = projection.parametrizations.weight  # `parameters()` would be slow
-        return [self.vectors, weight.original0, weight.original1, projection.bias]
+        # Through the dictionaries: attributes of modules cost more than small tables of codes.
+        projection = cast(nn.Module, self._modules["out_proj"])
+        tensors = [self._parameters["vectors"], *projection._parameters.values()]
+        if folded := projection._modules.get("parametrizations"):
+            weight = cast(nn.Module, folded._modules["weight"])
+            tensors += weight._parameters.values()
+        return cast(list[Tensor], tensors)
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
