@@ -167,6 +167,11 @@ def test_a_sweep_at_equal_bitrate_skips_what_is_done_and_retries_what_failed(tmp
             ["quantizer.codebook.codebook_size=256,512", "sweep=equal_bitrate", "sweep.kbps=1"],
             "codebook_size: makes",
         ),
+        (["sweep=equal_bitrate", "sweep.kbps=2", "sweep.tolerance=0.01,0.02"], "tolerance: makes no"),
+        (
+            ["quantizer=rvq,lfq", "quantizer.codebook.codebook_size=64"],
+            "quantizer=lfq: Could not override 'quantizer.codebook.codebook_size'",
+        ),
         (["seed=1,2", "quantizer.num_quantisers=2"], "num_quantisers"),
         (["seed=1,2", "trainer.max_steps=x"], "trainer.max_steps: expected int"),
     ],

@@ -19,7 +19,8 @@ RESULT = "result.json"
 LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
 # Options in which runs of one variant may differ.
-INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "save_every"}
+INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
+INCIDENTAL |= {"save_every", "keep_every", "sweep", "search"}
 
 
 @dataclass
