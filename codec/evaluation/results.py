@@ -21,6 +21,9 @@ RESAMPLES = 4000
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search"}
+# What a summary holds, where it is more than a number.
+KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
+KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
 
 
 @dataclass
@@ -79,8 +82,14 @@ def read_run(folder: Path, evaluation: str) -> Run:
         else:
             run.summary = read_json(folder / evaluation / "summary.json")
             run.scores = read_scores(folder / evaluation / "files.csv")
-            if not {"files", "rate_distortion", *run.scores} <= run.summary.keys():
-                raise ValueError("summary.json lacks scores: evaluate the run again")
+            lacks = {"files", "rate_distortion", *run.scores} - run.summary.keys()
+            odd = {
+                name for name, kind in KINDS.items() if not isinstance(run.summary.get(name, kind()), kind)
+            }
+            if lacks | odd:
+                raise ValueError(
+                    f"summary.json lacks {', '.join(sorted(lacks | odd))}: evaluate the run again"
+                )
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         run.summary, run.error = None, f"damaged: {error}"
     return run
@@ -157,7 +166,7 @@ def essence(node: Any) -> Any:
 
 def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
     """Each file's score, averaged over runs, for files that all of them have."""
-    tables = [run.scores[metric] for run in runs if run.scores and metric in run.scores]
+    tables = [table for run in runs if (table := (run.scores or {}).get(metric))]
     files = set.intersection(*map(set, tables)) if tables else set()
     return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
 
@@ -229,7 +238,11 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         name: table for name, table in tables.items() if table and all(map(math.isfinite, table.values()))
     }
     seeds = {
-        name: [float(np.mean(list(run.scores[metric].values()))) for run in variants[name] if run.scores]
+        name: [
+            float(np.mean(list(scores.values())))
+            for run in variants[name]
+            if (scores := (run.scores or {}).get(metric))
+        ]
         for name in tables
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
