@@ -294,7 +294,7 @@ def test_the_title_of_many_folders_is_short():
 
 def test_other_evaluations_can_be_compared(runs, tmp_path):
     (runs / "quantizer=rvq,seed=0/evaluation").rename(runs / "quantizer=rvq,seed=0/evaluation-music")
-    assert "1 runs of 1 variants" in report([runs], tmp_path / "out", evaluation="evaluation-music")
+    assert "1 run of 1 variant," in report([runs], tmp_path / "out", evaluation="evaluation-music")
 
 
 QUESTIONS = r"""
@@ -314,6 +314,23 @@ QUESTIONS = r"""
   const nominal = tick(); rate.value = "kbit/s_entropy"; rate.dispatchEvent(new Event("change"));
   said.redrawn = nominal !== tick();
   delete said.order;
+  const lines = () => [all("#rd path").length, all("#training path").length];
+  const press = name => all("#rd .legend button").find(button => button.textContent === name).click();
+  press("rvq"); said.without = lines(); press("rvq"); said.again = lines();
+  said.places = [];
+  for (const player of all("audio").slice(0, 3)) {
+    player.muted = true;
+    player.playbackRate = 1 / 16;  // so that it has not ended before the next one starts
+    await player.play();
+    const start = player.currentTime;
+    while (player.currentTime === start) await new Promise(wait => setTimeout(wait, 20));
+    said.places.push(player.currentTime);
+    player.currentTime = 0.9 * player.duration;
+    await new Promise(done => { player.onseeked = player.onerror = done; });
+    said.places.push(player.error ? player.error.message : player.currentTime);
+    player.currentTime = 0.35;
+  }
+  said.playing = all("audio").filter(player => !player.paused).length;
 """
 
 
@@ -328,6 +345,26 @@ def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, 
     assert said["best"] == 2 and said["lines"] == [3, 10] and said["ceiling"]
     assert said["bars"] == 6 and said["players"] == 5 and said["pictures"] == 5
     assert "<b>6</b> kbit/s" in said["failed"] and said["redrawn"]
+    assert said["without"] == [2, 7] and said["again"] == [3, 10]
+    # Each plays, can be sought in, and goes on where the one before was.
+    assert said["places"] == pytest.approx([0, 0.9, 0.35, 0.9, 0.35, 0.9], abs=0.05)
+    assert said["places"][0] > 0 and said["playing"] == 1
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_and_markup_stay_within_the_page(runs, tmp_path, width):
+    for number, name in enumerate(["x" * 400, "<script>document.body.remove()</script>", "a\u202eb"]):
+        place = runs / f"quantizer=lfq,seed={number}"
+        place.joinpath("result.json").write_text(json.dumps({"status": "done", "swept": {"a.b": name}}))
+        evaluation = place / "evaluation"
+        for kind in ("original", "reconstruction"):
+            (evaluation / f"001-a.{kind}.wav").rename(evaluation / f"001-{'z' * 150}.{kind}.wav")
+        place.joinpath("config.yaml").write_text(yaml.safe_dump({"seed": 0, "number": number}))
+    report([runs], tmp_path / "out")
+    said = ask(tmp_path / "out/index.html", width, "said.names = all('tbody .name').map(n => n.textContent);")
+    assert {f"b={'x' * 78}…", "b=<script>document.body.remove()</script>", r"b=a\u202eb"} < set(said["names"])
 
 
 def test_the_command_reports_and_refuses_in_words(runs, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from codec.audio import AudioError, flac_bytes, read_audio
+from codec.audio import AudioError, read_audio, wav_bytes
 from codec.config import PACKAGE, ConfigError
 from codec.evaluation.results import Run, compare, find_runs, group, is_lower
 from codec.evaluation.tables import to_csv, to_markdown
@@ -64,7 +64,13 @@ def report(
     }
     write_page(data, output)
     number = sum(map(len, variants.values()))
-    return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
+    compared = f"{counted(number, 'run')} of {counted(len(variants), 'variant')}"
+    return f"{compared}, {len(failed)} without result: {output / 'index.html'}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def title_of(folders: Sequence[Path]) -> str:
@@ -216,7 +222,7 @@ def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float
             items.append(
                 {
                     "name": name,
-                    "audio": data_uri("audio/flac", flac_bytes(audio, rate)),
+                    "audio": data_uri("audio/wav", wav_bytes(audio, rate)),
                     "picture": data_uri("image/png", picture),
                     "seconds": audio.shape[-1] / rate,
                     "khz": rate / 2000,

@@ -14,10 +14,12 @@ import numpy as np
 import yaml
 
 from codec.config import ConfigError
+from codec.files import printable
 
 RESULT = "result.json"
 LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
+LONGEST_LABEL = 80  # characters
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search"}
@@ -128,11 +130,12 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
 
 def label_of(swept: Mapping[str, Any]) -> str:
     """Short name of a variant from its swept options: group choices as they are, values with their key."""
-    return ", ".join(
+    label = ", ".join(
         str(value) if "." not in key and key.lstrip("+").isalpha() else f"{key.rpartition('.')[2]}={value}"
         for key, value in sorted(swept.items())
         if key != "seed"
     )
+    return printable(label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…")
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
