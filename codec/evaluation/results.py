@@ -22,7 +22,7 @@ RESAMPLES = 4000
 LONGEST_LABEL = 80  # characters
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
-INCIDENTAL |= {"save_every", "keep_every", "sweep", "search"}
+INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
 # What a summary holds, where it is more than a number.
 KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
 KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
