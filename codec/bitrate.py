@@ -59,7 +59,7 @@ def at_bitrate(
             "comparison: sweep.unlimited=true"
         )
     target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
-    for candidate in itertools.chain([quantizer], candidates(quantizer, target, measure)):
+    for candidate in itertools.chain([quantizer], Neighbours(quantizer, target, measure)):
         try:
             rate = measure(candidate)
         except ConfigError:  # sizes that this quantizer cannot have, as groups that do not divide dim
@@ -82,51 +82,79 @@ def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
     return measure
 
 
-def candidates(quantizer: Config, target: float, measure: Callable[[Config], float]) -> Iterator[Config]:
-    """Configs near the target bit/s, those that keep most of the original first."""
-    count = find_count(quantizer)
-    size = find_size(quantizer, count)
+class Neighbours:
+    """Configs near a quantizer's that may have the target bit/s; those that keep most of it come first."""
 
-    def between(one: Config, two: Config) -> float:
+    def __init__(self, quantizer: Config, target: float, measure: Callable[[Config], float]):
+        self.quantizer, self.target, self.measure = quantizer, target, measure
+        self.count = find_count(quantizer)
+        self.size = find_size(quantizer, self.count)
+        # Fewer stages than strides would drop the finest scale.
+        self.fewest = len((self.count and self.count.siblings.get("strides")) or [0])
+
+    def __iter__(self) -> Iterator[Config]:
+        fitted = self.fit_count(self.quantizer)
+        yield fitted
+        if not self.size:
+            return
+        # The number of stages that suits the original size best lets the size change least.
+        if self.size.path[-1] == "levels":
+            yield from (found for node in self.other_counts(fitted) for found in self.fit_levels(node))
+            return
+        others = sizes(self.size)
+        near = list(itertools.islice(others, NEAR))
+        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in near)
+        # Any size rather than one that makes another quantizer of it, as 20 stages of 4 codes.
+        yield from self.fit_size(fitted)
+        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in others)
+        # The number of groups that suits best need not divide the channels.
+        yield from (found for node in self.other_counts(fitted) for found in self.fit_size(node))
+
+    def fit_count(self, node: Config) -> Config:
+        """With the number of stages whose bitrate is closest."""
+        if not self.count:
+            return node
+        steps = self.between(*(with_count(node, self.count, self.fewest + more) for more in (0, 1)))
+        number = self.fewest if math.isnan(steps) else round(self.fewest + steps)
+        return with_count(node, self.count, min(max(number, self.fewest), MOST_STAGES))
+
+    def other_counts(self, node: Config) -> Iterator[Config]:
+        """With up to four times as many stages, numbers near the node's first."""
+        if not self.count:
+            return iter([node])
+        number = value_at(node, self.count.path)
+        numbers = outward(number, self.fewest, min(4 * number, MOST_STAGES))
+        return (with_count(self.quantizer, self.count, number) for number in numbers)
+
+    def fit_size(self, node: Config) -> Iterator[Config]:
+        """With the codebook size, power of two or not, whose bitrate is closest."""
+        if not self.size or self.size.path[-1] != "codebook_size":
+            return
+        bits = 8 + self.between(*(self.resized(node, 2**bits) for bits in (8, 9)))
+        if 1 <= bits <= LARGEST_BITS:
+            yield self.resized(node, round(2**bits))
+
+    def fit_levels(self, node: Config) -> Iterator[Config]:
+        """With levels whose bitrate is close."""
+        assert self.size
+        digits = len(self.size.value)
+        bits = digits * (2 + self.between(*(self.resized(node, [2**b] * digits) for b in (2, 3))))
+        if bits >= 1:
+            found = closest_levels(min(bits, LARGEST_BITS), digits)
+            yield from (self.resized(node, levels) for levels in found)
+
+    def resized(self, node: Config, value: Any) -> Config:
+        """With another size of the codebooks."""
+        assert self.size
+        return replaced(node, self.size.path, value)
+
+    def between(self, one: Config, two: Config) -> float:
         """Where the target lies between the bitrates of two configs, 0 to 1, or beyond: bits are affine."""
         try:
-            low, high = measure(one), measure(two)
+            low, high = self.measure(one), self.measure(two)
         except ConfigError:
             return math.nan
-        return (target - low) / (high - low) if high > low else math.nan
-
-    def fit_count(node: Config) -> Config:
-        if not count:
-            return node
-        fewest = len(count.siblings.get("strides") or [0])  # fewer would drop the finest scale
-        steps = between(with_count(node, count, fewest), with_count(node, count, fewest + 1))
-        number = fewest if math.isnan(steps) else min(max(round(fewest + steps), fewest), MOST_STAGES)
-        return with_count(node, count, number)
-
-    fitted = fit_count(quantizer)
-    yield fitted
-    if not size:
-        return
-    if size.path[-1] != "levels":
-        others = sizes(size)
-        near = list(itertools.islice(others, NEAR))
-        yield from (fit_count(replaced(quantizer, size.path, value)) for value in near)
-        if size.path[-1] == "codebook_size":
-            # Any size rather than one that makes another quantizer of it, as 20 stages of 4 codes.
-            bits = 8 + between(*(replaced(fitted, size.path, 2**bits) for bits in (8, 9)))
-            if 1 <= bits <= LARGEST_BITS:
-                yield replaced(fitted, size.path, round(2**bits))
-        yield from (fit_count(replaced(quantizer, size.path, value)) for value in others)
-        return
-    # The number of stages that suits the original levels best lets them change least.
-    center = value_at(fitted, count.path) if count else 1
-    for number in outward(center, 1, MOST_STAGES) if count else [None]:
-        node = with_count(quantizer, count, number) if count and number else quantizer
-        digits = len(size.value)
-        bits = digits * (2 + between(*(replaced(node, size.path, [2**b] * digits) for b in (2, 3))))
-        if bits >= 1:
-            wanted = min(bits, LARGEST_BITS)
-            yield from (replaced(node, size.path, found) for found in closest_levels(wanted, digits))
+        return (self.target - low) / (high - low) if high > low else math.nan
 
 
 def sizes(size: Knob) -> Iterator[Any]:
@@ -225,9 +253,10 @@ def replaced(node: Config, path: Path, value: Any) -> Config:
 
 def unreachable(quantizer: Config, nearest: Config, rate: float, kbps: float) -> str:
     """What the quantizer reaches instead of the target, and what to do."""
-    count = find_count(nearest)
-    knobs = [knob for knob in (count, find_size(nearest, count)) if knob]
-    shown = ", ".join(f"{knob.name}={str(knob.value).replace(' ', '')}" for knob in knobs)
+    count = find_count(quantizer)
+    knobs = [knob for knob in (count, find_size(quantizer, count)) if knob]
+    values = {knob.name: str(value_at(nearest, knob.path)).replace(" ", "") for knob in knobs}
+    shown = ", ".join(f"{name}={value}" for name, value in values.items())
     single = [knob.name for knob in walk(quantizer) if knob.path[-1] == "num_quantizers" and knob.value == 1]
     advice = (
         f"give it several stages ({single[0]}=2 or more), take a residual or grouped quantizer"

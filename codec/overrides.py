@@ -20,11 +20,15 @@ def check_names(arguments: Sequence[str]) -> None:
     given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
     plain = [(key, value) for key, value in given if key.replace(".", "").isidentifier()]
     plain = [(key, value) for key, value in plain if key.split(".")[0] != "hydra"]
-    groups = {key: value.split(",")[0] for key, value in plain if (CONFIG_DIR / key).is_dir()}
-    problems = [problem for key, value in groups.items() if (problem := unknown_choice(key, value))]
+    # What is no list of names, as choice(...) and glob(...), is Hydra's to read.
+    groups = {
+        key: [] if "(" in value else value.split(",") for key, value in plain if (CONFIG_DIR / key).is_dir()
+    }
+    named = [(key, name) for key, names in groups.items() for name in names]
+    problems = [problem for key, name in named if (problem := unknown_choice(key, name))]
     if not problems:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            chosen = [f"{key}={value}" for key, value in groups.items()]
+            chosen = [f"{key}={names[0]}" for key, names in groups.items() if names]
             composed: Any = OmegaConf.to_container(compose("train", chosen), resolve=False)
         keys = [key for key, _ in plain if key not in groups]
         problems = [problem for key in keys if (problem := unknown_key(key, composed))]

@@ -6,6 +6,7 @@ import copy
 import logging
 import signal
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation.evaluation import evaluate, print_summary
+from codec.evaluation.perceptual import PerceptualMetric, choose_metrics
 from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
@@ -71,6 +73,7 @@ def train_in(
             print(f"{checkpoint} is at step {step} of {wanted} already; nothing to do")
             print(whereabouts(folder, config))
             return 0
+    metrics = perceptual_metrics(config) if first else []
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config, weights)
     if checkpoint:
@@ -85,7 +88,7 @@ def train_in(
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
     fit(trainer, module, data, checkpoint)
-    return finish(config, module, data, folder, stop, trainer)
+    return finish(config, module, data, stop, trainer, metrics)
 
 
 def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
@@ -244,11 +247,12 @@ def finish(
     config: dict[str, Any],
     module: CodecTraining,
     data: AudioData,
-    folder: Path,
     stop: StopOnSignal,
     trainer: lightning.Trainer,
+    metrics: Sequence[PerceptualMetric],
 ) -> int:
     """Save the averaged codec, evaluate it, say where everything is."""
+    folder = Path(trainer.default_root_dir)
     if not stop.received:
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
@@ -266,10 +270,25 @@ def finish(
         return 128 + stop.received
     files = data.valid_files[: config["evaluate"]]
     if files:
-        output = folder / "evaluation"
-        print_summary(evaluate(module.average.to(trainer.strategy.root_device), files, output), output)
+        output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)
+        print_summary(evaluate(codec, files, output, metrics=metrics), output)
     print(whereabouts(folder, config))
     return 0
+
+
+def perceptual_metrics(config: dict[str, Any]) -> list[PerceptualMetric]:
+    """What the final evaluation scores with, too; ConfigError, before training, for what is not there."""
+    names = config["metrics"] if config["evaluate"] else None
+    if not fits(names, str | list | None):
+        raise ConfigError(f"metrics: expected speech, music, all or names of metrics, got {names!r}")
+    listed = names.split(",") if isinstance(names, str) else names or []
+    try:
+        chosen, left_out = choose_metrics(list(map(str, listed)))
+    except ConfigError as error:
+        raise ConfigError(f"metrics: {str(error).removeprefix('--metrics: ')}") from error
+    for reason in left_out:
+        log.warning("not scored: %s", reason)
+    return chosen
 
 
 def whereabouts(folder: Path, config: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweepe
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -139,13 +140,10 @@ class Sweep(Sweeper):
         """ConfigError if two runs would be the same, or if none can start."""
         from codec.run import resolve  # which imports Lightning: not what the workers of a launcher wait for
 
-        assert self.hydra_context and self.config is not None
         seen: dict[str, Job] = {}
         refusals = []
         for job in jobs:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
-            with open_dict(composed):
-                del composed["hydra"]
+            composed = self.compose(job)
             try:
                 config = resolve(composed)
             except ConfigError as error:
@@ -162,6 +160,20 @@ class Sweep(Sweeper):
             seen[key] = job
         if len(refusals) == len(jobs):
             raise ConfigError(refusals[0])
+
+    def compose(self, job: Job) -> DictConfig:
+        """A run's config as Hydra makes it; ConfigError for an option that what was swept does not have."""
+        assert self.hydra_context and self.config is not None
+        try:
+            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
+        except HydraException as error:
+            raise ConfigError(
+                f"{job.folder.name}: {str(error).splitlines()[0]} What not all of the swept choices have "
+                "cannot be given to all: make two sweeps of one name"
+            ) from error
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
 
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start the runs; those that a launcher gave up on when a process of its own died, once more."""
@@ -191,7 +203,8 @@ class Sweep(Sweeper):
             state = job.state
             reason = state.get("error") or "the same command again starts or continues it"
             print(f"  {state.get('status', 'lost')}: {job.folder.name}: {reason}", file=sys.stderr)
-        print(f"compare them: codec-report {folder}")
+        if len(unfinished) < len(jobs):
+            print(f"compare them: codec-report {folder}")
         return len(unfinished)
 
 

@@ -211,11 +211,38 @@ def test_the_solved_quantizer_is_the_model_s():
     assert composed.quantizer.num_quantizers == 8  # what was composed is as it was
 
 
-def test_every_quantizer_of_the_project_meets_a_rate_or_says_why_not():
-    for name in options("quantizer"):
-        node = config(f"quantizer={name}")["model"]
+SINGLE = {"bsq", "factorized_vq", "fsq", "lfq", "random_projection", "simvq", "vq", "vq_cosine"}
+SINGLE |= {"vq_gradient", "vq_regularized"}  # 18 bits a frame at most, here 1.35 kbit/s
+WHOLE_BITS = {"bsq", "lfq", "grouped_bsq", "grouped_lfq"}  # no number of groups divides 53 bits or 107
+
+
+@pytest.fixture(scope="module")
+def with_codes() -> dict[str, dict]:
+    names = sorted(set(options("quantizer")) - {"none", "kl"})
+    return {name: config(f"quantizer={name}")["model"] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("rate", "none_fits"),
+    [(1, {"bsq", "lfq", "grouped_bsq", "grouped_lfq"}), (4, SINGLE | WHOLE_BITS), (6, SINGLE)],
+)
+def test_every_quantizer_of_the_project_has_a_bitrate_or_cannot(with_codes, rate, none_fits):
+    """At 75 frames a second, where 4 kbit/s are 53.3 bits a frame: no power of two fits."""
+    refused = set()
+    for name, node in with_codes.items():
         try:
-            rate = kbps(node, at_bitrate(node, 6.0, unlimited=True))
-            assert rate == pytest.approx(6, rel=0.01) or math.isinf(rate), name
-        except ConfigError as error:  # a single codebook
-            assert "cannot have 6 kbit/s" in str(error) and "num_quantizers=2 or more" in str(error), name
+            assert kbps(node, at_bitrate(node, rate)) == pytest.approx(rate, rel=0.01), name
+        except ConfigError as error:
+            refused.add(name)
+            assert f"cannot have {rate} kbit/s; the nearest is" in str(error)
+            assert ("num_quantizers=2 or more" in str(error)) == (name in SINGLE), name
+    assert refused == none_fits
+
+
+def test_a_refusal_names_the_options_that_it_changed():
+    node = config("experiment=tiny", "quantizer=split_rvq")["model"]
+    with pytest.raises(ConfigError) as refused:
+        at_bitrate(node, 1.0)  # the semantic codebook alone has 1.25 kbit/s
+    place = "quantizer.acoustic.quantizer"
+    changed = f"{place}.num_quantizers=1, {place}.codebook.codebook_size=2"
+    assert f"the nearest is 1.375 kbit/s with {changed} " in str(refused.value)

@@ -10,6 +10,7 @@ from codec.overrides import check_names
     ("argument", "answer"),
     [
         ("quantizer=rqv", r"quantizer=rqv: there is no such option; did you mean rvq\?; there are .*vq"),
+        ("quantizer=rvq,fsqq", r"quantizer=fsqq: there is no such option; did you mean fsq\?"),
         ("quantizer.num_quantizer=3", r"did you mean quantizer\.num_quantizers\?"),
         ("trainer.max_step=3", r"trainer\.max_step: .* did you mean trainer\.max_steps\?"),
         ("quantizer.codebook.codebok_size=3", r"did you mean quantizer\.codebook\.codebook_size\?"),
@@ -33,6 +34,8 @@ def test_all_mistakes_are_named_at_once():
     [
         ["experiment=tiny", "data=folder", "data.root=x", "quantizer=rvq,fsq", "seed=1,2", "-m"],
         ["quantizer=fsq", "quantizer.codebook.levels=[8,8]"],
+        ["quantizer=choice(rvq,fsq)", "data.root=x", "-m"],
+        ["quantizer=glob(rvq*)", "data.root=x", "-m"],
         ["+trainer.gradient_clip_val=1", "~logger", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
         ["loss.weights.mel=3", "loss=mel", "logger=none", "--cfg", "job"],
         ["sweep=equal_bitrate", "sweep.kbps=6", "search=optuna", "search.trials=3"],

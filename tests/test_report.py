@@ -18,7 +18,7 @@ from browser import NEEDS_CHROMIUM, ask
 
 from codec.audio import write_wav
 from codec.config import ConfigError
-from codec.evaluation.report import report, title_of
+from codec.evaluation.report import report, title_of, training_curves
 from codec.evaluation.results import (
     Run,
     compare,
@@ -70,6 +70,11 @@ def write_run(
     write_wav(evaluation / "001-a.original.wav", tone, RATE)
     write_wav(evaluation / "001-a.reconstruction.wav", 0.5 * tone, RATE)
     return place
+
+
+def change_summary(run: Path, **changes) -> None:
+    place = run / "evaluation/summary.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
 
 
 @pytest.fixture
@@ -173,6 +178,10 @@ def test_seeds_of_a_variant_are_one_row_and_repeats_are_left_out(runs):
         (lambda run: (run / "evaluation/summary.json").write_text('{"files": 8'), "summary.json"),
         (lambda run: (run / "evaluation/summary.json").write_text("[]"), "summary.json"),
         (lambda run: (run / "evaluation/summary.json").write_text('{"files": 8}'), "evaluate the run again"),
+        (
+            lambda run: change_summary(run, codebook_sizes=None, rate_distortion="x"),
+            "lacks codebook_sizes, rate_distortion",
+        ),
         (lambda run: (run / "evaluation/files.csv").write_text("file,mel\na.wav,x\n"), "files.csv"),
         (lambda run: (run / "evaluation/files.csv").unlink(), "files.csv"),
         (lambda run: (run / "evaluation/summary.json").unlink(), "not finished"),
@@ -185,6 +194,40 @@ def test_a_damaged_run_is_listed_with_its_reason_and_the_others_are_compared(run
     assert "9 runs of 4 variants, 2 without result" in report([runs], tmp_path / "out")
     (line,) = [line for line in (tmp_path / "out/table.md").read_text().splitlines() if "lfq,seed=1" in line]
     assert words in line
+
+
+def test_a_training_curve_keeps_its_end_and_survives_what_a_kill_left(runs):
+    place = runs / "quantizer=rvq,seed=0/metrics.csv"
+    place.write_text("step,train/mel,valid/mel\n" + "".join(f"{n},{n}.5,\n" for n in range(1000)) + "1000,,2")
+    found = training_curves(place)
+    assert found["valid/mel"] == [[1000, 2]] and len(found["train/mel"]) < 300
+    assert found["train/mel"][0] == [0, 0.5] and found["train/mel"][-1] == [999, 999.5]
+    for damaged in ("", "step,train/mel\n", "x,train/mel\n1,2\n", "step,train/mel\n1,a\n,2\n2", "\0\n\0"):
+        place.write_text(damaged)
+        assert training_curves(place) == {}
+
+
+def test_seeds_that_were_scored_with_other_metrics_count_where_they_can(runs, tmp_path):
+    """As when PESQ was installed, or worked, for some runs alone."""
+    run = runs / "quantizer=rvq,seed=1"
+    summary = json.loads((run / "evaluation/summary.json").read_text())
+    points = [{**point, "pesq_wb": 3.0} for point in summary["rate_distortion"]]
+    change_summary(run, pesq_wb=3.0, rate_distortion=points)
+    table = (run / "evaluation/files.csv").read_text().splitlines()
+    rows = [f"{table[0]},pesq_wb", *(f"{line},3" for line in table[1:])]
+    (run / "evaluation/files.csv").write_text("\n".join(rows) + "\n")
+    report([runs], tmp_path / "out")
+    with (tmp_path / "out/table.csv").open(newline="") as file:
+        found = {
+            row["variant"]: (row["PESQ-WB"], row["mel distance sd of seeds"]) for row in csv.DictReader(file)
+        }
+    assert found["rvq"][0] == "3.0" and found["rvq"][1] and found["fsq"][0] == ""
+
+
+@pytest.mark.parametrize("options", [{"clips": -1}, {"seconds": 0.0}])
+def test_impossible_clips_are_refused(runs, tmp_path, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        report([runs], tmp_path / "out", **options)
 
 
 def test_nothing_to_compare_is_said_clearly(tmp_path):
@@ -251,7 +294,7 @@ def test_the_title_of_many_folders_is_short():
 
 def test_other_evaluations_can_be_compared(runs, tmp_path):
     (runs / "quantizer=rvq,seed=0/evaluation").rename(runs / "quantizer=rvq,seed=0/evaluation-music")
-    assert "1 runs of 1 variants" in report([runs], tmp_path / "out", evaluation="evaluation-music")
+    assert "1 run of 1 variant," in report([runs], tmp_path / "out", evaluation="evaluation-music")
 
 
 QUESTIONS = r"""
@@ -271,6 +314,23 @@ QUESTIONS = r"""
   const nominal = tick(); rate.value = "kbit/s_entropy"; rate.dispatchEvent(new Event("change"));
   said.redrawn = nominal !== tick();
   delete said.order;
+  const lines = () => [all("#rd path").length, all("#training path").length];
+  const press = name => all("#rd .legend button").find(button => button.textContent === name).click();
+  press("rvq"); said.without = lines(); press("rvq"); said.again = lines();
+  said.places = [];
+  for (const player of all("audio").slice(0, 3)) {
+    player.muted = true;
+    player.playbackRate = 1 / 16;  // so that it has not ended before the next one starts
+    await player.play();
+    const start = player.currentTime;
+    while (player.currentTime === start) await new Promise(wait => setTimeout(wait, 20));
+    said.places.push(player.currentTime);
+    player.currentTime = 0.9 * player.duration;
+    await new Promise(done => { player.onseeked = player.onerror = done; });
+    said.places.push(player.error ? player.error.message : player.currentTime);
+    player.currentTime = 0.35;
+  }
+  said.playing = all("audio").filter(player => !player.paused).length;
 """
 
 
@@ -285,6 +345,26 @@ def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, 
     assert said["best"] == 2 and said["lines"] == [3, 10] and said["ceiling"]
     assert said["bars"] == 6 and said["players"] == 5 and said["pictures"] == 5
     assert "<b>6</b> kbit/s" in said["failed"] and said["redrawn"]
+    assert said["without"] == [2, 7] and said["again"] == [3, 10]
+    # Each plays, can be sought in, and goes on where the one before was.
+    assert said["places"] == pytest.approx([0, 0.9, 0.35, 0.9, 0.35, 0.9], abs=0.05)
+    assert said["places"][0] > 0 and said["playing"] == 1
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_and_markup_stay_within_the_page(runs, tmp_path, width):
+    for number, name in enumerate(["x" * 400, "<script>document.body.remove()</script>", "a\u202eb"]):
+        place = runs / f"quantizer=lfq,seed={number}"
+        place.joinpath("result.json").write_text(json.dumps({"status": "done", "swept": {"a.b": name}}))
+        evaluation = place / "evaluation"
+        for kind in ("original", "reconstruction"):
+            (evaluation / f"001-a.{kind}.wav").rename(evaluation / f"001-{'z' * 150}.{kind}.wav")
+        place.joinpath("config.yaml").write_text(yaml.safe_dump({"seed": 0, "number": number}))
+    report([runs], tmp_path / "out")
+    said = ask(tmp_path / "out/index.html", width, "said.names = all('tbody .name').map(n => n.textContent);")
+    assert {f"b={'x' * 78}…", "b=<script>document.body.remove()</script>", r"b=a\u202eb"} < set(said["names"])
 
 
 def test_the_command_reports_and_refuses_in_words(runs, tmp_path):

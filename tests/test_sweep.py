@@ -1,5 +1,6 @@
 """Sweeps as a user starts them: folders, what is skipped, retried, refused and listed, and in parallel."""
 
+import csv
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 
 from codec.audio import write_wav
 from codec.config import ConfigError, in_quotes
+from codec.evaluation.report import report
+from codec.run import perceptual_metrics
 from codec.sweep import Job, check_unchanged, folder_name, record, recorded
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
@@ -167,6 +170,11 @@ def test_a_sweep_at_equal_bitrate_skips_what_is_done_and_retries_what_failed(tmp
             ["quantizer.codebook.codebook_size=256,512", "sweep=equal_bitrate", "sweep.kbps=1"],
             "codebook_size: makes",
         ),
+        (["sweep=equal_bitrate", "sweep.kbps=2", "sweep.tolerance=0.01,0.02"], "tolerance: makes no"),
+        (
+            ["quantizer=rvq,lfq", "quantizer.codebook.codebook_size=64"],
+            "quantizer=lfq: Could not override 'quantizer.codebook.codebook_size'",
+        ),
         (["seed=1,2", "quantizer.num_quantisers=2"], "num_quantisers"),
         (["seed=1,2", "trainer.max_steps=x"], "trainer.max_steps: expected int"),
     ],
@@ -242,6 +250,27 @@ def test_a_search_picks_values_and_goes_on_where_it_was(tmp_path, wavs):
     assert more.returncode == 0, more.stderr[-3000:]
     after = {path for path in (tmp_path / "runs/sweep").iterdir() if path.is_dir()}
     assert runs < after and len(after) == len(runs) + 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [("stio", r"metrics: no metric 'stio'; there are speech"), (3, "metrics: expected speech")],
+)
+def test_metrics_that_are_not_there_are_refused_before_training(metrics, words):
+    with pytest.raises(ConfigError, match=words):
+        perceptual_metrics({"metrics": metrics, "evaluate": 1})
+    assert perceptual_metrics({"metrics": metrics, "evaluate": 0}) == []
+    assert perceptual_metrics({"metrics": None, "evaluate": 1}) == []
+
+
+@pytest.mark.slow
+def test_metrics_that_are_installed_are_in_a_sweep_s_report(tmp_path, wavs):
+    pytest.importorskip("pystoi", reason="needs the extra `metrics`")
+    done = sweep(tmp_path, wavs, "quantizer=rvq,fsq", "metrics=[stoi]", "quantizer.num_quantizers=1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report([tmp_path / "runs/sweep"], tmp_path / "out")
+    with (tmp_path / "out/table.csv").open(newline="") as file:
+        assert all(-1 <= float(row["STOI"]) <= 1 for row in csv.DictReader(file))
 
 
 @pytest.mark.slow

@@ -320,7 +320,7 @@ def test_a_full_disk_at_the_end_is_told_and_the_same_command_exports_later(
 def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
     devices: list[str] = []
 
-    def evaluated(model: torch.nn.Module, files: list, output: Path) -> dict:
+    def evaluated(model: torch.nn.Module, files: list, output: Path, metrics: object) -> dict:
         devices.append(next(model.parameters()).device.type)
         return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
 

@@ -54,15 +54,25 @@ class Options:
 
 @torch.inference_mode()
 def evaluate(
-    codec: Codec, files: Sequence[str], output: Path, *, max_seconds: float = 20.0, pictures: int = 16
+    codec: Codec,
+    files: Sequence[str],
+    output: Path,
+    *,
+    max_seconds: float = 20.0,
+    pictures: int = 16,
+    metrics: Sequence[PerceptualMetric] = (),
 ) -> dict[str, Any]:
     """Code audio files at several depths on the codec's device; write wavs, pictures, tables, `summary.json`.
 
     Of a longer file the first `max_seconds` are used. Unreadable files are logged and left out. `files.csv`
     has each file's scores with all stages, `depths.csv` those of every depth. Returns the summary.
     """
-    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures)
-    return evaluate_system(OwnCodec(codec), files, output, options)
+    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures, metrics)
+    try:
+        return evaluate_system(OwnCodec(codec), files, output, options)
+    finally:
+        for process in options.processes:
+            process.close()
 
 
 @torch.inference_mode()

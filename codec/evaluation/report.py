@@ -9,12 +9,13 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codec.audio import AudioError, flac_bytes, read_audio
+from codec.audio import AudioError, read_audio, wav_bytes
 from codec.config import PACKAGE, ConfigError
 from codec.evaluation.results import Run, compare, find_runs, group, is_lower
 from codec.evaluation.tables import to_csv, to_markdown
@@ -43,6 +44,8 @@ def report(
 
     `clips` of at most `seconds` are embedded. ConfigError when no run in the folders has been evaluated.
     """
+    if clips < 0 or not seconds > 0:
+        raise ConfigError(f"--clips must be 0 or more and --seconds above 0, got {clips} and {seconds:g}")
     runs = find_runs(folders, evaluation)
     variants = group(runs)
     failed = [{"name": str(run.folder), "error": run.error} for run in runs if run.error]
@@ -61,7 +64,13 @@ def report(
     }
     write_page(data, output)
     number = sum(map(len, variants.values()))
-    return f"{number} runs of {len(variants)} variants, {len(failed)} without result: {output / 'index.html'}"
+    compared = f"{counted(number, 'run')} of {counted(len(variants), 'variant')}"
+    return f"{compared}, {len(failed)} without result: {output / 'index.html'}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def title_of(folders: Sequence[Path]) -> str:
@@ -153,13 +162,14 @@ def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
     curves = [summary["rate_distortion"] for summary in summaries(runs)]
     averaged = []
     for points in zip(*curves, strict=False):
-        known = {key for key, value in points[0].items() if isinstance(value, int | float)}
-        averaged.append({key: float(np.mean([point[key] for point in points])) for key in sorted(known)})
+        known = [{key for key, value in p.items() if isinstance(value, int | float)} for p in points]
+        shared = sorted(set.intersection(*known))
+        averaged.append({key: float(np.mean([point[key] for point in points])) for key in shared})
     return averaged
 
 
 def training_curves(path: Path) -> dict[str, list[list[float]]]:
-    """`[step, value]` of every loss and validation score in metrics.csv, thinned out."""
+    """`[step, value]` of every loss and validation score in metrics.csv, thinned, without damaged rows."""
     if not path.is_file():
         return {}
     curves: dict[str, list[list[float]]] = {}
@@ -168,8 +178,15 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
             for name, value in row.items():
                 shown = name and name.startswith(("train/", "valid/")) and value
                 if shown and not name.endswith(("learning_rate", "skipped")):
-                    curves.setdefault(name, []).append([float(row["step"]), float(str(value))])
-    return {name: points[:: max(1, len(points) // POINTS)] for name, points in sorted(curves.items())}
+                    with suppress(KeyError, TypeError, ValueError):  # a row that a kill cut short
+                        point = [float(row["step"]), float(value)]
+                        curves.setdefault(name, []).append(point)
+    return {name: thinned(points) for name, points in sorted(curves.items())}
+
+
+def thinned(points: Sequence[list[float]]) -> list[list[float]]:
+    """Fewer points at even distances, and the last."""
+    return [*points[: -1 : max(1, len(points) // POINTS)], points[-1]]
 
 
 def common_stems(places: Mapping[str, Path]) -> list[str]:
@@ -205,7 +222,7 @@ def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float
             items.append(
                 {
                     "name": name,
-                    "audio": data_uri("audio/flac", flac_bytes(audio, rate)),
+                    "audio": data_uri("audio/wav", wav_bytes(audio, rate)),
                     "picture": data_uri("image/png", picture),
                     "seconds": audio.shape[-1] / rate,
                     "khz": rate / 2000,

@@ -14,12 +14,18 @@ import numpy as np
 import yaml
 
 from codec.config import ConfigError
+from codec.files import printable
 
 RESULT = "result.json"
 LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
+LONGEST_LABEL = 80  # characters
 # Options in which runs of one variant may differ.
-INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "save_every"}
+INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
+INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
+# What a summary holds, where it is more than a number.
+KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
+KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
 
 
 @dataclass
@@ -78,8 +84,14 @@ def read_run(folder: Path, evaluation: str) -> Run:
         else:
             run.summary = read_json(folder / evaluation / "summary.json")
             run.scores = read_scores(folder / evaluation / "files.csv")
-            if not {"files", "rate_distortion", *run.scores} <= run.summary.keys():
-                raise ValueError("summary.json lacks scores: evaluate the run again")
+            lacks = {"files", "rate_distortion", *run.scores} - run.summary.keys()
+            odd = {
+                name for name, kind in KINDS.items() if not isinstance(run.summary.get(name, kind()), kind)
+            }
+            if lacks | odd:
+                raise ValueError(
+                    f"summary.json lacks {', '.join(sorted(lacks | odd))}: evaluate the run again"
+                )
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         run.summary, run.error = None, f"damaged: {error}"
     return run
@@ -118,11 +130,12 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
 
 def label_of(swept: Mapping[str, Any]) -> str:
     """Short name of a variant from its swept options: group choices as they are, values with their key."""
-    return ", ".join(
+    label = ", ".join(
         str(value) if "." not in key and key.lstrip("+").isalpha() else f"{key.rpartition('.')[2]}={value}"
         for key, value in sorted(swept.items())
         if key != "seed"
     )
+    return printable(label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…")
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -156,7 +169,7 @@ def essence(node: Any) -> Any:
 
 def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
     """Each file's score, averaged over runs, for files that all of them have."""
-    tables = [run.scores[metric] for run in runs if run.scores and metric in run.scores]
+    tables = [table for run in runs if (table := (run.scores or {}).get(metric))]
     files = set.intersection(*map(set, tables)) if tables else set()
     return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
 
@@ -228,7 +241,11 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         name: table for name, table in tables.items() if table and all(map(math.isfinite, table.values()))
     }
     seeds = {
-        name: [float(np.mean(list(run.scores[metric].values()))) for run in variants[name] if run.scores]
+        name: [
+            float(np.mean(list(scores.values())))
+            for run in variants[name]
+            if (scores := (run.scores or {}).get(metric))
+        ]
         for name in tables
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
