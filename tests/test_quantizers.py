@@ -92,17 +92,17 @@ def test_commitment_s_gradient_is_that_of_the_naive_cascade():
 
 @pytest.mark.parametrize("strides", [None, [4, 2, 1]])
 def test_commitment_s_gradient_is_its_finite_difference(strides):
+    torch.manual_seed(1)  # latents that the step brings from no code to another
     quantizer = residual(3, ema(4), num_quantizers=3, strides=strides)
-    torch.manual_seed(0)
     latents = torch.randn(2, 3, 4, dtype=torch.float32).requires_grad_()
     loss = quantizer(latents).losses["commitment"]
     loss.backward()
     direction = torch.randn_like(latents)
     step = 1e-3
     with torch.no_grad():
-        ahead, behind = (
-            float(quantizer(latents + sign * step * direction).losses["commitment"]) for sign in (1, -1)
-        )
+        one, other = (quantizer(latents + sign * step * direction) for sign in (1, -1))
+    assert torch.equal(one.codes, other.codes)
+    ahead, behind = float(one.losses["commitment"]), float(other.losses["commitment"])
     assert float((latents.grad * direction).sum()) == pytest.approx((ahead - behind) / (2 * step), rel=1e-2)
 
 
@@ -525,6 +525,18 @@ def test_the_acoustic_branch_codes_the_latents_not_what_the_semantic_one_left():
     assert quantizer.draw_num_quantizers(50, torch.Generator().manual_seed(0)).min() == 2
 
 
+def test_both_branches_losses_are_added_whatever_weights_they_were_given():
+    # What one branch computes and its weights do not name must not vanish: training refuses it then.
+    semantic = partial(residual, num_quantizers=1, loss_weights={"commitment": 1.0, "comitment": 1.0})
+    acoustic = partial(residual, codebook=partial(GradientCodebook, codebook_size=8), num_quantizers=2)
+    quantizer = Split(6, semantic, acoustic)
+    latents = torch.randn(2, 6, 9)
+    losses = [part(latents).losses for part in (quantizer.semantic, quantizer.acoustic, quantizer)]
+    assert losses[2].keys() == {"commitment", "codebook"} != quantizer.loss_weights.keys()
+    expected = losses[0]["commitment"] + losses[1]["commitment"]
+    torch.testing.assert_close(losses[2]["commitment"], expected)
+
+
 def test_a_projection_wraps_the_quantizer_it_was_given():
     quantizer = Projected(6, partial(residual, num_quantizers=2), 3)
     latents = torch.randn(2, 6, 9)
@@ -599,7 +611,13 @@ def test_a_codebook_without_alternatives_refuses_a_beam_by_name():
         (lambda: EMACodebook(4, 8, decay=1.1), "decay must be 0 to 1"),
         (lambda: EMACodebook(4, 8, temperature=-1), "temperature must be at least 0"),
         (lambda: FactorizedCodebook(4, 0), "codebook_size must be at least 2"),
+        (lambda: EMACodebook(4, 8, temperature=math.nan), "temperature must be at least 0"),
         (lambda: GumbelCodebook(4, 8, temperature=0), "temperature must be positive"),
+        (lambda: GumbelCodebook(4, 8, kmeans_iterations=-1), "kmeans_iterations at least 0"),
+        (
+            lambda: rotation_trick(torch.ones(2, 4), torch.ones(2, 4), max_scale=0),
+            "max_scale must be positive",
+        ),
         (lambda: FSQCodebook(4, [8, 1]), "levels must be at least 2"),
         (lambda: FSQCodebook(4, [9] * 20), "product of levels must be below"),
         (lambda: ScaledFSQCodebook(4, [8, 8]), "levels must name all 4 dimensions"),

@@ -353,6 +353,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
             "autoencoder.strides: a frame of 4096 samples is longer than the crops",
         ),
         (["+quantizer.loss_weights.codebook=1"], "quantizer.loss_weights must name the quantizer's losses"),
+        (["quantizer.loss_weights.commitment=-1"], "quantizer.loss_weights must be at least 0, got"),
         (["+loss.weights.mell=1"], "weights.mell: nothing produces this loss; did you mean mel?"),
         (["training.average_decay=1.5"], r"average_decay in \[0, 1\)"),
         (["data.batch_size=0"], "batch_size must be positive"),
