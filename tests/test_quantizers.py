@@ -114,6 +114,46 @@ def test_the_gradient_passes_unchanged_whatever_the_strides(strides):
     torch.testing.assert_close(latents.grad, outward, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_gain_through_projections_does_not_grow_with_the_depth(depth):
+    # The residual keeps the gradient of what was taken off it, so that all stages together have the gain of
+    # one, here 1; with a residual that forgot it the gain would be the depth.
+    codebook = partial(FactorizedCodebook, codebook_size=16, codebook_dim=6)
+    quantizer = residual(6, codebook, num_quantizers=depth).requires_grad_(False)
+    for stage in quantizer.stages:
+        turn = torch.linalg.qr(torch.randn(6, 6)).Q
+        stage.in_proj.weight, stage.out_proj.weight = turn, turn.T
+    latents, outward = torch.randn(2, 6, 10, requires_grad=True), torch.randn(2, 6, 10)
+    (quantizer(latents).latents * outward).sum().backward()
+    torch.testing.assert_close(latents.grad, outward, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("codebook", [FactorizedCodebook, LFQCodebook, GumbelCodebook, SimVQCodebook])
+def test_every_stage_s_commitment_reaches_the_input_of_any_codebook(codebook):
+    torch.manual_seed(0)
+    quantizer = residual(8, codebook, num_quantizers=3)
+    latents = torch.randn(1, 8, 50, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(quantizer(latents, depth).losses["commitment"], latents)[0] for depth in (1, 2, 3)
+    ]
+    for earlier, later in itertools.pairwise(gradients):
+        assert float((later - earlier).abs().max()) > 1e-4 * float(earlier.abs().max())
+
+
+@pytest.mark.parametrize("make", [FactorizedCodebook, RandomProjectionCodebook])
+def test_projected_look_ups_have_the_gradients_of_the_projection(make):
+    torch.manual_seed(0)
+    codebook = make(6, 16, codebook_dim=3)
+    inputs, outward = torch.randn(20, 6, requires_grad=True), torch.randn(20, 6)
+    sources = [inputs, *codebook.out_proj.parameters()]
+    vectors, codes, _ = codebook(inputs, torch.ones(20, dtype=torch.bool))
+    projected = codebook.project(inputs) if make is RandomProjectionCodebook else codebook.in_proj(inputs)
+    plain = codebook.out_proj(projected + (codebook.vectors[codes] - projected).detach())
+    torch.testing.assert_close(vectors, plain)
+    got, expected = (torch.autograd.grad((one * outward).sum(), sources) for one in (vectors, plain))
+    torch.testing.assert_close(got, expected)
+
+
 def test_the_rotation_trick_rotates_and_scales_the_gradient():
     inputs, quantized = torch.randn(20, 5, requires_grad=True), torch.randn(20, 5)
     output = rotation_trick(inputs, quantized, max_scale=1e6)
@@ -370,6 +410,34 @@ def test_fsq_codes_beyond_2_to_the_24_are_exact():
     expected = [sum(int(d) * 9**i for i, d in enumerate(row)) for row in digits]
     assert codes.tolist() == expected
     assert torch.equal(codebook.lookup(codes), (digits - 4) / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_grids_have_the_same_codes_in_every_precision(dtype):
+    quantizers = [
+        residual(9, partial(FSQCodebook, levels=[9] * 9), num_quantizers=1, loss_weights={}),
+        residual(9, partial(LFQCodebook, codebook_bits=40), num_quantizers=1),
+    ]
+    for quantizer in quantizers:
+        latents = (3 * torch.randn(1, 9, 400)).to(dtype)
+        codes = quantizer.encode(latents.float())
+        assert int(codes.max()) > 2**24
+        expected = quantizer.decode(codes)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(quantizer.encode(latents), codes)
+            assert torch.equal(quantizer(latents).codes, codes)
+            assert torch.equal(quantizer.decode(codes), expected)
+
+
+def test_the_entropy_of_more_codes_than_memory_is_finite_for_any_latents():
+    # One library holds a number for each frame and code; others report infinite and negative losses.
+    codebook = LFQCodebook(4, 40)
+    for scale in (0.0, 1.0, 1e6):
+        inputs = (scale * torch.randn(50, 4)).requires_grad_()
+        _, _, losses = codebook(inputs, torch.ones(50, dtype=torch.bool))
+        losses["entropy"].backward()
+        assert 0 <= float(losses["entropy"].detach()) < math.inf
+        assert torch.isfinite(inputs.grad).all()
 
 
 @pytest.mark.parametrize("levels", [[3], [2, 2], [8, 5, 5, 5], [4, 7, 3]])
