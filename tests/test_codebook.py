@@ -180,6 +180,19 @@ def test_dead_codes_are_judged_by_their_share_not_by_a_count():
     assert replaced < 20 * 1024 * 0.01
 
 
+def test_no_code_is_revived_as_a_frame_that_is_not_a_number():
+    quantizer = residual(4, num_quantizers=2, codebook_size=8)
+    rows = torch.randn(40, 4)
+    rows[::2] = torch.nan
+    quantized = quantizer(batch(rows))
+    for seed in range(5):
+        for stage in quantizer.stages:
+            stage.usage.fill_(1 / 7)
+            stage.usage[3] = 0
+        quantizer.revive(quantized, seed)
+        assert all(torch.isfinite(stage.vectors).all() for stage in quantizer.stages)
+
+
 def test_a_revived_code_starts_with_average_usage_at_a_frame_of_the_batch():
     quantizer = residual(4, num_quantizers=2, codebook_size=8)
     for stage in quantizer.stages:
