@@ -359,6 +359,28 @@ def test_stochastic_codes_follow_the_softmax_of_the_distances():
     torch.testing.assert_close(torch.bincount(codes, minlength=5) / 20_000, expected, rtol=0, atol=0.015)
 
 
+def test_stochastic_codes_of_a_cosine_codebook_ignore_the_length_of_their_inputs():
+    codebook = CosineCodebook(3, 5, temperature=1.0)
+    point = functional.normalize(torch.randn(1, 3), dim=1)
+    expected = (-(point - codebook.table()).square().sum(1)).softmax(0)
+    used = torch.ones(20_000, dtype=torch.bool)
+    for length in (0.01, 100):
+        inputs = length * point.expand(20_000, 3)
+        _, codes, _ = codebook(inputs, used, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(torch.bincount(codes, minlength=5) / 20_000, expected, rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("make", [EMACodebook, CosineCodebook, GradientCodebook, FactorizedCodebook])
+def test_no_iterations_leave_the_random_start_and_a_threshold_of_zero_revives_nothing(make):
+    codebook = partial(make, codebook_size=8, kmeans_iterations=0, dead_threshold=0.0)
+    quantizer = residual(4, codebook, num_quantizers=2)
+    assert quantizer.pool_size() == 0
+    for stage in quantizer.stages:
+        stage.usage[0] = 1
+    assert not quantizer.revive(quantizer(torch.randn(2, 4, 30)), 0).any()
+    assert residual(4, partial(make, codebook_size=8), num_quantizers=2).pool_size() == 16 * 8
+
+
 def test_gumbel_codes_follow_the_softmax_of_the_scores_and_get_the_soft_gradient():
     torch.manual_seed(0)
     codebook = GumbelCodebook(4, 5)
@@ -639,6 +661,7 @@ def test_a_variational_bottleneck_draws_around_the_mean_and_its_loss_is_the_dive
     torch.testing.assert_close(quantized.latents, quantizer.out_proj(mean))
     quiet = float((0.5 * log_variance.detach()).exp().mean())
     assert quiet < 0.1  # the latents are heard over the noise before anything is learned
+    assert quantizer.loss_weights == {"kl": 0.01} and Variational(4, 2, {}).loss_weights == {}
     drawn = quantizer(latents.expand(3, 4, 7), generator=torch.Generator().manual_seed(0)).latents
     assert not torch.allclose(drawn, quantized.latents)
 

@@ -199,6 +199,12 @@ class CosineCodebook(EMACodebook):
         """All vectors `[K, D]`, of length 1."""
         return functional.normalize(self.vectors, dim=1)
 
+    def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The code `[N]` of the largest cosine, or one drawn by the distance of the directions."""
+        if generator is not None and self.temperature:
+            inputs = functional.normalize(inputs, dim=1)
+        return super().choose(inputs, table, generator)
+
     def initialise(self, pool: Tensor) -> None:
         """Set the vectors to the centroids of the pool's directions."""
         super().initialise(functional.normalize(pool, dim=1))
