@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 import types
 import typing
@@ -78,6 +79,9 @@ def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path or node[TARGET]}: {error}") from error
+        except (RuntimeError, OverflowError) as error:  # what torch says of sizes beyond all memory
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path or node[TARGET]}: is too large to be built: {reason}") from error
     if isinstance(node, Sequence) and not isinstance(node, str):
         return [build(value, find, f"{path}[{index}]") for index, value in enumerate(node)]
     return node
@@ -138,13 +142,17 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in arguments
     if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+        if not isinstance(value, (int, float) if hint is float else int) or isinstance(value, bool):
+            return False
+        return -math.inf < value < math.inf
     if hint in (str, bool) or hint is type(None):
         return isinstance(value, hint)
     if hint is Path:
         return isinstance(value, str)
     container = origin or hint
-    if not inspect.isclass(container) or container is Callable:
+    if container is Callable:
+        return False  # what can be called has a `_target_`
+    if not inspect.isclass(container):
         return True
     if issubclass(container, Mapping):
         return isinstance(value, Mapping) and (
@@ -169,6 +177,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, arguments))
     if hint is type(None):
         return "null"
+    if origin is Callable:
+        return f"a part with its {TARGET}"
     if origin is not None and arguments and issubclass(origin, Sequence):
         return f"list of {describe(arguments[0])}"
     return getattr(hint, "__name__", str(hint))

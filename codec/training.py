@@ -303,7 +303,7 @@ class CodecTraining(lightning.LightningModule):
 
 
 def check_quantizer_weights(codec: Codec) -> None:
-    """ValueError unless the quantizer's loss weights name exactly the losses that it computes."""
+    """ValueError unless the quantizer's loss weights, 0 or more, name exactly the losses that it computes."""
     with torch.no_grad():
         losses = codec.quantizer(torch.zeros(1, codec.quantizer.dim, codec.quantizer.stride)).losses
     weights = codec.quantizer.loss_weights
@@ -311,6 +311,8 @@ def check_quantizer_weights(codec: Codec) -> None:
         raise ValueError(
             f"quantizer.loss_weights must name the quantizer's losses {sorted(losses)}, got {sorted(weights)}"
         )
+    if any(weight < 0 for weight in weights.values()):
+        raise ValueError(f"quantizer.loss_weights must be at least 0, got {weights}")
 
 
 def split_judgements(judged: list, batch: int) -> tuple[list, list]:

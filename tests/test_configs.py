@@ -1,6 +1,7 @@
 """Every yaml says what it is, composes and fits the code; what is wrong with a config is said at once."""
 
 import importlib.util
+import math
 import re
 import subprocess
 import sys
@@ -116,7 +117,12 @@ def test_an_option_that_does_not_fit_is_named(option, value, problem):
         ("num_quantizers", "8", "int"),
         ("num_quantizers", [8], "int"),
         ("dropout", "half", "float"),
+        ("dropout", math.nan, "float"),
+        ("dropout", math.inf, "float"),
+        ("estimator", "rotation_trick", "a part with its _target_"),
+        ("codebook", {"codebook_size": 4}, "a part with its _target_"),
         ("loss_weights", {"commitment": "much"}, "Mapping or null"),
+        ("loss_weights", {"commitment": math.nan}, "Mapping or null"),
         ("loss_weights", 0.25, "Mapping or null"),
     ],
 )
@@ -158,6 +164,13 @@ def test_what_a_constructor_refuses_carries_the_option_s_path():
     composed = config("quantizer.num_quantizers=0")
     with pytest.raises(ConfigError, match=r"^model\.quantizer: num_quantizers must be at least 1, got 0$"):
         build({"quantizer": composed["quantizer"]}, path="model")
+
+
+@pytest.mark.parametrize("option", ["codebook_size=4611686018427387904", "codebook_size=100000000000000"])
+def test_what_no_memory_holds_is_refused_in_words(option):
+    composed = config(f"quantizer.codebook.{option}")
+    with pytest.raises(ConfigError, match=r"^quantizer: is too large to be built: .+$"):
+        build(composed["quantizer"], path="quantizer")
 
 
 NO_TARGET = [

@@ -65,8 +65,10 @@ def test_a_codebook_of_2_to_the_18_is_searched_without_all_scores(monkeypatch):
 
 
 def test_ties_go_to_the_lowest_code_in_every_block():
-    vectors = torch.randn(64, 4).repeat(16, 1)
-    assert int(search.nearest(vectors, vectors).max()) < 64
+    few = torch.randn(64, 4)
+    across, within = few.repeat(16, 1), few.repeat_interleave(16, 0)
+    assert torch.equal(search.nearest(few, across), torch.arange(64))
+    assert torch.equal(search.nearest(few, within), 16 * torch.arange(64))
 
 
 # Gradients
@@ -92,17 +94,17 @@ def test_commitment_s_gradient_is_that_of_the_naive_cascade():
 
 @pytest.mark.parametrize("strides", [None, [4, 2, 1]])
 def test_commitment_s_gradient_is_its_finite_difference(strides):
+    torch.manual_seed(1)  # latents that the step brings from no code to another
     quantizer = residual(3, ema(4), num_quantizers=3, strides=strides)
-    torch.manual_seed(0)
     latents = torch.randn(2, 3, 4, dtype=torch.float32).requires_grad_()
     loss = quantizer(latents).losses["commitment"]
     loss.backward()
     direction = torch.randn_like(latents)
     step = 1e-3
     with torch.no_grad():
-        ahead, behind = (
-            float(quantizer(latents + sign * step * direction).losses["commitment"]) for sign in (1, -1)
-        )
+        one, other = (quantizer(latents + sign * step * direction) for sign in (1, -1))
+    assert torch.equal(one.codes, other.codes)
+    ahead, behind = float(one.losses["commitment"]), float(other.losses["commitment"])
     assert float((latents.grad * direction).sum()) == pytest.approx((ahead - behind) / (2 * step), rel=1e-2)
 
 
@@ -112,6 +114,46 @@ def test_the_gradient_passes_unchanged_whatever_the_strides(strides):
     latents, outward = torch.randn(2, 6, 8, requires_grad=True), torch.randn(2, 6, 8)
     (quantizer(latents).latents * outward).sum().backward()
     torch.testing.assert_close(latents.grad, outward, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_the_gain_through_projections_does_not_grow_with_the_depth(depth):
+    # The residual keeps the gradient of what was taken off it, so that all stages together have the gain of
+    # one, here 1; with a residual that forgot it the gain would be the depth.
+    codebook = partial(FactorizedCodebook, codebook_size=16, codebook_dim=6)
+    quantizer = residual(6, codebook, num_quantizers=depth).requires_grad_(False)
+    for stage in quantizer.stages:
+        turn = torch.linalg.qr(torch.randn(6, 6)).Q
+        stage.in_proj.weight, stage.out_proj.weight = turn, turn.T
+    latents, outward = torch.randn(2, 6, 10, requires_grad=True), torch.randn(2, 6, 10)
+    (quantizer(latents).latents * outward).sum().backward()
+    torch.testing.assert_close(latents.grad, outward, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("codebook", [FactorizedCodebook, LFQCodebook, GumbelCodebook, SimVQCodebook])
+def test_every_stage_s_commitment_reaches_the_input_of_any_codebook(codebook):
+    torch.manual_seed(0)
+    quantizer = residual(8, codebook, num_quantizers=3)
+    latents = torch.randn(1, 8, 50, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(quantizer(latents, depth).losses["commitment"], latents)[0] for depth in (1, 2, 3)
+    ]
+    for earlier, later in itertools.pairwise(gradients):
+        assert float((later - earlier).abs().max()) > 1e-4 * float(earlier.abs().max())
+
+
+@pytest.mark.parametrize("make", [FactorizedCodebook, RandomProjectionCodebook])
+def test_projected_look_ups_have_the_gradients_of_the_projection(make):
+    torch.manual_seed(0)
+    codebook = make(6, 16, codebook_dim=3)
+    inputs, outward = torch.randn(20, 6, requires_grad=True), torch.randn(20, 6)
+    sources = [inputs, *codebook.out_proj.parameters()]
+    vectors, codes, _ = codebook(inputs, torch.ones(20, dtype=torch.bool))
+    projected = codebook.project(inputs) if make is RandomProjectionCodebook else codebook.in_proj(inputs)
+    plain = codebook.out_proj(projected + (codebook.vectors[codes] - projected).detach())
+    torch.testing.assert_close(vectors, plain)
+    got, expected = (torch.autograd.grad((one * outward).sum(), sources) for one in (vectors, plain))
+    torch.testing.assert_close(got, expected)
 
 
 def test_the_rotation_trick_rotates_and_scales_the_gradient():
@@ -298,6 +340,8 @@ def test_twins_share_the_load_of_an_overused_code():
 
 def test_a_decay_of_one_freezes_a_codebook():
     quantizer = residual(4, ema(8, decay=1.0), num_quantizers=2)
+    for stage in quantizer.stages:
+        stage.usage[0] = 1  # and all others are out of use
     before = {key: value.clone() for key, value in quantizer.state_dict().items()}
     quantized = quantizer(torch.randn(2, 4, 30))
     quantizer.update(quantized)
@@ -313,6 +357,28 @@ def test_stochastic_codes_follow_the_softmax_of_the_distances():
     used = torch.ones(20_000, dtype=torch.bool)
     _, codes, _ = codebook(inputs, used, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.bincount(codes, minlength=5) / 20_000, expected, rtol=0, atol=0.015)
+
+
+def test_stochastic_codes_of_a_cosine_codebook_ignore_the_length_of_their_inputs():
+    codebook = CosineCodebook(3, 5, temperature=1.0)
+    point = functional.normalize(torch.randn(1, 3), dim=1)
+    expected = (-(point - codebook.table()).square().sum(1)).softmax(0)
+    used = torch.ones(20_000, dtype=torch.bool)
+    for length in (0.01, 100):
+        inputs = length * point.expand(20_000, 3)
+        _, codes, _ = codebook(inputs, used, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(torch.bincount(codes, minlength=5) / 20_000, expected, rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("make", [EMACodebook, CosineCodebook, GradientCodebook, FactorizedCodebook])
+def test_no_iterations_leave_the_random_start_and_a_threshold_of_zero_revives_nothing(make):
+    codebook = partial(make, codebook_size=8, kmeans_iterations=0, dead_threshold=0.0)
+    quantizer = residual(4, codebook, num_quantizers=2)
+    assert quantizer.pool_size() == 0
+    for stage in quantizer.stages:
+        stage.usage[0] = 1
+    assert not quantizer.revive(quantizer(torch.randn(2, 4, 30)), 0).any()
+    assert residual(4, partial(make, codebook_size=8), num_quantizers=2).pool_size() == 16 * 8
 
 
 def test_gumbel_codes_follow_the_softmax_of_the_scores_and_get_the_soft_gradient():
@@ -370,6 +436,38 @@ def test_fsq_codes_beyond_2_to_the_24_are_exact():
     expected = [sum(int(d) * 9**i for i, d in enumerate(row)) for row in digits]
     assert codes.tolist() == expected
     assert torch.equal(codebook.lookup(codes), (digits - 4) / 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_grids_have_the_same_codes_in_every_precision(dtype):
+    quantizers = [
+        residual(9, partial(FSQCodebook, levels=[9] * 9), num_quantizers=1, loss_weights={}),
+        residual(9, partial(LFQCodebook, codebook_bits=40), num_quantizers=1),
+    ]
+    for quantizer in quantizers:
+        latents = (3 * torch.randn(1, 9, 400)).to(dtype)
+        codes = quantizer.encode(latents.float())
+        assert int(codes.max()) > 2**24
+        expected = quantizer.decode(codes)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(quantizer.encode(latents), codes)
+            assert torch.equal(quantizer(latents).codes, codes)
+            assert torch.equal(quantizer.decode(codes), expected)
+
+
+def test_the_entropy_of_more_codes_than_memory_is_finite_for_any_latents():
+    # One library holds a number for each frame and code; others report infinite and negative losses.
+    codebook = LFQCodebook(4, 40)
+    joint = codebook.joint
+    bits = []
+    codebook.joint = lambda logits: bits.append(logits.shape[1]) or joint(logits[:, :10])
+    for scale in (0.0, 1.0, 1e6):
+        inputs = (scale * torch.randn(50, 4)).requires_grad_()
+        _, _, losses = codebook(inputs, torch.ones(50, dtype=torch.bool))
+        losses["entropy"].backward()
+        assert 0 <= float(losses["entropy"].detach()) < math.inf
+        assert torch.isfinite(inputs.grad).all()
+    assert max(bits) <= 10 and sum(bits) == 3 * 40
 
 
 @pytest.mark.parametrize("levels", [[3], [2, 2], [8, 5, 5, 5], [4, 7, 3]])
@@ -525,6 +623,18 @@ def test_the_acoustic_branch_codes_the_latents_not_what_the_semantic_one_left():
     assert quantizer.draw_num_quantizers(50, torch.Generator().manual_seed(0)).min() == 2
 
 
+def test_both_branches_losses_are_added_whatever_weights_they_were_given():
+    # What one branch computes and its weights do not name must not vanish: training refuses it then.
+    semantic = partial(residual, num_quantizers=1, loss_weights={"commitment": 1.0, "comitment": 1.0})
+    acoustic = partial(residual, codebook=partial(GradientCodebook, codebook_size=8), num_quantizers=2)
+    quantizer = Split(6, semantic, acoustic)
+    latents = torch.randn(2, 6, 9)
+    losses = [part(latents).losses for part in (quantizer.semantic, quantizer.acoustic, quantizer)]
+    assert losses[2].keys() == {"commitment", "codebook"} != quantizer.loss_weights.keys()
+    expected = losses[0]["commitment"] + losses[1]["commitment"]
+    torch.testing.assert_close(losses[2]["commitment"], expected)
+
+
 def test_a_projection_wraps_the_quantizer_it_was_given():
     quantizer = Projected(6, partial(residual, num_quantizers=2), 3)
     latents = torch.randn(2, 6, 9)
@@ -551,6 +661,7 @@ def test_a_variational_bottleneck_draws_around_the_mean_and_its_loss_is_the_dive
     torch.testing.assert_close(quantized.latents, quantizer.out_proj(mean))
     quiet = float((0.5 * log_variance.detach()).exp().mean())
     assert quiet < 0.1  # the latents are heard over the noise before anything is learned
+    assert quantizer.loss_weights == {"kl": 0.01} and Variational(4, 2, {}).loss_weights == {}
     drawn = quantizer(latents.expand(3, 4, 7), generator=torch.Generator().manual_seed(0)).latents
     assert not torch.allclose(drawn, quantized.latents)
 
@@ -599,7 +710,13 @@ def test_a_codebook_without_alternatives_refuses_a_beam_by_name():
         (lambda: EMACodebook(4, 8, decay=1.1), "decay must be 0 to 1"),
         (lambda: EMACodebook(4, 8, temperature=-1), "temperature must be at least 0"),
         (lambda: FactorizedCodebook(4, 0), "codebook_size must be at least 2"),
+        (lambda: EMACodebook(4, 8, temperature=math.nan), "temperature must be at least 0"),
         (lambda: GumbelCodebook(4, 8, temperature=0), "temperature must be positive"),
+        (lambda: GumbelCodebook(4, 8, kmeans_iterations=-1), "kmeans_iterations at least 0"),
+        (
+            lambda: rotation_trick(torch.ones(2, 4), torch.ones(2, 4), max_scale=0),
+            "max_scale must be positive",
+        ),
         (lambda: FSQCodebook(4, [8, 1]), "levels must be at least 2"),
         (lambda: FSQCodebook(4, [9] * 20), "product of levels must be below"),
         (lambda: ScaledFSQCodebook(4, [8, 8]), "levels must name all 4 dimensions"),

@@ -26,6 +26,7 @@ from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError, build
 from codec.inventory import DataError
 from codec.losses.objective import Objective
+from codec.quantizers.residual import Residual
 from codec.run import build_parts, train
 from codec.training import CodecTraining
 
@@ -353,6 +354,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, wavs):
             "autoencoder.strides: a frame of 4096 samples is longer than the crops",
         ),
         (["+quantizer.loss_weights.codebook=1"], "quantizer.loss_weights must name the quantizer's losses"),
+        (["quantizer.loss_weights.commitment=-1"], "quantizer.loss_weights must be at least 0, got"),
         (["+loss.weights.mell=1"], "weights.mell: nothing produces this loss; did you mean mel?"),
         (["training.average_decay=1.5"], r"average_decay in \[0, 1\)"),
         (["data.batch_size=0"], "batch_size must be positive"),
@@ -596,6 +598,22 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
     assert sum(float(row["codebook/replaced_1"]) for row in rows) > 0
+
+
+def test_codebooks_start_once_from_as_many_training_latents_as_they_want(tmp_path, wavs, monkeypatch):
+    # Of one batch, here 52 latents, the last stages would have nothing left to start from.
+    pools, original = [], Residual.initialise
+
+    def initialise(quantizer: Residual, pool: torch.Tensor) -> None:
+        pools.append((quantizer.pool_size(), pool, quantizer.training))
+        original(quantizer, pool)
+
+    monkeypatch.setattr(Residual, "initialise", initialise)
+    run(tmp_path, wavs, "trainer.max_steps=2", "trainer.val_check_interval=1")
+    run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
+    ((wanted, pool, training),) = pools
+    assert training and wanted == 16 * 16 and len(pool) >= wanted
+    assert len(pool.unique(dim=0)) > 0.9 * wanted  # other crops, not one again and again
 
 
 def changed(checkpoint: dict, start: dict) -> set[str]:

@@ -134,7 +134,10 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents `[B, D, F]` of codes `[B, k, F]`, for any prefix k of the stages."""
+        """Latents `[B, D, F]` of codes `[B, k, F]`, for any prefix k of the stages.
+
+        Codes from elsewhere go through `check_codes` first, as `Codec.decode` does.
+        """
         raise NotImplementedError
 
     def pool_size(self) -> int:

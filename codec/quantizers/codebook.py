@@ -49,7 +49,7 @@ class Codebook(nn.Module):
             raise ValueError(f"decay must be 0 to 1 (1 never learns), got {decay}")
         if not 0 <= dead_threshold < 1:
             raise ValueError(f"dead_threshold must be at least 0 and below 1, got {dead_threshold}")
-        if kmeans_iterations < 0 or kmeans_frames < 1 or temperature < 0:
+        if kmeans_iterations < 0 or kmeans_frames < 1 or not temperature >= 0:
             got = f"{kmeans_iterations}, {kmeans_frames} and {temperature}"
             raise ValueError(
                 "kmeans_iterations and temperature must be at least 0 and kmeans_frames (per code) at "
@@ -198,6 +198,12 @@ class CosineCodebook(EMACodebook):
     def table(self) -> Tensor:
         """All vectors `[K, D]`, of length 1."""
         return functional.normalize(self.vectors, dim=1)
+
+    def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The code `[N]` of the largest cosine, or one drawn by the distance of the directions."""
+        if generator is not None and self.temperature:
+            inputs = functional.normalize(inputs, dim=1)
+        return super().choose(inputs, table, generator)
 
     def initialise(self, pool: Tensor) -> None:
         """Set the vectors to the centroids of the pool's directions."""

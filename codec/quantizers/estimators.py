@@ -17,8 +17,10 @@ def rotation_trick(inputs: Tensor, quantized: Tensor, max_scale: float = 2.0) ->
     """Exactly `quantized`, its gradient turned and scaled as `inputs` was to reach it (arXiv 2410.06424, §4).
 
     The scale |q| / |x| is unbounded where the input is nearly silent (542 at 60 dB below the codebook), so it
-    is held below `max_scale`.
+    is held below `max_scale`. ValueError unless that is positive.
     """
+    if not max_scale > 0:
+        raise ValueError(f"max_scale must be positive, got {max_scale}")
     if not inputs.requires_grad:
         return quantized
     x, q = inputs.detach(), quantized.detach()

@@ -33,8 +33,9 @@ class GumbelCodebook(nn.Module):
         super().__init__()
         if codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not temperature > 0 or kmeans_iterations < 0:
+            got = f"{temperature} and {kmeans_iterations}"
+            raise ValueError(f"temperature must be positive and kmeans_iterations at least 0, got {got}")
         self.codebook_size = codebook_size
         self.temperature = temperature
         self.kmeans_iterations = kmeans_iterations

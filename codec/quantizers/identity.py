@@ -67,7 +67,7 @@ class Variational(Quantizer):
         with torch.no_grad():
             cast(Tensor, self.to_moments.bias)[latent_dim:] += self.FIRST_LOG_VARIANCE
         self.out_proj = nn.Conv1d(latent_dim, dim, 1)
-        self.loss_weights = dict(loss_weights or {"kl": 0.01})
+        self.loss_weights = {"kl": 0.01} if loss_weights is None else dict(loss_weights)
         self.standardize = Standardize(dim)
         self.register_buffer("initialised", torch.tensor(False))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,9 +65,9 @@ class Split(Quantizer):
             )
         ]
         total = found[0].latents if len(found) == 1 else found[0].latents + found[1].latents
-        losses: dict[str, Any] = {
-            name: sum(one.losses[name] for one in found if name in one.losses) for name in self.loss_weights
-        }
+        losses: dict[str, Any] = {}
+        for name, loss in itertools.chain.from_iterable(one.losses.items() for one in found):
+            losses[name] = losses.get(name, 0) + loss
         return Quantized(total, torch.cat([one.codes for one in found], 1), losses, latents.detach())
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:

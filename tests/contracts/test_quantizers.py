@@ -80,8 +80,9 @@ def test_fewer_quantizers_give_a_prefix_of_the_codes(name):
 
 
 @EVERY
-def test_every_example_may_use_another_number_of_quantizers(name):
-    quantizer = coded(name)
+@pytest.mark.parametrize("training", [True, False])
+def test_every_example_may_use_another_number_of_quantizers(name, training):
+    quantizer = coded(name).train(training)
     inputs = latents(quantizer)
     depths = torch.arange(BATCH) % quantizer.num_quantizers + 1
     quantized = quantizer(inputs, depths)
@@ -148,6 +149,34 @@ def test_forward_encode_and_decode_change_no_state(name, training):
         quantizer.decode(quantizer.encode(inputs))
     assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
     assert quantized.inputs is not None and not quantized.inputs.requires_grad
+
+
+@EVERY
+@pytest.mark.parametrize("training", [True, False])
+def test_only_initialise_starts_the_codebooks(name, training):
+    # Libraries that start by k-means in their forward do so from a sanity check's validation data, too.
+    quantizer = small_quantizer(name, DIM, most_stages=3).train(training)
+    before, wanted = (
+        {key: value.clone() for key, value in quantizer.state_dict().items()},
+        quantizer.pool_size(),
+    )
+    quantizer(latents(quantizer), generator=torch.Generator().manual_seed(0) if training else None)
+    if quantizer.codebook_sizes:
+        quantizer.decode(quantizer.encode(latents(quantizer)))
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+    assert quantizer.pool_size() == wanted
+
+
+@EVERY
+def test_latents_of_any_memory_layout_have_the_same_codes(name):
+    quantizer = coded(name)
+    inputs = latents(quantizer)
+    codes = quantizer.encode(inputs)
+    wide = torch.zeros(BATCH, 2 * DIM, inputs.shape[2])
+    wide[:, ::2] = inputs
+    for layout in (inputs.mT.contiguous().mT, wide[:, ::2], inputs.flip(0).contiguous().flip(0)):
+        assert torch.equal(quantizer.encode(layout), codes)
+        assert torch.equal(quantizer(layout).codes, codes)
 
 
 @EVERY
@@ -259,6 +288,11 @@ def test_a_frame_that_is_not_a_number_leaves_the_state_finite(name):
     quantizer.update(quantized)
     quantizer.revive(quantized, 0)
     assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
+    # A good batch teaches it all the same.
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    quantizer.update(quantizer(latents(quantizer, 1)))
+    changed = any((value != before[key]).any() for key, value in quantizer.state_dict().items())
+    assert changed == any(cascade.learns for cascade in cascades(quantizer))
 
 
 @EVERY
