@@ -22,11 +22,12 @@ IMPOSSIBLE = {
     "num_quantizers": [0, -1, 1.5],
     "patch_length": [0, -1],
     "strides": [[4, 3, 1], [4, 2], [0, 0, 0]],
-    "depths": [[0], [200]],
+    "depths": [[0], [200], []],
     "dropout": [-0.1, 1.1, float("nan")],
     "decay": [-0.1, 1.1, float("nan")],
     "dead_threshold": [-0.1, 1.0, float("nan")],
     "kmeans_iterations": [-1],
+    "diversity": [-1.0],
     "temperature": [-1.0, float("nan"), float("inf")],
     "shared": ["yes"],
     "loss_weights": [0.25, {"commitment": float("nan")}],
@@ -39,7 +40,7 @@ def places(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for key, value in node.items():
         if key in IMPOSSIBLE:
             yield (*path, key)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != "loss_weights":
             yield from places(value, (*path, key))
 
 
@@ -76,3 +77,20 @@ def test_a_misspelt_option_of_a_yaml_is_named_at_its_place(name):
     inner["codebok_size"] = 4
     with pytest.raises(ConfigError, match=rf"^{path}\.codebok_size: \w+ has no such option"):
         validate({"quantizer": node})
+
+
+@pytest.mark.parametrize("name", ["fsq", "lfq", "gumbel", "factorized_rvq", "random_projection"])
+def test_an_estimator_that_no_gradient_would_pass_is_refused(name):
+    node = config(f"quantizer={name}", "autoencoder.latent_dim=16")["quantizer"]
+    cascade = node.get("quantizer", node)
+    cascade["estimator"] = {"_target_": "codec.quantizers.estimators.rotation_trick", "_partial_": True}
+    with pytest.raises(ConfigError, match=r"estimator has no effect .* set codebook\.estimator"):
+        build(node, path="quantizer")
+
+
+def test_sizes_of_codebooks_that_have_none_are_refused():
+    node = config("quantizer=residual_fsq", "autoencoder.latent_dim=16")["quantizer"]
+    cascade = node.get("quantizer", node)
+    cascade |= {"codebook_sizes": [8, 8], "num_quantizers": 2}
+    with pytest.raises(ConfigError, match="codebook_sizes: these codebooks have no codebook_size"):
+        build(node, path="quantizer")

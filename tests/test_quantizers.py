@@ -289,8 +289,7 @@ def test_a_cosine_codebook_ignores_the_length_of_its_inputs():
     torch.testing.assert_close(codebook.lookup(codes).norm(dim=1), torch.ones(200))
     codebook.initialise(inputs)
     for _ in range(30):
-        sums, counts = codebook.statistics(inputs, codebook.encode(inputs))
-        codebook.update(sums[:-1], counts[:-1])
+        codebook.update(*codebook.statistics(inputs, codebook.encode(inputs)))
     directions = functional.normalize(inputs, dim=1)
     codes = codebook.encode(inputs)
     for code in codes.unique():

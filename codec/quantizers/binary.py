@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from codec.distributed import all_reduce_with_gradient
 from codec.quantizers.estimators import straight_through
-from codec.quantizers.standardize import Standardize, regression, whitening
+from codec.quantizers.standardize import Standardize
+from codec.quantizers.whitening import regression, whitening_projection
 
 
 class LFQCodebook(nn.Module):
@@ -43,8 +44,9 @@ class LFQCodebook(nn.Module):
         super().__init__()
         if not 1 <= codebook_bits <= 62:
             raise ValueError(f"codebook_bits must be 1 to 62, got {codebook_bits}")
-        if inverse_temperature <= 0:
-            raise ValueError(f"inverse_temperature must be positive, got {inverse_temperature}")
+        if not inverse_temperature > 0 or not diversity >= 0:
+            got = f"{inverse_temperature} and {diversity}"
+            raise ValueError(f"inverse_temperature must be positive and diversity at least 0, got {got}")
         self.codebook_size = 2**codebook_bits
         self.inverse_temperature, self.diversity = inverse_temperature, diversity
         self.estimator = estimator
@@ -60,7 +62,7 @@ class LFQCodebook(nn.Module):
         """Start with bits that are evenly used and know nothing of each other, by a pool `[N, D]`."""
         self.standardize.fit(pool)
         standard = self.standardize(pool)
-        self.in_proj.weight.copy_(whitening(standard, len(self.basis)))
+        self.in_proj.weight.copy_(whitening_projection(standard, len(self.basis)))
         self.in_proj.bias.copy_(-(standard @ self.in_proj.weight.T).median(0).values)
         weight, bias = regression(self.signs(self.embed(pool)), standard)
         self.out_proj.weight.copy_(weight)

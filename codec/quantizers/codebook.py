@@ -144,6 +144,7 @@ class Codebook(nn.Module):
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
         """Learn from `statistics` summed over the processes; no-op unless all is finite."""
+        sums, counts = sums[:-1], counts[:-1]
         self.learn(sums, counts, torch.isfinite(sums.sum()) & (counts.sum() > 0))
 
     def learn(self, sums: Tensor, counts: Tensor, known: Tensor) -> None:
@@ -242,8 +243,8 @@ class SimVQCodebook(GradientCodebook):
         self.kmeans_frames = 1
 
     def make_vectors(self, dim: int) -> None:
-        """Frozen vectors, N(0, 1/D) per entry, and the map."""
-        self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
+        """Frozen vectors, N(0, 1) per entry, and the map: a step of it moves long vectors far."""
+        self.register_buffer("vectors", torch.randn(self.codebook_size, dim))
         self.map = nn.Linear(dim, dim, bias=False)
 
     def table(self) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.quantizers.estimators import straight_through
+from codec.quantizers.whitening import RunningWhitening, whitening_projection
 
 
 def check_levels(levels: Sequence[int]) -> int:
@@ -23,13 +24,16 @@ def check_levels(levels: Sequence[int]) -> int:
 class FSQCodebook(nn.Module):
     """The grid of `levels` as an implicit codebook of their product; nothing to learn but the projections.
 
-    Vectors and codes are a bijection computed in int64, exact for any product below 2^63.
+    Vectors and codes are a bijection computed in int64, exact for any product below 2^63. Unlike in the paper
+    the projected inputs are whitened, so that a young encoder's use more than a few of the points.
     """
 
     straight_through_cascade = False
+    pool_frames = 8192
 
     levels: Tensor
     basis: Tensor
+    initialised: Tensor
 
     def __init__(
         self,
@@ -43,9 +47,34 @@ class FSQCodebook(nn.Module):
         project = dim != len(levels)
         self.in_proj = nn.Linear(dim, len(levels)) if project else nn.Identity()
         self.out_proj = nn.Linear(len(levels), dim) if project else nn.Identity()
+        self.whitening = RunningWhitening(len(levels))
         basis = [math.prod(levels[:index]) for index in range(len(levels))]
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialise(self, pool: Tensor) -> None:
+        """Start with what a pool `[N, D]` differs in most."""
+        if isinstance(self.in_proj, nn.Linear):
+            self.in_proj.weight.copy_(whitening_projection(pool, len(self.levels)))
+        self.whitening.fit(self.in_proj(pool))
+        self.initialised.fill_(True)
+
+    def statistics(
+        self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Moments of projected inputs `[N, D]`, but of those with code −1, added to those `so_far`."""
+        sums, count = self.whitening.moments(self.in_proj(inputs), codes >= 0)
+        return (sums, count) if so_far is None else (sums + so_far[0], count + so_far[1])
+
+    def update(self, sums: Tensor, count: Tensor) -> None:
+        """Follow the inputs by `statistics` summed over the processes."""
+        self.whitening.learn(sums, count)
+
+    def grid(self, inputs: Tensor) -> Tensor:
+        """Where inputs `[N, D]` lie between the integers of the grid, `[N, d]`."""
+        return self.bound(self.whitening(self.in_proj(inputs)))
 
     def bound(self, projected: Tensor) -> Tensor:
         """Squash `[N, d]` so that rounding gives `level` different integers per dimension (§3, eq. 1)."""
@@ -59,7 +88,7 @@ class FSQCodebook(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Codes `[N]` of inputs `[N, D]`."""
-        return self.to_codes(self.bound(self.in_proj(inputs)).round())
+        return self.to_codes(self.grid(inputs).round())
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""
@@ -70,7 +99,7 @@ class FSQCodebook(nn.Module):
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Vectors `[N, D]`, codes `[N]`; no losses."""
-        bounded = self.bound(self.in_proj(inputs))
+        bounded = self.grid(inputs)
         integers = bounded.detach().round()
         vectors = self.estimator(bounded, integers) / (self.levels // 2)
         return self.out_proj(vectors), self.to_codes(integers), {}

@@ -54,6 +54,7 @@ class Patches(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents `[B, D, F * patch_length]` of codes `[B, k, F]`."""
+        self.check_codes(codes)
         return self.unfold(self.quantizer.decode(codes))
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from codec.quantizers.beam import beam_search
 from codec.quantizers.codebook import Codebook
 from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
+from codec.quantizers.frames import columns, pooled, rows, spread, subtract
 
 
 class Residual(Quantizer):
@@ -59,6 +61,8 @@ class Residual(Quantizer):
                 )
         if shared and codebook_sizes is not None:
             raise ValueError("a shared codebook has one size: leave codebook_sizes out")
+        if codebook_sizes and "codebook_size" not in inspect.signature(codebook).parameters:
+            raise ValueError("codebook_sizes: these codebooks have no codebook_size to set; leave it out")
         sizes = [{"codebook_size": size} for size in codebook_sizes or ()] or [{}] * num_quantizers
         self.dim = dim
         self.codebooks = nn.ModuleList(codebook(dim, **size) for size in (sizes[:1] if shared else sizes))
@@ -76,9 +80,12 @@ class Residual(Quantizer):
         offsets = torch.tensor(starts[: len(self.strides)])
         self.register_buffer("offsets", offsets, persistent=False)  # of each stage in the table of all
         self.dropout = dropout
-        self.depths = tuple(depths or range(1, self.num_quantizers + 1))
-        if not all(1 <= depth <= self.num_quantizers for depth in self.depths):
+        self.depths = tuple(range(1, self.num_quantizers + 1) if depths is None else depths)
+        if not self.depths or not all(1 <= depth <= self.num_quantizers for depth in self.depths):
             raise ValueError(f"depths must be 1 to {self.num_quantizers} codes, got {list(self.depths)}")
+        around = self.codebooks[0].straight_through_cascade
+        if not around and getattr(estimator, "func", estimator) is not straight_through:
+            raise ValueError("estimator has no effect on these codebooks: set codebook.estimator")
         self.estimator = estimator
         self.loss_weights = dict(loss_weights or {})
         self.tables: Derived[Tensor] = Derived()
@@ -90,8 +97,8 @@ class Residual(Quantizer):
 
     @property
     def learns(self) -> bool:
-        """Whether the codebooks keep statistics of their use."""
-        return isinstance(self.codebooks[0], Codebook)
+        """Whether the codebooks learn from statistics of what they were given."""
+        return hasattr(self.codebooks[0], "statistics")
 
     @property
     def tabular(self) -> bool:
@@ -135,7 +142,7 @@ class Residual(Quantizer):
         self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Run the cascade on rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
-        around = self.codebooks[0].straight_through_cascade
+        around = bool(self.codebooks[0].straight_through_cascade)
         residual = inputs.detach() if around else inputs
         scale = 1 / (depth > 0).sum().clamp(min=1)
         total, pull = torch.zeros_like(inputs), torch.zeros_like(inputs)
@@ -203,6 +210,7 @@ class Residual(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes."""
+        self.check_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
             if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
                 return columns(self.sum_of_vectors(codes), len(codes))
@@ -263,7 +271,7 @@ class Residual(Quantizer):
         found: dict[Any, tuple[Tensor, Tensor]] = {}  # a shared codebook collects from all stages
         for stage, inputs, codes in self.cascade(quantized):
             found[stage] = stage.statistics(inputs, codes, found.get(stage))
-        totals = iter(all_reduce_sum([tensor[:-1] for pair in found.values() for tensor in pair]))
+        totals = iter(all_reduce_sum([tensor for pair in found.values() for tensor in pair]))
         for stage, sums, counts in zip(found, totals, totals, strict=True):
             stage.update(sums, counts)
 
@@ -274,7 +282,7 @@ class Residual(Quantizer):
         All processes choose alike. A shared codebook takes inputs of its first stage.
         """
         replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
-        if not self.learns:
+        if not isinstance(self.codebooks[0], Codebook):
             return replaced
         generator = torch.Generator().manual_seed(seed)
         candidates = [
@@ -313,32 +321,6 @@ class Residual(Quantizer):
             if first + self.stride // stride < codes.shape[1]:
                 vectors = spread(stage.lookup(chosen.clamp(min=0)), stride)
                 residual = subtract(residual, vectors, own=first > 0)
-
-
-def rows(latents: Tensor) -> Tensor:
-    """`[B, D, F]` as one row a frame, `[B * F, D]`."""
-    # One example would stay transposed without a copy, and so would all that is computed from it.
-    return latents.permute(0, 2, 1).reshape(-1, latents.shape[1]).contiguous()
-
-
-def subtract(residual: Tensor, vectors: Tensor, own: bool) -> Tensor:
-    """`residual - vectors`, in the residual's `own` memory: new memory costs more than the arithmetic."""
-    return residual.sub_(vectors) if own else residual - vectors
-
-
-def columns(frames: Tensor, batch: int) -> Tensor:
-    """`[B * F, D]` back as `[B, D, F]`."""
-    return frames.view(batch, -1, frames.shape[1]).permute(0, 2, 1)
-
-
-def pooled(frames: Tensor, stride: int) -> Tensor:
-    """Means `[N / stride, D]` of successive rows `[N, D]`."""
-    return frames if stride == 1 else frames.view(-1, stride, frames.shape[1]).mean(1)
-
-
-def spread(frames: Tensor, stride: int) -> Tensor:
-    """Each row of `[N, D]` `stride` times, `[N * stride, D]`."""
-    return frames if stride == 1 else frames.repeat_interleave(stride, 0)
 
 
 def picked_rows(total: int, count: int, generator: torch.Generator) -> Tensor:

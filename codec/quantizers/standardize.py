@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class Standardize(nn.Module):
@@ -34,24 +33,3 @@ class Standardize(nn.Module):
     def undo(self, standard: Tensor) -> Tensor:
         """What was standardised to `[..., D]`."""
         return standard * self.deviation + self.mean
-
-
-def whitening(inputs: Tensor, count: int) -> Tensor:
-    """Projection `[count, D]` of inputs `[N, D]` to numbers of variance 1, uncorrelated for `count` up to D.
-
-    The `count` strongest principal components at equal strength, turned at random (Gong and Lazebnik 2011,
-    "Iterative quantization", where signs are taken of them, too): no number has less to say than another.
-    """
-    strengths, axes = torch.linalg.eigh(inputs.T.cov())
-    kept = min(count, inputs.shape[1])
-    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=1e-6 * float(strengths[-1])).sqrt()
-    generator = torch.Generator().manual_seed(count)
-    turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator).to(inputs)
-    return functional.normalize(turn, dim=1) @ equal.T
-
-
-def regression(numbers: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight `[D, d]` and bias `[D]` that say inputs `[N, D]` best by numbers `[N, d]`."""
-    known = torch.cat([numbers, torch.ones_like(numbers[:, :1])], 1)
-    solved = torch.linalg.pinv(known.T @ known) @ (known.T @ inputs)
-    return solved[:-1].T, solved[-1]
