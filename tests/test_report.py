@@ -27,7 +27,7 @@ from codec.evaluation.results import (
     holm,
     interval,
     paired_p_value,
-    welch_p_value,
+    pooled_p_value,
 )
 
 RATE = 16_000
@@ -110,12 +110,16 @@ def test_permutation_p_is_that_of_all_permutations():
     assert paired_p_value(one, other) == pytest.approx(exact, abs=0.02)
 
 
-def test_welch_p_is_scipy_s():
-    assert welch_p_value([1, 2, 3], [2, 3, 4.5]) == pytest.approx(0.28028685711650725, abs=1e-6)
-    assert welch_p_value([1, 2, 3, 4], [5, 6, 7, 8.5]) == pytest.approx(0.006084583138314847, abs=1e-6)
-    # Of one against several: Student's, scipy.stats.ttest_ind(..., equal_var=True).
-    for one, other in (([6.0], [1, 2, 4]), ([1, 2, 4], [6.0])):
-        assert welch_p_value(one, other) == pytest.approx(0.1731893691968882, abs=1e-6)
+def test_the_p_over_seeds_is_that_of_the_t_test_and_uses_all_that_is_known_of_seeds():
+    one, other = [1.0, 2.0, 3.0], [2.0, 3.0, 4.5]
+    # scipy.stats.ttest_ind(one, other, equal_var=True).pvalue
+    assert pooled_p_value(one, other, [one, other]) == pytest.approx(0.2770691673475921, abs=1e-6)
+    assert pooled_p_value([1, 2, 3, 4], [6], [[1, 2, 3, 4], [6]]) == pytest.approx(
+        0.09375914018742086, abs=1e-6
+    )
+    more = pooled_p_value([1.0], [3.0], [[1.0], [3.0], *([0.0, 0.5, 1.0] for _ in range(6))])
+    assert more < pooled_p_value([1.0], [3.0], [[1.0], [3.0], [0.0, 0.5, 1.0]]) < 0.2
+    assert math.isnan(pooled_p_value([1.0], [2.0], [[1.0], [2.0]]))
 
 
 def test_holm_is_holm():

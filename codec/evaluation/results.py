@@ -191,20 +191,21 @@ def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) 
     return float((1 + (flipped >= observed - 1e-12).sum()) / (1 + RESAMPLES))
 
 
-def welch_p_value(one: Sequence[float], other: Sequence[float]) -> float:
-    """Two-sided p of Welch's t-test that two means of independent samples are equal.
+def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequence[Sequence[float]]) -> float:
+    """Two-sided p of the t-test that two means are equal, with the variance within all `samples` pooled.
 
-    A sample of one is taken to vary as the other does, as in Student's test.
+    Two or three seeds of one variant say too little of how seeds scatter; those of all together say more.
+    NaN where no sample has two.
     """
-    samples = (one, other)
-    known = [values for values in samples if len(values) > 1]
-    variance = float(np.var(known[0], ddof=1))
-    errors = [(float(np.var(v, ddof=1)) if len(v) > 1 else variance) / len(v) for v in samples]
-    if sum(errors) == 0:
-        return 0.0 if np.mean(one) != np.mean(other) else 1.0
-    t = abs(np.mean(one) - np.mean(other)) / math.sqrt(sum(errors))
-    spread = sum(e**2 / (len(v) - 1) for e, v in zip(errors, samples, strict=True) if len(v) > 1)
-    freedom = sum(errors) ** 2 / spread if len(known) == 2 else len(known[0]) - 1
+    several = [np.asarray(sample) for sample in samples if len(sample) > 1]
+    freedom = sum(len(sample) - 1 for sample in several)
+    if not freedom:
+        return math.nan
+    variance = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in several) / freedom
+    difference = abs(float(np.mean(one) - np.mean(other)))
+    if variance == 0:
+        return 0.0 if difference else 1.0
+    t = difference / math.sqrt(variance * (1 / len(one) + 1 / len(other)))
     # With t = sqrt(freedom) * tan(angle), Student's density is a power of the cosine.
     start = math.atan(t / math.sqrt(freedom))
     tail, half = (
@@ -232,8 +233,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
     """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
 
-    The p before correction is the larger of the test over files and, where one has several seeds, the one
-    over seeds: a difference has to stand out against both. Only `rivals` can be best; p is None for the
+    The p before correction is the larger of the test over files and, where any variant has several seeds, the
+    one over seeds: a difference has to stand out against both. Only `rivals` can be best; p is None for the
     best, for those that are no rivals, and without common files.
     """
     tables = {name: mean_over_seeds(runs, metric) for name, runs in variants.items()}
@@ -260,8 +261,8 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         if len(common) > 1:
             ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
             p_values[name] = paired_p_value(ours, theirs)
-            if max(len(seeds[name]), len(seeds[best])) > 1:
-                p_values[name] = max(p_values[name], welch_p_value(seeds[name], seeds[best]))
+            over_seeds = pooled_p_value(seeds[name], seeds[best], list(seeds.values()))
+            p_values[name] = max(p_values[name], over_seeds) if over_seeds >= 0 else p_values[name]
     corrected = holm(p_values)
     intervals = {name: interval(list(table.values())) for name, table in tables.items()}
     return {
