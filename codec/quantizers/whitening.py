@@ -69,7 +69,7 @@ def whitening_projection(inputs: Tensor, count: int) -> Tensor:
     """
     strengths, axes = torch.linalg.eigh(inputs.T.cov())
     kept = min(count, inputs.shape[1])
-    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=1e-6 * float(strengths[-1])).sqrt()
+    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=max(1e-6 * float(strengths[-1]), 1e-12)).sqrt()
     generator = torch.Generator().manual_seed(count)
     turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator).to(inputs)
     return functional.normalize(turn, dim=1) @ equal.T
