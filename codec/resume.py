@@ -57,8 +57,8 @@ def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     if shapes != wanted:
         first = ", ".join(sorted({key for key, _ in shapes ^ wanted})[:3])
         raise ConfigError(
-            f"{checkpoint} was made with another discriminator or loss, or an older version ({first} differ): "
-            "use those, or another name="
+            f"{checkpoint} was made with another discriminator or loss, or an older version "
+            f"({first} differ): use those, or another name="
         )
 
 
