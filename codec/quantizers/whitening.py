@@ -31,7 +31,8 @@ class RunningWhitening(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Whitened `[N, d]`."""
-        return (inputs - self.mean) @ self.matrix.T
+        # A copy, that `update` may come before the gradients as with other codebooks.
+        return (inputs - self.mean) @ self.matrix.T.clone()
 
     def fit(self, pool: Tensor) -> None:
         """Begin with mean and covariance of a pool `[N, d]`."""
