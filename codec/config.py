@@ -79,9 +79,9 @@ def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path or node[TARGET]}: {error}") from error
-        except (RuntimeError, OverflowError) as error:  # what torch says of sizes beyond all memory
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{path or node[TARGET]}: is too large to be built: {reason}") from error
+        except (RuntimeError, OverflowError) as error:  # as of sizes beyond all memory
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ConfigError(f"{path or node[TARGET]}: cannot be built: {reason}") from error
     if isinstance(node, Sequence) and not isinstance(node, str):
         return [build(value, find, f"{path}[{index}]") for index, value in enumerate(node)]
     return node

@@ -53,9 +53,12 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
     saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
-    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in current.items()}:
+    shapes, wanted = ({(k, v.shape) for k, v in state.items()} for state in (saved, current))
+    if shapes != wanted:
+        first = ", ".join(sorted({key for key, _ in shapes ^ wanted})[:3])
         raise ConfigError(
-            f"{checkpoint} was made with another discriminator or loss: use those, or another name="
+            f"{checkpoint} was made with another discriminator or loss, or an older version "
+            f"({first} differ): use those, or another name="
         )
 
 

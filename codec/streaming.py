@@ -122,7 +122,6 @@ class Stream:
             raise ValueError(f"codes must be [{self.batch}, K, F], got {list(codes.shape)}")
         latents = self.latents[:, :0]
         if codes.shape[2]:
-            self.quantizer.check_codes(codes)
             latents = self.quantizer.decode(codes).transpose(1, 2)
         found = [self.pending[:, :0]]
         for piece, last in pieces(latents, PIECE // self.hop_length, final):

@@ -169,8 +169,17 @@ def test_what_a_constructor_refuses_carries_the_option_s_path():
 @pytest.mark.parametrize("option", ["codebook_size=4611686018427387904", "codebook_size=100000000000000"])
 def test_what_no_memory_holds_is_refused_in_words(option):
     composed = config(f"quantizer.codebook.{option}")
-    with pytest.raises(ConfigError, match=r"^quantizer: is too large to be built: .+$"):
+    with pytest.raises(ConfigError, match=r"^quantizer: cannot be built: .+$"):
         build(composed["quantizer"], path="quantizer")
+
+
+def no_words() -> None:
+    raise NotImplementedError
+
+
+def test_a_part_that_fails_without_words_is_named():
+    with pytest.raises(ConfigError, match=r"^part: cannot be built: NotImplementedError$"):
+        build({"_target_": "part"}, lambda _: no_words, "part")
 
 
 NO_TARGET = [

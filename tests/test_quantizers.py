@@ -643,7 +643,9 @@ def test_a_projection_wraps_the_quantizer_it_was_given():
 
 
 def test_stages_may_have_codebooks_of_different_sizes():
-    quantizer = residual(4, num_quantizers=3, codebook_sizes=[32, 8, 4])
+    sizes = [32, 8, 4]
+    assert Residual(4, lambda dim, **given: EMACodebook(dim, **given), num_quantizers=3, codebook_sizes=sizes)
+    quantizer = residual(4, num_quantizers=3, codebook_sizes=sizes)
     assert quantizer.codebook_sizes == (32, 8, 4) and quantizer.bits_per_frame() == 10
     assert [stage.vectors.shape[0] for stage in quantizer.stages] == [32, 8, 4]
 

@@ -151,6 +151,14 @@ def test_a_difference_smaller_than_that_between_seeds_is_no_difference():
     assert several["a"]["spread"] == pytest.approx(0.2, abs=0.02)
 
 
+def test_a_file_that_not_all_seeds_have_changes_nothing_between_seeds():
+    seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
+    expected = compare(seeds, "mel", ["a", "bb"])
+    seeds["bb"][0].scores["mel"]["further.wav"] = math.nan
+    seeds["a"][0].scores["mel"]["further.wav"] = 1000.0
+    assert compare(seeds, "mel", ["a", "bb"]) == expected
+
+
 def test_the_ceiling_is_never_the_best_and_higher_si_sdr_is_better():
     variants = {"none": scored("none", [1.0]), "a": scored("a", [2.0])}
     assert not compare(variants, "mel", ["a"])["none"]["best"]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from codec.quantizers.fsq import FSQCodebook
 from codec.quantizers.residual import Residual
-from codec.quantizers.whitening import RunningWhitening
+from codec.quantizers.whitening import RunningWhitening, whitening_projection
 
 
 def speech_like(frames: int, scale: float, seed: int) -> Tensor:
@@ -68,6 +68,16 @@ def test_what_is_not_finite_teaches_nothing():
     whitening.learn(*whitening.moments(inputs, torch.zeros(10, dtype=torch.bool)))
     for key, value in whitening.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def test_a_pool_that_is_all_silence_leaves_numbers_that_can_still_learn():
+    assert torch.isfinite(whitening_projection(torch.zeros(50, 16), 4)).all()
+    torch.manual_seed(0)
+    quantizer = Residual(16, FSQCodebook, num_quantizers=1)
+    quantizer.initialise(torch.ones(100, 16))
+    for batch in range(100):
+        quantizer.update(quantizer(speech_like(256, 1.0, seed=batch).T[None]))
+    assert len(quantizer.encode(speech_like(20000, 1.0, seed=999).T[None]).unique()) > 200
 
 
 def test_latents_that_all_say_the_same_still_use_the_grid():

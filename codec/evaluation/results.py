@@ -243,11 +243,11 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
     }
     seeds = {
         name: [
-            float(np.mean(list(scores.values())))
+            float(np.mean([scores[file] for file in table]))
             for run in variants[name]
             if (scores := (run.scores or {}).get(metric))
         ]
-        for name in tables
+        for name, table in tables.items()
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
     everyone = [run for runs in variants.values() for run in runs]

@@ -114,8 +114,8 @@ class FactorizedCodebook(Codebook):
         # Through the dictionaries: attributes of modules cost more than small tables of codes.
         projection = cast(nn.Module, self._modules["out_proj"])
         tensors = [self._parameters["vectors"], *projection._parameters.values()]
-        if folded := projection._modules.get("parametrizations"):
-            weight = cast(nn.Module, folded._modules["weight"])
+        if weighted := projection._modules.get("parametrizations"):
+            weight = cast(nn.Module, weighted._modules["weight"])
             tensors += weight._parameters.values()
         return cast(list[Tensor], tensors)
 

@@ -61,7 +61,8 @@ class Residual(Quantizer):
                 )
         if shared and codebook_sizes is not None:
             raise ValueError("a shared codebook has one size: leave codebook_sizes out")
-        if codebook_sizes and "codebook_size" not in inspect.signature(codebook).parameters:
+        options = inspect.signature(codebook).parameters.values()
+        if codebook_sizes and not any(o.name == "codebook_size" or o.kind is o.VAR_KEYWORD for o in options):
             raise ValueError("codebook_sizes: these codebooks have no codebook_size to set; leave it out")
         sizes = [{"codebook_size": size} for size in codebook_sizes or ()] or [{}] * num_quantizers
         self.dim = dim
@@ -269,8 +270,9 @@ class Residual(Quantizer):
         if not self.learns:
             return
         found: dict[Any, tuple[Tensor, Tensor]] = {}  # a shared codebook collects from all stages
-        for stage, inputs, codes in self.cascade(quantized):
-            found[stage] = stage.statistics(inputs, codes, found.get(stage))
+        with torch.autocast(quantized.inputs.device.type, enabled=False):
+            for stage, inputs, codes in self.cascade(quantized):
+                found[stage] = stage.statistics(inputs, codes, found.get(stage))
         totals = iter(all_reduce_sum([tensor for pair in found.values() for tensor in pair]))
         for stage, sums, counts in zip(found, totals, totals, strict=True):
             stage.update(sums, counts)
@@ -285,10 +287,11 @@ class Residual(Quantizer):
         if not isinstance(self.codebooks[0], Codebook):
             return replaced
         generator = torch.Generator().manual_seed(seed)
-        candidates = [
-            self.candidates(stage, inputs, codes, generator)
-            for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
-        ]
+        with torch.autocast(quantized.inputs.device.type, enabled=False):
+            candidates = [
+                self.candidates(stage, inputs, codes, generator)
+                for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
+            ]
         for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
             vectors, known = candidate[:, :-1], candidate[:, -1] > 0
             if stage.revive_from == "overused":

@@ -31,7 +31,8 @@ class RunningWhitening(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Whitened `[N, d]`."""
-        return (inputs - self.mean) @ self.matrix.T
+        # A copy, that `update` may come before the gradients as with other codebooks.
+        return (inputs - self.mean) @ self.matrix.T.clone()
 
     def fit(self, pool: Tensor) -> None:
         """Begin with mean and covariance of a pool `[N, d]`."""
@@ -69,7 +70,7 @@ def whitening_projection(inputs: Tensor, count: int) -> Tensor:
     """
     strengths, axes = torch.linalg.eigh(inputs.T.cov())
     kept = min(count, inputs.shape[1])
-    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=1e-6 * float(strengths[-1])).sqrt()
+    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=max(1e-6 * float(strengths[-1]), 1e-12)).sqrt()
     generator = torch.Generator().manual_seed(count)
     turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator).to(inputs)
     return functional.normalize(turn, dim=1) @ equal.T

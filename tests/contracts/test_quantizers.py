@@ -231,6 +231,34 @@ def test_bfloat16_autocast_gives_the_codes_of_float32(name):
 
 
 @EVERY
+def test_an_update_before_the_gradients_changes_none(name):
+    gradients = []
+    for early in (True, False):
+        quantizer = trained(name, most_stages=3).train()
+        inputs = latents(quantizer).requires_grad_()
+        quantized = quantizer(inputs)
+        if early:
+            quantizer.update(quantized)
+        (quantized.latents.square().sum() + sum(quantized.losses.values())).backward()
+        gradients.append(inputs.grad)
+    assert torch.equal(*gradients)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_learned_under_autocast_is_what_float32_learns(name, dtype):
+    states = []
+    for enabled in (True, False):
+        quantizer = trained(name, most_stages=3).train()
+        quantized = quantizer(10 * latents(quantizer, frames=200))
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            quantizer.update(quantized)
+            quantizer.revive(quantized, 0)
+        states.append(quantizer.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_quantizer_of_a_half_precision_codec_stays_float32(name, dtype):
     quantizer = coded(name)
