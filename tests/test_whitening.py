@@ -90,3 +90,17 @@ def test_latents_that_all_say_the_same_still_use_the_grid():
     for batch in range(400):
         quantizer.update(quantizer(speech_like(256, 2.0, seed=batch).T[None]))
     assert plain < 20 and started > 900 and len(quantizer.encode(grown).unique()) > 900
+
+
+def test_without_whitening_it_is_the_paper_s():
+    torch.manual_seed(0)
+    codebook = FSQCodebook(4, levels=[7, 5, 5, 5], whiten=False)
+    quantizer = Residual(4, lambda dim: codebook, num_quantizers=1)
+    assert quantizer.pool_size() == 0
+    inputs = 3 * torch.randn(1, 4, 200)
+    quantizer.update(quantizer(inputs))
+    levels = torch.tensor([7, 5, 5, 5])
+    # arXiv 2309.15505, §3: for odd levels f(z) = floor(L / 2) tanh(z), rounded; listing 1 widens it by 0.1 %.
+    half = (levels - 1) * 1.001 / 2
+    expected = (inputs[0].T.tanh() * half).round() / (levels // 2)
+    assert torch.equal(quantizer(inputs).latents[0].T, expected)

@@ -25,7 +25,8 @@ class FSQCodebook(nn.Module):
     """The grid of `levels` as an implicit codebook of their product; nothing to learn but the projections.
 
     Vectors and codes are a bijection computed in int64, exact for any product below 2^63. Unlike in the paper
-    the projected inputs are whitened, so that a young encoder's use more than a few of the points.
+    the projected inputs are whitened, so that a young encoder's use more than a few of the points
+    (`whiten=False`: they are not). Made for one stage; of several, `ScaledFSQCodebook` refines better.
     """
 
     straight_through_cascade = False
@@ -39,10 +40,12 @@ class FSQCodebook(nn.Module):
         self,
         dim: int,
         levels: Sequence[int] = (8, 5, 5, 5),
+        whiten: bool = True,
         estimator: Callable[[Tensor, Tensor], Tensor] = straight_through,
     ):
         super().__init__()
         self.codebook_size = check_levels(levels)
+        self.whiten = whiten
         self.estimator = estimator
         project = dim != len(levels)
         self.in_proj = nn.Linear(dim, len(levels)) if project else nn.Identity()
@@ -51,7 +54,7 @@ class FSQCodebook(nn.Module):
         basis = [math.prod(levels[:index]) for index in range(len(levels))]
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
-        self.register_buffer("initialised", torch.tensor(False))
+        self.register_buffer("initialised", torch.tensor(not whiten))
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
@@ -70,7 +73,8 @@ class FSQCodebook(nn.Module):
 
     def update(self, sums: Tensor, count: Tensor) -> None:
         """Follow the inputs by `statistics` summed over the processes."""
-        self.whitening.learn(sums, count)
+        if self.whiten:
+            self.whitening.learn(sums, count)
 
     def grid(self, inputs: Tensor) -> Tensor:
         """Where inputs `[N, D]` lie between the integers of the grid, `[N, d]`."""
