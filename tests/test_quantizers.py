@@ -54,6 +54,19 @@ def test_search_is_brute_force_at_any_size_and_in_tiles(size, monkeypatch):
         torch.testing.assert_close(errors.double(), distances[:, :count], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [7, 256, 1024])
+@pytest.mark.parametrize("count", [1, 4, 8, 12])
+def test_the_best_of_several_paths_are_those_of_all_their_scores(size, count, monkeypatch):
+    monkeypatch.setattr(search, "TILE", 4096)  # so that there are several
+    points, vectors, offsets = torch.randn(50, 3, 5), torch.randn(size, 5), torch.randn(50, 3)
+    bias = search.half_norms(vectors)
+    indices, values = search.best_few(points, vectors, bias, count, offsets)
+    scores = ((points.double() @ vectors.T.double() + bias) + offsets[..., None]).flatten(1)
+    expected = scores.topk(count, dim=1)
+    assert torch.equal(indices, expected.indices)
+    torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-5)
+
+
 def test_a_codebook_of_2_to_the_18_is_searched_without_all_scores(monkeypatch):
     sizes = []
     original = search.linear

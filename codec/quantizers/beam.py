@@ -33,17 +33,24 @@ def beam_search(
 
 def extend(stage: Any, paths: Tensor, codes: Tensor, part: slice, beam: int) -> tuple[Tensor, Tensor]:
     """Continue every path by its best codes for the rows `part`; keep the best `beam`, best first."""
-    frames, width, _, dim = paths.shape
     length = part.stop - part.start
-    seen = paths[:, :, part].mean(2)
-    chosen, errors = stage.candidates(seen.reshape(-1, dim), beam)
+    seen = paths[:, :, part.start] if length == 1 else paths[:, :, part].mean(2)
     # Coding the mean of several rows leaves their deviation from it, and the other rows, as they are.
-    rest = paths.square().sum((2, 3)) - length * seen.square().sum(2)
-    errors = (rest[:, :, None] + length * errors.view(frames, width, -1)).flatten(1)
-    kept = errors.topk(min(beam, errors.shape[1]), dim=1, largest=False).indices
-    code = chosen.view(frames, -1).gather(1, kept)
-    parent = kept // chosen.shape[1]
-    index = torch.arange(frames, device=paths.device)[:, None]
+    left = paths.square().sum((2, 3)) / length
+    if hasattr(stage, "continuations"):
+        parent, code = stage.continuations(seen, left, beam)
+    else:
+        parent, code = by_candidates(stage, seen, left, beam)
+    index = torch.arange(len(paths), device=paths.device)[:, None]
     paths = paths[index, parent]
     paths[:, :, part] -= stage.lookup(code)[:, :, None]
     return paths, torch.cat([codes[index, parent], code[..., None]], dim=2)
+
+
+def by_candidates(stage: Any, inputs: Tensor, left: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`Codebook.continuations` of a stage that names the `candidates` of each path by itself."""
+    frames, width, dim = inputs.shape
+    chosen, errors = stage.candidates(inputs.reshape(-1, dim), count)
+    errors = (left - inputs.square().sum(2))[:, :, None] + errors.view(frames, width, -1)
+    kept = errors.flatten(1).topk(min(count, errors[0].numel()), dim=1, largest=False).indices
+    return kept // chosen.shape[1], chosen.view(frames, -1).gather(1, kept)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from codec.layers import linear
 from codec.quantizers.derived import Derived
 from codec.quantizers.kmeans import kmeans
-from codec.quantizers.search import best, half_norms, nearest, nearest_few, with_half_norms
+from codec.quantizers.search import best, best_few, half_norms, nearest, nearest_few, with_half_norms
 
 
 class Codebook(nn.Module):
@@ -96,6 +96,16 @@ class Codebook(nn.Module):
     def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Codes `[N, count]` of the nearest vectors, nearest first, and their squared errors."""
         return nearest_few(inputs, *self.search_table(), min(count, self.codebook_size))
+
+    def continuations(self, inputs: Tensor, left: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Which of P paths and which code then, `[N, count]` each, leave least, least first.
+
+        `inputs` `[N, P, D]` are coded; `left` `[N, P]` is what of a path there is to code, squared.
+        """
+        count = min(count, inputs.shape[1] * self.codebook_size)
+        # |x - c|² + rest = left - 2 (x·c - |c|²/2): paths are compared with each other in one search.
+        pairs, _ = best_few(inputs, *self.search_table(), count, -0.5 * left)
+        return pairs // self.codebook_size, pairs % self.codebook_size
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""

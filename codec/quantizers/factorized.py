@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.quantizers.beam import by_candidates
 from codec.quantizers.codebook import Codebook
 from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
@@ -102,8 +103,12 @@ class FactorizedCodebook(Codebook):
     def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Codes `[N, count]` with the largest cosines, and the squared errors of their vectors."""
         count = min(count, self.codebook_size)
-        codes, _ = best_few(self.in_proj(inputs), *self.search_table(), count)
+        codes, _ = best_few(self.in_proj(inputs)[:, None], *self.search_table(), count)
         return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
+
+    def continuations(self, inputs: Tensor, left: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The best `candidates` of all paths: cosines of one path say nothing beside another's."""
+        return by_candidates(self, inputs, left, count)
 
     def table(self) -> Tensor:
         """All vectors `[K, D]`, projected back."""
@@ -185,7 +190,7 @@ class RandomProjectionCodebook(nn.Module):
     def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Codes `[N, count]` with the largest cosines, and the squared errors of their vectors."""
         bias, count = self.vectors.new_zeros(self.codebook_size), min(count, self.codebook_size)
-        codes, _ = best_few(self.project(inputs), self.vectors, bias, count)
+        codes, _ = best_few(self.project(inputs)[:, None], self.vectors, bias, count)
         return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def table(self) -> Tensor:

@@ -31,7 +31,7 @@ def nearest(points: Tensor, vectors: Tensor) -> Tensor:
 
 def nearest_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices `[N, count]` of the vectors nearest to each point `[N, D]`, nearest first, and |x - c|²."""
-    indices, values = best_few(points, vectors, bias, count)
+    indices, values = best_few(points[:, None], vectors, bias, count)
     return indices, points.square().sum(1, keepdim=True) - 2 * values
 
 
@@ -45,16 +45,25 @@ def best(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def best_few(points: Tensor, vectors: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices and values `[N, count]` of the largest `x·c + bias`, largest first."""
+def best_few(
+    points: Tensor, vectors: Tensor, bias: Tensor, count: int, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The largest `x·c + bias + offset` over P points a row `[N, P, D]` and K vectors, largest first.
+
+    Indices `[N, count]` of the P * K pairs, point by point, and values; `offsets` are `[N, P]`.
+    """
     points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
-    tiles = evenly(points, max(1, TILE // len(vectors)))
-    found = [largest(linear(tile, vectors, bias), count) for tile in tiles]
+    offsets = points.new_zeros(points.shape[:2]) if offsets is None else offsets
+    most = max(1, TILE // (points.shape[1] * len(vectors)))
+    found = [
+        largest(linear(tile.flatten(0, 1), vectors, bias).view(*tile.shape[:2], -1), count, offset)
+        for tile, offset in zip(evenly(points, most), evenly(offsets, most), strict=True)
+    ]
     return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
 
 
 def evenly(rows: Tensor, most: int) -> Sequence[Tensor]:
-    """Rows `[N, D]` in as few pieces of at most `most` rows as there can be, of almost the same length."""
+    """Rows `[N, ...]` in as few pieces of at most `most` rows as there can be, of almost the same length."""
     return rows.split(-(-len(rows) // -(-len(rows) // most)))
 
 
@@ -74,24 +83,28 @@ def first_maximum(scores: Tensor) -> Tensor:
     return block * width + inside.argmax(1)
 
 
-def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices and values `[N, count]` of each row's largest scores `[N, K]`, in order; changes `scores`."""
-    number = blocks_of(scores)
+def largest(scores: Tensor, count: int, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and values `[N, count]` of the largest of `scores + offsets`, in order; changes `scores`.
+
+    `scores` are `[N, P, K]`, `offsets` `[N, P]`; an index counts through P * K.
+    """
+    number = blocks_of(scores[0])
     if number == 1 or count > 8:  # sorting is faster from here on
-        values, indices = scores.topk(count, dim=1)
+        values, indices = scores.add_(offsets[:, :, None]).flatten(1).topk(count, dim=1)
         return indices, values
-    rows, width = len(scores), scores.shape[1] // number
+    rows, width, number = len(scores), scores.shape[2] // number, scores.shape[1] * number
     blocks = scores.view(rows * number, width)
-    maxima = scores.view(rows, number, width).amax(2)
+    offsets = offsets.repeat_interleave(number // scores.shape[1], 1)
+    maxima = scores.view(rows, number, width).amax(2) + offsets
     indices, values = [], []
     for _ in range(count):
-        block = maxima.argmax(1, keepdim=True)
+        value, block = maxima.max(1, keepdim=True)
         row = torch.arange(0, rows * number, number) + block[:, 0]
         inside = blocks.index_select(0, row)
         position = inside.argmax(1, keepdim=True)
         indices.append(block * width + position)
-        values.append(inside.gather(1, position))
+        values.append(value)
         # Taken out, the next largest of its block stands for it.
         blocks.index_copy_(0, row, inside.scatter_(1, position, -torch.inf))
-        maxima.scatter_(1, block, inside.amax(1, keepdim=True))
+        maxima.scatter_(1, block, inside.amax(1, keepdim=True) + offsets.gather(1, block))
     return torch.cat(indices, 1), torch.cat(values, 1)
