@@ -82,14 +82,34 @@ def test_pieces_of_every_size_give_the_codes_and_audio_of_the_whole(name):
 CENTRED_MODEL = model("centred, recurrent")
 
 
+def check_but_for_ties(codec: Codec, audio: torch.Tensor, codes: torch.Tensor, whole: torch.Tensor) -> None:
+    """Codes are those of the whole, but where two vectors are equally far: rounding decides there."""
+    assert codes.shape == whole.shape
+    latents = codec.latents(audio)
+    for frame in (codes != whole).any(1)[0].nonzero()[:, 0]:
+        first = int((codes != whole)[0, :, frame].nonzero()[0])
+        errors = [
+            (codec.quantizer.decode(found[:, : first + 1, frame : frame + 1])[0, :, 0] - latents[0, :, frame])
+            .square()
+            .sum()
+            for found in (codes, whole)
+        ]
+        torch.testing.assert_close(*errors, rtol=1e-4, atol=1e-7)
+
+
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(0, 700), min_size=1, max_size=6).filter(any), st.integers(1, 3000))
+@given(
+    st.lists(st.integers(0, 700), min_size=1, max_size=6).filter(any),
+    st.integers(1, 3000),
+    st.integers(0, 99),
+)
 @torch.no_grad()
-def test_no_way_of_cutting_makes_a_difference(lengths, samples):
+def test_no_way_of_cutting_makes_a_difference(lengths, samples, seed):
+    torch.manual_seed(seed)
     audio = noise(CENTRED_MODEL, samples, batch=1)
     codes = CENTRED_MODEL.encode(audio)
     with CENTRED_MODEL.streaming() as stream:
-        assert torch.equal(streamed(stream.encode, cut(audio, lengths)), codes)
+        check_but_for_ties(CENTRED_MODEL, audio, streamed(stream.encode, cut(audio, lengths)), codes)
         decoded = streamed(stream.decode, cut(codes, lengths))
     torch.testing.assert_close(decoded, CENTRED_MODEL.decode(codes), atol=1e-5, rtol=0)
 
