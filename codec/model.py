@@ -93,13 +93,13 @@ class Codec(nn.Module):
 
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
         """Audio `[B, C, F * hop_length]`, cut to `length` samples; codes may use any first stages."""
-        self.quantizer.check_codes(codes)
+        latents = self.quantizer.decode(codes)
         whole = codes.shape[2] * self.hop_length
         if length is not None and not 1 <= length <= whole:
             raise ValueError(
                 f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
             )
-        return self.autoencoder.decode(self.quantizer.decode(codes).to(self.dtype))[..., :length]
+        return self.autoencoder.decode(latents.to(self.dtype))[..., :length]
 
     def streaming(self, batch: int = 1) -> Stream:
         """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now."""

@@ -260,9 +260,8 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         common = sorted(tables[name].keys() & tables[best].keys())
         if len(common) > 1:
             ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
-            p_values[name] = paired_p_value(ours, theirs)
             over_seeds = pooled_p_value(seeds[name], seeds[best], list(seeds.values()))
-            p_values[name] = max(p_values[name], over_seeds) if over_seeds >= 0 else p_values[name]
+            p_values[name] = float(np.fmax(paired_p_value(ours, theirs), over_seeds))
     corrected = holm(p_values)
     intervals = {name: interval(list(table.values())) for name, table in tables.items()}
     return {
