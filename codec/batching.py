@@ -6,16 +6,16 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
-from codec.layers import Conv1d, ConvTranspose1d
+from codec.layers.streaming import NotStreamable
 from codec.model import Codec
+from codec.streaming import Stream
 
 PIECE_SECONDS = 10.0  # of a long signal that is in memory at a time
 
@@ -48,13 +48,51 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+class WholeSignal:
+    """Codes a signal that arrives in pieces at its end, as a whole: for codecs without a streaming form.
+
+    The interface is that of `codec.streaming.Stream` for one signal; memory grows with the signal.
+    """
+
+    def __init__(self, codec: Codec):
+        self.codec = codec
+        self.audio: list[Tensor] = []
+        self.codes: list[Tensor] = []
+
+    def encode(
+        self, audio: Tensor, final: bool = False, num_quantizers: int | None = None, beam: int = 1
+    ) -> Tensor:
+        """Codes `[1, K, F]` of all audio `[1, C, T]` since the last end; none before `final`."""
+        self.audio.append(audio)
+        whole, depth = torch.cat(self.audio, 2), self.codec.quantizer.check_depth(num_quantizers)
+        if not final or not whole.shape[2]:
+            return torch.zeros(1, depth, 0, dtype=torch.int64, device=audio.device)
+        self.audio = []
+        return self.codec.encode(whole, num_quantizers, beam)
+
+    def decode(self, codes: Tensor, final: bool = False) -> Tensor:
+        """Audio `[1, C, T]` of all codes `[1, K, F]` since the last end; none before `final`."""
+        self.codes += [codes] if codes.shape[2] else []
+        if not final or not self.codes:
+            return torch.zeros(1, self.codec.audio_channels, 0, device=codes.device)
+        whole, self.codes = torch.cat(self.codes, 2), []
+        return self.codec.decode(whole)
+
+
+def stream_or_whole(codec: Codec) -> Stream | WholeSignal:
+    """Stream of one signal, or its stand-in for a codec that cannot be streamed."""
+    try:
+        return codec.streaming()
+    except NotStreamable:
+        return WholeSignal(codec)
+
+
 def encode_batch(
     codec: Codec, signals: Sequence[Tensor], num_quantizers: int | None = None, beam: int = 1
 ) -> list[Tensor]:
     """Codes int64 `[K, F_i]` of each signal `[C, T_i]`, the same as of that signal alone, in one batch.
 
-    Shorter signals are filled up with zeros. A convolution that looks ahead would see what the layers before
-    it make of those zeros; alone it sees zeros, so they are put back before each one.
+    Shorter signals are filled up with zeros.
     """
     hop = codec.hop_length
     frames = [-(-signal.shape[-1] // hop) for signal in signals]
@@ -62,52 +100,17 @@ def encode_batch(
     device = next(codec.parameters()).device
     batch = torch.stack([functional.pad(s, (0, longest - s.shape[-1])) for s in signals]).to(device)
     lengths = torch.tensor(frames, device=device) * hop
-    with zeros_beyond(codec.autoencoder.encoder, lengths, longest):
-        codes = codec.encode(batch, num_quantizers, beam).cpu()
+    codes = codec.quantizer.encode(codec.latents(batch, lengths), num_quantizers, beam).cpu()
     return [one[:, :count] for one, count in zip(codes, frames, strict=True)]
 
 
-@contextmanager
-def zeros_beyond(encoder: nn.Module, lengths: Tensor, longest: int) -> Iterator[None]:
-    """Let convolutions that look ahead see zeros beyond each item's length `[B]`, of `longest` samples."""
-
-    def mask(layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        (x,) = inputs
-        # Lengths are whole frames, and a layer's rate divides a frame.
-        end = lengths * x.shape[-1] // longest
-        return x.masked_fill((torch.arange(x.shape[-1], device=x.device) >= end[:, None])[:, None], 0)
-
-    ragged = bool((lengths < longest).any())
-    ahead = [m for m in encoder.modules() if isinstance(m, Conv1d) and looks_ahead(m)] if ragged else []
-    hooks = [layer.register_forward_pre_hook(mask) for layer in ahead]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def looks_ahead(layer: Conv1d) -> bool:
-    """Whether an output depends on inputs after its own place."""
-    conv: Any = layer.conv
-    (stride,), (dilation,), (kernel_size,) = conv.stride, conv.dilation, conv.kernel_size
-    left = conv.padding[0] or layer.padding[0]
-    return (kernel_size - 1) * dilation + 1 - stride > left
-
-
-def decoder_reach(codec: Codec) -> tuple[int | None, int]:
-    """Frames before and after its own that a sample of the decoded audio can depend on; None: all before."""
-    reach, rate, recurrent = 0.0, 1, False
-    for layer in codec.autoencoder.decoder.modules():
-        conv: Any = getattr(layer, "conv", None)
-        if isinstance(layer, Conv1d):
-            reach += (conv.kernel_size[0] - 1) * conv.dilation[0] / rate
-        elif isinstance(layer, ConvTranspose1d):
-            reach += conv.kernel_size[0] / conv.stride[0] / rate
-            rate *= conv.stride[0]
-        recurrent |= isinstance(layer, nn.RNNBase)
-    frames = math.ceil(reach / codec.quantizer.stride) + 1
-    return None if recurrent else frames, frames
+def decoder_reach(codec: Codec) -> tuple[int | None, int | None]:
+    """Frames of codes before and after its own on which a decoded sample depends; None where unbounded."""
+    before, after = (
+        None if side is None else math.ceil(side / codec.quantizer.stride)
+        for side in codec.autoencoder.decoder_context
+    )
+    return before, after
 
 
 def decode_part(
@@ -119,7 +122,7 @@ def decode_part(
     """
     before, after = decoder_reach(codec)
     first = 0 if before is None else max(0, start - before)
-    last = min(n_frames, stop + after)
+    last = n_frames if after is None else min(n_frames, stop + after)
     device = next(codec.parameters()).device
     piece = max(1, round(PIECE_SECONDS * codec.frame_rate))
     if last - first <= piece:
@@ -128,13 +131,13 @@ def decode_part(
         yield audio[:, (start - first) * codec.hop_length : (stop - first) * codec.hop_length]
         return
     position, begin, end = first * codec.hop_length, start * codec.hop_length, stop * codec.hop_length
-    with codec.streaming() as stream:
-        for at in range(first, last, piece):
-            upto = min(at + piece, last)
-            with exact_float32():  # as in `encode_long`
-                audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
-            yield audio[:, max(0, begin - position) : max(0, end - position)]
-            position += audio.shape[1]
+    stream = stream_or_whole(codec)
+    for at in range(first, last, piece):
+        upto = min(at + piece, last)
+        with exact_float32():  # as in `encode_long`
+            audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
+        yield audio[:, max(0, begin - position) : max(0, end - position)]
+        position += audio.shape[1]
 
 
 def encode_long(
@@ -143,7 +146,7 @@ def encode_long(
     """Codes `[K, F]` of a signal that comes in blocks `[C, T]`, as of the whole signal; in pieces too."""
     device = next(codec.parameters()).device
     piece = max(1, round(PIECE_SECONDS * codec.sample_rate))
-    stream = codec.streaming()
+    stream = stream_or_whole(codec)
 
     def encode(part: Tensor, final: bool = False) -> Tensor:
         with exact_float32():  # and not around a yield, which would take the caller along

@@ -21,7 +21,7 @@ CONFIG_DIR = next(
     p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if (p / "train.yaml").is_file()
 )
 TARGET, PARTIAL = "_target_", "_partial_"
-MODEL_CLASS = re.compile(r"codec\.(model|layers|(autoencoders|quantizers)\.\w+)\.\w+", re.ASCII)
+MODEL_CLASS = re.compile(r"codec\.(model|(layers|autoencoders|quantizers)\.\w+)\.\w+", re.ASCII)
 MODEL_FUNCTION = re.compile(r"codec\.quantizers\.estimators\.\w+", re.ASCII)
 
 

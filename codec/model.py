@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.autoencoders.seanet import SEANet
+from codec.autoencoders.base import Autoencoder
 from codec.config import ConfigError, build, locate, locate_own, validate
 from codec.files import flush, written_whole
 from codec.quantizers.base import Quantized, Quantizer
@@ -28,7 +28,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
 class Codec(nn.Module):
     """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`."""
 
-    def __init__(self, autoencoder: SEANet, quantizer: Quantizer, sample_rate: int):
+    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int):
         super().__init__()
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
@@ -65,16 +65,22 @@ class Codec(nn.Module):
         """What the autoencoder computes in; the quantizer stays float32."""
         return next(self.autoencoder.parameters()).dtype
 
-    def latents(self, audio: Tensor) -> Tensor:
-        """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames."""
+    def latents(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames.
+
+        With `lengths` `[B]`, whole frames in samples, each signal of a zero-padded batch has the latents
+        that it has alone.
+        """
         if not isinstance(audio, Tensor) or not audio.is_floating_point():
             kind = getattr(audio, "dtype", type(audio).__name__)
             raise ValueError(f"audio must be a tensor of float samples, nominally -1 to 1, got {kind}")
         if audio.ndim != 3 or audio.shape[1] != self.audio_channels or 0 in audio.shape:
             shape = f"[B >= 1, {self.audio_channels}, T >= 1]"
             raise ValueError(f"audio must be {shape}, got {list(audio.shape)}")
-        audio = audio.to(self.dtype)
-        return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[-1] % self.hop_length)))
+        padded = functional.pad(audio.to(self.dtype), (0, -audio.shape[-1] % self.hop_length))
+        if lengths is None:
+            return self.autoencoder.encode(padded)
+        return self.autoencoder.encode_ragged(padded, lengths)
 
     def forward(
         self,
@@ -102,7 +108,10 @@ class Codec(nn.Module):
         return self.autoencoder.decode(latents.to(self.dtype))[..., :length]
 
     def streaming(self, batch: int = 1) -> Stream:
-        """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now."""
+        """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now.
+
+        NotStreamable, a ConfigError, for an autoencoder without a streaming form.
+        """
         return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch)
 
     def codec_id(self) -> str:

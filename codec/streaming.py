@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from codec.autoencoders.seanet import SEANet
+from codec.autoencoders.base import Autoencoder
+from codec.layers.streaming import LONG, State
 from codec.quantizers.base import Quantizer
-from codec.steps import LONG, State, in_steps
 
 PIECE = 16384  # samples; longer pushes are cut on a CPU: what a layer makes of a piece stays in its cache
 
@@ -23,13 +23,13 @@ class Stream:
     the weights as they are now. Use: `with model.streaming() as stream: codes = stream.encode(audio)`.
     """
 
-    def __init__(self, autoencoder: SEANet, quantizer: Quantizer, sample_rate: int, batch: int = 1):
+    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int, batch: int = 1):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.autoencoder, self.quantizer, self.batch = autoencoder, quantizer, batch
         self.hop_length = autoencoder.hop_length * quantizer.stride
         self.sample_rate = sample_rate
-        self.encoder, self.decoder = in_steps(autoencoder.encoder), in_steps(autoencoder.decoder)
+        self.encoder, self.decoder = autoencoder.streaming_encoder(), autoencoder.streaming_decoder()
         self.reset()
 
     def __enter__(self) -> Stream:

@@ -104,8 +104,7 @@ class CodecTraining(lightning.LightningModule):
         self.gradient_norms: dict[str, float] = {}
         self.step_ended = time.monotonic()
         if compile:
-            codec.autoencoder.encoder.compile()
-            codec.autoencoder.decoder.compile()
+            codec.autoencoder.compile_networks()
             discriminator.compile()
 
     @property
@@ -168,7 +167,8 @@ class CodecTraining(lightning.LightningModule):
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
             losses["discriminator"] = self.discriminator_loss(audio, estimate.detach())
             finite = self.descend(optimizers[1], losses["discriminator"])
-        generator_losses = self.objective.reconstruction_losses(estimate, audio)
+        draws = torch.Generator().manual_seed(self.step_seed())
+        generator_losses = self.objective.reconstruction_losses(estimate, audio, draws)
         if fooling:
             generator_losses |= self.adversarial_losses(audio, estimate)
         total = self.generator_total(generator_losses, estimate, quantized)

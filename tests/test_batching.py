@@ -6,8 +6,9 @@ from composed import options
 from tokenised import noise, require_same_codes, small_codec
 from torch.nn import functional
 
-from codec.batching import decode_part, decoder_reach, encode_batch, encode_long, exact_float32, looks_ahead
-from codec.layers import Conv1d
+from codec.batching import decode_part, decoder_reach, encode_batch, encode_long, exact_float32
+from codec.layers.base import looks_ahead
+from codec.layers.conv import Conv1d
 
 NETWORKS = [
     (name, causal)

@@ -12,7 +12,7 @@ import pytest
 from composed import config, options
 
 from codec.config import CONFIG_DIR, ConfigError, build, locate, locate_own, validate
-from codec.layers import Layers
+from codec.layers.conv import Layers
 from codec.quantizers.residual import Residual
 from codec.run import BUILT
 
@@ -22,7 +22,7 @@ CITING = ("autoencoder", "quantizer", "discriminator", "loss", "experiment")
 WITHOUT_PAPER = {"none", "tiny"}
 NEEDS = {"wandb": "wandb", "mlflow": "mlflow"}
 RESIDUAL = "codec.quantizers.residual.Residual"
-LAYERS = "codec.layers.Layers"
+LAYERS = "codec.layers.conv.Layers"
 
 
 def first_line(name: str) -> str:
@@ -183,7 +183,7 @@ def test_a_part_that_fails_without_words_is_named():
 
 
 NO_TARGET = [
-    "codec.layers.Layer",
+    "codec.layers.conv.Layers2",
     "codec.layers",
     "codec.nothing.X",
     "nothing.X",
@@ -214,23 +214,23 @@ def test_a_saved_model_may_name_the_package_s_own_classes(target):
 HOSTILE = [
     "os.system",
     "builtins.eval",
-    "codec.layers.torch.hub.load",
+    "codec.layers.conv.torch.hub.load",
     "codec.quantizers.residual.torch.nn.Linear",
     "codec.quantizers.residual.Callable",
     "codec.model.os.system",
     "codec.model.load",
     "codec.cli.train",
     "codec.synthetic.write_synthetic_folder",
-    "codec.layers.Nothing",
+    "codec.layers.conv.Nothing",
     "codec.quantizers.nothing.Nothing",
     "codec.layers",
-    "codec.layers.__builtins__",
-    "codec.layers.Layers.__init__",
+    "codec.layers.conv.__builtins__",
+    "codec.layers.conv.Layers.__init__",
     "codecs.open",
     "",
     None,
     5,
-    ["codec.layers.Layers"],
+    ["codec.layers.conv.Layers"],
 ]
 
 
@@ -249,7 +249,7 @@ def test_a_refused_target_is_not_even_imported():
 import sys
 from codec.config import ConfigError, locate_own
 for target in ("xmlrpc.server.SimpleXMLRPCServer", "wsgiref.simple_server.demo_app", "codec.run.train",
-               "codec.layers.torch._inductor.compile", "codec.quantizers.residual.torch._dynamo.config"):
+               "codec.layers.conv.torch._inductor.compile", "codec.quantizers.residual.torch._dynamo.config"):
     try:
         locate_own(target)
     except ConfigError:

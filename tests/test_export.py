@@ -22,7 +22,8 @@ from codec.export.export import Options, lengths, main, push
 from codec.export.huggingface import shape_of
 from codec.export.verification import Comparison, clip, compare
 from codec.files import FileError
-from codec.layers import LSTM, ConvTranspose1d
+from codec.layers.conv import ConvTranspose1d
+from codec.layers.recurrent import LSTM
 from codec.metrics import mel_distance
 from codec.model import Codec, build_codec, load
 

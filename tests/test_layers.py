@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from codec.layers import Conv1d, ConvTranspose1d, Snake, split_padding
+from codec.layers.activation import Snake
+from codec.layers.conv import Conv1d, ConvTranspose1d, split_padding
 
 
 def saved_for_backward(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:

@@ -154,7 +154,7 @@ def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
     [
         *(
             "os.system",
-            "codec.layers.torch.hub.load",
+            "codec.layers.conv.torch.hub.load",
             "codec.cli.train",
             "codec.data.AudioData",
             "builtins.eval",

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
-from codec.layers import Conv1d
+from codec.layers.base import stream_of
+from codec.layers.conv import Conv1d
+from codec.layers.streaming import NotStreamable
 from codec.model import Codec, build_codec
-from codec.steps import in_steps
 
 SMALL = ["autoencoder.encoder_channels=2", "autoencoder.decoder_channels=32", "autoencoder.latent_dim=8"]
 CENTRED = "autoencoder.layers.causal=false"
@@ -199,8 +200,8 @@ def test_what_does_not_fit_the_stream_is_refused(audio, codes):
 def test_impossible_streams_say_why():
     with pytest.raises(ValueError, match="batch must be at least 1"):
         model("tiny").streaming(0)
-    with pytest.raises(TypeError, match="GELU has no streaming form"):
-        in_steps(nn.Sequential(nn.GELU()))
+    with pytest.raises(NotStreamable, match="PReLU has no streaming form"):
+        stream_of(nn.Sequential(nn.PReLU()))
 
 
 @torch.no_grad()

@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from codec.layers import LSTM, Layers
+from codec.autoencoders.base import LayeredAutoencoder, require_positive
+from codec.layers.base import Context, Layer, context_of, stream_of
+from codec.layers.conv import Layers
+from codec.layers.recurrent import LSTM
+from codec.layers.streaming import Skip, Step
 
 
-class ResidualUnit(nn.Module):
+class ResidualUnit(Layer):
     """Dilated convolution, then a pointwise one, around a skip; keeps `[B, C, T]`."""
 
     def __init__(
@@ -34,6 +38,15 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the block's output to its input `[B, C, T]`."""
         return self.skip(x) + self.block(x)
+
+    @property
+    def context(self) -> Context:
+        """Context of the block; the skip has none."""
+        return context_of(self.block)
+
+    def stream(self) -> Step:
+        """The block's streaming form beside a delay line for the skip."""
+        return Skip(stream_of(self.block), stream_of(self.skip))
 
 
 class ResidualUnits(nn.Sequential):
@@ -63,7 +76,7 @@ class ResidualUnits(nn.Sequential):
         )
 
 
-class SEANet(nn.Module):
+class SEANet(LayeredAutoencoder):
     """Encoder `[B, C, T] -> [B, D, F]` and decoder back; `F = T / hop_length`.
 
     SoundStream (arXiv 2107.03312, Fig. 3); EnCodec (2210.13438, §3.1) and DAC (2306.06546) differ in the
@@ -119,18 +132,3 @@ class SEANet(nn.Module):
         decoder += [layers.activation(channels), layers.conv(channels, audio_channels, 7)]
         decoder += [nn.Tanh()] if bounded else []
         self.decoder = nn.Sequential(*decoder)
-
-    def encode(self, audio: Tensor) -> Tensor:
-        """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""
-        return self.encoder(audio)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Audio `[B, C, F * hop_length]` from latents `[B, D, F]`."""
-        return self.decoder(latents)
-
-
-def require_positive(**sizes: int) -> None:
-    """Raise a ValueError that names every size below 1."""
-    wrong = [f"{name} must be at least 1, got {value}" for name, value in sizes.items() if value < 1]
-    if wrong:
-        raise ValueError("; ".join(wrong))

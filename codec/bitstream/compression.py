@@ -20,7 +20,7 @@ from codec.audio import (
     resampled_length,
     write_wav_blocks,
 )
-from codec.batching import encode_long, exact_float32
+from codec.batching import encode_long, exact_float32, stream_or_whole
 from codec.bitstream.coding import CorruptError
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.writer import (
@@ -192,7 +192,7 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
 
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
     """Audio `[C, n]` of chunks in order; lost ones are noted, and silent."""
-    stream, device = codec.streaming(), next(codec.parameters()).device
+    stream, device = stream_or_whole(codec), next(codec.parameters()).device
     nothing, running = np.zeros((1, 0), np.int64), False
 
     def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.model import Codec
@@ -104,22 +104,20 @@ def reach(codec: Codec) -> dict[str, float | None]:
     """Milliseconds: `latency` until a sample can be given back, and what encoder and decoder see.
 
     `encoder_field` is the audio that decides on one latent, `decoder_field` the audio that a latent changes;
-    None where it does not end, as with recurrent layers. Computing takes no time here.
+    None where no bound is known, as with recurrent layers. Computing takes no time here.
     """
     first, last = encoder_reach(codec)
     begin, end = decoder_reach(codec)
-    hop, stride = codec.autoencoder.hop_length, codec.quantizer.stride
+    network = codec.autoencoder
+    hop, stride = network.hop_length, codec.quantizer.stride
     # Codes of one frame come together: the last of its latents is what the first has to wait for.
     latency = (stride - 1) * hop + last - begin + 1
     milliseconds = 1000 / codec.sample_rate
-    recurrent = {
-        part: any(isinstance(module, nn.RNNBase) for module in getattr(codec.autoencoder, part).modules())
-        for part in ("encoder", "decoder")
-    }
+    bounded = [None not in context for context in (network.encoder_context, network.decoder_context)]
     return {
         "latency": round(latency * milliseconds, 4),
-        "encoder_field": None if recurrent["encoder"] else round((last - first + 1) * milliseconds, 4),
-        "decoder_field": None if recurrent["decoder"] else round((end - begin + 1) * milliseconds, 4),
+        "encoder_field": round((last - first + 1) * milliseconds, 4) if bounded[0] else None,
+        "decoder_field": round((end - begin + 1) * milliseconds, 4) if bounded[1] else None,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codec.layers.streaming import NotStreamable
 from codec.model import Codec
 
 GAIN = 10 ** (6 / 20)
@@ -30,7 +31,7 @@ def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
         "gain_down": lambda audio, codes: codec.encode(audio / GAIN),
         "reencode": lambda audio, codes: codec.encode(codec.decode(codes, audio.shape[-1])),
     }
-    if hasattr(codec, "streaming"):
+    if can_stream(codec):
         changes["chunks"] = lambda audio, codes: stream(codec, audio)
     differ, total = dict.fromkeys(changes, 0), 0
     for audio in clips:
@@ -44,6 +45,14 @@ def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
 def powers(audio: Tensor) -> Tensor:
     """Levels `[4, 1, 1]` of a batch: the first is the clip as it is, the others are not."""
     return torch.tensor([1.0, 0.5, -1.0, 0.25], device=audio.device)[:, None, None]
+
+
+def can_stream(codec: Any) -> bool:
+    """Test for a codec with a streaming form."""
+    try:
+        return hasattr(codec, "streaming") and bool(codec.streaming())
+    except NotStreamable:
+        return False
 
 
 def stream(codec: Any, audio: Tensor, pieces: int = 7) -> Tensor:

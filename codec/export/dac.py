@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.config import ConfigError
 from codec.export.foreign import arguments
-from codec.layers import Layers
+from codec.layers.conv import Layers
 from codec.model import Codec
 from codec.quantizers.factorized import FactorizedCodebook
 from codec.quantizers.residual import Residual
@@ -137,7 +137,7 @@ def renamed(plain: Mapping[str, Tensor], pairs: Mapping[str, str]) -> dict[str, 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Their weights of our folded ones."""
-    made = renamed(plain, dict(names(codec.autoencoder)))
+    made = renamed(plain, dict(names(cast(SEANet, codec.autoencoder))))
     quantizer = codec.quantizer
     assert isinstance(quantizer, Residual)
     for index in range(config["n_codebooks"]):
@@ -181,7 +181,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "lstm_layers": 0,
             "bounded": True,
             "layers": {
-                "_target_": "codec.layers.Layers",
+                "_target_": "codec.layers.conv.Layers",
                 "causal": False,
                 "weight_norm": True,
                 "activation": "snake",
@@ -214,7 +214,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Our weights, not normalised, of their folded ones; `codec` says only which there are."""
-    made = renamed(plain, {theirs: ours for ours, theirs in names(codec.autoencoder)})
+    made = renamed(plain, {theirs: ours for ours, theirs in names(cast(SEANet, codec.autoencoder))})
     for index in range(config["n_codebooks"]):
         ours, theirs = f"quantizer.codebooks.{index}", f"quantizer.quantizers.{index}"
         for name in ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias", "codebook.weight"):

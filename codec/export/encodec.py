@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch.nn import functional
 from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.config import ConfigError
 from codec.export.foreign import arguments, fit_kernel
-from codec.layers import LSTM, Conv1d, ConvTranspose1d, Layers
+from codec.layers.conv import Conv1d, ConvTranspose1d, Layers
+from codec.layers.recurrent import LSTM
 from codec.model import Codec
 from codec.quantizers.codebook import Codebook
 from codec.quantizers.residual import Residual
@@ -172,7 +173,7 @@ def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Their weights, not normalised, of our folded ones."""
     made: dict[str, Tensor] = {}
-    for ours, theirs in names(codec.autoencoder):
+    for ours, theirs in names(cast(SEANet, codec.autoencoder)):
         if not ours:
             made |= idle_lstm(theirs, config["num_filters"] * 2 ** len(config["upsampling_ratios"]))
         prefix = f"{ours}."
@@ -255,7 +256,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "lstm_layers": given["num_lstm_layers"],
             "bounded": False,
             "layers": {
-                "_target_": "codec.layers.Layers",
+                "_target_": "codec.layers.conv.Layers",
                 "causal": given["use_causal_conv"],
                 "weight_norm": True,
                 "activation": "elu",
@@ -289,7 +290,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Our weights, not normalised, of their folded ones; `codec` says only which there are."""
     made: dict[str, Tensor] = {}
-    for ours, theirs in names(codec.autoencoder):
+    for ours, theirs in names(cast(SEANet, codec.autoencoder)):
         prefix = f"{theirs}."
         made |= {
             f"{ours}.{name.removeprefix(prefix)}": tensor
@@ -297,7 +298,7 @@ def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str,
             if name.startswith(prefix)
         }
     causal = config["use_causal_conv"]
-    last = len(codec.autoencoder.decoder) - 1
+    last = len(cast(SEANet, codec.autoencoder).decoder) - 1
     for name in ("encoder.0", "decoder.0", f"decoder.{last}"):
         key = f"autoencoder.{name}.conv.weight"
         if key in made:

@@ -2,90 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
-from codec.layers import LSTM, ConvTranspose1d
 from codec.model import Codec, build_codec
 
 FREE = torch.export.Dim.DYNAMIC
-
-
-class SubPixel(nn.Module):
-    """A transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape.
-
-    The same sums; runtimes have fast convolutions, and transposed ones that are up to twice as slow.
-    """
-
-    def __init__(self, layer: ConvTranspose1d):
-        super().__init__()
-        conv = layer.conv
-        self.stride = conv.stride[0]
-        weight = conv.weight.detach()  # [C, C', 2 * stride]
-        early, late = weight[..., : self.stride], weight[..., self.stride :]
-        # Output sample f * stride + j is frame f at tap j and frame f - 1 at tap stride + j.
-        taps = torch.stack([late, early], 3).permute(1, 2, 0, 3)  # [C', stride, C, 2]
-        self.weight = nn.Parameter(taps.reshape(-1, weight.shape[0], 2).contiguous())
-        assert conv.bias is not None
-        self.bias = nn.Parameter(conv.bias.detach().repeat_interleave(self.stride))
-        self.left = layer.left
-        self.future = self.left > 0  # a centred layer needs the frame after its last one
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Upsample `[B, C, F]`."""
-        padded = functional.pad(latents, (1, int(self.future)))
-        phases = functional.conv1d(padded, self.weight, self.bias)
-        channels = phases.shape[1] // self.stride
-        spread = phases.unflatten(1, (channels, self.stride)).transpose(2, 3).flatten(2)
-        length = latents.shape[2] * self.stride
-        return spread[..., self.left : self.left + length] if self.future else spread
-
-
-class Recurrent(nn.Module):
-    """`codec.layers.LSTM` with its loop over frames written out, as graphs of any length need it."""
-
-    def __init__(self, layer: LSTM):
-        super().__init__()
-        lstm = layer.lstm
-        self.levels = nn.ModuleList()
-        for level in range(lstm.num_layers):
-            inputs, hidden, first, second = (
-                getattr(lstm, f"{kind}_l{level}").detach()
-                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            weights = {"inputs": inputs, "hidden": hidden.T.contiguous(), "bias": first + second}
-            self.levels.append(nn.ParameterDict(weights).requires_grad_(False))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Run over the frames of `[B, C, F]`."""
-        frames = latents.permute(2, 0, 1)
-        answer = frames
-        for level in self.levels:
-            weights = cast(nn.ParameterDict, level)
-            gates = functional.linear(answer, weights["inputs"], weights["bias"])
-            zeros = torch.zeros_like(frames[0])
-            _, answer = scan(cell(weights["hidden"]), (zeros, zeros.clone()), gates)
-        return (answer + frames).permute(1, 2, 0)
-
-
-def cell(hidden: Tensor) -> Callable[..., tuple[tuple[Tensor, Tensor], Tensor]]:
-    """One step of an LSTM whose inputs are multiplied already."""
-
-    def step(state: tuple[Tensor, Tensor], gates: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        output, memory = state
-        enter, forget, new, leave = (gates + output @ hidden).chunk(4, 1)
-        memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(new)
-        output = torch.sigmoid(leave) * torch.tanh(memory)
-        return (output, memory), output.clone()
-
-    return step
 
 
 class Encoder(nn.Module):
@@ -106,12 +33,12 @@ class Decoder(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.network = codec.autoencoder.decoder
+        self.autoencoder = codec.autoencoder
         self.quantizer = codec.quantizer
 
     def forward(self, codes: Tensor) -> Tensor:
         """Decode."""
-        return self.network(as_batch(self.quantizer.decode(in_one_row(codes)), codes.shape[0]))
+        return self.autoencoder.decode(as_batch(self.quantizer.decode(in_one_row(codes)), codes.shape[0]))
 
 
 class Network(nn.Module):
@@ -119,12 +46,12 @@ class Network(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.network = codec.autoencoder.encoder
+        self.autoencoder = codec.autoencoder
         self.hop_length = codec.hop_length
 
     def forward(self, audio: Tensor) -> Tensor:
         """Run the encoder's layers."""
-        return self.network(functional.pad(audio, (0, -audio.shape[2] % self.hop_length)))
+        return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[2] % self.hop_length)))
 
 
 class Codes(nn.Module):
@@ -168,14 +95,9 @@ def without_normalisation(codec: Codec) -> Codec:
 
 
 def inference_codec(codec: Codec) -> Codec:
-    """`without_normalisation`, transposed convolutions and recurrence written as graphs can hold them."""
+    """`without_normalisation`, its layers in their forms for graphs."""
     plain = without_normalisation(codec)
-    for parent in list(plain.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, ConvTranspose1d):
-                setattr(parent, name, SubPixel(layer))
-            elif isinstance(layer, LSTM):
-                setattr(parent, name, Recurrent(layer))
+    plain.autoencoder.export_form()
     return plain.requires_grad_(False)
 
 

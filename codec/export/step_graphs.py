@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from codec.config import ConfigError
 from codec.export.graphs import in_one_row, without_normalisation
+from codec.layers.streaming import State, Step
 from codec.model import Codec
-from codec.steps import State, Step, in_steps
 
 
 class EncoderStep(nn.Module):
@@ -20,7 +20,7 @@ class EncoderStep(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.network = in_steps(codec.autoencoder.encoder)
+        self.network = codec.autoencoder.streaming_encoder()
         self.quantizer = codec.quantizer
 
     def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -34,7 +34,7 @@ class DecoderStep(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.network = in_steps(codec.autoencoder.decoder)
+        self.network = codec.autoencoder.streaming_decoder()
         self.quantizer = codec.quantizer
 
     def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -54,7 +54,7 @@ class StepGraph(NamedTuple):
 def require_causal(codec: Codec) -> None:
     """ConfigError for a network whose answers wait for later samples: its states have no fixed shapes."""
     frames = codec.quantizer.stride
-    encoder, decoder = in_steps(codec.autoencoder.encoder), in_steps(codec.autoencoder.decoder)
+    encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
     if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
         raise ConfigError(
             "this codec is not causal: it has no step graphs. Train with autoencoder.layers.causal=true, "

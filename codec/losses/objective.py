@@ -14,14 +14,27 @@ from codec.losses.adversarial import AdversarialLoss, FeatureMatching
 from codec.losses.balancer import Balancer
 
 
+class LossGroup(nn.Module):
+    """Several losses of one computation: a scalar for each of `names`, weighed one by one."""
+
+    names: tuple[str, ...]
+
+    def forward(
+        self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Compare `[B, C, T]` with `[B, C, T]`; random parts are drawn from a CPU `generator`."""
+        raise NotImplementedError
+
+
 class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
-    `weights` names the keys of `reconstruction`, "adversarial" and "feature_matching"; a loss of weight 0 is
-    not computed. `balancer`, a factory called with the names, sets the scale of gradients instead of that of
-    losses; the trainer then backpropagates `balancer.balance(losses, weights, audio)`, else `total(losses)`.
-    Raises ValueError that lists every weight without a loss, loss without a weight and impossible weight. The
-    quantizer's own losses are weighed by the quantizer.
+    `weights` names the keys of `reconstruction`, or the names of a `LossGroup` there, "adversarial" and
+    "feature_matching"; a loss of weight 0 is not computed. `balancer`, a factory called with the names, sets
+    the scale of gradients instead of that of losses; the trainer then backpropagates
+    `balancer.balance(losses, weights, audio)`, else `total(losses)`. Raises ValueError that lists every
+    weight without a loss, loss without a weight and impossible weight. The quantizer's own losses are
+    weighed by the quantizer.
     """
 
     def __init__(
@@ -47,13 +60,19 @@ class Objective(nn.Module):
         """Whether any loss with a weight above 0 asks for judgements."""
         return any(self.weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
 
-    def reconstruction_losses(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def reconstruction_losses(
+        self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
         """Compare audio `[B, C, T]` with `[B, C, T]`: a scalar per name, unweighted."""
-        return {
-            name: loss(estimate, target)
-            for name, loss in self.reconstruction.items()
-            if self.weights[name] > 0
-        }
+        losses: dict[str, Tensor] = {}
+        for name, loss in self.reconstruction.items():
+            if not any(self.weights[each] > 0 for each in names_of(name, loss)):
+                continue
+            if isinstance(loss, LossGroup):
+                losses |= loss(estimate, target, generator)
+            else:
+                losses[name] = loss(estimate, target)
+        return {name: loss for name, loss in losses.items() if self.weights[name] > 0}
 
     def generator_losses(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> dict[str, Tensor]:
         """What the discriminator has against the coded audio, unweighted; nothing without judgements."""
@@ -75,11 +94,17 @@ class Objective(nn.Module):
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
 
 
+def names_of(name: str, loss: object) -> tuple[str, ...]:
+    """Names of the scalars that a reconstruction loss of some name gives."""
+    return loss.names if isinstance(loss, LossGroup) else (name,)
+
+
 def find_problems(
     reconstruction: Mapping[str, object], weights: Mapping[str, float], others: Mapping[str, object]
 ) -> Iterator[str]:
     """Yield one line for each thing that is wrong with the names or weights."""
-    produced = [*reconstruction, *(name for name, loss in others.items() if loss is not None)]
+    computed = [each for name, loss in reconstruction.items() for each in names_of(name, loss)]
+    produced = [*computed, *(name for name, loss in others.items() if loss is not None)]
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             yield f"weights.{name}: must be 0 or a positive number, got {weight}"
@@ -95,5 +120,7 @@ def find_problems(
     for name in produced:
         if name not in weights:
             yield f"weights.{name}: missing; {name} is computed, give it a weight (0 switches it off)"
-    for name in sorted(set(reconstruction) & set(others)):
+    for name in sorted(set(computed) & set(others)):
         yield f"reconstruction.{name}: this name is taken by the discriminator's losses; choose another"
+    for name in sorted({name for name in computed if computed.count(name) > 1}):
+        yield f"reconstruction: two losses are named {name}; leave one out"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.layers import linear
+from codec.layers.linear import linear
 from codec.quantizers.derived import Derived
 from codec.quantizers.kmeans import kmeans
 from codec.quantizers.search import best, best_few, half_norms, nearest, nearest_few, with_half_norms

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codec.layers import linear
+from codec.layers.linear import linear
 
 # Scores held at a time: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
 TILE = 2**21

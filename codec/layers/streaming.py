@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.autoencoders.seanet import ResidualUnit
-from codec.layers import LSTM, Conv1d, ConvTranspose1d, Snake, linear
+from codec.config import ConfigError
+from codec.layers.linear import linear
 
 State = list[Tensor]
 MANY = 256  # outputs from which a convolution is faster as such than as one matrix product
 SHORT = 32  # frames up to which an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than any network's receptive field
+
+
+class NotStreamable(ConfigError):
+    """A network, or a layer of it, has no streaming form."""
 
 
 class Step(nn.Module):
@@ -53,20 +57,6 @@ class Pointwise(Step):
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Activate."""
         return self.activation(x), []
-
-
-class TimeMajorSnake(nn.Module):
-    """`codec.layers.Snake` of `[B, T, C]`."""
-
-    alpha: Tensor
-
-    def __init__(self, snake: Snake):
-        super().__init__()
-        self.register_buffer("alpha", snake.alpha.detach().transpose(1, 2).clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activate."""
-        return x + torch.sin(self.alpha * x).square() * (1 / (self.alpha + 1e-9))
 
 
 class Convolution(Step):
@@ -166,7 +156,54 @@ class Upsampling(Step):
         return samples[:, cut:end], [*following, state[-1] - cut]
 
 
-class Recurrent(Step):
+class DepthwiseConvolution(Step):
+    """A convolution of each channel, `weight` `[C, 1, k]`; zeros surround the signal, `left` and `right`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, left: int, right: int):
+        super().__init__()
+        self.register_buffer("weight", weight.detach()[:, 0].T.clone())  # [k, C]
+        self.register_buffer("bias", bias.detach().clone())
+        self.left, self.right = left, right
+
+    def count(self, inputs: int) -> int:
+        """How often the kernel fits."""
+        return max(0, inputs - self.right)
+
+    def initial(self, batch: int) -> State:
+        """The zeros before the signal."""
+        return [self.weight.new_zeros(batch, self.left, self.weight.shape[1])]
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Convolve as far as the kernel reaches."""
+        after = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
+        x = torch.cat([*state, x, *after], 1)
+        count = max(0, x.shape[1] - self.left - self.right)
+        y = self.bias.expand(len(x), count, -1)
+        for tap, weight in enumerate(self.weight):
+            y = torch.addcmul(y, x[:, tap : tap + count], weight)
+        return y, [x[:, count:]]
+
+
+class Interleave(Step):
+    """Frames `[B, F, stride * C]` divided into `[B, F * stride, C]`."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def count(self, inputs: int) -> int:
+        """`stride` outputs per frame."""
+        return inputs * self.stride
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Divide the frames."""
+        return x.reshape(len(x), x.shape[1] * self.stride, x.shape[2] // self.stride), []
+
+
+class Recurrence(Step):
     """An LSTM that remembers what it knew at the end of the last piece."""
 
     def __init__(self, lstm: nn.LSTM):
@@ -268,24 +305,3 @@ class Skip(Step):
         answer, following = self.block(x, state[:-1], final)
         count = answer.shape[1]
         return self.around(waiting[:, :count], [])[0] + answer, [*following, waiting[:, count:]]
-
-
-def in_steps(layer: nn.Module) -> Step:
-    """A layer of an encoder or decoder, or a sequence of them, in pieces; TypeError for an unknown layer."""
-    if isinstance(layer, ResidualUnit):
-        return Skip(in_steps(layer.block), in_steps(layer.skip))
-    if isinstance(layer, nn.Sequential):
-        return Chain([in_steps(part) for part in layer])
-    if isinstance(layer, Conv1d):
-        conv = layer.conv
-        (stride,), (dilation,) = conv.stride, conv.dilation
-        return Convolution(conv.weight, conv.bias, stride, dilation, layer.left, layer.right)
-    if isinstance(layer, ConvTranspose1d):
-        return Upsampling(layer.conv.weight, layer.conv.bias, layer.conv.stride[0], layer.left)
-    if isinstance(layer, LSTM):
-        return Recurrent(layer.lstm)
-    if isinstance(layer, Snake):
-        return Pointwise(TimeMajorSnake(layer))
-    if isinstance(layer, nn.ELU | nn.LeakyReLU | nn.Tanh | nn.Identity):
-        return Pointwise(layer)
-    raise TypeError(f"{type(layer).__name__} has no streaming form: add one to codec/steps.py")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm as apply_weight_norm
+
+from codec.layers.activation import ACTIVATIONS
+from codec.layers.base import Context, Layer
+from codec.layers.streaming import Convolution, Step, Upsampling
 
 
 def split_padding(total: int, causal: bool) -> tuple[int, int]:
@@ -17,7 +20,7 @@ def split_padding(total: int, causal: bool) -> tuple[int, int]:
     return left, total - left
 
 
-class Conv1d(nn.Module):
+class Conv1d(Layer):
     """Convolution `[B, C, T] -> [B, C', T / stride]` with zero padding, on the past alone when causal.
 
     `T` has to be a multiple of `stride`; `Codec` pads audio to whole frames. Zeros, not reflection, because
@@ -52,8 +55,24 @@ class Conv1d(nn.Module):
         """Convolve `[B, C, T]`."""
         return self.conv(functional.pad(audio, self.padding) if any(self.padding) else audio)
 
+    @property
+    def rate(self) -> Fraction:
+        """One output every `stride` inputs."""
+        return Fraction(1, self.conv.stride[0])
 
-class ConvTranspose1d(nn.Module):
+    @property
+    def context(self) -> Context:
+        """Inputs under the kernel beside the `stride` inputs of an output's own place."""
+        span = (self.conv.kernel_size[0] - 1) * self.conv.dilation[0] + 1
+        return Context(self.left, max(0, span - self.conv.stride[0] - self.left))
+
+    def stream(self) -> Step:
+        """One matrix product per chunk."""
+        (stride,), (dilation,) = self.conv.stride, self.conv.dilation
+        return Convolution(self.conv.weight, self.conv.bias, stride, dilation, self.left, self.right)
+
+
+class ConvTranspose1d(Layer):
     """Transposed convolution `[B, C, F] -> [B, C', F * stride]`; causal means no output waits for the future.
 
     Trims exactly `kernel_size - stride` samples, so that odd strides keep their length (DAC's release loses
@@ -92,84 +111,54 @@ class ConvTranspose1d(nn.Module):
         left, right = self.trim
         return output[..., left : output.shape[-1] - right]
 
+    @property
+    def rate(self) -> int:
+        """`stride` outputs per input."""
+        return self.conv.stride[0]
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` of `[..., K]` and weight `[N, K]`, without gradient.
+    @property
+    def context(self) -> Context:
+        """Inputs whose kernels reach into the outputs of one input."""
+        stride, surplus = self.conv.stride[0], self.conv.kernel_size[0] - self.conv.stride[0]
+        return Context(-(-(surplus - self.left) // stride), -(-self.left // stride))
 
-    In float32 on a CPU oneDNN is up to twice as fast as the library behind `torch.nn.functional.linear`, and
-    as precise; below some million products it is not, because it lays out the weights anew for every call.
-    """
-    plain = x.numel() * len(weight) < 2**20 or x.device.type != "cpu" or x.dtype != torch.float32
-    if plain or torch.compiler.is_compiling() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return functional.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    def stream(self) -> Step:
+        """One matrix product per chunk."""
+        return Upsampling(self.conv.weight, self.conv.bias, self.conv.stride[0], self.left)
 
-
-def snake(x: Tensor, alpha: Tensor) -> Tensor:
-    """Periodic activation `x + sin²(αx) / α`, computed in one temporary; `x` where α is 0."""
-    return (alpha * x).sin_().square_().mul_(1 / (alpha + 1e-9)).add_(x)
-
-
-class SnakeGradient(torch.autograd.Function):
-    """`snake` for `[B, C, T]` and α `[1, C, 1]` that keeps its input and output alone for the gradients.
-
-    Both follow from sin(2αx): dy/dx = 1 + sin(2αx) and α dy/dα = x sin(2αx) - (y - x). The next convolution
-    keeps y anyway, so a Snake costs one tensor of memory instead of five.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
-        """Activate."""
-        y = snake(x, alpha)
-        ctx.save_for_backward(x, y, alpha)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x and α."""
-        x, y, alpha = ctx.saved_tensors
-        slope = (2 * alpha * x).sin_()
-        alphas = (x - y).addcmul_(x, slope).mul_(gradient).sum((0, 2), keepdim=True) / (alpha + 1e-9)
-        return slope.mul_(gradient).add_(gradient), alphas
+    def exported(self) -> nn.Module:
+        """A convolution of two taps and a reshape where the kernel is twice the stride."""
+        return SubPixel(self) if self.conv.kernel_size[0] == 2 * self.conv.stride[0] else self
 
 
-class Snake(nn.Module):
-    """Periodic activation `x + sin²(αx) / α` with one α per channel (arXiv 2006.08195, as in DAC).
+class SubPixel(nn.Module):
+    """A transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape.
 
-    Computed in fp32 at least, also for bf16 and fp16 inputs.
+    The same sums; runtimes have fast convolutions, and transposed ones that are up to twice as slow.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, layer: ConvTranspose1d):
         super().__init__()
-        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Activate `[B, C, T]`."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # A compiler fuses the formula and its gradient by itself, and what is exported needs no gradient.
-        plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-        return (snake if plain else SnakeGradient.apply)(x.to(wide), self.alpha.to(wide)).to(x.dtype)
-
-
-ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "elu": lambda channels: nn.ELU(),
-    "leaky_relu": lambda channels: nn.LeakyReLU(0.2),
-    "snake": Snake,
-}
-
-
-class LSTM(nn.Module):
-    """Recurrent layers over frames with a skip connection, `[B, C, F] -> [B, C, F]` (EnCodec, §3.1)."""
-
-    def __init__(self, channels: int, num_layers: int):
-        super().__init__()
-        self.lstm = nn.LSTM(channels, channels, num_layers)
+        conv = layer.conv
+        self.stride = conv.stride[0]
+        weight = conv.weight.detach()  # [C, C', 2 * stride]
+        early, late = weight[..., : self.stride], weight[..., self.stride :]
+        # Output sample f * stride + j is frame f at tap j and frame f - 1 at tap stride + j.
+        taps = torch.stack([late, early], 3).permute(1, 2, 0, 3)  # [C', stride, C, 2]
+        self.weight = nn.Parameter(taps.reshape(-1, weight.shape[0], 2).contiguous())
+        assert conv.bias is not None
+        self.bias = nn.Parameter(conv.bias.detach().repeat_interleave(self.stride))
+        self.left = layer.left
+        self.future = self.left > 0  # a centred layer needs the frame after its last one
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Run over the frames of `[B, C, F]`."""
-        frames = latents.permute(2, 0, 1)
-        return (self.lstm(frames)[0] + frames).permute(1, 2, 0)
+        """Upsample `[B, C, F]`."""
+        padded = functional.pad(latents, (1, int(self.future)))
+        phases = functional.conv1d(padded, self.weight, self.bias)
+        channels = phases.shape[1] // self.stride
+        spread = phases.unflatten(1, (channels, self.stride)).transpose(2, 3).flatten(2)
+        length = latents.shape[2] * self.stride
+        return spread[..., self.left : self.left + length] if self.future else spread
 
 
 class Layers:

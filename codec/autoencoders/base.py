@@ -1,0 +1,130 @@
+"""The contract of an autoencoder, and the autoencoder made of layers."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codec.layers.base import UNBOUNDED, Context, Layer, context_of, stream_of, zeros_beyond
+from codec.layers.streaming import NotStreamable, Step
+
+
+class Autoencoder(nn.Module):
+    """Audio `[B, C, T]` to latents `[B, D, F]` and back, `F = T / hop_length`.
+
+    A subclass sets the three sizes and implements `encode` and `decode`. The other methods describe the
+    network to batching, streaming, partial decoding and exports. Their defaults hold for any network: its
+    context is unbounded, ragged batches are encoded one by one, streaming is refused.
+    """
+
+    audio_channels: int
+    latent_dim: int
+    hop_length: int
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Audio `[B, C, F * hop_length]` of latents `[B, D, F]`."""
+        raise NotImplementedError
+
+    def encode_ragged(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Latents `[B, D, F]` of zero-padded signals, each as that signal alone has.
+
+        `lengths` `[B]`, in samples, are multiples of `hop_length`. Latents beyond a length are arbitrary.
+        """
+        frames = audio.shape[-1] // self.hop_length
+        alone = [
+            self.encode(signal[None, :, :length])
+            for signal, length in zip(audio, lengths.tolist(), strict=True)
+        ]
+        return torch.cat([functional.pad(one, (0, frames - one.shape[-1])) for one in alone])
+
+    @property
+    def encoder_context(self) -> Context:
+        """Samples before and after its own hop on which a latent depends; None where unbounded."""
+        return UNBOUNDED
+
+    @property
+    def decoder_context(self) -> Context:
+        """Latents before and after its own on which a sample depends; None where unbounded."""
+        return UNBOUNDED
+
+    def streaming_encoder(self) -> Step:
+        """Streaming form of `encode` on `[B, T, C]`; NotStreamable where there is none."""
+        raise NotStreamable(f"{type(self).__name__} has no streaming form")
+
+    def streaming_decoder(self) -> Step:
+        """Streaming form of `decode` on `[B, F, D]`; NotStreamable where there is none."""
+        raise NotStreamable(f"{type(self).__name__} has no streaming form")
+
+    def export_form(self) -> Self:
+        """Replace parts, in place, by forms that graphs hold well; called on a frozen copy."""
+        return self
+
+    def compile_networks(self) -> None:
+        """Compile the networks, in place."""
+        for network in self.children():
+            network.compile()
+
+
+class LayeredAutoencoder(Autoencoder):
+    """An autoencoder of two sequences of layers: it can do what each of its layers can.
+
+    A subclass sets `encoder`, from `[B, C, T]` to `[B, D, F]`, and `decoder` back.
+    """
+
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""
+        return self.encoder(audio)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Audio `[B, C, F * hop_length]` of latents `[B, D, F]`."""
+        return self.decoder(latents)
+
+    def encode_ragged(self, audio: Tensor, lengths: Tensor) -> Tensor:
+        """Latents of zero-padded signals in one batch, layers that look ahead masked."""
+        if self.encoder_context.after is None:
+            return super().encode_ragged(audio, lengths)
+        with zeros_beyond(self.encoder, lengths, audio.shape[-1]):
+            return self.encode(audio)
+
+    @property
+    def encoder_context(self) -> Context:
+        """Samples before and after its own hop on which a latent depends; None where unbounded."""
+        return context_of(self.encoder)
+
+    @property
+    def decoder_context(self) -> Context:
+        """Latents before and after its own on which a sample depends; None where unbounded."""
+        return context_of(self.decoder)
+
+    def streaming_encoder(self) -> Step:
+        """Streaming form of the encoder on `[B, T, C]`; NotStreamable for a layer without one."""
+        return stream_of(self.encoder)
+
+    def streaming_decoder(self) -> Step:
+        """Streaming form of the decoder on `[B, F, D]`; NotStreamable for a layer without one."""
+        return stream_of(self.decoder)
+
+    def export_form(self) -> Self:
+        """Replace layers, in place, by their forms for graphs."""
+        for parent in list(self.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, Layer):
+                    setattr(parent, name, layer.exported())
+        return self
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise a ValueError that names every size below 1."""
+    wrong = [f"{name} must be at least 1, got {value}" for name, value in sizes.items() if value < 1]
+    if wrong:
+        raise ValueError("; ".join(wrong))

@@ -1,0 +1,70 @@
+"""Frame-domain autoencoder: STFT, ConvNeXt blocks on frames, inverse STFT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from codec.autoencoders.base import LayeredAutoencoder, require_positive
+from codec.layers.convnext import ChannelsFirst, ChannelsLast, ConvNeXtBlock, Merge, Projection, Split
+from codec.layers.fourier import InverseSTFT, STFTFeatures
+
+
+class Vocos(LayeredAutoencoder):
+    """Encoder `[B, C, T] -> [B, D, F]` and decoder back on STFT frames, without convolutions at audio rate.
+
+    Vocos (arXiv 2306.00814) as an autoencoder, as in VoCodec (2601.13055): `blocks` on `channels[0]` at a
+    frame every `hop` samples, then for each of `strides` frames are merged and more blocks follow; the
+    decoder mirrors this. Codes are coarser than frames, as in ESC (2404.19441) and APCodec (2402.10533).
+    Raises ValueError for sizes below 1, windows that `hop` does not divide, and lists of other lengths.
+    """
+
+    def __init__(
+        self,
+        audio_channels: int = 1,
+        latent_dim: int = 128,
+        *,
+        hop: int = 160,
+        windows: Sequence[int] = (320, 640),
+        channels: Sequence[int] = (256, 384),
+        strides: Sequence[int] = (2,),
+        encoder_blocks: Sequence[int] = (2, 3),
+        decoder_blocks: Sequence[int] = (3, 4),
+        blocks: Callable[..., nn.Module] = ConvNeXtBlock,
+        causal: bool = False,
+    ):
+        super().__init__()
+        require_positive(audio_channels=audio_channels, latent_dim=latent_dim, hop=hop)
+        require_positive(channels=min(channels, default=0), strides=min(strides, default=1))
+        levels = len(strides) + 1
+        lengths = [len(channels), len(encoder_blocks), len(decoder_blocks)]
+        if lengths != [levels] * 3 or len(windows) != 2 or min(*encoder_blocks, *decoder_blocks) < 0:
+            raise ValueError(
+                f"{len(strides)} strides need {levels} channels, encoder_blocks and decoder_blocks each, and "
+                f"two windows (encoder, decoder), got {list(channels)}, {list(encoder_blocks)}, "
+                f"{list(decoder_blocks)} and {list(windows)}"
+            )
+        self.audio_channels, self.latent_dim = audio_channels, latent_dim
+        self.hop_length = hop * math.prod(strides)
+
+        def level(number: int, depths: Sequence[int]) -> list[nn.Module]:
+            scale = 1 / max(1, sum(depths))
+            return [blocks(channels[number], causal=causal, layer_scale=scale) for _ in range(depths[number])]
+
+        features = STFTFeatures(audio_channels, windows[0], hop, causal)
+        encoder = [features, Projection(features.num_features, channels[0], normalize=False)]
+        encoder += level(0, encoder_blocks)
+        for number, stride in enumerate(strides, start=1):
+            encoder += [Merge(channels[number - 1], channels[number], stride), *level(number, encoder_blocks)]
+        encoder += [Projection(channels[-1], latent_dim), ChannelsFirst()]
+        self.encoder = nn.Sequential(*encoder)
+
+        synthesis = InverseSTFT(audio_channels, windows[1], hop, causal)
+        decoder: list[nn.Module] = [ChannelsLast(), Projection(latent_dim, channels[-1], normalize=False)]
+        for number in range(len(strides), 0, -1):
+            decoder += level(number, decoder_blocks)
+            decoder += [Split(channels[number], channels[number - 1], strides[number - 1])]
+        decoder += [*level(0, decoder_blocks), Projection(channels[0], synthesis.num_inputs), synthesis]
+        self.decoder = nn.Sequential(*decoder)
