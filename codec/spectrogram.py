@@ -1,4 +1,4 @@
-"""Spectrograms in fp32, outside autocast: what STFT discriminators see, what losses and metrics compare.
+"""Spectrograms in fp32, outside autocast: what discriminators see, what losses and metrics compare.
 
 All are laid out `[..., frames, bins]`: the Fourier transform writes bins side by side, so no copy is needed.
 """
@@ -6,6 +6,7 @@ All are laid out `[..., frames, bins]`: the Fourier transform writes bins side b
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -89,6 +90,31 @@ def stft(audio: Tensor, window: int, hop: int, normalized: bool = False) -> Tens
         flat = audio.float().flatten(0, 1)
         spectrum = torch.stft(flat, window, hop, window=samples, center=False, return_complex=True)
     return spectrum.transpose(1, 2).unflatten(0, audio.shape[:2])
+
+
+@functools.cache
+def mdct_basis(window: int, device: torch.device) -> Tensor:
+    """Windowed cosines of the MDCT `[window, window // 2]`: all of them, in all frames, are orthonormal."""
+    bins = window // 2
+    with torch.inference_mode(False):
+        samples = torch.arange(window, dtype=torch.float64)[:, None] + 0.5
+        phases = math.pi / bins * (samples + bins / 2) * (torch.arange(bins) + 0.5)
+        sine = torch.sin(math.pi / window * samples)
+        return (math.sqrt(2 / bins) * sine * phases.cos()).float().to(device)
+
+
+def mdct(audio: Tensor, window: int) -> Tensor:
+    """MDCT of padded audio `[B, C, T]`: real `[B, C, T // hop - 1, hop]`, where hop = window / 2.
+
+    The orthonormal lapped transform of Princen, Johnson and Bradley (ICASSP 1987) with a sine window: as many
+    coefficients as samples, of the same energy. `window` is even.
+    """
+    hop = window // 2
+    basis = mdct_basis(window, audio.device)
+    with torch.autocast(audio.device.type, enabled=False):
+        blocks = audio.float()[..., : audio.shape[-1] // hop * hop].unflatten(-1, (-1, hop))
+        # Frames overlap without copies: on a CPU faster than an FFT, there and back, up to 640 samples.
+        return blocks[..., :-1, :] @ basis[:hop] + blocks[..., 1:, :] @ basis[hop:]
 
 
 def magnitude(audio: Tensor, window: int, normalized: bool = False) -> Tensor:

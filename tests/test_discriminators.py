@@ -7,12 +7,15 @@ import pytest
 import torch
 from composed import config
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from codec.config import build
 from codec.discriminators.base import Discriminator
+from codec.discriminators.mdct import MultiResolutionMDCTDiscriminator
 from codec.discriminators.multi import Discriminators, normalize_peak
 from codec.discriminators.period import MultiPeriodDiscriminator
 from codec.discriminators.scale import MultiScaleDiscriminator
+from codec.discriminators.spectrogram import SpectrogramDiscriminator
 from codec.discriminators.stft import ComplexSTFTDiscriminator, MultiScaleSTFTDiscriminator, spectrum
 
 DAC_BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -77,6 +80,25 @@ def test_dac_s_sizes():
     assert size(build(config("discriminator=dac")["discriminator"])) == 42_519_760
 
 
+def test_sizes_of_mdctcodec_s_release():
+    # 64 channels: kernels 7 x 5, 5 x 3 twice, 3 x 3 twice, a 3 x 3 head; biases and weight-norm scales
+    weights = 64 * (35 + 64 * (15 + 15 + 9 + 9) + 9)
+    assert size(MultiResolutionMDCTDiscriminator([400])) == weights + 2 * (5 * 64 + 1)
+    assert size(MultiResolutionMDCTDiscriminator()) == 3 * (weights + 2 * (5 * 64 + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "most_gmacs"),
+    [("mdct", 0.15, 0.15), ("mdct_small", 0.04, 0.05), ("spectrogram", 1.88, 0.1)],
+)
+def test_a_cpu_can_afford_a_second_of_16_khz(name, millions, most_gmacs):
+    discriminator = build(config(f"discriminator={name}", "sample_rate=16000")["discriminator"])
+    assert round(size(discriminator) / 1e6, 2) == millions
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        discriminator(torch.zeros(1, 1, 16000))
+    assert most_gmacs / 2 < counter.get_total_flops() / 2e9 <= most_gmacs  # half: all is counted
+
+
 # Values: computed with encodec 0.1.1 and descript-audio-codec 1.0.0 for the same weights and audio
 
 
@@ -139,6 +161,107 @@ def test_stft_discriminator_hears_dc_and_leaves_out_the_nyquist_frequency():
     assert view.shape[-1] == 64
     hann = view[0, 0, 5, :4] / view[0, 0, 5, 0]  # a Hann window's spectrum: bins 0, 1 and nothing else
     torch.testing.assert_close(hann, torch.tensor([1, -0.5, 0, 0]), atol=1e-5, rtol=0)
+
+
+def test_mdct_discriminator_keeps_an_eighth_of_the_frames_and_a_32nd_of_the_bins():
+    discriminator = MultiResolutionMDCTDiscriminator(windows=[128, 40], channels=4)
+    with torch.no_grad():
+        long, short = discriminator(torch.randn(2, 1, 64 * 16))
+    assert [tuple(f.shape[1:]) for f in long.features] == [
+        (4, 8, 32), (4, 8, 16), (4, 4, 8), (4, 4, 4), (4, 2, 2),
+    ]  # fmt: skip
+    assert long.logits.shape == (2, 1, 2, 2)
+    # Two bins stay two
+    assert [tuple(f.shape[2:]) for f in short.features] == [(26, 10), (26, 5), (13, 3), (13, 2), (7, 2)]
+
+
+def test_mdct_discriminator_sees_each_hop_in_the_middle_of_a_frame():
+    audio = torch.randn(1, 2, 150)
+    (view,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4, audio_channels=2).views(audio)
+    assert view.shape == (1, 2, 10, 16)
+    padded = np.pad(audio.numpy(), ((0, 0), (0, 0), (8, 18)), mode="reflect")
+    n, k = np.arange(32)[:, None] + 0.5, np.arange(16) + 0.5
+    basis = np.sin(np.pi * n / 32) * np.cos(np.pi / 16 * (n + 8) * k) / np.sqrt(8)
+    for frame in (0, 4, 9):
+        np.testing.assert_allclose(
+            view[..., frame, :], padded[..., 16 * frame : 16 * frame + 32] @ basis, atol=1e-5
+        )
+
+
+def test_mdct_discriminator_compresses_above_the_floor_and_keeps_signs():
+    audio = 0.1 * torch.randn(1, 1, 640)
+    (linear,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4).views(audio)
+    discriminator = MultiResolutionMDCTDiscriminator(windows=[32], channels=4, floor=0.01)
+    (view,) = discriminator.views(audio)
+    loud, quiet = linear.abs() > 0.1, linear.abs() < 0.001
+    assert loud.any() and quiet.any()
+    logarithms = linear.sign() * (2 * linear.abs() / 0.01).log()
+    torch.testing.assert_close(view[loud], logarithms[loud], atol=0.01, rtol=0)
+    torch.testing.assert_close(view[quiet], linear[quiet] / 0.01, atol=0.001, rtol=0)
+
+
+def test_spectrogram_discriminator_s_channels_are_log_magnitudes():
+    audio = 0.1 * torch.randn(1, 2, 64)
+    (view,) = SpectrogramDiscriminator(windows=[32], channels=4, audio_channels=2).views(audio)
+    assert view.shape == (1, 2 * 17, 1, 9)
+    padded = np.pad(audio.numpy(), ((0, 0), (0, 0), (16, 16)), mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(32) / 32)
+    for frame in range(9):
+        magnitudes = np.abs(np.fft.rfft(padded[..., 8 * frame : 8 * frame + 32] * window))
+        expected = np.log1p(100 * magnitudes / np.sqrt(np.sum(window**2))).reshape(1, 34)
+        np.testing.assert_allclose(view[..., 0, frame], expected, atol=1e-4)
+
+
+def test_a_logit_of_the_spectrogram_discriminator_hears_all_bins_of_its_frames():
+    discriminator = SpectrogramDiscriminator(windows=[64], channels=8)
+    view = torch.rand(1, 33, 1, 40, requires_grad=True)
+    logits = discriminator.bodies[0](view).logits
+    assert logits.shape == (1, 1, 1, 10)
+    (gradient,) = torch.autograd.grad(logits[..., 5].sum(), view)
+    heard = gradient[0, :, 0] != 0
+    # Frame 4 * 5 and, for each layer, its stride more to both sides: 1 + 2 + 4 + 4
+    assert heard.any(dim=0).nonzero().flatten().tolist() == list(range(9, 32))
+    assert heard[:, 11:30].float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MultiResolutionMDCTDiscriminator(windows=[64], channels=8, floor=0.01),
+        lambda: SpectrogramDiscriminator(windows=[64], channels=8),
+    ],
+)
+def test_silence_gets_a_bounded_gradient_through_logarithms(make):
+    discriminator = make()
+    for level in (0.0, 1e-12, 1e-6):
+        audio = (level * torch.randn(1, 1, 640)).requires_grad_()
+        (gradient,) = torch.autograd.grad(discriminator(audio)[0].logits.sum(), audio)
+        assert gradient.abs().max() < 100
+
+
+@pytest.mark.parametrize("length", [1, 40, 700])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MultiResolutionMDCTDiscriminator(windows=[40, 32], channels=4),
+        lambda: SpectrogramDiscriminator(windows=[1024, 64], channels=4),
+    ],
+)
+def test_no_strided_convolution_has_one_output_a_row(make, length):
+    # oneDNN computes them wrongly in bf16 with AMX: https://github.com/pytorch/pytorch/issues/169688
+    found = []
+
+    def note(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((conv.stride[1], output.shape[3]))
+
+    discriminator = make()
+    for module in discriminator.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        discriminator(torch.randn(1, 1, length))
+    assert max(stride for stride, _ in found) == 2
+    assert all(stride == 1 or columns > 1 for stride, columns in found)
 
 
 def test_a_period_s_columns_are_every_pth_sample():
@@ -215,6 +338,8 @@ def test_compiling_leaves_the_fourier_transform_out():
             MultiScaleSTFTDiscriminator([64, 32], channels=4),
             ComplexSTFTDiscriminator(128, 4),
             MultiPeriodDiscriminator([2], [4]),
+            MultiResolutionMDCTDiscriminator([32], channels=4),
+            SpectrogramDiscriminator([64], channels=4),
         ],
     )
     audio = torch.randn(1, 1, 300)
@@ -222,7 +347,7 @@ def test_compiling_leaves_the_fourier_transform_out():
         eager = discriminator(audio)
         discriminator.compile(fullgraph=True, dynamic=False, backend=record)
         compiled = discriminator(audio)
-    assert len(graphs) == 4
+    assert len(graphs) == 6
     assert all("conv" in code and "stft" not in code for code in graphs)
     for a, b in zip(eager, compiled, strict=True):
         torch.testing.assert_close(a.logits, b.logits)
@@ -239,6 +364,10 @@ def test_compiling_leaves_the_fourier_transform_out():
         (lambda: MultiScaleSTFTDiscriminator(bands=[0.0, 0.5, 0.5]), "bands"),
         (lambda: MultiScaleSTFTDiscriminator(bands=[0.0, 10.0]), "bands"),
         (lambda: MultiScaleSTFTDiscriminator(windows=[32], bands=[0.0, 0.01, 1.0]), "holds no bin"),
+        (lambda: MultiResolutionMDCTDiscriminator(windows=[130]), "windows"),
+        (lambda: MultiResolutionMDCTDiscriminator(floor=0.0), "floor"),
+        (lambda: SpectrogramDiscriminator(windows=[]), "windows"),
+        (lambda: SpectrogramDiscriminator(floor=-1.0), "floor"),
         (lambda: ComplexSTFTDiscriminator(window=1000), "128"),
         (lambda: ComplexSTFTDiscriminator(norm="batch"), "none, weight or layer"),  # type: ignore[arg-type]
     ],

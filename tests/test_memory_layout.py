@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from codec.discriminators.base import Judgement
+from codec.discriminators.mdct import MultiResolutionMDCTDiscriminator
+from codec.discriminators.spectrogram import SpectrogramDiscriminator
 from codec.discriminators.stft import ComplexSTFTDiscriminator, MultiScaleSTFTDiscriminator
 from codec.losses.adversarial import FeatureMatching
 
@@ -18,9 +20,11 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
     [
         lambda channels: MultiScaleSTFTDiscriminator([64, 32], channels=4, audio_channels=channels),
         lambda channels: ComplexSTFTDiscriminator(128, channels=4, audio_channels=channels),
+        lambda channels: MultiResolutionMDCTDiscriminator([128, 64], channels=4, audio_channels=channels),
+        lambda channels: SpectrogramDiscriminator([128, 64], channels=4, audio_channels=channels),
     ],
 )
-def test_maps_of_stft_discriminators_are_channels_last(make, channels):
+def test_maps_of_spectral_discriminators_are_channels_last(make, channels):
     judged = make(channels)(torch.randn(2, channels, 512))
     assert all(is_channels_last(feature) for one in judged for feature in one.features)
 

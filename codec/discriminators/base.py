@@ -59,3 +59,10 @@ class ConvStack(nn.Module):
 def activated(conv: nn.Module, slope: float) -> nn.Sequential:
     """A convolution and its leaky ReLU, in place: features are taken after it, so nothing else is kept."""
     return nn.Sequential(conv, nn.LeakyReLU(slope, inplace=True))
+
+
+def check_windows(windows: Sequence[int]) -> tuple[int, ...]:
+    """Return the windows (samples); ValueError unless all are multiples of 4 of at least 32."""
+    if not windows or min(windows) < 32 or any(window % 4 for window in windows):
+        raise ValueError(f"windows must be multiples of 4 of at least 32 samples, got {list(windows)}")
+    return tuple(windows)

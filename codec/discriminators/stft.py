@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from codec.discriminators.base import ConvStack, Discriminator, Judgement, activated
+from codec.discriminators.base import ConvStack, Discriminator, Judgement, activated, check_windows
 from codec.spectrogram import pad_reflect, stft
 
 Norm = Literal["none", "weight", "layer"]
@@ -54,8 +54,6 @@ class MultiScaleSTFTDiscriminator(Discriminator):
         audio_channels: int = 1,
     ):
         super().__init__()
-        if not windows or min(windows) < 32 or any(window % 4 for window in windows):
-            raise ValueError(f"windows must be multiples of 4 of at least 32 samples, got {list(windows)}")
         if (
             len(bands) < 2
             or any(low >= high for low, high in pairwise(bands))
@@ -63,7 +61,7 @@ class MultiScaleSTFTDiscriminator(Discriminator):
             or bands[-1] > 1
         ):
             raise ValueError(f"bands must be rising edges within 0..1, as 0, 0.5, 1; got {list(bands)}")
-        self.windows, self.normalized = tuple(windows), normalized
+        self.windows, self.normalized = check_windows(windows), normalized
         self.bodies = nn.ModuleList(
             BandStack(
                 [int(edge * (window // 2 + 1)) for edge in bands], audio_channels, channels, dilations, slope
