@@ -22,6 +22,20 @@ def config(*overrides: str) -> dict[str, Any]:
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 
 
+def small_autoencoder(name: str, dim: int = 8, width: int = 4) -> list[str]:
+    """Overrides that make an autoencoder of `configs/autoencoder` narrow, whatever its family."""
+    node = config(f"autoencoder={name}")["autoencoder"]
+    sizes: dict[str, Any] = {"latent_dim": dim, "encoder_channels": width, "decoder_channels": width}
+    sizes |= {"channels": [width] * len(node.get("channels", []))}
+    return [f"autoencoder.{key}={size}" for key, size in sizes.items() if key in node]
+
+
+def causality(name: str, causal: bool) -> str:
+    """Override that makes an autoencoder of `configs/autoencoder` causal or centred."""
+    layers = "layers." if "layers" in config(f"autoencoder={name}")["autoencoder"] else ""
+    return f"autoencoder.{layers}causal={causal}"
+
+
 def small_quantizer(name: str, dim: int = 16, most_stages: int = 32) -> Quantizer:
     """A quantizer of `configs/quantizer` for few dimensions, with codebooks that a small batch fills."""
     node = config(f"quantizer={name}", f"autoencoder.latent_dim={dim}")["quantizer"]
@@ -33,7 +47,8 @@ def shrink(node: Any, most: dict[str, int]) -> None:
     """Lower the numbers of these names, anywhere below a node."""
     for key, value in node.items():
         if key in most:
-            node[key] = min(value, most[key])
+            lower = min if not isinstance(value, list) else lambda sizes, size: [min(n, size) for n in sizes]
+            node[key] = lower(value, most[key])
         elif key == "depths" and value:
             node[key] = [depth for depth in value if depth <= most["num_quantizers"]]
         elif isinstance(value, dict):

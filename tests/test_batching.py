@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import options
+from composed import causality, options
 from tokenised import noise, require_same_codes, small_codec
 from torch.nn import functional
 
@@ -14,7 +14,7 @@ NETWORKS = [
     (name, causal)
     for name in options("autoencoder")
     for causal in (True, False)
-    if name in ("tiny", "soundstream", "encodec", "dac_44khz") or not causal
+    if name in ("tiny", "soundstream", "encodec", "dac_44khz", "vocos") or not causal
 ]
 
 
@@ -23,7 +23,7 @@ def signals(codec, lengths=(7.3, 1, 12.9, 5, 12.9)):
 
 
 def network(name, causal, *more):
-    return small_codec(f"autoencoder={name}", f"autoencoder.layers.causal={causal}", *more)
+    return small_codec(f"autoencoder={name}", causality(name, causal), *more)
 
 
 def patched():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composed import config, options, shrink
+from composed import causality, config, options, shrink
 from table_exports import started
 from torch import nn
 from torch.nn.utils import parametrize
@@ -28,13 +28,14 @@ from codec.metrics import mel_distance
 from codec.model import Codec, build_codec, load
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
-NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}
+NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6, "channels": 8}
 OF_OTHER_SIZES = {
     name for name in options("autoencoder") if name.startswith(("soundstream_", "dac_1", "dac_2"))
 }
 AUTOENCODERS = [[f"autoencoder={name}"] for name in options("autoencoder")] + [
     ["autoencoder=tiny", "autoencoder.layers.causal=false", "autoencoder.strides=[3,2]", "channels=2"],
     ["autoencoder=encodec", "autoencoder.layers.causal=false"],
+    ["autoencoder=vocos", "autoencoder.causal=true", "autoencoder.strides=[3]", "channels=2"],
 ]
 NO_CODES = {"none", "kl"}
 
@@ -69,9 +70,9 @@ def test_torch_programs_are_the_codec_at_every_batch_and_length(name):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("name", ["tiny", "encodec"])
+@pytest.mark.parametrize("name", ["tiny", "encodec", "vocos"])
 def test_steps_are_the_codec_on_the_whole_signal(name, frames):
-    codec = model(f"autoencoder={name}", "quantizer=rvq")
+    codec = model(f"autoencoder={name}", causality(name, True), "quantizer=rvq")
     steps = step_graphs.step_programs(codec, frames)
     encode, decode = (steps[side] for side in ("encoder_step", "decoder_step"))
     audio = clip(codec, 2, 6 * frames * codec.hop_length)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from composed import config, options
+from composed import config, options, small_autoencoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -15,7 +15,6 @@ from codec.layers.conv import Conv1d
 from codec.layers.streaming import NotStreamable
 from codec.model import Codec, build_codec
 
-SMALL = ["autoencoder.encoder_channels=2", "autoencoder.decoder_channels=32", "autoencoder.latent_dim=8"]
 CENTRED = "autoencoder.layers.causal=false"
 MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "centred": ["autoencoder=tiny", CENTRED],
@@ -23,6 +22,11 @@ MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "centred, recurrent": ["autoencoder=tiny", CENTRED, "autoencoder.lstm_layers=2"],
     "centred, several rates": ["autoencoder=tiny", CENTRED, "quantizer=multiscale_rvq"],
     "stereo": ["autoencoder=tiny", "channels=2"],
+    "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],
+    "frames, three rates": [
+        *("autoencoder=vocos", "autoencoder.strides=[2,3]", "autoencoder.channels=[4,4,4]"),
+        *("autoencoder.encoder_blocks=[1,0,1]", "autoencoder.decoder_blocks=[1,2,0]", "channels=2"),
+    ],
     "no codes between": ["autoencoder=tiny", "quantizer=fsq"],
 }
 
@@ -33,12 +37,15 @@ def model(name: str) -> Codec:
     torch.manual_seed(0)
     # Few codes for many latents: stages that are left with nothing but rounding errors would code those.
     few = [] if "quantizer=fsq" in MODELS[name] else ["quantizer.codebook.codebook_size=16"]
-    codec = build_codec(config(*MODELS[name], *SMALL, *few)["model"]).eval()
+    small = small_autoencoder(MODELS[name][0].removeprefix("autoencoder="), width=2)
+    wide = ["autoencoder.decoder_channels=32"] if "autoencoder.decoder_channels=2" in small else []
+    codec = build_codec(config(*small, *wide, *MODELS[name], *few)["model"]).eval()
     latents = codec.latents(noise(codec, 200 * codec.hop_length, batch=1))
-    last = [layer for layer in codec.autoencoder.encoder if isinstance(layer, Conv1d)][-1]
-    last.conv.bias -= latents.mean((0, 2))
-    for key, parameter in last.named_parameters():
-        parameter *= 1 if key.endswith("original1") else 1 / latents.std(2).mean()
+    convolutions = [layer for layer in codec.autoencoder.encoder if isinstance(layer, Conv1d)]
+    for last in convolutions[-1:]:
+        last.conv.bias -= latents.mean((0, 2))
+        for key, parameter in last.named_parameters():
+            parameter *= 1 if key.endswith("original1") else 1 / latents.std(2).mean()
     pool = codec.latents(noise(codec, 400 * codec.hop_length, batch=1))[0].T
     codec.quantizer.initialise(pool.clone())
     return codec

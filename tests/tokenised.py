@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import config
+from composed import config, small_autoencoder
 
 from codec.audio import write_wav
 from codec.model import Codec, build_codec
@@ -17,15 +17,15 @@ NEEDS_ARROW = pytest.mark.skipif(
 )
 LAYOUTS = [pytest.param("arrow", marks=NEEDS_ARROW), "npy"]
 # Few codes for many latents: stages that are left with nothing but rounding errors would code those.
-SMALL = ["quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=64"]
-SMALL += ["autoencoder.latent_dim=8", "autoencoder.encoder_channels=4", "autoencoder.decoder_channels=4"]
+FEW = ["quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=64"]
 
 
 def small_codec(*overrides: str, channels: int = 1) -> Codec:
     """A codec of some thousand parameters whose codebooks are fitted to its latents of noise."""
     torch.manual_seed(0)
-    plain = [] if any(option.startswith("quantizer=") for option in overrides) else SMALL[:2]
-    options = ["experiment=tiny", *plain, *SMALL[2:], f"channels={channels}", *overrides]
+    plain = [] if any(option.startswith("quantizer=") for option in overrides) else FEW
+    name = next((option[12:] for option in overrides if option.startswith("autoencoder=")), "tiny")
+    options = ["experiment=tiny", *plain, *small_autoencoder(name), f"channels={channels}", *overrides]
     codec = build_codec(config(*options)["model"]).eval()
     with torch.inference_mode():
         noise = torch.rand(1, channels, 1200 * codec.hop_length) * 0.6 - 0.3
