@@ -15,7 +15,7 @@ from codec.layers.conv import split_padding
 from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampling
 from codec.spectrogram import overlap_add
 
-FLOOR = 1e-5  # of a magnitude; windows have unit energy, so white noise keeps its level: -100 dBFS
+FLOOR = 1e-4  # of a magnitude; windows have unit energy, so white noise keeps its level: -80 dBFS
 MOST_LEVEL = 5.0  # of a log magnitude: more only overflows
 
 
