@@ -19,6 +19,7 @@ from torch.nn import functional
 from codec.autoencoders.base import Autoencoder
 from codec.config import ConfigError, build, locate, locate_own, validate
 from codec.files import flush, written_whole
+from codec.pretrained import find_model, pretrained_names
 from codec.quantizers.base import Quantized, Quantizer
 from codec.streaming import Stream
 
@@ -122,15 +123,19 @@ class Codec(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written.
 
-        OSError that names the directory when it cannot be written; what was in it stays whole.
+        `dtype` rounds floating-point weights in the file, to float16 for half its size; `load` computes in
+        float32 again. OSError that names the directory when it cannot be written; what was in it stays whole.
         """
         if self.config is None:
             raise ValueError("this codec has no config to save: make it with codec.build_codec(config)")
         directory = Path(directory)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
         try:
             directory.mkdir(parents=True, exist_ok=True)
             with (
@@ -163,10 +168,12 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
 def load(path: str | Path) -> Codec:
     """Codec from a run folder, a directory that `Codec.save` wrote, or a checkpoint (its averaged weights).
 
+    The name of a pretrained model of this package, such as `speech_16khz`, stands for its directory.
+
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
     """
-    path = Path(path)
+    path = find_model(path)
     if path.is_dir():
         # A run folder holds its finished model in model/; while it trains, only checkpoints.
         finished, last = path / "model", path / "checkpoints" / "last.ckpt"
@@ -179,7 +186,10 @@ def load(path: str | Path) -> Codec:
     elif path.is_file():
         config, weights = read_checkpoint(path)
     else:
-        raise FileNotFoundError(f"{path}: no such model directory or checkpoint")
+        known = ", ".join(pretrained_names())
+        raise FileNotFoundError(
+            f"{path}: no such model directory or checkpoint; pretrained models of this package: {known}"
+        )
     return assemble(config, weights, path)
 
 

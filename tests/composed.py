@@ -26,7 +26,7 @@ def small_autoencoder(name: str, dim: int = 8, width: int = 4) -> list[str]:
     """Overrides that make an autoencoder of `configs/autoencoder` narrow, whatever its family."""
     node = config(f"autoencoder={name}")["autoencoder"]
     sizes: dict[str, Any] = {"latent_dim": dim, "encoder_channels": width, "decoder_channels": width}
-    sizes |= {"channels": [width] * len(node.get("channels", []))}
+    sizes |= {"channels": [max(8, width)] * len(node.get("channels", []))}  # fewer make normalization a sign
     return [f"autoencoder.{key}={size}" for key, size in sizes.items() if key in node]
 
 

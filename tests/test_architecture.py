@@ -25,9 +25,10 @@ LAYERS = """
     batching export live training
     data doctor model
     crops index streaming
-    autoencoders inventory loggers losses synthetic
-    audio bitrate checkpoints discriminators metrics overrides pictures quantizers ray_launcher
-    audio_errors config distributed layers logs optimization spectrogram workers
+    inventory loggers losses synthetic
+    autoencoders quantizers
+    audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher
+    audio_errors config distributed logs optimization pretrained spectrogram workers
     files
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -112,7 +113,7 @@ def test_files_and_functions_are_short_enough_to_read(module):
 
 def test_a_folder_of_the_package_is_a_group_of_interchangeable_parts_or_a_whole_task():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    parts = folders - {"tokens", "bitstream", "evaluation", "export"}
+    parts = folders - {"tokens", "bitstream", "evaluation", "export", "layers", "pretrained"}
     assert parts == {"autoencoders", "quantizers", "discriminators", "losses"}
     singular = {folder.removesuffix("es" if folder == "losses" else "s") for folder in parts}
     assert singular <= {path.name for path in (ROOT / "configs").iterdir()}

@@ -24,7 +24,7 @@ MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "stereo": ["autoencoder=tiny", "channels=2"],
     "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],
     "frames, three rates": [
-        *("autoencoder=vocos", "autoencoder.strides=[2,3]", "autoencoder.channels=[4,4,4]"),
+        *("autoencoder=vocos", "autoencoder.strides=[2,3]", "autoencoder.channels=[8,8,8]"),
         *("autoencoder.encoder_blocks=[1,0,1]", "autoencoder.decoder_blocks=[1,2,0]", "channels=2"),
     ],
     "no codes between": ["autoencoder=tiny", "quantizer=fsq"],

@@ -23,6 +23,7 @@ from codec.config import ConfigError
 from codec.files import printable
 from codec.index import scan, split
 from codec.model import WEIGHTS_FILE, Codec, load
+from codec.pretrained import find_model
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
 
@@ -231,6 +232,7 @@ def plain_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 def beside(model: Path) -> Path:
     """Where a model's tables lie: in the folder of its weights."""
+    model = find_model(model)
     if model.is_file():
         return model.parent / TABLES_FILE
     return (model / "model" if (model / "model" / WEIGHTS_FILE).is_file() else model) / TABLES_FILE

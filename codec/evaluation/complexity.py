@@ -70,19 +70,26 @@ def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest:
     return 2 * math.prod(input_shape) * weight_shape[0]
 
 
+def count_transform(input_shape: Sequence[int], *rest: Any, **named: Any) -> int:
+    """Operations of real Fourier transforms of the last dimension, 2.5 N log2 N each."""
+    length = rest[-1] if isinstance(rest[-1], int) and not isinstance(rest[-1], bool) else input_shape[-1]
+    return round(math.prod(input_shape[:-1]) * 2.5 * length * math.log2(length))
+
+
 def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
     """Multiply–accumulates per second of audio of encoder, quantizer (coding and decoding) and decoder.
 
-    Convolutions and matrix products; what is done sample by sample is not counted.
+    Convolutions, matrix products and Fourier transforms; work on single samples is not counted.
     """
     frames = max(1, round(seconds * codec.frame_rate))
     device = next(codec.parameters()).device
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length, device=device)
 
     def macs(work: Callable[[], Any]) -> int:
-        counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: count_linear}
-        )
+        aten = torch.ops.aten
+        counted = {aten._fft_r2c: count_transform, aten._fft_c2r: count_transform}
+        counted |= {torch.ops.mkldnn._linear_pointwise: count_linear}
+        counter = FlopCounterMode(display=False, custom_mapping=counted)
         # Fused recurrent layers are one operation that cannot be counted; the plain ones are many that can.
         with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
             warnings.simplefilter("ignore", UserWarning)  # of an option of other hardware

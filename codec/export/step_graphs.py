@@ -57,8 +57,9 @@ def require_causal(codec: Codec) -> None:
     encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
     if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
         raise ConfigError(
-            "this codec is not causal: it has no step graphs. Train with autoencoder.layers.causal=true, "
-            "export without --streaming, or stream it with Codec.streaming, which waits for what it needs"
+            "this codec is not causal: it has no step graphs. Train with autoencoder.causal=true (SEANet: "
+            "autoencoder.layers.causal=true), export without --streaming, or stream it with Codec.streaming, "
+            "which waits for what it needs"
         )
 
 

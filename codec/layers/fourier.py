@@ -45,8 +45,9 @@ class STFTFeatures(Layer):
     def forward(self, audio: Tensor) -> Tensor:
         """Transform frames and compress bins, in float32."""
         with torch.autocast(audio.device.type, enabled=False):
-            padded = functional.pad(audio.float(), (self.left, self.right))
-            frames = padded.unfold(-1, len(self.window), self.hop) * self.window.float()
+            wide = torch.promote_types(audio.dtype, torch.float32)
+            padded = functional.pad(audio.to(wide), (self.left, self.right))
+            frames = padded.unfold(-1, len(self.window), self.hop) * self.window.to(wide)
             spectrum = torch.view_as_real(torch.fft.rfft(frames))  # [B, C, F, bins, 2]
             return self.compress(spectrum.transpose(1, 2).transpose(3, 4).flatten(2, 3)).to(audio.dtype)
 
@@ -139,9 +140,10 @@ class InverseSTFT(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Transform frames back and add them up, in float32."""
         with torch.autocast(x.device.type, enabled=False):
-            parts = self.expand(x.float())  # [B, F, C, 2, bins]
+            wide = torch.promote_types(x.dtype, torch.float32)
+            parts = self.expand(x.to(wide))  # [B, F, C, 2, bins]
             spectrum = torch.complex(*parts.unbind(3))
-            frames = torch.fft.irfft(spectrum, n=len(self.window)) * self.window.float()
+            frames = torch.fft.irfft(spectrum, n=len(self.window)) * self.window.to(wide)
             return self.overlap_add(frames).to(x.dtype)
 
     def expand(self, x: Tensor) -> Tensor:

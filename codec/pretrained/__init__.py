@@ -1,0 +1,19 @@
+"""Trained models that come with the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def pretrained_names() -> list[str]:
+    """Names that `codec.load` and every command take in place of a path."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.yaml"))
+
+
+def find_model(path: str | Path) -> Path:
+    """Directory of a pretrained model where `path` is its name, else `path`; an existing path comes first."""
+    path = Path(path)
+    named = str(path) in pretrained_names() and not path.exists()
+    return FOLDER / path if named else path
