@@ -45,7 +45,16 @@ class Objective(nn.Module):
     @property
     def needs_discriminator(self) -> bool:
         """Whether any loss with a weight above 0 asks for judgements."""
-        return any(self.weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
+        return asks_discriminator(self.weights)
+
+    def reweighted(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """All weights, with these in place of some; ValueError as for those of the constructor."""
+        merged = {**self.weights, **weights}
+        others = {"adversarial": self.adversarial, "feature_matching": self.feature_matching}
+        problems = list(find_problems(dict(self.reconstruction.items()), merged, others))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return merged
 
     def reconstruction_losses(self, estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Compare audio `[B, C, T]` with `[B, C, T]`: a scalar per name, unweighted."""
@@ -73,6 +82,11 @@ class Objective(nn.Module):
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of `losses`, a scalar; 0 without any."""
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
+
+
+def asks_discriminator(weights: Mapping[str, float]) -> bool:
+    """Whether weights of losses count any that needs judgements."""
+    return any(weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
 
 
 def find_problems(
