@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,13 @@ def checkpoint_callbacks(
             )
         )
     return callbacks
+
+
+def forget_best(callbacks: Iterable[Callback]) -> None:
+    """Let `best.ckpt` be replaced by the next score, whatever it is: scores before it mean something else."""
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.best_k_models.clear()
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -30,21 +30,22 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then half a cosine from 1 down to `final` at `total_steps`."""
+    """Linear warm-up, then half a cosine from 1 down to `final` at `total_steps`, None for a stage's last."""
 
     warmup_steps: int = 0
-    total_steps: int = 100_000
+    total_steps: int | None = None
     final: float = 0.1
 
     def __post_init__(self):
-        if self.warmup_steps < 0 or self.total_steps < 1 or not 0 <= self.final <= 1:
+        total = 1 if self.total_steps is None else self.total_steps
+        if self.warmup_steps < 0 or total < 1 or not 0 <= self.final <= 1:
             raise ValueError(
                 f"warmup_steps must be at least 0, total_steps at least 1 and final in [0, 1], got {self}"
             )
 
     def factor(self, step: int) -> float:
         """Share of the base learning rate at a step, from 0."""
-        progress = min(1.0, step / self.total_steps)
+        progress = min(1.0, step / (self.total_steps or math.inf))
         cosine = self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
         return min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
 
@@ -78,10 +79,16 @@ class Optimization:
         """Whether the step with this seed trains the discriminator: the same answer on all processes."""
         return float(np.random.default_rng(seed).random()) < self.discriminator_update_probability
 
-    def set_learning_rate(self, optimizer: Optimizer, step: int) -> None:
-        """Put the schedule's factor for a step on the optimizer's base learning rate."""
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * self.schedule.factor(step)
+
+def set_learning_rate(optimizer: Optimizer, factor: float, base: float | None = None) -> None:
+    """Put a schedule's factor on a base learning rate, None for the optimizer's own."""
+    for group in optimizer.param_groups:
+        group["lr"] = (optimizer.defaults["lr"] if base is None else base) * factor
+
+
+def learns(module: nn.Module) -> bool:
+    """Whether gradients train any of a module's parameters."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
@@ -91,7 +98,8 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
 
 
 def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
-    """Take the gradients from submodules of a codec; ValueError for unknown names or when nothing is left."""
+    """Let gradients train all of a codec but these parts; ValueError for unknown ones or if none is left."""
+    codec.requires_grad_(True)
     modules = {name: module for name, module in codec.named_modules() if not name.startswith("quantizer.")}
     for name in names:
         if not name or name not in modules:
@@ -101,5 +109,5 @@ def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
                 f"freeze: the codec has no part {name!r}; did you mean {close[0]}? It has {known}, and theirs"
             )
         modules[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in codec.parameters()):
+    if not learns(codec):
         raise ValueError(f"freeze: {list(names)} leaves nothing that gradients train")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.config import ConfigError
 from codec.model import CONFIG_FILE, open_checkpoint
+from codec.stages import Stage, locate, plain
 from codec.training import CodecTraining
 
 
@@ -50,6 +52,12 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
         raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
 
 
+def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
+    """ConfigError unless a checkpoint has the weights that this run needs, and began with its stages."""
+    check_same_parts(checkpoint, module)
+    check_same_stages(checkpoint, module.stages)
+
+
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
     saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
@@ -60,6 +68,31 @@ def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
             f"{checkpoint} was made with another discriminator or loss, or an older version "
             f"({first} differ): use those, or another name="
         )
+
+
+def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
+    """ConfigError unless the stages that a checkpoint has begun are those of this run.
+
+    The last of them may become longer, or shorter down to the steps that it has behind it.
+    """
+    saved, now = open_checkpoint(checkpoint).get("stages", []), plain(stages)
+    number, last = locate([stage["steps"] for stage in saved], max(checkpoint_step(checkpoint) - 1, 0))
+    begun, given = saved[: number + 1], now[: number + 1]
+    if len(begun) == len(given) == number + 1 and given[-1]["steps"] > last:
+        given[-1]["steps"] = begun[-1]["steps"]
+    if begun == given:
+        return
+    before, after = (flatten({f"stages[{i}]": one for i, one in enumerate(some)}) for some in (begun, given))
+    changed = [
+        f"{key}: {before.get(key)} in the checkpoint, {after.get(key)} now"
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]
+    raise ConfigError(
+        f"{checkpoint} was made with other training.stages:\n" + "\n".join(changed) + "\nThose that have "
+        "begun must stay; only the last of them may have other steps, no fewer than are done, and what "
+        "follows it is free"
+    )
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:

@@ -34,7 +34,8 @@ from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
 from codec.logs import MetricsCSV
 from codec.model import build_codec, count_parameters
-from codec.resume import check_same_model, check_same_parts, checkpoint_step, find_checkpoint, is_finished
+from codec.resume import check_same_model, check_same_training, checkpoint_step, find_checkpoint, is_finished
+from codec.stages import label, settle
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
 
@@ -77,7 +78,7 @@ def train_in(
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config, weights)
     if checkpoint:
-        check_same_parts(checkpoint, module)
+        check_same_training(checkpoint, module)
     if first:  # before anything is written: what cannot be used shall leave no run folder
         data.prepare_data()
         data.setup()
@@ -120,7 +121,7 @@ def resolve(composed: Any) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
-    config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    config = to_plain(composed)
     validate({name: config[name] for name in BUILT})
     check_plain_options(config)
     if not config["sweep"]:
@@ -128,7 +129,21 @@ def resolve(composed: Any) -> dict[str, Any]:
     composed = copy.deepcopy(composed)
     quantizer = complete(config, "sweep", config["model"])
     OmegaConf.update(composed, "quantizer", quantizer, merge=False, force_add=True)
-    return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    return to_plain(composed)
+
+
+def to_plain(composed: Any) -> dict[str, Any]:
+    """Resolve a composed config; with stages they set `trainer.max_steps`, and what follows it spans each."""
+    steps = composed.trainer.max_steps
+    if composed.training.stages:
+        composed = copy.deepcopy(composed)
+        OmegaConf.update(composed, "trainer.max_steps", None)
+    config = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    if config["training"]["stages"]:
+        settle(config, steps)
+    elif steps is None:
+        raise ConfigError("trainer.max_steps=null is the sum of training.stages, and they are empty")
+    return config
 
 
 def check_plain_options(config: dict[str, Any]) -> None:
@@ -240,6 +255,7 @@ def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkp
         f"  {codec.sample_rate} Hz, {codec.hop_length} samples a frame, {codec.frame_rate:.4g} frames/s, "
         f"{rate}, parameters: codec {millions['codec']:.3f} M, "
         f"discriminator {millions['discriminator']:.3f} M"
+        + "".join(f"\n  {label(module.stages, i)}: {one}" for i, one in enumerate(module.stages) if one.name)
     )
 
 

@@ -25,6 +25,7 @@ from codec.loggers import Clip, send_clip, to_loggers
 from codec.metrics import codebook_usage
 from codec.pictures import save_spectrogram_pair
 from codec.quantizers.base import Quantizer
+from codec.stages import label
 from codec.training import CodecTraining, Step
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Telemetry(Callback):
         self.best: dict[str, float] = {}
         self.warned: set[str] = set()
         self.waited = 0.0
+        self.place, self.label = 0, ""  # the step within its stage, and what people call that
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock and, on the first process, the bar."""
@@ -75,9 +77,14 @@ class Telemetry(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Time since the last step ended was spent waiting for data."""
+        """Time since the last step ended was spent waiting for data; show the stage that begins."""
         assert isinstance(pl_module, CodecTraining)
         self.waited += time.monotonic() - pl_module.step_ended
+        number, self.place = pl_module.locate(trainer.global_step)
+        self.label = label(pl_module.stages, number)
+        self.bar.set_description(self.label, refresh=False)
+        if self.place == 0:  # losses of two stages are not comparable
+            self.best.clear()
 
     def on_train_batch_end(
         self,
@@ -87,20 +94,21 @@ class Telemetry(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Collect a step; report when it is time."""
+        """Collect a step; report when it is time, and at the end of a stage."""
         assert isinstance(pl_module, CodecTraining)
         if self.steps:  # latents are large, and wanted of the last step alone
             self.steps[-1] = self.steps[-1]._replace(latents=None)
         self.steps.append(outputs["step"])
         self.bar.update()
-        if trainer.global_step % self.every == 0:
+        stage_ends = pl_module.locate(trainer.global_step)[1] == 0
+        if trainer.global_step % self.every == 0 or stage_ends:
             self.report(trainer, pl_module, batch)
 
     def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
         """Send the numbers of the steps since the last report everywhere."""
         elapsed = time.monotonic() - self.began
         seconds = batch.audio.shape[0] * batch.audio.shape[-1] / module.codec.sample_rate
-        codebook = codebook_health(module.codec.quantizer, self.steps)
+        codebook = codebook_health(module.quantizer, self.steps)
         losses = average_losses(self.steps)
         speed = {
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
@@ -118,7 +126,7 @@ class Telemetry(Callback):
         self.bar.set_postfix(summary, refresh=True)
         if not self.terminal:
             self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
-        if trainer.global_step >= SETTLED:
+        if self.place + 1 >= SETTLED:
             reconstruction = {
                 name: losses[name] for name in module.objective.reconstruction if name in losses
             }
@@ -136,7 +144,8 @@ class Telemetry(Callback):
     def say(self, trainer: lightning.Trainer, text: str) -> None:
         """Print a line above the bar, on the first process."""
         if rank() == 0:
-            tqdm.write(f"step {trainer.global_step}/{trainer.max_steps}: {text}", file=sys.stderr)
+            where = f"step {trainer.global_step}/{trainer.max_steps}"
+            tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the validation scores; its time is no waiting."""

@@ -17,16 +17,19 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from codec.checkpoints import forget_best
 from codec.crops import Batch
 from codec.data import AudioData
 from codec.discriminators.base import Discriminator
-from codec.distributed import all_gather_rows, rank, world_size
+from codec.distributed import rank, world_size
 from codec.files import printable
 from codec.losses.objective import Objective
 from codec.metrics import SCORES
 from codec.model import Codec
-from codec.optimization import Optimization, clip_gradients, freeze_submodules
-from codec.quantizers.base import Quantized
+from codec.optimization import Optimization, clip_gradients, freeze_submodules, set_learning_rate
+from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.identity import Identity
+from codec.stages import ENDLESS, Stage, check_stages, locate, plain, reconstruct, start_codebooks
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,8 @@ class CodecTraining(lightning.LightningModule):
     Each batch is one generator forward, one discriminator step on its detached output, one generator step,
     one codebook update, and counts as one `global_step`. What is random in a step is drawn from the data's
     seed and the step, so a resumed run repeats an uninterrupted one. Submodules of the codec named in
-    `freeze` stay as they are; a quantizer is frozen as a whole.
+    `freeze` stay as they are; a quantizer is frozen as a whole. With `stages` each says what it freezes and
+    whether both play, and begins with fresh optimizers and averaged weights.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class CodecTraining(lightning.LightningModule):
         max_skipped: int = 50,
         compile: bool = False,
         freeze: Sequence[str] = (),
+        stages: Sequence[Stage] = (),
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -80,15 +85,18 @@ class CodecTraining(lightning.LightningModule):
                 f"average_decay in [0, 1), got {adversarial_from}, {revive_every}, {max_skipped}, "
                 f"{average_decay}"
             )
-        self.has_discriminator = any(True for _ in discriminator.parameters())
-        if self.has_discriminator and not objective.needs_discriminator:
+        if stages and (adversarial_from or freeze):
             raise ValueError(
-                "this loss has no part for a discriminator: choose discriminator=none or another loss"
+                "stages say what is adversarial and frozen: set adversarial_from=0 and freeze=[] beside them"
             )
-        if objective.needs_discriminator and not self.has_discriminator:
-            raise ValueError("this loss needs a discriminator: choose one, or a loss without (loss=mel)")
-        check_quantizer_weights(codec)
-        freeze_submodules(codec, freeze)
+        self.has_discriminator = any(True for _ in discriminator.parameters())
+        codec.quantizer.check_loss_weights()
+        whole = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
+        self.stages = list(stages) or [whole]
+        check_stages(self.stages, codec, objective, self.has_discriminator)
+        self.schedules = [stage.course(optimization.schedule) for stage in self.stages]
+        self.weights = [objective.reweighted(stage.weights or {}) for stage in self.stages]
+        self.number, self.place = 0, 0  # of the stage, and of the step in it
         self.codec = codec
         self.average = copy.deepcopy(codec).requires_grad_(False).eval()
         self.discriminator = discriminator
@@ -98,7 +106,7 @@ class CodecTraining(lightning.LightningModule):
         self.average_decay = average_decay
         self.revive_every = revive_every
         self.max_skipped = max_skipped
-        self.learning_quantizer = "quantizer" not in freeze
+        self.unquantized = Identity(codec.quantizer.dim)
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
@@ -106,6 +114,16 @@ class CodecTraining(lightning.LightningModule):
         if compile:
             codec.autoencoder.compile_networks()
             discriminator.compile()
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is trained now."""
+        return self.stages[self.number]
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What the stage quantizes with."""
+        return self.codec.quantizer if self.stage.quantize else self.unquantized
 
     @property
     def audio_data(self) -> AudioData:
@@ -128,27 +146,37 @@ class CodecTraining(lightning.LightningModule):
         return [make(module.parameters(), **options) for make, module in players]
 
     def on_train_start(self) -> None:
-        """Fit the codebooks to a pool of latents, before the first step of a new run."""
-        wanted = self.codec.quantizer.pool_size()
-        if wanted and self.learning_quantizer:
-            self.initialise_codebooks(wanted)
+        """Enter the stage that a new or resumed run is in."""
+        self.enter_stage()
         self.step_ended = time.monotonic()
 
-    def initialise_codebooks(self, wanted: int) -> None:
-        """Let the quantizer fit itself to at least `wanted` latents of all processes together."""
-        hop = self.codec.hop_length
-        frames = -(-self.audio_data.segment_length // hop) * self.codec.quantizer.stride
-        crops = -(-wanted // frames)
-        crops += -crops % self.audio_data.batch_size
-        share = crops // world_size()
-        pool = []
-        with torch.no_grad():
-            for start in range(rank() * share, (rank() + 1) * share, chunk := min(share, 16)):
-                count = min(chunk, (rank() + 1) * share - start)
-                latents = self.codec.latents(self.audio_data.crops(start, count).to(self.device))
-                pool.append(latents.float().permute(0, 2, 1).reshape(-1, latents.shape[1]))
-        self.codec.quantizer.initialise(all_gather_rows(torch.cat(pool)))
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        """Enter the next stage when its turn has come."""
+        number, self.place = self.locate(self.global_step)
+        if number != self.number:
+            self.enter_stage()
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Number of the stage of a step of the run, and the step within it."""
+        return locate([stage.steps for stage in self.stages], step)
+
+    def enter_stage(self) -> None:
+        """Let learn what the stage trains; at its first step begin anew what adapts to a training."""
+        self.number, self.place = self.locate(self.global_step)
+        freeze_submodules(self.codec, self.stage.frozen)
+        self.objective.weights = self.weights[self.number]
+        if self.stage.teaches_quantizer and self.codec.quantizer.pool_size():
+            start_codebooks(self.codec, self.audio_data)
+            self.average.load_state_dict(self.codec.state_dict())
+        if self.place:
+            return
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+        if self.objective.balancer:
+            self.objective.balancer.restart()
+        # Frozen parts of the average are then, and stay, those that the others learn with.
         self.average.load_state_dict(self.codec.state_dict())
+        forget_best(self.trainer.checkpoint_callbacks)
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         """Note when all is done with a step, the saving of checkpoints included."""
@@ -156,12 +184,12 @@ class CodecTraining(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Train both players on one batch."""
-        step = self.global_step
-        optimizers = self.players(step)
+        optimizers = self.players()
         audio = batch.audio
-        fooling = len(optimizers) > 1 and step >= self.adversarial_from
+        fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
-        estimate, quantized = self.codec(audio, self.draw_num_quantizers(len(audio)), noise)
+        depth = self.draw_num_quantizers(len(audio))
+        estimate, quantized = reconstruct(self.codec, self.quantizer, audio, depth, noise)
         losses: dict[str, Tensor] = {}
         finite = True
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
@@ -179,12 +207,13 @@ class CodecTraining(lightning.LightningModule):
         detached = {name: loss.detach() for name, loss in losses.items()}
         return {"step": Step(detached, quantized.inputs, quantized.codes, replaced, finite)}
 
-    def players(self, step: int) -> list[LightningOptimizer]:
+    def players(self) -> list[LightningOptimizer]:
         """The optimizers at this step's learning rate; only the generator's steps are counted."""
         made: Any = self.optimizers()
         optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
-        for optimizer in optimizers:
-            self.optimization.set_learning_rate(optimizer.optimizer, step)
+        factor = self.schedules[self.number].factor(self.place)
+        for optimizer, base in zip(optimizers, (self.stage.lr, None), strict=False):
+            set_learning_rate(optimizer.optimizer, factor, base)
         for optimizer in optimizers[1:]:
             # Lightning counts each optimizer's steps; max_steps, checkpoints and logs are to mean batches.
             optimizer._on_before_step = optimizer._on_after_step = do_nothing
@@ -253,8 +282,9 @@ class CodecTraining(lightning.LightningModule):
     @torch.no_grad()
     def after_step(self, quantized: Quantized) -> Tensor | None:
         """Update codebooks and averaged weights; returns how many codes each stage revived, if it looked."""
-        replaced = self.update_quantizer(quantized) if self.learning_quantizer else None
-        decay = min(self.average_decay, self.global_step / (self.global_step + 10))
+        replaced = self.update_quantizer(quantized) if self.stage.teaches_quantizer else None
+        done = self.place + 1
+        decay = min(self.average_decay, done / (done + 10))
         for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
             average.lerp_(current, 1 - decay)
         for average, current in zip(self.average.buffers(), self.codec.buffers(), strict=True):
@@ -288,7 +318,9 @@ class CodecTraining(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
         audio = batch.audio
-        estimate = self.average(audio)[0].float()
+        trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
+        quantizer = self.average.quantizer if trained.quantize else self.unquantized
+        estimate = reconstruct(self.average, quantizer, audio)[0].float()
         for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.
             mean = score(estimate, audio, self.codec.sample_rate).mean()
@@ -298,21 +330,9 @@ class CodecTraining(lightning.LightningModule):
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain model config, all that `codec.load` needs beside the weights."""
+        """Add the plain model config, all that `codec.load` needs beside the weights, and the stages."""
         checkpoint["model"] = self.codec.config
-
-
-def check_quantizer_weights(codec: Codec) -> None:
-    """ValueError unless the quantizer's loss weights, 0 or more, name exactly the losses that it computes."""
-    with torch.no_grad():
-        losses = codec.quantizer(torch.zeros(1, codec.quantizer.dim, codec.quantizer.stride)).losses
-    weights = codec.quantizer.loss_weights
-    if set(losses) != set(weights):
-        raise ValueError(
-            f"quantizer.loss_weights must name the quantizer's losses {sorted(losses)}, got {sorted(weights)}"
-        )
-    if any(weight < 0 for weight in weights.values()):
-        raise ValueError(f"quantizer.loss_weights must be at least 0, got {weights}")
+        checkpoint["stages"] = plain(self.stages)
 
 
 def split_judgements(judged: list, batch: int) -> tuple[list, list]:

@@ -23,6 +23,21 @@ def user_cache(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def wavs(tmp_path_factory) -> Path:
+    """A few seconds of tones at 16 kHz."""
+    import numpy as np
+
+    from codec.audio import write_wav
+
+    folder = tmp_path_factory.mktemp("wavs")
+    random = np.random.default_rng(0)
+    for number in range(6):
+        tone = np.sin(np.cumsum(random.uniform(0.02, 0.3, 16_000)))[None]
+        write_wav(folder / f"{number}.wav", 0.3 * tone.astype(np.float32), 16_000)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def codec():
     """A small codec whose codes mean something."""

@@ -23,6 +23,7 @@ LAYERS = """
     bitstream finetuning
     resume telemetry tokens
     batching export live training
+    stages
     data doctor model
     crops index streaming
     inventory loggers losses synthetic

@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 import codec
-from codec.audio import write_wav
 from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError, build
 from codec.inventory import DataError
@@ -31,16 +30,6 @@ from codec.run import build_parts, train
 from codec.training import CodecTraining
 
 pytestmark = pytest.mark.filterwarnings("default")
-
-
-@pytest.fixture(scope="session")
-def wavs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wavs")
-    random = np.random.default_rng(0)
-    for number in range(6):
-        tone = np.sin(np.cumsum(random.uniform(0.02, 0.3, 16_000)))[None]
-        write_wav(folder / f"{number}.wav", 0.3 * tone.astype(np.float32), 16_000)
-    return folder
 
 
 def run(folder: Path, wavs: Path, *overrides: str) -> dict:

@@ -52,6 +52,11 @@ class Balancer(nn.Module):
             combined = combined + gradient * (self.total_norm * share / self.track(name, norm))
         return combined.to(output.dtype)
 
+    def restart(self) -> None:
+        """Forget the averages: gradients that come now are of another scale."""
+        for average in self.buffers():
+            average.zero_()
+
     def track(self, name: str, norm: Tensor) -> Tensor:
         """Let the average of one loss take a step and return it; a norm that is not finite is left out."""
         average = self.get_buffer(f"norm_{name}")

@@ -58,7 +58,16 @@ class Objective(nn.Module):
     @property
     def needs_discriminator(self) -> bool:
         """Whether any loss with a weight above 0 asks for judgements."""
-        return any(self.weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
+        return asks_discriminator(self.weights)
+
+    def reweighted(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """All weights, with these in place of some; ValueError as for those of the constructor."""
+        merged = {**self.weights, **weights}
+        others = {"adversarial": self.adversarial, "feature_matching": self.feature_matching}
+        problems = list(find_problems(dict(self.reconstruction.items()), merged, others))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return merged
 
     def reconstruction_losses(
         self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
@@ -97,6 +106,11 @@ class Objective(nn.Module):
 def names_of(name: str, loss: object) -> tuple[str, ...]:
     """Names of the scalars that a reconstruction loss of some name gives."""
     return loss.names if isinstance(loss, LossGroup) else (name,)
+
+
+def asks_discriminator(weights: Mapping[str, float]) -> bool:
+    """Whether weights of losses count any that needs judgements."""
+    return any(weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
 
 
 def find_problems(

@@ -70,6 +70,18 @@ class Quantizer(nn.Module):
             raise ConfigError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
         return num_quantizers
 
+    @torch.no_grad()
+    def check_loss_weights(self) -> None:
+        """Raise ValueError unless the weights, 0 or more, name exactly the losses that are computed."""
+        losses = self(torch.zeros(1, self.dim, self.stride)).losses
+        if set(losses) != set(self.loss_weights):
+            raise ValueError(
+                f"quantizer.loss_weights must name the quantizer's losses {sorted(losses)}, got "
+                f"{sorted(self.loss_weights)}"
+            )
+        if any(weight < 0 for weight in self.loss_weights.values()):
+            raise ValueError(f"quantizer.loss_weights must be at least 0, got {self.loss_weights}")
+
     def check_codes(self, codes: Tensor) -> None:
         """Raise ValueError unless codes are int64 `[B, K, F]`, not empty, each below its codebook's size."""
         if torch.compiler.is_compiling():

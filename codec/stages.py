@@ -1,0 +1,187 @@
+"""Stages of a run: a pure function of the step, so that a resume has nothing to load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codec.config import TARGET, ConfigError, build, validate
+from codec.data import AudioData
+from codec.distributed import all_gather_rows, rank, world_size
+from codec.losses.objective import Objective, asks_discriminator
+from codec.model import Codec
+from codec.optimization import Cosine, Exponential, freeze_submodules, learns
+from codec.quantizers.base import Quantized, Quantizer
+
+ENDLESS = sys.maxsize  # steps of the one stage of a run without stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that begins with fresh optimizers and counts from its own first step.
+
+    `quantize` False gives the decoder the encoder's latents; the quantizer rests (ESC, arXiv 2404.19441).
+    Codebooks start from the latents of the first stage that quantizes and does not freeze them.
+    `freeze` names submodules of the codec that stay as they are, `adversarial` lets the discriminator join,
+    `weights` replace some of the loss's. `lr` is the codec's base learning rate, None for the optimizer's,
+    and `schedule` its course, None for the optimizer's; a `Cosine` without `total_steps` spans the stage.
+    """
+
+    name: str
+    steps: int
+    quantize: bool = True
+    freeze: Sequence[str] = ()
+    adversarial: bool = False
+    weights: Mapping[str, float] | None = None
+    lr: float | None = None
+    schedule: Exponential | Cosine | None = None
+
+    def __post_init__(self):
+        if self.steps < 1 or (self.lr is not None and self.lr < 0):
+            raise ValueError(f"steps must be at least 1 and lr at least 0, got {self.steps} and {self.lr}")
+
+    @property
+    def frozen(self) -> list[str]:
+        """Submodules of the codec that nothing changes, a quantizer that rests among them."""
+        return [*self.freeze, *([] if self.quantize else ["quantizer"])]
+
+    @property
+    def teaches_quantizer(self) -> bool:
+        """Whether the quantizer is in use and not frozen."""
+        return "quantizer" not in self.frozen
+
+    def course(self, default: Exponential | Cosine) -> Exponential | Cosine:
+        """The schedule of the stage's steps; ValueError when it spans a stage that has no end."""
+        schedule = self.schedule or default
+        if not isinstance(schedule, Cosine) or schedule.total_steps is not None:
+            return schedule
+        if self.steps == ENDLESS:
+            raise ValueError(
+                "optimizer.schedule.total_steps: null means the length of a stage, and there are no stages: "
+                "give a number of steps, or training.stages"
+            )
+        return replace(schedule, total_steps=self.steps)
+
+    def __str__(self) -> str:
+        """What the stage does, for the terminal."""
+        parts = [
+            f"{self.steps} steps",
+            "" if self.quantize else "not quantized",
+            f"{', '.join(self.freeze)} frozen" if self.freeze else "",
+            "adversarial" if self.adversarial else "",
+            "weights " + ", ".join(f"{k} {v:g}" for k, v in self.weights.items()) if self.weights else "",
+            "" if self.lr is None else f"lr {self.lr:g}",
+            repr(self.schedule) if self.schedule else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def locate(lengths: Sequence[int], step: int) -> tuple[int, int]:
+    """Number of the stage that a step of the run belongs to, and the step within it, both from 0.
+
+    `lengths` are the stages' steps. Behind them all the last stage goes on.
+    """
+    number = 0
+    while number < len(lengths) - 1 and step >= lengths[number]:
+        step -= lengths[number]
+        number += 1
+    return number, step
+
+
+def label(stages: Sequence[Stage], number: int) -> str:
+    """`stage 2/3 codebooks`, for people; empty in a run without stages."""
+    name = stages[number].name
+    return f"stage {number + 1}/{len(stages)} {name}" if name else ""
+
+
+def check_stages(
+    stages: Sequence[Stage], codec: Codec, objective: Objective, has_discriminator: bool
+) -> None:
+    """Freeze what no stage trains; ValueError for what a stage names but the run lacks, or trains nothing."""
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names) or (len(names) > 1 and "" in names):
+        raise ValueError(f"stages: each needs a name of its own, got {names}")
+    asked = False
+    for stage in stages:
+        where = f"stages: {stage.name}: " if stage.name else ""
+        try:
+            freeze_submodules(codec, stage.frozen)
+            asks = asks_discriminator(objective.reweighted(stage.weights or {}))
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from error
+        if stage.name and stage.adversarial and not (asks and has_discriminator):
+            raise ValueError(
+                f"{where}adversarial needs a discriminator, and a weight of adversarial or feature_matching "
+                "above 0: choose both, or adversarial: false"
+            )
+        asked = asked or asks
+    if has_discriminator and not asked:
+        raise ValueError(
+            "this loss has no part for a discriminator: choose discriminator=none or another loss"
+        )
+    if asked and not has_discriminator:
+        raise ValueError("this loss needs a discriminator: choose one, or a loss without (loss=mel)")
+    freeze_submodules(codec, sorted(set.intersection(*(set(stage.frozen) for stage in stages))))
+
+
+def reconstruct(
+    codec: Codec,
+    quantizer: Quantizer,
+    audio: Tensor,
+    num_quantizers: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Quantized]:
+    """`Codec.forward` with this quantizer, and without gradients where they would train nothing."""
+    with torch.set_grad_enabled(learns(codec.autoencoder.encoder)):
+        latents = codec.latents(audio)
+    with torch.set_grad_enabled(latents.requires_grad or learns(quantizer)):
+        quantized = quantizer(latents, num_quantizers, generator=generator)
+    estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
+    return estimate[..., : audio.shape[-1]], quantized
+
+
+@torch.no_grad()
+def start_codebooks(codec: Codec, data: AudioData) -> None:
+    """Fit a quantizer to as many latents of training crops as it wants, of all processes together."""
+    frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
+    crops = -(-codec.quantizer.pool_size() // frames)
+    crops += -crops % data.batch_size
+    share = crops // world_size()
+    device = next(codec.parameters()).device
+    pool = []
+    for start in range(rank() * share, (rank() + 1) * share, chunk := min(share, 16)):
+        count = min(chunk, (rank() + 1) * share - start)
+        latents = codec.latents(data.crops(start, count).to(device))
+        pool.append(latents.float().permute(0, 2, 1).reshape(-1, latents.shape[1]))
+    codec.quantizer.initialise(all_gather_rows(torch.cat(pool)))
+
+
+def plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """Stages as a checkpoint keeps them: numbers, text, lists."""
+    return [asdict(stage) | {"freeze": list(stage.freeze)} for stage in stages if stage.name]
+
+
+def settle(config: dict[str, Any], max_steps: int | None) -> None:
+    """Make stages of the mappings in `training.stages`, and `trainer.max_steps` the sum of their steps.
+
+    ConfigError for stages that cannot be read, and for a `max_steps` that is another number.
+    """
+    training = config["training"]
+    if isinstance(training["stages"], list):
+        target = f"{Stage.__module__}.{Stage.__qualname__}"
+        training["stages"] = [
+            {TARGET: target, **node} if isinstance(node, dict) else node for node in training["stages"]
+        ]
+    validate({"training": training})
+    total = sum(stage.steps for stage in build(training["stages"], path="training.stages"))
+    if max_steps not in (None, total):
+        raise ConfigError(
+            f"trainer.max_steps={max_steps}, but training.stages have {total} steps: set "
+            "trainer.max_steps=null, which means their sum"
+        )
+    config["trainer"]["max_steps"] = total
