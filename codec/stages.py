@@ -15,7 +15,7 @@ from codec.data import AudioData
 from codec.distributed import all_gather_rows, rank, world_size
 from codec.losses.objective import Objective, asks_discriminator
 from codec.model import Codec
-from codec.optimization import Cosine, Exponential, freeze_submodules, learns
+from codec.optimization import Cosine, Exponential, freeze_submodules
 from codec.quantizers.base import Quantized, Quantizer
 
 ENDLESS = sys.maxsize  # steps of the one stage of a run without stages
@@ -136,11 +136,8 @@ def reconstruct(
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Quantized]:
-    """`Codec.forward` with this quantizer, and without gradients where they would train nothing."""
-    with torch.set_grad_enabled(learns(codec.autoencoder.encoder)):
-        latents = codec.latents(audio)
-    with torch.set_grad_enabled(latents.requires_grad or learns(quantizer)):
-        quantized = quantizer(latents, num_quantizers, generator=generator)
+    """`Codec.forward` with this quantizer; parts that are frozen, up to the first that learns, cost no backward."""
+    quantized = quantizer(codec.latents(audio), num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
     return estimate[..., : audio.shape[-1]], quantized
 
