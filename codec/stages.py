@@ -136,7 +136,7 @@ def reconstruct(
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Quantized]:
-    """`Codec.forward` with this quantizer; parts that are frozen, up to the first that learns, cost no backward."""
+    """`Codec.forward` with this quantizer; frozen parts before the first that learns cost no backward."""
     quantized = quantizer(codec.latents(audio), num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
     return estimate[..., : audio.shape[-1]], quantized

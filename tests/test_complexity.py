@@ -57,6 +57,25 @@ def test_a_search_multiplies_every_latent_with_every_code():
     assert count_macs(model)["quantizer"] == 3 * 64 * 8 * RATE // model.hop_length
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "parameters", "megaflops", "latency"),
+    [
+        ("vocos", 16_000, 6.5e6, 1500, None),
+        ("vocos_small", 16_000, 1.4e6, 250, 20),
+        ("vocos_large", 16_000, 24e6, 4200, None),
+        ("vocos_lrac", 24_000, 3.2e6, 700, 30),  # the limits of LRAC 2025's first track: MFLOP/s, ms
+    ],
+)
+def test_frame_domain_presets_keep_their_limits(name, rate, parameters, megaflops, latency):
+    options = [f"autoencoder={name}", "quantizer=rvq_12", f"sample_rate={rate}"]
+    model = build_codec(config(*options)["model"]).eval()
+    assert 0.7 * parameters < sum(p.numel() for p in model.autoencoder.parameters()) <= parameters
+    assert 2 * sum(count_macs(model).values()) <= megaflops * 1e6
+    assert model.frame_rate == 50 and model.bitrate() == 6000
+    if latency:
+        assert reach(model)["latency"] <= model.streaming().latency_ms <= latency
+
+
 def test_a_causal_codec_waits_for_one_frame():
     model = codec()
     found = reach(model)

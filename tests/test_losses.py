@@ -17,6 +17,7 @@ from codec.discriminators.base import Judgement
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
 from codec.losses.objective import Objective
+from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
 from codec.losses.waveform import WaveformL1
 from codec.spectrogram import mel, mel_filters
@@ -483,3 +484,80 @@ def test_every_yaml_trains_audio_towards_its_target(name):
             for x in (estimate, stepped)
         )
     assert built.balancer or after < before
+
+
+# Resolutions that share their STFTs
+
+
+def compressed(audio: Tensor, window: int) -> Tensor:
+    """Real and imaginary parts at magnitude^0.3, from torch's own STFT."""
+    hann = torch.hann_window(window)
+    spectrum = torch.stft(audio[:, 0], window, window // 4, window=hann, return_complex=True)
+    return torch.view_as_real(torch.polar((spectrum.abs() + 1e-9) ** 0.3, spectrum.angle()))
+
+
+def test_the_shared_terms_are_the_published_distances():
+    estimate, target = noise(2, 1, 4096), noise(2, 1, 4096, seed=1)
+    loss = MultiResolutionLoss(16000, complex_windows=[512, 2048], terms=["mel", "complex", "linear_mel"])
+    losses = loss(estimate, target)
+    torch.testing.assert_close(losses["mel"], MultiScaleMelLoss(16000)(estimate, target), rtol=1e-4, atol=0)
+    differences = [compressed(estimate, window) - compressed(target, window) for window in (512, 2048)]
+    expected = torch.stack([difference.square().sum(-1).mean() for difference in differences]).mean()
+    torch.testing.assert_close(losses["complex"], expected, rtol=1e-3, atol=0)
+    linear = sum(
+        (mel(estimate, 16000, window, bins) - mel(target, 16000, window, bins)).abs().mean()
+        for window, bins in loss.n_mels.items()
+    )
+    torch.testing.assert_close(losses["linear_mel"], linear, rtol=1e-4, atol=0)
+    assert all(value == 0 for value in loss(target, target).values())
+
+
+def test_only_the_complex_term_hears_the_sign_of_a_wave():
+    losses = MultiResolutionLoss(16000)(-noise(2, 1, 4096), noise(2, 1, 4096))
+    assert losses["mel"] < 1e-5 and losses["complex"] > 0.1
+
+
+@pytest.mark.parametrize("draw", [1, 2, 3, 5])
+def test_drawn_resolutions_have_the_expectation_of_all(draw):
+    estimate, target = noise(1, 1, 4096), 0.5 * noise(1, 1, 4096, seed=1)
+    every, some = MultiResolutionLoss(16000)(estimate, target), MultiResolutionLoss(16000, draw=draw)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [some(estimate, target, generator) for _ in range(300)]
+    assert len({float(losses["complex"]) for losses in drawn}) > 1
+    for name in ["complex"] if draw == 1 else every:
+        mean = torch.stack([losses[name] for losses in drawn]).mean()
+        torch.testing.assert_close(mean, every[name], rtol=0.06, atol=0)
+
+
+def test_equal_generators_draw_equal_resolutions():
+    loss, pair = MultiResolutionLoss(16000, draw=2), (noise(1, 1, 4096), noise(1, 1, 4096, seed=1))
+    first, again = (loss(*pair, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"terms": []}, "terms must be some of mel, linear_mel, complex"),
+        ({"terms": ["phase"]}, "got .'phase'"),
+        ({"complex_windows": [100]}, "complex_windows some of the windows"),
+        ({"complex_windows": []}, "complex_windows some of the windows"),
+        ({"n_mels": [5]}, "n_mels needs one entry a window"),
+        ({"draw": 0}, "draw must be 1 to 7"),
+        ({"draw": 8}, "draw must be 1 to 7"),
+        ({"windows": [30], "n_mels": [5]}, "multiples of 4"),
+    ],
+)
+def test_impossible_resolutions_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        MultiResolutionLoss(16000, **options)
+
+
+def test_terms_of_a_group_are_weighed_by_name():
+    group, pair = MultiResolutionLoss(16000), (noise(1, 1, 4096), noise(1, 1, 4096, seed=1))
+    objective = Objective({"spectral": group}, {"mel": 1.0, "complex": 0.0})
+    assert objective.reconstruction_losses(*pair).keys() == {"mel"}
+    with pytest.raises(ValueError, match="complex: missing"):
+        Objective({"spectral": group}, {"mel": 1.0})
+    with pytest.raises(ValueError, match="two losses are named mel"):
+        Objective({"spectral": group, "mel": WaveformL1()}, {"mel": 1.0, "complex": 1.0})

@@ -1,4 +1,4 @@
-"""The MDCT against its printed formula and against what makes it one: reconstruction from as many numbers."""
+"""Transforms against printed formulas, torch's own gradients and perfect reconstruction."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec.spectrogram import mdct
+from codec.spectrogram import hann_window, mdct, overlap_add, stft
 
 WINDOWS = pytest.mark.parametrize("window", [8, 10, 32, 100, 512])
 
@@ -71,3 +71,27 @@ def test_mdct_is_not_halved_by_autocast():
         assert torch.equal(mdct(audio, 32), mdct(audio.double(), 32))
         assert mdct(audio, 32).dtype == torch.float32
     torch.testing.assert_close(inverse(mdct(audio, 32).double().numpy())[0, 0, 800], audio[0, 0, 800].item())
+
+
+@pytest.mark.parametrize(
+    ("window", "hop", "length"), [(64, 16, 301), (60, 20, 200), (32, 32, 96), (9, 4, 50)]
+)
+def test_the_gradient_of_the_stft_is_torchs(window, hop, length):
+    audio = noise(3, length).requires_grad_()
+    ours = stft(audio, window, hop)
+    samples = hann_window(window, False, audio.device)
+    plain = torch.stft(audio.flatten(0, 1), window, hop, window=samples, center=False, return_complex=True)
+    theirs = plain.transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(theirs)
+    gradients = [torch.autograd.grad(spectrum, audio, weights)[0] for spectrum in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("window", "hop"), [(8, 2), (7, 3), (4, 4), (5, 8)])
+def test_frames_are_added_where_they_begin(window, hop):
+    frames = torch.randn(2, 6, window, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(2, 5 * hop + window)
+    for number in range(6):
+        expected[:, number * hop : number * hop + window] += frames[:, number]
+    torch.testing.assert_close(overlap_add(frames, hop), expected)

@@ -55,9 +55,11 @@ class STFTFeatures(Layer):
         """Features of spectra `[B, F, C, 2, bins]`, or of the same flattened to `[B, F, C * 2 * bins]`."""
         bins = len(self.window) // 2 + 1
         parts = parts.reshape(*parts.shape[:2], self.channels, 2, bins)
-        energy = parts.square().sum(3, keepdim=True) + FLOOR**2
-        logs = energy.log() / math.log(FLOOR**-2) + 0.5  # -0.5 for silence to about 0.5
-        return torch.cat([4 * logs, parts * energy ** ((self.power - 1) / 2), 3 * parts], 3).flatten(2)
+        # In units of the floor: converters to ONNX drop the sum with a constant as small as FLOOR^2.
+        energy = parts.square().sum(3, keepdim=True) / FLOOR**2 + 1
+        logs = energy.log() / math.log(FLOOR**-2) - 0.5  # -0.5 for silence to about 0.5
+        compressed = parts * (energy ** ((self.power - 1) / 2) * FLOOR ** (self.power - 1))
+        return torch.cat([4 * logs, compressed, 3 * parts], 3).flatten(2)
 
     @property
     def rate(self) -> Fraction:
