@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, build
 from codec.quantizers.base import Quantizer
+from codec.run import to_plain
 
 
 def options(group: str) -> list[str]:
@@ -19,6 +20,8 @@ def config(*overrides: str) -> dict[str, Any]:
     """The resolved training config with overrides."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         composed = compose("train", ["name=test", "data.root=wavs", *overrides])
+    if composed.training.stages:  # whose steps are those of the run
+        return to_plain(composed)
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 
 
