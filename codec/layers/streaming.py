@@ -20,6 +20,7 @@ from codec.layers.linear import linear
 
 State = list[Tensor]
 MANY = 256  # outputs from which a convolution is faster as such than as one matrix product
+WIDE = 16  # taps above which a graph holds a convolution, not a slice a tap
 SHORT = 32  # frames up to which an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than any network's receptive field
 
@@ -97,6 +98,10 @@ class Convolution(Step):
         x = torch.cat([*state, x, *after], 1)
         count = max(0, self.count(x.shape[1] - self.left))
         following = [x[:, count * self.stride :]]
+        if torch.compiler.is_compiling() and self.kernel_size > WIDE:
+            kernel = self.weight.view(-1, self.kernel_size, self.channels).transpose(1, 2)
+            y = functional.conv1d(x.transpose(1, 2), kernel, self.bias, self.stride, 0, self.dilation)
+            return y.transpose(1, 2), following
         if count < MANY or self.channels == 1 or torch.compiler.is_compiling():
             return linear(self.windows(x, count), self.weight, self.bias), following
         # With channels last, as here, libraries convolve two dimensions alone.
@@ -181,6 +186,10 @@ class DepthwiseConvolution(Step):
         after = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
         x = torch.cat([*state, x, *after], 1)
         count = max(0, x.shape[1] - self.left - self.right)
+        if torch.compiler.is_compiling():  # one node of a graph instead of two a tap
+            taps = self.weight.T.unsqueeze(1)
+            y = functional.conv1d(x.transpose(1, 2), taps, self.bias, groups=len(taps))
+            return y.transpose(1, 2), [x[:, count:]]
         y = self.bias.expand(len(x), count, -1)
         for tap, weight in enumerate(self.weight):
             y = torch.addcmul(y, x[:, tap : tap + count], weight)
