@@ -1,7 +1,7 @@
 """Put the averaged weights of a run into the package, in float16: `codec.load(NAME)` finds them.
 
 python scripts/pack_model.py runs/speech_16khz speech_16khz
-codec-encode speech_16khz /path/to/training/wavs -o tokens     # then the tables that make .codec files smaller
+codec-encode speech_16khz /path/to/training/wavs -o tokens   # then tables for smaller .codec files
 codec-fit-entropy speech_16khz tokens
 """
 

@@ -33,7 +33,7 @@ PAGE = Path(__file__).parent / "EXPORT.md"
 NO = "no"
 COLUMNS = ["onnx", "onnx-steps", "torch", "openvino", "hf"]
 MOST = {"num_groups": 4, "codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}
-NARROW = ["autoencoder.encoder_channels=4", "autoencoder.decoder_channels=4", "autoencoder.latent_dim=64"]
+NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 64}
 
 
 def options(group: str) -> list[list[str]]:
@@ -41,7 +41,19 @@ def options(group: str) -> list[list[str]]:
     names = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
     if group != "autoencoder":
         return [[name] for name in names]
-    return [list(found) for _, found in itertools.groupby(names, lambda name: name.partition("_")[0])]
+
+    def graph(name: str) -> tuple[str, bool]:
+        node = composed_with(f"autoencoder={name}")["autoencoder"]
+        return name.partition("_")[0], node.get("layers", node)["causal"]
+
+    return [list(group) for _, group in itertools.groupby(sorted(names, key=graph), graph)]
+
+
+def composed_with(*overrides: str) -> Any:
+    """The plain training config with overrides."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composed = compose("train", ["name=table", "data.root=none", *overrides])
+    return OmegaConf.to_container(composed, resolve=True)
 
 
 def narrow(node: Any) -> None:
@@ -58,10 +70,10 @@ def narrow(node: Any) -> None:
 def made_of(autoencoder: str, quantizer: str) -> Codec:
     """A narrow codec of two options."""
     torch.manual_seed(0)
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        overrides = [f"autoencoder={autoencoder}", f"quantizer={quantizer}", *NARROW]
-        composed = compose("train", ["name=table", "data.root=none", *overrides])
-    node: Any = OmegaConf.to_container(composed, resolve=True)
+    choices = [f"autoencoder={autoencoder}", f"quantizer={quantizer}"]
+    network = composed_with(choices[0])["autoencoder"]
+    sizes = NARROW | {"channels": [16] * len(network.get("channels", []))}
+    node = composed_with(*choices, *(f"autoencoder.{k}={v}" for k, v in sizes.items() if k in network))
     narrow(node["model"])
     return started(build_codec(node["model"]).eval())
 

@@ -18,6 +18,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from codec import model
+from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
 from codec.export import dac as dac_format
 from codec.export import encodec as encodec_format
@@ -72,6 +73,9 @@ def load_any(path: Path, zero_padding: bool = False) -> Codec:
 
 def shape_of(codec: Codec) -> str:
     """`encodec` or `dac`, whichever shape a codec has; ConfigError says why it has neither."""
+    network = codec.autoencoder
+    if not isinstance(network, SEANet):
+        raise ConfigError(f"EncodecModel and DacModel are SEANets, the autoencoder is {type(network).__name__}")
     reasons = []
     for kind, form in FORMATS.items():
         try:
