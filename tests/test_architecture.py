@@ -25,7 +25,7 @@ LAYERS = """
     batching export live training
     data doctor model
     crops index streaming
-    inventory loggers losses steps synthetic
+    augmentation inventory loggers losses steps synthetic
     audio autoencoders bitrate checkpoints discriminators metrics overrides pictures quantizers ray_launcher
     audio_errors config distributed layers logs optimization spectrogram workers
     files
