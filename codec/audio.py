@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import gcd
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +44,12 @@ class AudioInfo(NamedTuple):
     channels: int
 
 
-def resampled_length(frames: int, sample_rate: int, target_rate: int) -> int:
-    """Samples at `target_rate` Hz that `frames` samples at `sample_rate` Hz give (rounded down)."""
-    return frames * target_rate // sample_rate
+def resampled_length(frames: int, sample_rate: int, target_rate: int, speed: Fraction | int = 1) -> int:
+    """Samples at `target_rate` Hz that `frames` samples at `sample_rate` Hz give (rounded down).
+
+    At another `speed` they are played that many times as fast.
+    """
+    return frames * target_rate // (sample_rate * speed)
 
 
 @contextmanager
@@ -154,13 +157,15 @@ def read_segment(
     sample_rate: int,
     channels: int,
     expected: AudioInfo | None = None,
+    speed: Fraction | int = 1,
 ) -> np.ndarray:
     """A crop `[channels, frames]`: `start` and `frames` count samples at `sample_rate` Hz.
 
     Seeks to the crop and decodes and resamples only that, plus the resampling filter's few
     milliseconds on each side; the result is the same slice of `read_audio` up to rounding. Channels:
     equal ones are kept, otherwise the mean of all of them is taken, and repeated if more than one is
-    wanted. Raises `AudioError` when the file's header is not the `expected` one, the crop reaches over
+    wanted. At another `speed` it is a slice of the file played that many times as fast, pitch and tempo
+    together. Raises `AudioError` when the file's header is not the `expected` one, the crop reaches over
     the file's end or a sample is not finite, and `ValueError` for a negative start or no frames.
     """
     if start < 0 or frames < 1:
@@ -171,10 +176,11 @@ def read_segment(
             raise AudioError(path, f"changed since it was scanned: {info}, expected {expected}")
         if not file.seekable():
             raise AudioError(path, f"not seekable ({file.subtype}): rewrite it as PCM wav or FLAC")
-        if info.sample_rate == sample_rate:
+        ratio = Fraction(info.sample_rate, sample_rate) * speed
+        if ratio == 1:
             audio = _mix(_read(file, start, frames), channels)
         else:
-            audio = _read_resampled(file, start, frames, sample_rate, channels)
+            audio = _read_resampled(file, start, frames, ratio, channels)
     if len(audio) < frames:
         raise AudioError(
             path, f"truncated: {len(audio)} of {frames} samples from sample {start} at {sample_rate} Hz"
@@ -273,11 +279,10 @@ def _read(file: soundfile.SoundFile, start: int, frames: int) -> np.ndarray:
 
 
 def _read_resampled(
-    file: soundfile.SoundFile, start: int, frames: int, sample_rate: int, channels: int
+    file: soundfile.SoundFile, start: int, frames: int, ratio: Fraction, channels: int
 ) -> np.ndarray:
-    divisor = gcd(file.samplerate, sample_rate)
-    step_in, step_out = file.samplerate // divisor, sample_rate // divisor
-    context = -(-CONTEXT * sample_rate // min(file.samplerate, sample_rate))
+    step_in, step_out = ratio.numerator, ratio.denominator
+    context = -(-CONTEXT * step_out // min(step_in, step_out))
     # Both clocks agree only every `step_out` output samples: begin there, or the crop is shifted in time.
     first_out = max(0, start - context) // step_out * step_out
     first_in = first_out // step_out * step_in
@@ -285,9 +290,9 @@ def _read_resampled(
     if first_in >= last_in:
         return np.zeros((0, channels), np.float32)
     audio = _mix(_read(file, first_in, last_in - first_in), channels)
-    audio = soxr.resample(audio, file.samplerate, sample_rate, quality="HQ")
+    audio = soxr.resample(audio, step_in, step_out, quality="HQ")
     # soxr rounds the length up: what lies beyond the file's last sample is not audio.
-    end = min(start + frames, resampled_length(file.frames, file.samplerate, sample_rate))
+    end = min(start + frames, resampled_length(file.frames, step_in, step_out))
     return audio[start - first_out : max(start, end) - first_out]
 
 

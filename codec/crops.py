@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio import AudioError, read_segment, resampled_length, rms
+from codec.audio import AudioError, read_segment, resampled_length
+from codec.augmentation import Augmentation, happens
 from codec.files import printable
 from codec.inventory import DataError, IndexedFile
 
@@ -27,38 +28,12 @@ class Batch(NamedTuple):
     numbers: Tensor
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training crop; levels in dB relative to full scale.
+class Place(NamedTuple):
+    """Where a crop begins: at sample `start` of a file played `speed` times as fast, at the crops' rate."""
 
-    silence_db: a crop with an RMS below this is drawn again, up to 8 times; None takes all.
-    loudness_db: scale each crop to this RMS.
-    gain_db: then a gain drawn uniformly from (lowest, highest) dB. A scaled crop is held within ±1.
-    """
-
-    silence_db: float | None = -60.0
-    loudness_db: float | None = None
-    gain_db: Sequence[float] | None = None
-
-    def __post_init__(self) -> None:
-        gain = self.gain_db
-        if gain is not None and not (len(gain) == 2 and gain[0] <= gain[1]):
-            raise ValueError(f"gain_db must be [lowest, highest] in dB, got {list(gain)}")
-
-    def is_quiet(self, audio: np.ndarray) -> bool:
-        """Whether a crop is below `silence_db`."""
-        return self.silence_db is not None and rms(audio) < 10 ** (self.silence_db / 20)
-
-    def apply(self, audio: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """The crop `[C, T]` at its new level."""
-        scale = 1.0
-        if self.loudness_db is not None and not self.is_quiet(audio):
-            scale = 10 ** (self.loudness_db / 20) / max(rms(audio), 1e-9)
-        if self.gain_db is not None:
-            lowest, highest = self.gain_db
-            scale *= 10 ** (random.uniform(lowest, highest) / 20)
-        limit = 1 / max(float(np.abs(audio).max()), 1e-9)
-        return audio if scale == 1.0 else audio * np.float32(min(scale, limit))
+    file: IndexedFile
+    start: int
+    speed: Fraction | int
 
 
 class Crops(Dataset[Batch]):
@@ -91,7 +66,7 @@ class Crops(Dataset[Batch]):
         return self._draw(number)[0]
 
     def source(self, number: int) -> list[str]:
-        """Paths that were tried for crop `number`; the last one is the crop's."""
+        """Paths that were tried for crop `number`, then for one mixed with it; both end with their own."""
         return self._draw(number)[1]
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
@@ -101,12 +76,21 @@ class Crops(Dataset[Batch]):
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[str]]:
         random = np.random.default_rng((self.seed, int(number)))
+        audio, tried = self._read(number, random)
+        if happens(self.augmentation.mix.probability, random):
+            second, others = self._read(number, random)
+            if not self.augmentation.is_quiet(second):
+                audio = self.augmentation.mix.apply(audio, second, random)
+            tried += others
+        return self.augmentation.apply(audio, self.shape[1], random), tried
+
+    def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, list[str]]:
         tried, failed = list[str](), 0
         while failed < FAILED_DRAWS:
-            file, start = self._choose(random)
+            file, start, speed = self._choose(random)
             tried.append(file.path)
             try:
-                audio = read_segment(file.path, start, *self.shape, expected=file.info)
+                audio = read_segment(file.path, start, *self.shape, expected=file.info, speed=speed)
             except AudioError as error:
                 failed += 1
                 if file.path not in self.reported:
@@ -114,19 +98,22 @@ class Crops(Dataset[Batch]):
                     log.warning("a crop is drawn from another file instead: %s", error)
                 continue
             if len(tried) - failed > QUIET_DRAWS or not self.augmentation.is_quiet(audio):
-                return self.augmentation.apply(audio, random), tried
+                return audio, tried
         names = ", ".join(printable(path) for path in sorted(set(tried))[:5])
         raise DataError(
             f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names}"
         )
 
-    def _choose(self, random: np.random.Generator) -> tuple[IndexedFile, int]:
+    def _choose(self, random: np.random.Generator) -> Place:
         position = random.random() * self.cumulative[-1]
         chosen = int(np.searchsorted(self.cumulative, position, side="right"))
         file = self.files[min(chosen, len(self.files) - 1)]
         length, sample_rate, _ = self.shape
-        room = resampled_length(file.frames, file.sample_rate, sample_rate) - length
-        return file, int(random.integers(0, room, endpoint=True))
+        speed = self.augmentation.draw_speed(file.sample_rate, sample_rate, random)
+        room = resampled_length(file.frames, file.sample_rate, sample_rate, speed) - length
+        if room < 0:
+            speed, room = 1, resampled_length(file.frames, file.sample_rate, sample_rate) - length
+        return Place(file, int(random.integers(0, room, endpoint=True)), speed)
 
 
 def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count: int) -> Tensor:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from codec import distributed
 from codec.audio import resampled_length
-from codec.crops import Augmentation, Batch, Crops, read_clips
+from codec.augmentation import Augmentation
+from codec.crops import Batch, Crops, read_clips
 from codec.index import has_audio, scan, split
 from codec.inventory import DataError, Index, IndexedFile
 from codec.workers import WorkerLoader
@@ -78,7 +79,7 @@ class AudioData(LightningDataModule):
     root: folder or folders, searched with all sub-folders; `weights`: how often each is drawn (None: by
         duration).
     batch_size: crops of `segment_seconds` in a step, of all processes together.
-    augmentation, validation: levels of the crops; the held-out part.
+    augmentation, validation: what happens to the crops; the held-out part.
     index: makes the `Index` of a folder; `codec.index.scan` or a partial of it.
     generate: called with a root that holds no audio, to write some.
 

@@ -1,7 +1,8 @@
 """Measure how many training crops one core reads: python scripts/benchmark_data.py [FOLDER].
 
 Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac; crops of one
-second are read at the files' own rate and resampled, by seeking and by decoding whole files.
+second are read at the files' own rate and resampled, by seeking and by decoding whole files, and with each
+augmentation of every crop.
 """
 
 import argparse
@@ -17,9 +18,20 @@ import soundfile
 import torch
 
 from codec.audio import read_audio
+from codec.augmentation import Augmentation, BandLimit, Equalizer, Mix
 from codec.data import AudioData
 from codec.index import scan
 from codec.synthetic import write_synthetic_folder
+
+SPEED, MIX = (0.92, 1.08), Mix(1.0)
+FILTERS = {"equalizer": Equalizer(1.0), "band_limit": BandLimit(1.0)}
+AUGMENTATIONS = {
+    "speed": Augmentation(speed=SPEED),
+    "mix": Augmentation(mix=MIX),
+    "equalizer": Augmentation(filters={"equalizer": Equalizer(1.0)}),
+    "both filters": Augmentation(filters=FILTERS),
+    "all": Augmentation(loudness_db=-24.0, gain_db=(-10, 6), speed=SPEED, mix=MIX, filters=FILTERS),
+}
 
 
 def main() -> None:
@@ -41,6 +53,9 @@ def main() -> None:
             ready = [prepare(place / kind, target) for kind in ("wav", "flac")]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
             line(f"whole file, {name}, /s/core", [measure(whole(data), options.seconds) for data in ready])
+        for name, augmentation in AUGMENTATIONS.items():
+            ready = [prepare(place / kind, rate, 0, augmentation) for kind in ("wav", "flac")]
+            line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
         for workers in (0, 1, 2):
             ready = [prepare(place / kind, rate, workers) for kind in ("wav", "flac")]
             line(
@@ -67,10 +82,12 @@ def copy_files(source: str, place: Path) -> int:
     return rate
 
 
-def prepare(folder: Path, rate: int, workers: int = 0) -> AudioData:
+def prepare(
+    folder: Path, rate: int, workers: int = 0, augmentation: Augmentation = Augmentation()
+) -> AudioData:
     """Data of one-second crops, with its index built."""
     index = partial(scan, cache_dir=folder.parent / "cache", progress=False)
-    data = AudioData(str(folder), rate, num_workers=workers, index=index)
+    data = AudioData(str(folder), rate, num_workers=workers, augmentation=augmentation, index=index)
     data.prepare_data()
     data.setup()
     return data

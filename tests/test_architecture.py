@@ -26,7 +26,7 @@ LAYERS = """
     stages
     data doctor model
     crops index streaming
-    inventory loggers losses synthetic
+    augmentation inventory loggers losses synthetic
     autoencoders quantizers
     audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher
     audio_errors config distributed logs optimization pretrained spectrogram workers
