@@ -75,7 +75,9 @@ def shape_of(codec: Codec) -> str:
     """`encodec` or `dac`, whichever shape a codec has; ConfigError says why it has neither."""
     network = codec.autoencoder
     if not isinstance(network, SEANet):
-        raise ConfigError(f"EncodecModel and DacModel are SEANets, the autoencoder is {type(network).__name__}")
+        raise ConfigError(
+            f"EncodecModel and DacModel are SEANets, the autoencoder is {type(network).__name__}"
+        )
     reasons = []
     for kind, form in FORMATS.items():
         try:
