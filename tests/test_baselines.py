@@ -9,7 +9,7 @@ import torch
 
 from codec.config import ConfigError
 from codec.evaluation import baselines
-from codec.evaluation.baselines import Baseline, adts_payload, align, ogg_payload
+from codec.evaluation.baselines import Baseline, adts_payload, align, amr_payload, ogg_payload
 from codec.metrics import si_sdr
 from codec.synthetic import speech
 
@@ -49,6 +49,15 @@ def test_adts_payload_is_the_frames_without_their_headers():
     assert adts_payload(frame(100, False) + frame(3000, True)) == 3100
     with pytest.raises(ValueError, match="no ADTS frame at byte 107"):
         adts_payload(frame(100, False) + b"\0" * 20)
+
+
+def test_amr_payload_is_the_bits_of_the_frames():
+    # RFC 4867, table 6 and section 5.3: 6.6, 12.65 and 23.85 kbit/s, silence, and a frame without data.
+    frames = [(0, 17), (2, 32), (8, 60), (9, 5), (15, 0)]
+    content = b"#!AMR-WB\n" + b"".join(bytes([kind << 3 | 4]) + bytes(size) for kind, size in frames)
+    assert 8 * amr_payload(content) == 132 + 253 + 477 + 40
+    with pytest.raises(ValueError, match="no AMR-WB file: begins with b'#!AMR'"):
+        amr_payload(b"#!AMR")
 
 
 @pytest.mark.parametrize("delay", [-400, -1, 0, 1, 1234])
@@ -121,6 +130,15 @@ def test_an_encoder_that_ffmpeg_lacks_is_named(ffmpeg, monkeypatch):
     monkeypatch.setattr(baselines, "encoders", lambda: " A....D libopus  Opus")
     with pytest.raises(ConfigError, match="has no encoder libmp3lame"):
         Baseline("mp3_16", RATE, 1)
+
+
+def test_amr_wb_s_rate_is_its_name_and_what_it_says_is_where_it_was(ffmpeg):
+    if "libvo_amrwbenc" not in baselines.encoders():
+        pytest.skip("this FFmpeg has no encoder of AMR-WB: set IMAGEIO_FFMPEG_EXE to one that has")
+    audio = torch.from_numpy(speech(3.0, RATE, np.random.default_rng(0)))[None, None]
+    (point,) = Baseline("amr-wb_12.65", RATE, 1).code(audio)[1]
+    assert point.bits / 3000 == pytest.approx(12.65, rel=0.02) and point.file_bits > point.bits
+    assert si_sdr(point.estimate, audio) > 3
 
 
 def test_codec2_s_rate_is_its_name_and_what_it_says_is_where_it_was():

@@ -1,4 +1,4 @@
-"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis, through the FFmpeg of a pip package, and Codec 2."""
+"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis and AMR-WB by a pip package's FFmpeg, and Codec 2."""
 
 from __future__ import annotations
 
@@ -53,6 +53,18 @@ def adts_payload(content: bytes) -> int:
     return payload
 
 
+def amr_payload(content: bytes) -> float:
+    """Bytes, and shares of them, of AMR-WB frames: neither headers nor padding (RFC 4867, section 5)."""
+    if not content.startswith(AMR_WB):
+        raise ValueError(f"no AMR-WB file: begins with {content[: len(AMR_WB)]!r}")
+    place, bits = len(AMR_WB), 0
+    while place < len(content):
+        kind = content[place] >> 3 & 15
+        size = AMR_WB_BITS[kind] if kind < len(AMR_WB_BITS) else 0  # lost, or nothing to say
+        place, bits = place + 1 - (-size // 8), bits + size
+    return bits / 8
+
+
 @dataclass(frozen=True)
 class Format:
     """How FFmpeg makes a format, and which of the file's bytes carry audio."""
@@ -60,10 +72,12 @@ class Format:
     encoder: str
     container: str
     options: tuple[str, ...] = ()
-    payload: Callable[[bytes], int] = len
+    payload: Callable[[bytes], float] = len
     rates: tuple[int, ...] = ()  # Hz that it can code; none: any that FFmpeg is given
 
 
+AMR_WB = b"#!AMR-WB\n"
+AMR_WB_BITS = (132, 177, 253, 285, 317, 365, 397, 461, 477, 40)  # of a frame; the last of silence
 OPUS = ("-vbr", "on", "-compression_level", "10", "-frame_duration", "20")
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 FORMATS = {
@@ -73,6 +87,7 @@ FORMATS = {
     "mp3": Format("libmp3lame", "mp3", ("-write_xing", "0", "-id3v2_version", "0"), len, MPEG_RATES),
     "aac": Format("aac", "adts", (), adts_payload, MPEG_RATES),
     "vorbis": Format("libvorbis", "ogg", (), lambda c: ogg_payload(c, 3)),
+    "amr-wb": Format("libvo_amrwbenc", "amr", (), amr_payload, (16000,)),
 }
 
 
@@ -160,7 +175,7 @@ class FFmpeg:
             coded = Path(folder) / "coded"
             self.encode(samples, coded)
             content = coded.read_bytes()
-            return self.decode(coded), 8 * self.form.payload(content), 8 * len(content)
+            return self.decode(coded), round(8 * self.form.payload(content)), 8 * len(content)
 
     def encode(self, samples: np.ndarray, target: Path) -> None:
         """Write the coded file of `[C, T]`."""
