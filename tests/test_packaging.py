@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from codec.pretrained import pretrained_names
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -103,6 +105,7 @@ def test_the_lock_agrees_with_the_declared_dependencies():
         assert all(requirement.specifier.contains(Version(version)) for version in pinned), requirement
 
 
+PRETRAINED_FILES = ("README.md", "config.yaml", "entropy.safetensors", "model.safetensors")
 SCRIPTS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in path.read_text()]
 
 
@@ -128,6 +131,7 @@ def test_the_wheel_holds_the_package_and_every_yaml(wheel):
     assert "codec/configs/train.yaml" in inside
     assert inside == sources | {f"codec/{name}" for name in CONFIGS} | {
         *("codec/py.typed", "codec/evaluation/report.html", "codec/configs/quantizer/README.md"),
+        *(f"codec/pretrained/{name}/{file}" for name in pretrained_names() for file in PRETRAINED_FILES),
     }
 
 
