@@ -168,7 +168,7 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
 def load(path: str | Path) -> Codec:
     """Codec from a run folder, a directory that `Codec.save` wrote, or a checkpoint (its averaged weights).
 
-    The name of a pretrained model of this package, such as `speech_16khz`, stands for its directory.
+    The name of a pretrained model of this package (`codec.pretrained`) stands for its directory.
 
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
@@ -186,10 +186,9 @@ def load(path: str | Path) -> Codec:
     elif path.is_file():
         config, weights = read_checkpoint(path)
     else:
-        known = ", ".join(pretrained_names())
-        raise FileNotFoundError(
-            f"{path}: no such model directory or checkpoint; pretrained models of this package: {known}"
-        )
+        names = pretrained_names()
+        known = f"; pretrained models of this package: {', '.join(names)}" if names else ""
+        raise FileNotFoundError(f"{path}: no such model directory or checkpoint{known}")
     return assemble(config, weights, path)
 
 
