@@ -264,8 +264,11 @@ def test_what_does_not_learn_is_not_traced_for_gradients(frozen, quantizer, trac
     freeze_submodules(model, frozen)
     parts = {"encoder": model.autoencoder.encoder, "decoder": model.autoencoder.decoder}
     for name, part in (parts | {"quantizer": model.quantizer}).items():
-        part.register_forward_pre_hook(
-            lambda *_, name=name: seen.add(name) if torch.is_grad_enabled() else None
+        # What a backward pass would run through: of a quantizer, its latents.
+        part.register_forward_hook(
+            lambda _, __, made, name=name: (
+                seen.add(name) if getattr(made, "latents", made).requires_grad else None
+            )
         )
     audio = torch.randn(2, 1, 3200)
     estimate, quantized = reconstruct(model, model.quantizer, audio)

@@ -229,9 +229,9 @@ def test_checkpoint_and_saved_model_are_the_same_averaged_codec(tmp_path, wavs):
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, wavs, monkeypatch, caplog):
     real, calls = Objective.reconstruction_losses, []
 
-    def broken(self, estimate, target):
+    def broken(self, estimate, target, draws):
         calls.append(1)
-        losses = real(self, estimate, target)
+        losses = real(self, estimate, target, draws)
         return {name: loss * float("nan") for name, loss in losses.items()} if len(calls) == 3 else losses
 
     monkeypatch.setattr(Objective, "reconstruction_losses", broken)
@@ -243,7 +243,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, wavs, 
 
 
 def test_training_stops_after_too_many_bad_steps(tmp_path, wavs, monkeypatch):
-    def broken(self, estimate, target):
+    def broken(self, estimate, target, draws):
         return {"mel": estimate.sum() * float("inf"), "waveform": estimate.sum()}
 
     monkeypatch.setattr(Objective, "reconstruction_losses", broken)
@@ -583,7 +583,8 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     # Not the discriminator: with one thread the gradients of some of its biases are nothing but rounding.
     codec = {name: value for name, value in one["state_dict"].items() if not name.startswith("discriminator")}
     for name, value in codec.items() if warmup else []:
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-5, msg=name)
+        # Adam divides small gradients by their size, rounding errors of the transforms among them.
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=2e-5, msg=name)
     with (folder / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
