@@ -85,11 +85,18 @@ def stft(audio: Tensor, window: int, hop: int, normalized: bool = False) -> Tens
     """STFT of padded audio `[B, C, T]`: complex `[B, C, (T - window) // hop + 1, window // 2 + 1]`."""
     samples = hann_window(window, normalized, audio.device)
     with torch.autocast(audio.device.type, enabled=False):
-        if audio.requires_grad and not torch.compiler.is_compiling():
-            return FramesTransform.apply(audio.float(), samples, hop)  # type: ignore[return-value]
         flat = audio.float().flatten(0, 1)
         spectrum = torch.stft(flat, window, hop, window=samples, center=False, return_complex=True)
     return spectrum.transpose(1, 2).unflatten(0, audio.shape[:2])
+
+
+def lean_stft(audio: Tensor, window: int, hop: int) -> Tensor:
+    """`stft` with the gradient of `FramesTransform`, equal to torch's up to rounding."""
+    if not audio.requires_grad or torch.compiler.is_compiling():
+        return stft(audio, window, hop)
+    with torch.autocast(audio.device.type, enabled=False):
+        samples = hann_window(window, False, audio.device)
+        return FramesTransform.apply(audio.float(), samples, hop)  # type: ignore[return-value]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch import Tensor
 from codec.losses.objective import LossGroup
 from codec.losses.spectral import check_windows
 from codec.metrics import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape
-from codec.spectrogram import mel_filters, pad_reflect, stft
+from codec.spectrogram import lean_stft, mel_filters, pad_reflect
 
 TERMS = ("mel", "linear_mel", "complex")
 SMALLEST = 1e-6  # of a bin's energy, below which compression stays linear
@@ -87,7 +87,7 @@ class MultiResolutionLoss(LossGroup):
     def views(self, audio: Tensor, window: int) -> dict[str, Tensor]:
         """Tensors of one resolution that the terms compare."""
         padded = pad_reflect(audio, window // 2, window // 2)
-        spectrum = torch.view_as_real(stft(padded, window, window // 4))
+        spectrum = torch.view_as_real(lean_stft(padded, window, window // 4))
         energy = spectrum.square().sum(-1)
         views: dict[str, Tensor] = {}
         if "mel" in self.names or "linear_mel" in self.names:
