@@ -63,11 +63,11 @@ class WholeSignal:
         self, audio: Tensor, final: bool = False, num_quantizers: int | None = None, beam: int = 1
     ) -> Tensor:
         """Codes `[1, K, F]` of all audio `[1, C, T]` since the last end; none before `final`."""
-        self.audio.append(audio)
-        whole, depth = torch.cat(self.audio, 2), self.codec.quantizer.check_depth(num_quantizers)
-        if not final or not whole.shape[2]:
+        depth = self.codec.quantizer.check_depth(num_quantizers)
+        self.audio += [audio] if audio.shape[2] else []
+        if not final or not self.audio:
             return torch.zeros(1, depth, 0, dtype=torch.int64, device=audio.device)
-        self.audio = []
+        whole, self.audio = torch.cat(self.audio, 2), []
         return self.codec.encode(whole, num_quantizers, beam)
 
     def decode(self, codes: Tensor, final: bool = False) -> Tensor:
