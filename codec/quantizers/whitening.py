@@ -68,16 +68,17 @@ def whitening_projection(inputs: Tensor, count: int) -> Tensor:
     The `count` strongest principal components at equal strength, turned at random (Gong and Lazebnik 2011,
     "Iterative quantization", where signs are taken of them, too): no number has less to say than another.
     """
-    strengths, axes = torch.linalg.eigh(inputs.T.cov())
+    # In float64 on the CPU: components of nearly equal strength turn with the rounding of float32.
+    strengths, axes = torch.linalg.eigh(inputs.T.cpu().double().cov())
     kept = min(count, inputs.shape[1])
     equal = axes[:, -kept:] / strengths[-kept:].clamp(min=max(1e-6 * float(strengths[-1]), 1e-12)).sqrt()
     generator = torch.Generator().manual_seed(count)
-    turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator).to(inputs)
-    return functional.normalize(turn, dim=1) @ equal.T
+    turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator)
+    return (functional.normalize(turn, dim=1).to(equal) @ equal.T).to(inputs)
 
 
 def regression(numbers: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Weight `[D, d]` and bias `[D]` that say inputs `[N, D]` best by numbers `[N, d]`."""
-    known = torch.cat([numbers, torch.ones_like(numbers[:, :1])], 1)
-    solved = torch.linalg.pinv(known.T @ known) @ (known.T @ inputs)
+    known = torch.cat([numbers, torch.ones_like(numbers[:, :1])], 1).cpu().double()
+    solved = (torch.linalg.pinv(known.T @ known) @ (known.T @ inputs.cpu().double())).to(inputs)
     return solved[:-1].T, solved[-1]
