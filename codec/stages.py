@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codec.config import TARGET, ConfigError, build, validate
 from codec.data import AudioData
@@ -17,7 +17,10 @@ from codec.losses.objective import Objective, asks_discriminator
 from codec.model import Codec
 from codec.optimization import Cosine, Exponential, freeze_submodules
 from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.channel import GaussianChannel
+from codec.quantizers.identity import Identity
 
+BOTTLENECKS = ("codes", "channel", "none")
 ENDLESS = sys.maxsize  # steps of the one stage of a run without stages
 
 
@@ -25,7 +28,8 @@ ENDLESS = sys.maxsize  # steps of the one stage of a run without stages
 class Stage:
     """A part of a run that begins with fresh optimizers and counts from its own first step.
 
-    `quantize` False gives the decoder the encoder's latents; the quantizer rests (ESC, arXiv 2404.19441).
+    `bottleneck` "none" gives the decoder the encoder's latents; the quantizer rests (ESC, arXiv 2404.19441).
+    "channel" adds the noise that an ideal quantizer of the same bits would leave, see `GaussianChannel`.
     Codebooks start from the latents of the first stage that quantizes and does not freeze them.
     `freeze` names submodules of the codec that stay as they are, `adversarial` lets the discriminator join,
     `weights` replace some of the loss's. `lr` is the codec's base learning rate, None for the optimizer's,
@@ -34,7 +38,7 @@ class Stage:
 
     name: str
     steps: int
-    quantize: bool = True
+    bottleneck: str = "codes"
     freeze: Sequence[str] = ()
     adversarial: bool = False
     weights: Mapping[str, float] | None = None
@@ -44,16 +48,18 @@ class Stage:
     def __post_init__(self):
         if self.steps < 1 or (self.lr is not None and self.lr < 0):
             raise ValueError(f"steps must be at least 1 and lr at least 0, got {self.steps} and {self.lr}")
+        if self.bottleneck not in BOTTLENECKS:
+            raise ValueError(f"bottleneck must be {', '.join(BOTTLENECKS)}, got {self.bottleneck!r}")
 
     @property
     def frozen(self) -> list[str]:
         """Submodules of the codec that nothing changes, a quantizer that rests among them."""
-        return [*self.freeze, *([] if self.quantize else ["quantizer"])]
+        return [*self.freeze, *([] if self.bottleneck == "codes" else ["quantizer"])]
 
     @property
     def teaches_quantizer(self) -> bool:
-        """Whether the quantizer is in use and not frozen."""
-        return "quantizer" not in self.frozen
+        """Whether codebooks, or a channel's covariance, learn from the latents."""
+        return self.bottleneck == "channel" or "quantizer" not in self.frozen
 
     def course(self, default: Exponential | Cosine) -> Exponential | Cosine:
         """The schedule of the stage's steps; ValueError when it spans a stage that has no end."""
@@ -71,7 +77,7 @@ class Stage:
         """What the stage does, for the terminal."""
         parts = [
             f"{self.steps} steps",
-            "" if self.quantize else "not quantized",
+            {"codes": "", "channel": "Gaussian channel", "none": "not quantized"}[self.bottleneck],
             f"{', '.join(self.freeze)} frozen" if self.freeze else "",
             "adversarial" if self.adversarial else "",
             "weights " + ", ".join(f"{k} {v:g}" for k, v in self.weights.items()) if self.weights else "",
@@ -142,11 +148,24 @@ def reconstruct(
     return estimate[..., : audio.shape[-1]], quantized
 
 
+def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
+    """What stands in for a quantizer in stages without codes, by name; ValueError for one without a rate."""
+    used = {stage.bottleneck for stage in stages}
+    made: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
+    if "channel" in used:
+        if not quantizer.codebook_sizes:
+            raise ValueError("stages: a channel takes its rate from a quantizer with codes: choose one")
+        depths = range(1, quantizer.num_quantizers + 1)
+        rates = [quantizer.bits_per_frame(depth) / quantizer.stride for depth in depths]
+        made["channel"] = GaussianChannel(quantizer.dim, rates)
+    return nn.ModuleDict(made)
+
+
 @torch.no_grad()
-def start_codebooks(codec: Codec, data: AudioData) -> None:
+def start_quantizer(quantizer: Quantizer, codec: Codec, data: AudioData) -> None:
     """Fit a quantizer to as many latents of training crops as it wants, of all processes together."""
     frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
-    crops = -(-codec.quantizer.pool_size() // frames)
+    crops = -(-quantizer.pool_size() // frames)
     crops += -crops % data.batch_size
     share = crops // world_size()
     device = next(codec.parameters()).device
@@ -155,7 +174,7 @@ def start_codebooks(codec: Codec, data: AudioData) -> None:
         count = min(chunk, (rank() + 1) * share - start)
         latents = codec.latents(data.crops(start, count).to(device))
         pool.append(latents.float().permute(0, 2, 1).reshape(-1, latents.shape[1]))
-    codec.quantizer.initialise(all_gather_rows(torch.cat(pool)))
+    quantizer.initialise(all_gather_rows(torch.cat(pool)))
 
 
 def plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:

@@ -28,8 +28,7 @@ from codec.metrics import SCORES
 from codec.model import Codec
 from codec.optimization import Optimization, clip_gradients, freeze_submodules, set_learning_rate
 from codec.quantizers.base import Quantized, Quantizer
-from codec.quantizers.identity import Identity
-from codec.stages import ENDLESS, Stage, check_stages, locate, plain, reconstruct, start_codebooks
+from codec.stages import ENDLESS, Stage, check_stages, locate, plain, reconstruct, stand_ins, start_quantizer
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class CodecTraining(lightning.LightningModule):
         self.average_decay = average_decay
         self.revive_every = revive_every
         self.max_skipped = max_skipped
-        self.unquantized = Identity(codec.quantizer.dim)
+        self.stand_ins = stand_ins(self.stages, codec.quantizer)
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
@@ -123,7 +122,12 @@ class CodecTraining(lightning.LightningModule):
     @property
     def quantizer(self) -> Quantizer:
         """What the stage quantizes with."""
-        return self.codec.quantizer if self.stage.quantize else self.unquantized
+        return self.quantizer_of(self.stage, self.codec)
+
+    def quantizer_of(self, stage: Stage, codec: Codec) -> Quantizer:
+        """The codec's quantizer, or what stands in for it in a stage without codes."""
+        coded = stage.bottleneck == "codes"
+        return codec.quantizer if coded else cast(Quantizer, self.stand_ins[stage.bottleneck])
 
     @property
     def audio_data(self) -> AudioData:
@@ -165,8 +169,8 @@ class CodecTraining(lightning.LightningModule):
         self.number, self.place = self.locate(self.global_step)
         freeze_submodules(self.codec, self.stage.frozen)
         self.objective.weights = self.weights[self.number]
-        if self.stage.teaches_quantizer and self.codec.quantizer.pool_size():
-            start_codebooks(self.codec, self.audio_data)
+        if self.stage.teaches_quantizer and self.quantizer.pool_size():
+            start_quantizer(self.quantizer, self.codec, self.audio_data)
             self.average.load_state_dict(self.codec.state_dict())
         if self.place:
             return
@@ -294,10 +298,9 @@ class CodecTraining(lightning.LightningModule):
 
     def update_quantizer(self, quantized: Quantized) -> Tensor | None:
         """Teach the codebooks one batch; how many codes each stage revived, if it was time to look."""
-        quantizer = self.codec.quantizer
-        quantizer.update(quantized)
-        due = self.global_step % self.revive_every == 0
-        return quantizer.revive(quantized, self.step_seed()) if due else None
+        self.quantizer.update(quantized)
+        due = self.stage.bottleneck == "codes" and self.global_step % self.revive_every == 0
+        return self.quantizer.revive(quantized, self.step_seed()) if due else None
 
     def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
         """Say which losses were not finite and on which files; TrainingFailed after too many in a row."""
@@ -319,7 +322,7 @@ class CodecTraining(lightning.LightningModule):
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
         audio = batch.audio
         trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
-        quantizer = self.average.quantizer if trained.quantize else self.unquantized
+        quantizer = self.quantizer_of(trained, self.average)
         estimate = reconstruct(self.average, quantizer, audio)[0].float()
         for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.

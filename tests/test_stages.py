@@ -32,7 +32,7 @@ from codec.stages import Stage, locate, plain, reconstruct
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-PLAIN = "{name: plain, steps: 3, quantize: false, lr: 0.01, schedule: {_target_: codec.optimization.Cosine}}"
+PLAIN = "{name: plain, steps: 3, bottleneck: none, lr: 0.01, schedule: {_target_: codec.optimization.Cosine}}"
 CODES = "{name: codes, steps: 4, weights: {waveform: 0}}"
 DECODER = "{name: decoder, steps: 3, lr: 0.001, freeze: [autoencoder.encoder, quantizer], adversarial: true}"
 ALL = (PLAIN, CODES, DECODER)
@@ -49,7 +49,7 @@ def staged(folder: Path, wavs: Path, *overrides: str, stages: tuple[str, ...] = 
     return train(OmegaConf.create(tiny_run(folder, wavs, *SETTINGS, listed, *overrides)))
 
 
-def interrupted(folder: Path, wavs: Path, step: int, *overrides: str) -> None:
+def interrupted(folder: Path, wavs: Path, step: int, *overrides: str, stages: tuple[str, ...] = ALL) -> None:
     """Train in stages until a signal comes in a step; save what there is."""
     real = AudioData.advance
 
@@ -60,7 +60,7 @@ def interrupted(folder: Path, wavs: Path, step: int, *overrides: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AudioData, "advance", advance)
-        assert staged(folder, wavs, *overrides) == 143
+        assert staged(folder, wavs, *overrides, stages=stages) == 143
     assert last(folder)["global_step"] == step
 
 
@@ -365,13 +365,13 @@ def test_a_cosine_without_an_end_needs_stages(tmp_path, wavs):
 
 
 def test_nothing_is_left_to_train_when_the_quantizer_rests(tmp_path, wavs):
-    stage = "{name: lost, steps: 2, quantize: false, freeze: [autoencoder]}"
+    stage = "{name: lost, steps: 2, bottleneck: none, freeze: [autoencoder]}"
     options = [*SETTINGS[:2], f"training.stages=[{stage}]"]
     with pytest.raises(ConfigError, match=r"stages: lost: freeze: .* leaves nothing"):
         train(OmegaConf.create(tiny_run(tmp_path, wavs, *options, swap_quantizer="factorized_rvq")))
 
 
-BEGUN = [Stage("a", 3, quantize=False), Stage("b", 4, lr=0.1, schedule=Cosine()), Stage("c", 5)]
+BEGUN = [Stage("a", 3, bottleneck="none"), Stage("b", 4, lr=0.1, schedule=Cosine()), Stage("c", 5)]
 
 
 @pytest.mark.parametrize(
@@ -383,11 +383,11 @@ BEGUN = [Stage("a", 3, quantize=False), Stage("b", 4, lr=0.1, schedule=Cosine())
         (5, [BEGUN[0], Stage("b", 9, lr=0.1, schedule=Cosine()), BEGUN[2]], ""),
         (5, [BEGUN[0], Stage("b", 2, lr=0.1, schedule=Cosine())], ""),
         (5, [BEGUN[0], Stage("b", 1, lr=0.1, schedule=Cosine())], "stages[1].steps: 4 in the checkpoint, 1"),
-        (3, [Stage("a", 4, quantize=False)], ""),  # not a step of the second stage was done
-        (4, [Stage("a", 4, quantize=False), *BEGUN[1:]], "stages[0].steps: 3 in the checkpoint, 4 now"),
+        (3, [Stage("a", 4, bottleneck="none")], ""),  # not a step of the second stage was done
+        (4, [Stage("a", 4, bottleneck="none"), *BEGUN[1:]], "stages[0].steps: 3 in the checkpoint, 4 now"),
         (5, [BEGUN[0], Stage("b", 4, schedule=Cosine())], "stages[1].lr: 0.1 in the checkpoint, None now"),
         (5, [BEGUN[0], Stage("b", 4, lr=0.1)], "stages[1].schedule.final: 0.1 in the checkpoint, None now"),
-        (5, [Stage("a", 3), *BEGUN[1:]], "stages[0].quantize: False in the checkpoint, True now"),
+        (5, [Stage("a", 3), *BEGUN[1:]], "stages[0].bottleneck: none in the checkpoint, codes now"),
         (5, BEGUN[:1], "stages[1].name: b in the checkpoint, None now"),
         (5, [Stage("", 10)], "stages[0].name: a in the checkpoint, None now"),
     ],
