@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
+from codec.checkpoints import AtomicCheckpoints, StopOnSignal, is_healthy, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation.evaluation import evaluate, print_summary
@@ -32,12 +31,20 @@ from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
-from codec.logs import MetricsCSV
+from codec.logs import MetricsCSV, quiet_libraries
 from codec.model import build_codec, count_parameters
-from codec.resume import check_same_model, check_same_training, checkpoint_step, find_checkpoint, is_finished
+from codec.resume import (
+    check_same_model,
+    check_same_training,
+    checkpoint_step,
+    find_checkpoint,
+    is_finished,
+    what_is_saved,
+)
 from codec.stages import label, settle
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
+from codec.validations import MissedValidation
 
 log = logging.getLogger(__name__)
 # Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
@@ -94,12 +101,14 @@ def train_in(
 
 def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
     """Train; ConfigError for what the user can mend."""
-    loggers = trainer.loggers
+    loggers, last = trainer.loggers, Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     try:
         if trainer.is_global_zero:
             remember_runs(Path(trainer.default_root_dir), loggers)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except (TrainingFailed, MisconfigurationException) as error:
+    except TrainingFailed as error:
+        raise ConfigError(f"{error}; {what_is_saved(last)}") from error
+    except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     except DataError as error:  # a loading process's is wrapped in its traceback
         raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
@@ -198,13 +207,13 @@ def build_trainer(
     """Build Lightning's trainer with this project's checkpoints, logs and telemetry."""
     options = dict(config["trainer"])
     table = MetricsCSV(folder / "metrics.csv")
-    if checkpoint:
-        table.rewind(checkpoint_step(checkpoint))
+    table.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     logger = build_logger(same_run(config["logger"], folder, checkpoint is not None))
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),
         *complete(config, "checkpoint", folder / "checkpoints"),
+        MissedValidation(table),
         stop,
     ]
     factory = build(options | {"_partial_": True}, path="trainer")
@@ -269,7 +278,7 @@ def finish(
 ) -> int:
     """Save the averaged codec, evaluate it, say where everything is."""
     folder = Path(trainer.default_root_dir)
-    if not stop.received:
+    if not stop.received and is_healthy(module):
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
@@ -282,7 +291,11 @@ def finish(
         ) from error
     if stop.received:
         name = signal.Signals(stop.received).name
-        print(f"stopped by {name} at step {trainer.global_step}; go on with the same command and resume=auto")
+        saved = "" if is_healthy(module) else f", which was not finite; {what_is_saved(stop.checkpoint)}"
+        print(
+            f"stopped by {name} at step {trainer.global_step}{saved}; "
+            "go on with the same command and resume=auto"
+        )
         return 128 + stop.received
     files = data.valid_files[: config["evaluate"]]
     if files:
@@ -323,20 +336,3 @@ def whereabouts(folder: Path, config: dict[str, Any]) -> str:
     else:
         lines.append(f"next, on other recordings: codec-evaluate {folder} /path/to/wavs")
     return "\n".join(lines)
-
-
-def quiet_libraries() -> None:
-    """Silence what Lightning says about things that this project does on purpose."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*num_workers.*",
-        ".*resuming from a checkpoint that ended before.*",
-        ".*exists and is not empty.*",
-        ".*IterableDataset.*__len__.*",
-        ".*isinstance.treespec.*",
-        ".*in eval mode at the start of training.*",
-        ".*no pre-optimization state was saved.*",
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -21,7 +21,7 @@ LAYERS = """
     run search
     decoding evaluation
     bitstream finetuning
-    resume telemetry tokens
+    resume telemetry tokens validations
     batching export live training
     stages
     data doctor model
@@ -36,7 +36,7 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
-    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
+    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data", "validations"},
     "hydra": {"finetuning", "cli", "run", "sweep", "search", "ray_launcher", "overrides"},
     "omegaconf": {"finetuning", "cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},
