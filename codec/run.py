@@ -111,7 +111,8 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     except DataError as error:  # a loading process's is wrapped in its traceback
-        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        reason = str(error).rpartition("DataError: ")[2].strip()
+        raise DataError(f"{reason}; {what_is_saved(last)}, from which resume=auto goes on") from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
             raise error.__context__ from None
@@ -300,7 +301,13 @@ def finish(
     files = data.valid_files[: config["evaluate"]]
     if files:
         output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)
-        print_summary(evaluate(codec, files, output, metrics=metrics), output)
+        try:
+            print_summary(evaluate(codec, files, output, metrics=metrics), output)
+        except DataError as error:
+            raise DataError(
+                f"{error}: see the warnings above.\nThe training is finished and {folder}/model saved: when "
+                "the files can be read, the same command with resume=auto evaluates it"
+            ) from error
     print(whereabouts(folder, config))
     return 0
 

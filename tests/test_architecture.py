@@ -30,7 +30,7 @@ LAYERS = """
     autoencoders quantizers
     audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher
     audio_errors config distributed logs optimization pretrained spectrogram workers
-    files
+    environment files
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

@@ -1,7 +1,10 @@
 """What a kill, a divergence or vanishing data leave behind, and that the next start makes it whole."""
 
 import csv
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,11 @@ from test_training import last, run
 
 from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError
+from codec.inventory import DataError
 from codec.losses.objective import Objective
 from codec.metrics import SCORES
 from codec.run import train
+from codec.training import CodecTraining
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -152,3 +157,121 @@ def test_a_run_folder_that_moved_keeps_its_best_checkpoint(tmp_path, wavs, monke
     folder = tmp_path / "new/run/checkpoints"
     assert torch.load(folder / "best.ckpt", weights_only=True)["global_step"] == 2
     assert str(tmp_path / "old").encode() not in (folder / "last.ckpt").read_bytes()
+
+
+def test_data_that_were_away_for_a_moment_are_waited_for(tmp_path, wavs, monkeypatch, caplog):
+    copy = shutil.copytree(wavs, tmp_path / "copy")
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            (tmp_path / "away").rename(copy)
+
+    real = CodecTraining.on_train_start
+
+    def start(self: CodecTraining) -> None:
+        real(self)
+        copy.rename(tmp_path / "away")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(CodecTraining, "on_train_start", start)
+    parts = run(tmp_path / "parts", copy, "trainer.max_steps=3")
+    assert pauses == [1, 2, 4] and "trying again in 1 s" in caplog.text
+    assert "drawn from another file" not in caplog.text
+    monkeypatch.undo()
+    whole = run(tmp_path / "whole", copy, "trainer.max_steps=3")
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name])
+
+
+def test_what_was_trained_before_the_data_vanished_is_saved(tmp_path, wavs, monkeypatch):
+    copy = shutil.copytree(wavs, tmp_path / "copy")
+    real = CodecTraining.on_train_batch_end
+
+    def vanish(self, *arguments):
+        real(self, *arguments)
+        if self.global_step == 3:
+            copy.rename(tmp_path / "away")
+
+    options = ["trainer.max_steps=5", "checkpoint.save_every=100"]
+    with monkeypatch.context() as patch:
+        patch.setattr("codec.crops.PAUSES", ())
+        patch.setattr(CodecTraining, "on_train_batch_end", vanish)
+        with pytest.raises(
+            DataError, match=r"not readable any more: .*; last\.ckpt is of step 3, from which"
+        ):
+            run(tmp_path / "parts", copy, *options)
+    (tmp_path / "away").rename(copy)
+    parts = run(tmp_path / "parts", copy, *options, "resume=auto")
+    whole = run(tmp_path / "whole", copy, *options)
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][name])
+
+
+def test_a_finished_training_without_a_file_to_evaluate_says_so(tmp_path, wavs, monkeypatch):
+    copy = shutil.copytree(wavs, tmp_path / "copy")
+    options = ["trainer.max_steps=2", "evaluate=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(CodecTraining, "on_train_end", lambda self: copy.rename(tmp_path / "away"))
+        with pytest.raises(DataError, match=r"none of 1 files could be .*\n.* /?.*/model saved"):
+            run(tmp_path, copy, *options)
+    (tmp_path / "away").rename(copy)
+    run(tmp_path, copy, *options, "resume=auto")
+    assert (tmp_path / "run/evaluation/summary.json").is_file()
+
+
+CTRL_C = """
+import builtins, os, signal, sys
+real = builtins.__import__
+def interrupted(name, *arguments):
+    if name == {module!r}:
+        builtins.__import__ = real
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *arguments)
+from codec import cli
+builtins.__import__ = interrupted
+cli.{command}()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("train", "hydra"), ("train", "lightning"), ("train", "soundfile"), ("doctor", "numpy")],
+)
+def test_ctrl_c_while_a_command_starts_is_an_interruption(tmp_path, wavs, command, module):
+    arguments = [str(wavs)] if command == "doctor" else [f"data.root={wavs}", f"run_dir={tmp_path}/run"]
+    code = CTRL_C.format(command=command, module=module)
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (process.returncode, process.stderr.strip()) == (130, "interrupted")
+
+
+NAMELESS = """
+import pwd
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = getpwuid
+from codec import cli
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pwd")
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_a_user_without_name_home_and_utf_8_can_work(tmp_path, wavs, command):
+    folder = shutil.copytree(wavs, tmp_path / "tön")
+    (folder / "0.wav").rename(folder / "größe.wav")
+    (folder / "kaputt-é.wav").write_bytes(b"nothing")
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS")}
+    environment = kept | {"LANG": "C", "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "ignore"}
+    options = ["experiment=tiny", "data=folder", f"data.root={folder}", "trainer.max_steps=1"]
+    options += ["evaluate=0", "logger=none", "name=ü", "trainer.accelerator=cpu", "data.batch_size=2"]
+    arguments = [str(folder)] if command == "doctor" else options
+    process = subprocess.run(
+        [sys.executable, "-c", NAMELESS + f"cli.{command}()", *arguments],
+        capture_output=True, text=True, timeout=200, check=False, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == (1 if command == "doctor" else 0), process.stderr
+    assert "Traceback" not in process.stderr and r"t\xf6n" in process.stdout
+    assert not (tmp_path / "~").exists()
