@@ -21,7 +21,7 @@ from torch import Tensor
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
-from codec.files import remove_leftovers, take, written_whole
+from codec.files import OUTPUT_MARK, mark_output, remove_leftovers, take, written_whole
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -48,11 +48,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+        mark_output(folder)
         try:
             yield
         finally:
-            if os.listdir(folder) == [LOCK]:
+            if set(os.listdir(folder)) == {LOCK, OUTPUT_MARK}:
                 with suppress(OSError):  # Windows removes no file that is open
+                    (folder / OUTPUT_MARK).unlink()
                     (folder / LOCK).unlink()
                     folder.rmdir()
 

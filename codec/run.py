@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import signal
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
 from codec.logs import MetricsCSV, quiet_libraries
 from codec.model import build_codec, count_parameters
+from codec.partition import read_record, say_changes, write_record
 from codec.resume import (
     check_same_model,
     check_same_training,
@@ -86,7 +88,9 @@ def train_in(
     data, module = build_parts(config, weights)
     if checkpoint:
         check_same_training(checkpoint, module)
-    if first:  # before anything is written: what cannot be used shall leave no run folder
+    before = read_record(checkpoint.parent.parent) if checkpoint else {}
+    data.known = {name: row["part"] for name, row in before.items()}
+    if first:  # before anything is written: what cannot be used leaves no run folder
         data.prepare_data()
         data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
@@ -95,6 +99,8 @@ def train_in(
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
+        say_changes(before, [*itertools.chain(*data.trained), *data.valid])
+        write_record(folder, data.trained, data.valid)
     fit(trainer, module, data, checkpoint)
     return finish(config, module, data, stop, trainer, metrics)
 
@@ -106,10 +112,9 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
         if trainer.is_global_zero:
             remember_runs(Path(trainer.default_root_dir), loggers)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except TrainingFailed as error:
-        raise ConfigError(f"{error}; {what_is_saved(last)}") from error
-    except MisconfigurationException as error:
-        raise ConfigError(str(error)) from error
+    except (TrainingFailed, MisconfigurationException) as error:
+        saved = f"; {what_is_saved(last)}" if isinstance(error, TrainingFailed) else ""
+        raise ConfigError(f"{error}{saved}") from error
     except DataError as error:  # a loading process's is wrapped in its traceback
         reason = str(error).rpartition("DataError: ")[2].strip()
         raise DataError(f"{reason}; {what_is_saved(last)}, from which resume=auto goes on") from error

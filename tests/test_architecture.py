@@ -25,6 +25,7 @@ LAYERS = """
     batching export live training
     stages
     data doctor model
+    partition
     crops index streaming
     augmentation inventory loggers losses synthetic
     autoencoders quantizers

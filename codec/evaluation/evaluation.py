@@ -26,7 +26,7 @@ from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
 from codec.evaluation.records import Records
 from codec.evaluation.summary import summarise
 from codec.evaluation.systems import OwnCodec, Point, System
-from codec.files import printable, write_whole
+from codec.files import mark_output, printable, write_whole
 from codec.inventory import DataError
 from codec.metrics import SCORES
 from codec.model import Codec
@@ -92,6 +92,7 @@ def evaluate_system(
         "seconds": options.max_seconds,
     }
     records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    mark_output(output)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
