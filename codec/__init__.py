@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from codec.environment import complete_environment
+
 if TYPE_CHECKING:
     from codec.model import Codec, build_codec, load
 
 __all__ = ["Codec", "build_codec", "load"]
 __version__ = "0.1.0"
+
+complete_environment()
 
 
 def __getattr__(name: str) -> Any:

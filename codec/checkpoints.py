@@ -17,10 +17,11 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
-from codec.files import remove_leftovers, take, written_whole
+from codec.files import OUTPUT_MARK, mark_output, remove_leftovers, take, written_whole
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -47,11 +48,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+        mark_output(folder)
         try:
             yield
         finally:
-            if os.listdir(folder) == [LOCK]:
+            if set(os.listdir(folder)) == {LOCK, OUTPUT_MARK}:
                 with suppress(OSError):  # Windows removes no file that is open
+                    (folder / OUTPUT_MARK).unlink()
                     (folder / LOCK).unlink()
                     folder.rmdir()
 
@@ -101,13 +104,13 @@ def checkpoint_callbacks(
         "save_on_train_epoch_end": False,
     }
     remove_leftovers(directory)
-    callbacks = [
-        ModelCheckpoint(filename="best", monitor="valid/mel", save_top_k=1, **common),
-        LastCheckpoint(filename="last", every_n_train_steps=save_every, **common),
+    callbacks: list[ModelCheckpoint] = [
+        HealthyCheckpoint(filename="best", monitor="valid/mel", save_top_k=1, **common),
+        LastCheckpoint(save_every, filename="last", every_n_train_steps=save_every, **common),
     ]
     if keep_every:
         callbacks.append(
-            ModelCheckpoint(
+            HealthyCheckpoint(
                 filename="step-{step:07d}", every_n_train_steps=keep_every, save_top_k=-1, **common
             )
         )
@@ -121,16 +124,111 @@ def forget_best(callbacks: Iterable[Callback]) -> None:
             callback.best_k_models.clear()
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Saves after each validation too: a resumed run has to know the best score so far."""
+def is_healthy(module: Any) -> bool:
+    """Whether the last step was finite. Otherwise the weights may be ruined, and are not worth saving."""
+    return not getattr(module, "skipped_in_a_row", 0)
+
+
+class HealthyCheckpoint(ModelCheckpoint):
+    """Saves nothing after a step that was not finite, nor for a score that is not; keeps no absolute path."""
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when it is time, unless the step was skipped."""
+        if is_healthy(pl_module):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def check_monitor_top_k(self, trainer: lightning.Trainer, current: Tensor | None = None) -> bool:
+        """Whether a score is worth a checkpoint."""
+        finite = current is not None and bool(torch.isfinite(current))
+        return (
+            finite and is_healthy(trainer.lightning_module) and super().check_monitor_top_k(trainer, current)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best score and its file by name: the run folder may be moved."""
+        return placed(super().state_dict(), "")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score if its file lies in this run's folder."""
+        state = placed(state_dict, str(self.dirpath))
+        state["best_k_models"] = {k: v for k, v in state["best_k_models"].items() if os.path.exists(k)}
+        super().load_state_dict(state)
+
+
+def placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """State of a `ModelCheckpoint` with its files in another folder."""
+
+    def place(path: str) -> str:
+        return os.path.join(folder, os.path.basename(path)) if path else path
+
+    paths = {key: place(path) for key, path in state.items() if key.endswith("_path")}
+    best = {place(path): score for path, score in state["best_k_models"].items()}
+    return state | paths | {"dirpath": folder, "best_k_models": best}
+
+
+class LastCheckpoint(HealthyCheckpoint):
+    """Saves every `save_every` steps, after each validation, and before an error ends the run.
+
+    A resumed run needs the best score so far. What is due in a step that was not finite waits for the next.
+    """
+
+    def __init__(self, save_every: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.save_every = save_every
+        self.due = False
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when it is time, or was in a step that was skipped."""
+        self.due = self.due or trainer.global_step % self.save_every == 0
+        if self.due:
+            self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save `last.ckpt`; this callback stands behind the one that keeps the best."""
-        trainer.save_checkpoint(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
+        self.due = True
+        self.save(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Replace `last.ckpt` if the last step was finite."""
+        if is_healthy(trainer.lightning_module):
+            trainer.save_checkpoint(self.path)
+            self.due = False
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what was done before an error between two steps, as of data that vanished."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.total
+        between = progress.ready == progress.completed > 0
+        if isinstance(exception, Exception) and between and is_healthy(pl_module):
+            # Not by `trainer.save_checkpoint`, which waits for the other processes.
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.checkpoint_io.save_checkpoint(state, self.path)
+
+    @property
+    def path(self) -> Path:
+        """Where `last.ckpt` lies."""
+        return Path(str(self.dirpath)) / f"{self.filename}.ckpt"
 
 
 class StopOnSignal(Callback):
     """On SIGINT or SIGTERM finish the step, save `last.ckpt` and stop, on all processes together.
+
+    A step that was not finite is not saved: `last.ckpt` stays the one before it.
 
     A second SIGINT interrupts at once. `received` is the signal that stopped the run, if one did.
     """
@@ -172,7 +270,8 @@ class StopOnSignal(Callback):
         flag = torch.tensor(int(self.received is not None), device=pl_module.device)
         if int(all_reduce_sum([flag])[0]):
             self.received = self.received or signal.SIGTERM
-            trainer.save_checkpoint(self.checkpoint)
+            if is_healthy(pl_module):
+                trainer.save_checkpoint(self.checkpoint)
             trainer.should_stop = True
             # Lightning would validate before it stops; whoever sent the signal may not wait that long.
             trainer.limit_val_batches = 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import CONFIG_DIR, ConfigError, in_quotes
+from codec.environment import escape_unprintable
 
 # What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -32,16 +33,17 @@ def train() -> None:
     """Train a codec: `codec-train data.root=/path/to/wavs`, every option a Hydra override."""
     # Threads that spin while they wait make a busy machine ten times slower, a free one no faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.exit(report_errors(start_training))
+
+
+def start_training() -> int:
+    """Let Hydra read the command line and train, once or for each run of a sweep; the exit status."""
     import hydra
 
     from codec.overrides import check_names
 
     sys.argv[1:] = map(quoted, sys.argv[1:])
-    try:
-        check_names(sys.argv[1:])
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    check_names(sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
         from codec.ray_launcher import RayLauncher
         from codec.sweep import Sweep
@@ -69,7 +71,7 @@ def train() -> None:
             status = report_errors(lambda: run(config))
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
-    sys.exit(status)
+    return status
 
 
 def evaluate() -> None:
@@ -119,9 +121,7 @@ def report() -> None:
 
 def doctor() -> None:
     """Say what is wrong with a folder of recordings: `codec-doctor FOLDER`."""
-    from codec.doctor import main
-
-    sys.exit(main(sys.argv[1:]))
+    run_command("codec.doctor")
 
 
 def export() -> None:
@@ -176,15 +176,17 @@ def run_command(module: str, function: str = "main") -> None:
 
 def report_errors(command: Callable[[], int]) -> int:
     """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
-    logging.captureWarnings(True)
-    from codec.files import FileError
-    from codec.inventory import DataError
-
     try:
-        return command()
-    except (ConfigError, DataError, FileError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        logging.captureWarnings(True)
+        escape_unprintable()
+        from codec.files import FileError
+        from codec.inventory import DataError
+
+        try:
+            return command()
+        except (ConfigError, DataError, FileError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

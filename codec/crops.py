@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from codec.inventory import DataError, IndexedFile
 log = logging.getLogger(__name__)
 
 QUIET_DRAWS, FAILED_DRAWS = 8, 50  # draws for one crop that may be rejected: as silence, on broken files
+PAUSES = 1, 2, 4, 8, 15, 30  # seconds; what a network folder has to come back
 
 
 class Batch(NamedTuple):
@@ -42,7 +44,8 @@ class Crops(Dataset[Batch]):
     folders: lists of files with absolute paths. Files are drawn by duration (within a folder, and among
         folders by `weights` when given), starts uniformly.
     shape: length of a crop in samples, sample rate in Hz, channels.
-    Silence is drawn again; so is a file that turned out broken, which is logged once.
+    Silence is drawn again; so is a file that turned out broken, which is logged once. When nothing can be
+        read any more, as of a network folder that is away, drawing waits for a minute.
     """
 
     def __init__(
@@ -75,6 +78,15 @@ class Crops(Dataset[Batch]):
         return Batch(torch.from_numpy(audio), torch.tensor(numbers, dtype=torch.int64))
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[str]]:
+        for pause in PAUSES:
+            try:
+                return self._try(number)
+            except DataError as error:
+                log.warning("%s; trying again in %d s", error, pause)
+                time.sleep(pause)
+        return self._try(number)
+
+    def _try(self, number: int) -> tuple[np.ndarray, list[str]]:
         random = np.random.default_rng((self.seed, int(number)))
         audio, tried = self._read(number, random)
         if happens(self.augmentation.mix.probability, random):
@@ -85,24 +97,28 @@ class Crops(Dataset[Batch]):
         return self.augmentation.apply(audio, self.shape[1], random), tried
 
     def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-        tried, failed = list[str](), 0
-        while failed < FAILED_DRAWS:
+        tried, failed = list[str](), list[AudioError]()
+        while len(failed) < FAILED_DRAWS:
             file, start, speed = self._choose(random)
             tried.append(file.path)
             try:
                 audio = read_segment(file.path, start, *self.shape, expected=file.info, speed=speed)
             except AudioError as error:
-                failed += 1
-                if file.path not in self.reported:
-                    self.reported.add(file.path)
-                    log.warning("a crop is drawn from another file instead: %s", error)
+                failed.append(error)
                 continue
-            if len(tried) - failed > QUIET_DRAWS or not self.augmentation.is_quiet(audio):
+            if len(tried) - len(failed) > QUIET_DRAWS or not self.augmentation.is_quiet(audio):
+                self._report(failed)
                 return audio, tried
         names = ", ".join(printable(path) for path in sorted(set(tried))[:5])
         raise DataError(
             f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names}"
         )
+
+    def _report(self, errors: Sequence[AudioError]) -> None:
+        for error in errors:
+            if str(error.path) not in self.reported:
+                self.reported.add(str(error.path))
+                log.warning("a crop is drawn from another file instead: %s", error)
 
     def _choose(self, random: np.random.Generator) -> Place:
         position = random.random() * self.cumulative[-1]

@@ -18,6 +18,7 @@ from codec.augmentation import Augmentation
 from codec.crops import Batch, Crops, read_clips
 from codec.index import has_audio, scan, split
 from codec.inventory import DataError, Index, IndexedFile
+from codec.partition import separate
 from codec.workers import WorkerLoader
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,8 @@ class AudioData(LightningDataModule):
         self.make_index, self.generate = index, generate
         self.seen = 0
         self.indexes: list[Index] = []
+        self.known: dict[str, str] = {}  # of a run that goes on: parts of its recordings by identity
+        self.trained: list[list[IndexedFile]] = []  # by root
         self.valid: list[IndexedFile] = []
         self.valid_files: list[str] = []
 
@@ -137,14 +140,13 @@ class AudioData(LightningDataModule):
         # Other processes than the one that prepared find the folders' indexes in the cache.
         indexes = self.indexes or [self.make_index(root) for root in self.roots]
         self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
-        train = []
+        roots: list[Any] = []
         for index in self.indexes:
             parts = split(index.usable, self.validation.fraction)
-            absolute = [[file.below(index.root) for file in part] for part in parts]
-            train.append(absolute[0])
-            self.valid += absolute[1]
+            roots.append([[file.below(index.root) for file in part] for part in parts])
+        self.trained, self.valid = separate(roots, self.known)
         self.valid_files = [file.path for file in self.valid]
-        self.train_crops = Crops(train, self.shape, self.seed, self.weights, self.augmentation)
+        self.train_crops = Crops(self.trained, self.shape, self.seed, self.weights, self.augmentation)
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
             if len(self.valid) < FEW_HELD_OUT:

@@ -17,7 +17,7 @@ from codec.audio_errors import check_wav_name
 from codec.batching import decode_part, on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
-from codec.files import only_writer, remove_leftovers, write_whole
+from codec.files import mark_output, only_writer, remove_leftovers, write_whole
 from codec.model import Codec, load
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
@@ -93,6 +93,7 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
         raise ConfigError(f"{output} is not empty: name another folder")
     output.mkdir(parents=True, exist_ok=True)
     write_whole(mark, json.dumps(about, indent=2))
+    mark_output(output)
 
 
 def is_whole(path: Path, length: int) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LABEL = ".codec"  # what temporary names begin with
+OUTPUT_MARK = ".codec-output"
 
 
 class FileError(ValueError):
@@ -172,3 +173,8 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text in UTF-8, at once or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def mark_output(folder: Path) -> None:
+    """Mark a folder as written by us, so that no search for recordings above it takes what it holds."""
+    (folder / OUTPUT_MARK).touch()

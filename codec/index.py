@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from codec.audio import AudioError, AudioInfo, measure, open_audio, read_header
 from codec.config import ConfigError
-from codec.files import printable, written_whole
+from codec.files import OUTPUT_MARK, printable, written_whole
 from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 
 log = logging.getLogger(__name__)
 
 CACHE_VERSION = 1
+OUTPUT = "folder written by a codec command: to use it, name the folder itself"
 UNKNOWN = -1  # time of last change of a file whose state could not be read
 Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
 
@@ -38,8 +39,9 @@ def scan(
 
     With `check_content` every file is decoded once (in blocks, on `workers` threads) to find the
     truncated, silent, clipped and non-finite ones; without it only headers are read. Links to folders
-    are followed, each folder once. Raises `DataError` when the folder is missing, not a folder, not
-    readable, or (unless `require_usable` is off) holds no usable file.
+    are followed, each folder once; what our commands have written below `root` is left out. Raises
+    `DataError` when the folder is missing, not a folder, not readable, or (unless `require_usable` is off)
+    holds no usable file.
     """
     folder = _require_folder(root)
     paths, unreadable, ignored = _walk(folder)
@@ -138,6 +140,9 @@ def _walk(root: str) -> tuple[list[str], list[IndexedFile], Counter[str]]:
             unreadable.append(
                 IndexedFile(folder, 0, UNKNOWN, problem=f"folder not readable: {error.strerror}")
             )
+            continue
+        if folder and any(entry.name == OUTPUT_MARK for entry in entries):
+            unreadable.append(IndexedFile(folder, 0, UNKNOWN, problem=OUTPUT))
             continue
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
             path = f"{folder}/{entry.name}" if folder else entry.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ class MetricsCSV(Logger):
         """Do nothing: config.yaml in the run folder holds them."""
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Forget rows after a step: the run goes on from there."""
+    def rewind(self, step: int, scored: bool = True) -> None:
+        """Forget rows after a step, from where the run goes on; without `scored`, validation's of it, too."""
         if self.path.is_file():
             rows = [row for row in self.read() if int(row["step"]) <= step]
+            if not scored:
+                rows = [row for row in rows if int(row["step"]) < step or not has_scores(row)]
             self.rewrite(rows)
 
     def read(self) -> list[dict[str, str]]:
@@ -78,3 +81,25 @@ class MetricsCSV(Logger):
         except OSError as error:
             log.error("step %s is missing in %s: %s", step, self.path, error)
             self.columns = []
+
+
+def has_scores(row: dict[str, str]) -> bool:
+    """Whether a row is a validation's."""
+    return any(name.startswith("valid/") and value for name, value in row.items())
+
+
+def quiet_libraries() -> None:
+    """Silence what Lightning says about things that this project does on purpose."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*num_workers.*",
+        ".*resuming from a checkpoint that ended before.*",
+        ".*exists and is not empty.*",
+        ".*IterableDataset.*__len__.*",
+        ".*isinstance.treespec.*",
+        ".*in eval mode at the start of training.*",
+        ".*no pre-optimization state was saved.*",
+    ):
+        warnings.filterwarnings("ignore", message)

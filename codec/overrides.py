@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from codec.config import CONFIG_DIR, ConfigError
+from codec.config import CONFIG_DIR, ConfigError, in_quotes
 
 
 def check_names(arguments: Sequence[str]) -> None:
     """ConfigError that names every unknown option, and the one that was probably meant.
 
-    Arguments with a prefix (`+`, `~`), flags and Hydra's own options are left to Hydra.
+    Arguments with a prefix (`+`, `~`), flags and Hydra's own options are left to Hydra. Options on
+    `hydra.searchpath` and in `--config-dir` count as ours do.
     """
     given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
     plain = [(key, value) for key, value in given if key.replace(".", "").isidentifier()]
     plain = [(key, value) for key, value in plain if key.split(".")[0] != "hydra"]
-    # What is no list of names, as choice(...) and glob(...), is Hydra's to read.
-    groups = {
-        key: [] if "(" in value else value.split(",") for key, value in plain if (CONFIG_DIR / key).is_dir()
-    }
-    named = [(key, name) for key, names in groups.items() for name in names]
-    problems = [problem for key, name in named if (problem := unknown_choice(key, name))]
-    if not problems:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        path = search_path(arguments)
+        options = {key: options_of(key, path) for key, _ in plain if "." not in key}
+        # What is no list of names, as choice(...) and glob(...), is Hydra's to read.
+        groups = {key: [] if "(" in value else value.split(",") for key, value in plain if options.get(key)}
+        named = [(key, name) for key, names in groups.items() for name in names]
+        problems = [problem for key, name in named if (problem := unknown_choice(key, name, options[key]))]
+        if not problems:
             chosen = [f"{key}={names[0]}" for key, names in groups.items() if names]
-            composed: Any = OmegaConf.to_container(compose("train", chosen), resolve=False)
-        keys = [key for key, _ in plain if key not in groups]
-        problems = [problem for key in keys if (problem := unknown_key(key, composed))]
+            composed: Any = OmegaConf.to_container(compose("train", [*path, *chosen]), resolve=False)
+            keys = [key for key, _ in plain if key not in groups]
+            problems = [problem for key in keys if (problem := unknown_key(key, composed))]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def unknown_choice(group: str, name: str) -> str:
+def search_path(arguments: Sequence[str]) -> list[str]:
+    """Override of `hydra.searchpath` that finds what the arguments add to it, `--config-dir` included."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            value = value if equals else "".join(arguments[place + 1 : place + 2])
+            return [f"hydra.searchpath=[{in_quotes('file://' + os.path.abspath(value))}]"]
+    return [argument for argument in arguments if argument.startswith("hydra.searchpath=")]
+
+
+def options_of(group: str, path: Sequence[str]) -> list[str]:
+    """Names that a config group has to choose from; none if there is no such group."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    return sorted(loader.get_group_options(group, config_name="train", overrides=list(path)))
+
+
+def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
     """What is wrong with `group=name`; nothing if there is such an option."""
-    options = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
     if name in options or name in ("null", "''"):
         return ""
     return f"{group}={name}: there is no such option{meant(name, options)}; there are {', '.join(options)}"

@@ -40,6 +40,13 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(open_checkpoint(checkpoint)["global_step"])
 
 
+def what_is_saved(checkpoint: Path) -> str:
+    """Step of the checkpoint that a resumed run begins with, in words."""
+    if not checkpoint.is_file():
+        return "no checkpoint is saved"
+    return f"{checkpoint.name} is of step {checkpoint_step(checkpoint)}"
+
+
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
     """ConfigError that names every option in which the model differs from the checkpoint's."""
     saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import signal
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from codec.checkpoints import AtomicCheckpoints, StopOnSignal, only_writer
+from codec.checkpoints import AtomicCheckpoints, StopOnSignal, is_healthy, only_writer
 from codec.config import ConfigError, build, fits, validate
 from codec.data import AudioData
 from codec.evaluation.evaluation import evaluate, print_summary
@@ -32,12 +32,21 @@ from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
-from codec.logs import MetricsCSV
+from codec.logs import MetricsCSV, quiet_libraries
 from codec.model import build_codec, count_parameters
-from codec.resume import check_same_model, check_same_training, checkpoint_step, find_checkpoint, is_finished
+from codec.partition import read_record, say_changes, write_record
+from codec.resume import (
+    check_same_model,
+    check_same_training,
+    checkpoint_step,
+    find_checkpoint,
+    is_finished,
+    what_is_saved,
+)
 from codec.stages import label, settle
 from codec.telemetry import Samples, Telemetry
 from codec.training import CodecTraining, TrainingFailed
+from codec.validations import MissedValidation
 
 log = logging.getLogger(__name__)
 # Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
@@ -79,7 +88,9 @@ def train_in(
     data, module = build_parts(config, weights)
     if checkpoint:
         check_same_training(checkpoint, module)
-    if first:  # before anything is written: what cannot be used shall leave no run folder
+    before = read_record(checkpoint.parent.parent) if checkpoint else {}
+    data.known = {name: row["part"] for name, row in before.items()}
+    if first:  # before anything is written: what cannot be used leaves no run folder
         data.prepare_data()
         data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
@@ -88,21 +99,25 @@ def train_in(
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
+        say_changes(before, [*itertools.chain(*data.trained), *data.valid])
+        write_record(folder, data.trained, data.valid)
     fit(trainer, module, data, checkpoint)
     return finish(config, module, data, stop, trainer, metrics)
 
 
 def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
     """Train; ConfigError for what the user can mend."""
-    loggers = trainer.loggers
+    loggers, last = trainer.loggers, Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     try:
         if trainer.is_global_zero:
             remember_runs(Path(trainer.default_root_dir), loggers)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
-        raise ConfigError(str(error)) from error
+        saved = f"; {what_is_saved(last)}" if isinstance(error, TrainingFailed) else ""
+        raise ConfigError(f"{error}{saved}") from error
     except DataError as error:  # a loading process's is wrapped in its traceback
-        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
+        reason = str(error).rpartition("DataError: ")[2].strip()
+        raise DataError(f"{reason}; {what_is_saved(last)}, from which resume=auto goes on") from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
             raise error.__context__ from None
@@ -198,13 +213,13 @@ def build_trainer(
     """Build Lightning's trainer with this project's checkpoints, logs and telemetry."""
     options = dict(config["trainer"])
     table = MetricsCSV(folder / "metrics.csv")
-    if checkpoint:
-        table.rewind(checkpoint_step(checkpoint))
+    table.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     logger = build_logger(same_run(config["logger"], folder, checkpoint is not None))
     callbacks: list[Callback] = [
         Telemetry(options["log_every_n_steps"], folder / "data.txt"),
         Samples(folder / "samples"),
         *complete(config, "checkpoint", folder / "checkpoints"),
+        MissedValidation(table),
         stop,
     ]
     factory = build(options | {"_partial_": True}, path="trainer")
@@ -269,7 +284,7 @@ def finish(
 ) -> int:
     """Save the averaged codec, evaluate it, say where everything is."""
     folder = Path(trainer.default_root_dir)
-    if not stop.received:
+    if not stop.received and is_healthy(module):
         trainer.save_checkpoint(stop.checkpoint)
     if not trainer.is_global_zero:
         return 0
@@ -282,12 +297,22 @@ def finish(
         ) from error
     if stop.received:
         name = signal.Signals(stop.received).name
-        print(f"stopped by {name} at step {trainer.global_step}; go on with the same command and resume=auto")
+        saved = "" if is_healthy(module) else f", which was not finite; {what_is_saved(stop.checkpoint)}"
+        print(
+            f"stopped by {name} at step {trainer.global_step}{saved}; "
+            "go on with the same command and resume=auto"
+        )
         return 128 + stop.received
     files = data.valid_files[: config["evaluate"]]
     if files:
         output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)
-        print_summary(evaluate(codec, files, output, metrics=metrics), output)
+        try:
+            print_summary(evaluate(codec, files, output, metrics=metrics), output)
+        except DataError as error:
+            raise DataError(
+                f"{error}: see the warnings above.\nThe training is finished and {folder}/model saved: when "
+                "the files can be read, the same command with resume=auto evaluates it"
+            ) from error
     print(whereabouts(folder, config))
     return 0
 
@@ -323,20 +348,3 @@ def whereabouts(folder: Path, config: dict[str, Any]) -> str:
     else:
         lines.append(f"next, on other recordings: codec-evaluate {folder} /path/to/wavs")
     return "\n".join(lines)
-
-
-def quiet_libraries() -> None:
-    """Silence what Lightning says about things that this project does on purpose."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*num_workers.*",
-        ".*resuming from a checkpoint that ended before.*",
-        ".*exists and is not empty.*",
-        ".*IterableDataset.*__len__.*",
-        ".*isinstance.treespec.*",
-        ".*in eval mode at the start of training.*",
-        ".*no pre-optimization state was saved.*",
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from codec.audio import write_wav
 from codec.crops import Batch
 from codec.distributed import rank, world_size
+from codec.files import mark_output
 from codec.loggers import Clip, send_clip, to_loggers
 from codec.metrics import codebook_usage
 from codec.pictures import save_spectrogram_pair
@@ -279,6 +280,7 @@ class Samples(Callback):
     def write(self, number: int, step: int, original: Tensor, estimate: Tensor, rate: int) -> Clip:
         """Write wav and picture of one clip."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        mark_output(self.directory)
         stem = f"clip-{number}-step-{step:07d}"
         sounds = {"original": original, "reconstruction": estimate}
         files = {

@@ -315,7 +315,7 @@ class CodecTraining(lightning.LightningModule):
         if self.skipped_in_a_row >= self.max_skipped:
             raise TrainingFailed(
                 f"{self.max_skipped} steps in a row were not finite, last in {', '.join(names)}: lower "
-                "optimizer.generator.lr, or trainer.precision=32-true, and resume from the last checkpoint"
+                "optimizer.generator.lr, or trainer.precision=32-true, and go on with resume=auto"
             )
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:

@@ -21,22 +21,23 @@ LAYERS = """
     run search
     decoding evaluation
     bitstream finetuning
-    resume telemetry tokens
+    resume telemetry tokens validations
     batching export live training
     stages
     data doctor model
+    partition
     crops index streaming
     augmentation inventory loggers losses synthetic
     autoencoders quantizers
     audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher
     audio_errors config distributed logs optimization pretrained spectrogram workers
-    files
+    environment files
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
-    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data"},
+    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data", "validations"},
     "hydra": {"finetuning", "cli", "run", "sweep", "search", "ray_launcher", "overrides"},
     "omegaconf": {"finetuning", "cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},

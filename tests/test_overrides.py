@@ -44,3 +44,20 @@ def test_all_mistakes_are_named_at_once():
 )
 def test_what_exists_passes(arguments):
     check_names(arguments)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [["hydra.searchpath=[{0}]"], ["hydra.searchpath=[file://{0}]"], ["--config-dir", "{0}"], ["-cd={0}"]],
+)
+def test_options_on_the_search_path_are_offered(tmp_path, found):
+    (tmp_path / "quantizer").mkdir()
+    (tmp_path / "quantizer/mine.yaml").write_text("defaults: [rvq, _self_]\nextra: 1\n")
+    added = [argument.format(tmp_path) for argument in found]
+    check_names([*added, "quantizer=mine", "quantizer.extra=2", "data.root=x"])
+    with pytest.raises(ConfigError, match=r"quantizer=mime: .*did you mean mine\?.* fsq.* mine"):
+        check_names([*added, "quantizer=mime"])
+    with pytest.raises(ConfigError, match=r"quantizer.extr: .*did you mean quantizer.extra"):
+        check_names([*added, "quantizer=mine", "quantizer.extr=2"])
+    with pytest.raises(ConfigError, match="quantizer=mine: there is no such option"):
+        check_names(["quantizer=mine"])

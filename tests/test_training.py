@@ -392,6 +392,7 @@ def test_few_held_out_files_are_mentioned(tmp_path, wavs, caplog):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_files_that_vanish_while_it_trains_are_told_in_one_line(tmp_path, wavs, monkeypatch, workers):
     copy = shutil.copytree(wavs, tmp_path / "copy")
+    monkeypatch.setattr("codec.crops.PAUSES", ())
     monkeypatch.setattr(CodecTraining, "on_train_start", lambda self: shutil.rmtree(copy))
     with pytest.raises(DataError) as caught:
         run(tmp_path, copy, "trainer.max_steps=100", f"data.num_workers={workers}")

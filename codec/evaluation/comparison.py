@@ -54,8 +54,9 @@ from codec.evaluation.results import Run, read_json, read_scores
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.evaluation.systems import OwnCodec, System
 from codec.files import printable, write_whole
-from codec.index import scan, split
+from codec.index import scan
 from codec.model import load
+from codec.partition import held_out
 
 ANALYSED = 8  # clips on which the tokens' stability is measured
 # What the worst files are judged by: the first that was measured.
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if index.problems:
         print(f"{len(index.problems)} files cannot be used: codec-doctor {folder} says why")
     usable = index.usable
-    usable = split(usable, options.held_out)[1] if options.held_out else usable
+    usable = held_out(index, options.held_out, models) if options.held_out else usable
     files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
     systems = build_systems(models, files, options)
     anchor = anchor_of(systems, options.bd_rate_against)

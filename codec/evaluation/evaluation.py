@@ -26,7 +26,8 @@ from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
 from codec.evaluation.records import Records
 from codec.evaluation.summary import summarise
 from codec.evaluation.systems import OwnCodec, Point, System
-from codec.files import printable, write_whole
+from codec.files import mark_output, printable, write_whole
+from codec.inventory import DataError
 from codec.metrics import SCORES
 from codec.model import Codec
 from codec.pictures import save_spectrogram_pair
@@ -81,7 +82,7 @@ def evaluate_system(
 ) -> dict[str, Any]:
     """`evaluate` for anything that codes audio, by several threads; with `resume` only what is not done yet.
 
-    A file or metric that fails leaves its reason in `failures.csv`. ValueError when none could be evaluated,
+    A file or metric that fails leaves its reason in `failures.csv`. DataError when none could be evaluated,
     ConfigError when the folder holds the results of something else.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -91,13 +92,14 @@ def evaluate_system(
         "seconds": options.max_seconds,
     }
     records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    mark_output(output)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
     found = [records.done[name] for _, _, name in numbered if name in records.done]
     whole = [record for record in found if "error" not in record]
     if not whole:
-        raise ValueError(f"none of {len(files)} files could be evaluated")
+        raise DataError(f"none of {len(files)} files could be evaluated")
     names = [*SCORES, *(metric.name for metric in options.metrics)]
     summary = summarise(system, whole, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}

@@ -1,0 +1,67 @@
+"""Validations that a kill or a signal interrupted, made up for when the run goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from codec.logs import MetricsCSV
+
+
+class MissedValidation(Callback):
+    """Validates first when a run goes on from a checkpoint whose step has no scores yet.
+
+    `last.ckpt` may be written just before the validation of its step: of a run that is killed then, nothing
+    else is left. Scores that it had written to `table` already are replaced.
+    """
+
+    def __init__(self, table: MetricsCSV) -> None:
+        self.table = table
+        self.due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the checkpoint's step is yet to be validated."""
+        return {"due": self.due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what the checkpoint says."""
+        self.due = bool(state_dict["due"])
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Validate as soon as the state is restored: no hook lies there if all steps are done already."""
+        loop: Any = trainer.fit_loop
+        set_up = loop.setup_data
+
+        def set_up_and_validate() -> None:
+            set_up()
+            loop.setup_data = set_up
+            if self.due:
+                self.make_up(trainer)
+
+        loop.setup_data = set_up_and_validate
+
+    def make_up(self, trainer: lightning.Trainer) -> None:
+        """Validate now, outside the steps."""
+        self.table.rewind(trainer.global_step, scored=False)
+        trainer.validating = True
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        loop.run()
+        trainer.training = True
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note that a validation follows, before anything is saved."""
+        self.due = trainer.global_step % int(trainer.val_check_interval) == 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note that it is done, before anything is saved."""
+        self.due = False

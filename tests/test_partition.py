@@ -1,0 +1,114 @@
+"""What a run trains on and holds out: never its own output, never one recording on both sides."""
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from composed import config
+from test_training import run
+
+from codec.audio import write_wav
+from codec.config import build
+from codec.data import AudioData
+from codec.decoding import begin
+from codec.index import scan
+from codec.partition import held_out
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """Forty recordings, half of them in a sub-folder."""
+    random = np.random.default_rng(3)
+    for number in range(40):
+        folder = tmp_path / "all" / ("clean" if number % 2 else ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = 0.1 * random.standard_normal((1, 2000)).astype(np.float32)
+        write_wav(folder / f"{number}.wav", noise, 16_000)
+    return tmp_path / "all"
+
+
+def data(*roots: Path) -> AudioData:
+    listed = ",".join(map(str, roots))
+    node = config("data=folder", f"data.root=[{listed}]", "data.segment_seconds=0.1", "sample_rate=16000")
+    made = build(node["data"] | {"validation": {"_target_": "codec.data.Validation", "fraction": 0.2}})
+    made.prepare_data()
+    made.setup()
+    return made
+
+
+def contents(files) -> set[bytes]:
+    return {Path(file.path).read_bytes() for file in files}
+
+
+def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, tmp_path):
+    copies = shutil.copytree(corpus, tmp_path / "copies/with/other/names")
+    for roots in ([corpus, corpus / "clean"], [corpus, copies]):
+        made = data(*roots)
+        trained = contents(file for root in made.trained for file in root)
+        assert trained and not trained & contents(made.valid)
+        assert len(trained | contents(made.valid)) == 40
+        assert len(contents(made.valid)) == len(made.valid)
+
+
+def test_one_root_is_divided_as_ever(corpus):
+    from codec.index import split
+
+    made = data(corpus)
+    train, valid = split(made.indexes[0].usable, 0.2)
+    assert [file.path for file in made.trained[0]] == [str(corpus / file.path) for file in train]
+    assert made.valid_files == [str(corpus / file.path) for file in valid]
+
+
+def test_a_run_s_own_output_is_no_data(corpus, tmp_path, caplog):
+    options = ["trainer.val_check_interval=2", "evaluate=2", f"run_dir={corpus}/runs/mine"]
+    tokens = SimpleNamespace(format=SimpleNamespace(describe=dict), num_quantizers=1)
+    begin(corpus / "decoded", cast(Any, tokens), cast(Any, SimpleNamespace(codec_id=str)))
+    write_wav(corpus / "decoded/speech.wav", np.full((1, 4000), 0.1, np.float32), 16_000)
+    (corpus / "run").symlink_to(corpus / "runs/mine")
+    for steps in (2, 4):
+        run_in(corpus, tmp_path, *options, f"trainer.max_steps={steps}", "resume=auto")
+        assert len((corpus / "runs/mine/files.csv").read_text().splitlines()) == 1 + 40
+    assert "the recordings have changed" not in caplog.text
+    assert list((corpus / "runs/mine/samples").glob("*.wav"))
+    assert "written by a codec command" in scan(corpus, cache_dir=tmp_path).summary()
+    for inside in ("samples", "evaluation"):  # named, it is used; from outside of a run folder it is not
+        assert scan(corpus / "runs/mine" / inside, cache_dir=tmp_path).usable
+        moved = shutil.copytree(corpus / "runs/mine" / inside, tmp_path / "moved" / inside)
+        assert moved.is_dir()
+    assert not scan(tmp_path / "moved", cache_dir=tmp_path, require_usable=False).usable
+
+
+def run_in(folder: Path, cache: Path, *options: str) -> None:
+    run(folder, folder, *options, f"data.index.cache_dir={cache}")
+
+
+def test_a_resume_with_other_recordings_names_them_and_holds_out_the_same(corpus, tmp_path, caplog):
+    run(tmp_path, corpus, "trainer.max_steps=2", "data.validation.fraction=0.2")
+    with (tmp_path / "run/files.csv").open() as file:
+        before = {row["identity"]: row["part"] for row in csv.DictReader(file)}
+    (corpus / "0.wav").unlink()
+    (corpus / "2.wav").rename(corpus / "elsewhere.wav")
+    write_wav(corpus / "new.wav", np.linspace(-0.5, 0.5, 3000, dtype=np.float32)[None], 16_000)
+    run(tmp_path, corpus, "trainer.max_steps=4", "data.validation.fraction=0.4", "resume=auto")
+    assert "the recordings have changed: 1 gone (0.wav), 1 new (new.wav)" in caplog.text
+    with (tmp_path / "run/files.csv").open() as file:
+        after = {row["identity"]: row["part"] for row in csv.DictReader(file)}
+    common = before.keys() & after.keys()
+    assert len(common) == 39 and all(before[name] == after[name] for name in common)
+
+
+@pytest.mark.parametrize("named", ["run", "run/model", "run/checkpoints/last.ckpt"])
+def test_evaluation_scores_what_the_run_held_out_wherever_it_lies(corpus, tmp_path, named):
+    run(tmp_path, corpus, "trainer.max_steps=1", "data.validation.fraction=0.2")
+    with (tmp_path / "run/files.csv").open() as file:
+        out = {row["file"] for row in csv.DictReader(file) if row["part"] == "held out"}
+    index = scan(corpus / "clean", cache_dir=tmp_path / "cache")
+    found = {file.path for file in held_out(index, 0.2, [str(tmp_path / named)])}
+    assert found == out & {file.path for file in index.usable} and found
+    assert {file.path for file in held_out(index, 0.2, [])} != found
