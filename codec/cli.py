@@ -187,6 +187,9 @@ def report_errors(command: Callable[[], int]) -> int:
         except (ConfigError, DataError, FileError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except RecursionError:  # Python's own walk over folders and their parents
+            print("error: a path, or what a file describes, is nested too deeply", file=sys.stderr)
+            return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -165,7 +165,7 @@ def fits(value: Any, hint: Any) -> bool:
         return not arguments or all(
             fits(item, arguments[i] if fixed else arguments[0]) for i, item in enumerate(value)
         )
-    return not isinstance(value, str | int | float | bool | list | None)
+    return not isinstance(value, str | int | float | bool | list | Mapping | None)
 
 
 def describe(hint: Any) -> str:
@@ -177,7 +177,7 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, arguments))
     if hint is type(None):
         return "null"
-    if origin is Callable:
+    if origin is Callable or (inspect.isclass(hint) and hint.__module__.startswith("codec.")):
         return f"a part with its {TARGET}"
     if origin is not None and arguments and issubclass(origin, Sequence):
         return f"list of {describe(arguments[0])}"

@@ -8,21 +8,20 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from codec.config import ConfigError
 from codec.export.huggingface import load_any
-from codec.model import open_checkpoint
+from codec.model import Codec, load
 from codec.resume import find_checkpoint
 
 BROUGHT = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 
 
-def adopt(composed: Any) -> tuple[Any, dict[str, Tensor] | None]:
-    """A composed config with the model of its `weights`, and those; itself and None without any.
+def adopt(composed: Any) -> tuple[Any, Codec | None]:
+    """A composed config with the model of its `weights`, and that codec; itself and None without any.
 
-    A run that is resumed goes on from its own checkpoint: then neither is the path read, nor are there
-    weights. ConfigError for options that the model brings itself.
+    A run that is resumed goes on from its own checkpoint: then the codec is of that, and the path is not
+    read. ConfigError for options that the model brings itself.
     """
     path = composed.get("weights")
     if path is None:
@@ -38,11 +37,9 @@ def adopt(composed: Any) -> tuple[Any, dict[str, Tensor] | None]:
             f"weights={path} brings its architecture: leave out {too_much}, or leave out weights"
         )
     checkpoint = find_checkpoint(Path(composed.run_dir), composed.resume)
-    if checkpoint:
-        return with_model(composed, open_checkpoint(checkpoint)["model"]), None
-    codec = load_any(Path(path))
+    codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
-    return with_model(composed, codec.config), codec.state_dict()
+    return with_model(composed, codec.config), codec.train()
 
 
 def with_model(composed: Any, model: dict[str, Any]) -> Any:

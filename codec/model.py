@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,8 +22,19 @@ from codec.files import flush, written_whole
 from codec.pretrained import find_model, pretrained_names
 from codec.quantizers.base import Quantized, Quantizer
 from codec.streaming import Stream
+from codec.untrusted import (
+    APART,
+    LARGEST,
+    PlainDumper,
+    bounded_building,
+    check_plain,
+    read_weights,
+    read_yaml,
+    size_of,
+)
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
+HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 
 
 class Codec(nn.Module):
@@ -31,12 +42,14 @@ class Codec(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int):
         super().__init__()
-        if sample_rate < 1:
-            raise ValueError(f"sample_rate must be at least 1 Hz, got {sample_rate}")
+        if not 1 <= sample_rate <= HIGHEST_RATE:
+            raise ValueError(f"sample_rate must be at least 1 Hz, at most {HIGHEST_RATE}, got {sample_rate}")
         if quantizer.dim != autoencoder.latent_dim:
             raise ValueError(
                 f"the quantizer's dim {quantizer.dim} is not latent_dim {autoencoder.latent_dim}"
             )
+        if autoencoder.hop_length * quantizer.stride > LONGEST_FRAME:
+            raise ValueError(f"a frame must be at most {LONGEST_FRAME} samples long: lower the strides")
         self.autoencoder = autoencoder
         self.quantizer = quantizer
         self.sample_rate = sample_rate
@@ -144,7 +157,7 @@ class Codec(nn.Module):
             ):
                 save_file(tensors, weights)
                 saved = {"model": self.config, "sha256": sha256(weights)}
-                config.write_text(yaml.safe_dump(saved, sort_keys=False))
+                config.write_text(yaml.dump(saved, Dumper=PlainDumper, sort_keys=False))
                 flush(config)  # both, before either takes the place of an older one
                 shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
         except (OSError, SafetensorError) as error:
@@ -193,30 +206,42 @@ def load(path: str | Path) -> Codec:
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path) -> Codec:
-    """Codec of an untrusted config and its weights, in eval mode; ConfigError if they differ."""
+    """Codec of an untrusted config and its weights, in eval mode; ConfigError if they differ.
+
+    The only way from a file to a model: classes are this package's own, and no more is built than there
+    are weights for.
+    """
     # Compared before anything is allocated: a config can ask for more memory than there is.
-    expected = build_empty(config).state_dict()
+    expected = build_empty(config, weights).state_dict()
     differ = {
         name
         for name in expected.keys() | weights.keys()
         if name not in expected or name not in weights or expected[name].shape != weights[name].shape
     }
     if differ:
-        raise ConfigError(
-            f"{source}: weights and config do not belong together: {', '.join(sorted(differ)[:5])}"
-        )
+        raise ConfigError(f"{source}: {APART}: {', '.join(sorted(differ)[:5])}")
     codec = build_codec(config, trusted=False)
     codec.load_state_dict(weights)
+    ruined = [name for name, tensor in codec.state_dict().items() if not tensor.isfinite().all()]
+    if ruined:
+        raise ConfigError(
+            f"{source}: NaN or infinite weights in {', '.join(ruined[:3])}: its training diverged, or "
+            "the file is damaged; take an earlier checkpoint"
+        )
     return codec.eval()
 
 
-def build_empty(config: Mapping[str, Any]) -> Codec:
-    """Codec of an untrusted config without memory for its weights; ConfigError when none could hold them."""
+def build_empty(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Codec:
+    """Codec of an untrusted config without memory for its weights; ConfigError for one far beyond those."""
+    check_plain(config, largest=max(LARGEST, size_of(weights)))
     try:
-        with torch.device("meta"):
-            return build_codec(config, trusted=False)
+        with torch.device("meta"), bounded_building(len(weights)):
+            codec = build_codec(config, trusted=False)
     except RuntimeError as error:
         raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
+    if sum(buffer.numel() for buffer in codec.buffers()) > max(LARGEST, 2 * size_of(weights)):
+        raise ConfigError(f"model: its buffers are larger than its weights: {APART}")
+    return codec
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -224,11 +249,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: holds no saved codec, {name} is missing")
-    try:
-        saved = yaml.safe_load((path / CONFIG_FILE).read_text())
-        weights = load_file(path / WEIGHTS_FILE)
-    except (yaml.YAMLError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: damaged: {error}") from error
+    saved, weights = read_yaml(path / CONFIG_FILE), read_weights(path / WEIGHTS_FILE)
     if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
         raise ConfigError(f"{path / CONFIG_FILE}: not the config of a saved codec: it has no 'model'")
     if sha256(path / WEIGHTS_FILE) != saved.get("sha256"):
@@ -252,6 +273,8 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     if lacking or not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
         what = ", ".join(lacking) or "only tensors in its state_dict"
         raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {what}")
+    for name in ("model", "stages"):
+        check_plain(content.get(name), f"{path}: {name}")
     return checkpoint
 
 

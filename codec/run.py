@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from codec.checkpoints import AtomicCheckpoints, StopOnSignal, is_healthy, only_writer
 from codec.config import ConfigError, build, fits, validate
@@ -33,7 +32,7 @@ from codec.finetuning import adopt
 from codec.inventory import DataError
 from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
 from codec.logs import MetricsCSV, quiet_libraries
-from codec.model import build_codec, count_parameters
+from codec.model import Codec, build_codec, count_parameters
 from codec.partition import read_record, say_changes, write_record
 from codec.resume import (
     check_same_model,
@@ -62,18 +61,16 @@ def train(composed: Any) -> int:
 
     130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
     """
-    composed, weights = adopt(composed)
+    composed, codec = adopt(composed)
     config = resolve(composed)
     quiet_libraries()
     folder = Path(config["run_dir"])
     first = not getattr(rank_zero_only, "rank", 0)
     with only_writer(folder) if first else nullcontext():
-        return train_in(folder, config, first, weights)
+        return train_in(folder, config, first, codec)
 
 
-def train_in(
-    folder: Path, config: dict[str, Any], first: bool, weights: dict[str, Tensor] | None = None
-) -> int:
+def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | None = None) -> int:
     """Train what a resolved config describes in its folder, of several processes as the first or not."""
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
@@ -85,7 +82,7 @@ def train_in(
             return 0
     metrics = perceptual_metrics(config) if first else []
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
-    data, module = build_parts(config, weights)
+    data, module = build_parts(config, codec)
     if checkpoint:
         check_same_training(checkpoint, module)
     before = read_record(checkpoint.parent.parent) if checkpoint else {}
@@ -180,21 +177,17 @@ def check_plain_options(config: dict[str, Any]) -> None:
         )
 
 
-def build_parts(
-    config: dict[str, Any], weights: dict[str, Tensor] | None = None
-) -> tuple[AudioData, CodecTraining]:
-    """Build the data and the module that trains on it, its codec at random or with weights."""
+def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[AudioData, CodecTraining]:
+    """Build the data and the module that trains on it: on the codec of a file, or on a new one."""
     data = build(config["data"], path="data")
     with torch.device("meta"):  # what is too large to be trained may be too large to be built
-        hop_length = build_codec(config["model"]).hop_length
+        hop_length = (codec or build_codec(config["model"])).hop_length
     if hop_length > data.segment_length:
         raise ConfigError(
             f"autoencoder.strides: a frame of {hop_length} samples is longer than the crops of "
             f"{data.segment_length}; lower the strides or raise data.segment_seconds"
         )
-    codec = build_codec(config["model"])
-    if weights is not None:
-        codec.load_state_dict(weights)
+    codec = codec or build_codec(config["model"])
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     return data, complete(config, "training", codec, *parts)
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from curve_picture import draw
 from curve_scores import UNQUANTIZED, Listener, Row, classical, depths_at, fitted, quantized
 
@@ -31,6 +30,7 @@ from codec.index import scan
 from codec.logs import MetricsCSV
 from codec.model import Codec, load
 from codec.resume import checkpoint_step
+from codec.untrusted import read_yaml
 
 BASELINES = "opus_6,opus_8,opus_9,opus_10,opus_11,opus_12,opus_14,opus_16,codec2_3.2,"
 BASELINES += "amr-wb_6.6,amr-wb_8.85,amr-wb_12.65,amr-wb_15.85"
@@ -71,10 +71,10 @@ class Run:
     def __init__(self, folder: Path, cores: float):
         self.folder, self.cores = folder, cores
         try:
-            self.config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            self.config = read_yaml(folder / "config.yaml")
             data = self.config["data"]
             self.step_seconds = float(data["batch_size"]) * float(data["segment_seconds"])
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        except (OSError, ConfigError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{folder}: not the folder of a codec-train run: {problem}") from error
 

@@ -29,7 +29,7 @@ LAYERS = """
     crops index streaming
     augmentation inventory loggers losses synthetic
     autoencoders quantizers
-    audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher
+    audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher untrusted
     audio_errors config distributed logs optimization pretrained spectrogram workers
     environment files
 """
@@ -146,3 +146,45 @@ def test_public_names():
         )
     }
     assert project["version"] == codec.__version__
+
+
+def callers(*names: str) -> set[str]:
+    """Functions of the package that call one of these, a method or a function, as `file.function`."""
+    found = set()
+    for module, tree in TREES.items():
+        for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if any(f".{called}".endswith(f".{name}") for name in names):
+                    found.add(f"{module.removeprefix('codec.')}.{function.name}")
+    return found
+
+
+def test_one_function_is_the_only_way_from_a_file_to_a_model():
+    # Configs that the user wrote may name any class. A file's are built by `assemble`, or by nobody.
+    assert callers("build_codec") == {
+        "model.assemble",  # from files, through the allow-list
+        "model.build_empty",
+        "run.build_parts",  # from the config that Hydra composed
+        "export.graphs.without_normalisation",  # again, a codec that was built
+    }
+    assert callers("build") == {
+        *("config.build", "model.build_codec"),
+        *("run.build_parts", "run.complete", "run.build_trainer"),
+        *("bitrate.measure", "bitrate.bitrate_of", "loggers.build_logger", "stages.settle", "sweep.search"),
+    }
+    assert callers("assemble") == {"model.load", "export.huggingface.load"}
+    assert callers("read_directory", "read_checkpoint") == {"model.load"}
+    assert callers("open_checkpoint") == {
+        "model.read_checkpoint",
+        *(f"resume.{name}" for name in ("checkpoint_step", "check_same_model")),  # compare
+        *(f"resume.{name}" for name in ("check_same_parts", "check_same_stages")),
+    }
+
+
+def test_files_are_read_where_their_bounds_are():
+    assert callers("torch.load") == {"model.open_checkpoint", "checkpoints.load_checkpoint"}
+    assert callers("load_file") == {"untrusted.read_weights"}
+    assert callers("safe_open") == {"untrusted.read_weights", "bitstream.tables.load_tables"}
+    assert callers("yaml.load", "safe_load", "unsafe_load", "full_load") == {"untrusted.read_yaml"}
+    assert callers("pickle.load", "pickle.loads") == set()

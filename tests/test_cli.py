@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import codec
 from codec.audio import write_wav
-from codec.cli import quoted
+from codec.cli import quoted, report_errors
 from codec.model import build_codec
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -178,3 +178,9 @@ def test_a_sweep_of_several_processes_is_refused_before_it_starts_any(tmp_path, 
     assert command(tmp_path, "trainer.max_steps=1", *sweep).returncode == 0
     runs = {path.name for path in (tmp_path / "runs/two").iterdir()}
     assert runs >= {"quantizer.dropout=0.5", "quantizer.dropout=1.0"}
+
+
+def test_what_is_nested_too_deeply_is_said_in_words(capsys, tmp_path):
+    deep = tmp_path / ("a/" * 1500)
+    assert report_errors(lambda: deep.mkdir(parents=True) or 0) == 2
+    assert capsys.readouterr().err == "error: a path, or what a file describes, is nested too deeply\n"

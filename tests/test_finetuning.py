@@ -42,10 +42,11 @@ def test_a_run_starts_from_the_weights_and_keeps_their_codebooks(kind, tmp_path,
         codec.save(tmp_path / "source")
     else:
         huggingface.save(codec, tmp_path / "source")
-    composed, weights = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source"))
+    composed, adopted = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source"))
     resolved = run.resolve(composed)
     assert resolved["model"]["autoencoder"]["lstm_layers"] == 2
-    _, module = run.build_parts(resolved, weights)
+    assert all(part.training for part in adopted.modules())
+    _, module = run.build_parts(resolved, adopted)
     audio = torch.randn(1, 1, 3200)
     assert torch.equal(module.codec.eval().encode(audio), codec.encode(audio))
     assert torch.equal(module.average.encode(audio), codec.encode(audio))
@@ -72,6 +73,39 @@ def test_it_trains_and_resumes_without_the_weights_that_it_began_with(tmp_path, 
     longer = [*still, "resume=auto", "trainer.max_steps=4"]
     assert run.train(fine_tuning(tmp_path, wavs, tmp_path / "source", *longer)) == 0
     assert load(tmp_path / "run").quantizer.num_quantizers == 3
+
+
+def checkpoint(path, model) -> None:
+    """What a run would be resumed from, as somebody else sends it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = saved(path.parent).state_dict()
+    weights = {f"average.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": model, "state_dict": weights, "global_step": 1}, path)
+
+
+@pytest.mark.parametrize("resume", ["auto", "PATH"])
+def test_a_checkpoint_names_no_code_to_execute(resume, tmp_path, wavs):
+    mark = tmp_path / "executed"
+    model = saved(tmp_path).config
+    model["autoencoder"]["layers"] = {"_target_": "os.system", "command": f"touch {mark}"}
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint(last, model)
+    chosen = "auto" if resume == "auto" else str(last)
+    with pytest.raises(ConfigError, match=r"'os\.system' is refused"):
+        run.train(fine_tuning(tmp_path, wavs, tmp_path, f"resume={chosen}", "trainer.max_steps=2"))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_nothing_is_interpolated_in_a_description(resume, tmp_path, wavs, monkeypatch):
+    monkeypatch.setenv("ACTIVATION", "elu")
+    codec = saved(tmp_path)
+    codec.config["autoencoder"]["layers"]["activation"] = "${oc.env:ACTIVATION}"
+    codec.save(tmp_path / "source")
+    if resume:
+        checkpoint(tmp_path / "run/checkpoints/last.ckpt", codec.config)
+    with pytest.raises(ConfigError, match=r"layers\.activation: .* is refused: nothing is interpolated"):
+        run.train(fine_tuning(tmp_path, wavs, tmp_path / "source", "resume=auto"))
 
 
 def test_options_that_the_weights_bring_are_refused(tmp_path, wavs, monkeypatch):

@@ -17,6 +17,7 @@ from tokenised import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_code
 from torch.utils.data import DataLoader
 
 from codec.audio import read_audio
+from codec.tokens import dataset as dataset_module
 from codec.tokens.dataset import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.files import inside, mirrored
@@ -235,7 +236,9 @@ def test_views_refuse_what_they_cannot_undo():
         undelay(torch.zeros(3, 1))
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../a.wav", "a/../../b", "a\\b", "", "C:/x", "a\0b"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../a.wav", "a/../../b", "a\\b", "", "C:/x", "a\0b", "a/" * 2000]
+)
 def test_paths_that_lead_outside_are_refused(path):
     with pytest.raises(TokenError, match="not a plain relative one"):
         inside(path)
@@ -288,6 +291,84 @@ def test_a_damaged_file_is_an_error_or_makes_no_difference(corpus, data):
     assert all(np.array_equal(a, b) for a, b in zip(found, good, strict=True))
 
 
+def test_every_access_notices_damage(corpus, monkeypatch):
+    path, expected = corpus
+    good = TokenDataset(path)
+    i = good.find("s1/utt 4")
+    row, codes = good.utterance(i), np.ascontiguousarray(good.stored(i))
+    arrow = good.format.layout == "arrow"
+    victim = path / (f"shards/{row.shard:05d}.arrow" if arrow else f"{row.path}.npy")
+    content = victim.read_bytes()
+    begin = content.index(codes.tobytes())
+    try:
+        for place in (0, codes.nbytes // 2, codes.nbytes - 1):
+            damaged = bytearray(content)
+            damaged[begin + place] ^= 1  # another code of the codebook
+            victim.write_bytes(damaged)
+            dataset = TokenDataset(path)
+            windows = dataset.windows(4)
+            number = next(n for n in range(len(windows)) if windows.place(n)[0] == i)
+            reads = [partial(dataset.__getitem__, i), partial(windows.__getitem__, number)]
+            reads += [partial(dataset.codes, i, 1, 2), partial(dataset.seconds, i, 0.0, 1e-3)]
+            reads += [partial(pickle.loads(pickle.dumps(dataset)).codes, i)]
+            for read in reads:
+                with pytest.raises(TokenError, match="damaged: s1/utt 4 differs from its CRC-32"):
+                    read()
+    finally:
+        victim.write_bytes(content)
+    compared = []
+    compare = dataset_module.checksum
+    monkeypatch.setattr(
+        dataset_module, "checksum", lambda codes: compared.append(codes.size) or compare(codes)
+    )
+    whole = TokenDataset(path)
+    for start in range(5):
+        assert torch.equal(whole.codes(i, start, start + 1), expected[row.path][:, start : start + 1])
+    assert compared == [codes.size]  # once
+
+
+def edit_tokens(folder: Path, **changes: object) -> None:
+    """Change `tokens.json`, and an npy dataset's first row, under right checksums."""
+    manifest, meta = folder / "manifest.jsonl", folder / "tokens.json"
+    first, *others = manifest.read_text().splitlines()
+    about = json.loads(meta.read_text())
+    row = json.loads(first)
+    row |= {name: value for name, value in changes.items() if name in row and name not in about}
+    about |= {name: value for name, value in changes.items() if name in about}
+    manifest.write_text("\n".join([json.dumps(row), *others]) + "\n")
+    meta.write_text(json.dumps(about | {"index_crc32": zlib.crc32(manifest.read_bytes())}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("id", 5), ("path", 5), ("path", ["a"]), ("id", None), ("sha256", 1.5), ("path", {})]
+)
+def test_a_row_whose_names_are_no_texts_is_refused(codec, tmp_path, name, value):
+    write_corpus(tmp_path / "wavs")
+    folder = tmp_path / "tokens"
+    encode_corpus(codec, [tmp_path / "wavs"], folder, Settings("npy", workers=0))
+    edit_tokens(folder, **{name: value})
+    with pytest.raises(TokenError, match=rf"manifest\.jsonl: damaged: the {name} .* is not a text"):
+        TokenDataset(folder)
+
+
+def test_a_description_that_contradicts_its_codec_is_refused(codec, tmp_path):
+    write_corpus(tmp_path / "wavs")
+    folder = tmp_path / "tokens"
+    encode_corpus(codec, [tmp_path / "wavs"], folder, Settings("npy", workers=0))
+    twice = {"sample_rate": codec.sample_rate * 2, "hop_length": codec.hop_length * 2}
+    for changes, named in (
+        (twice, "sample_rate 32000, the codec has 16000; hop_length"),
+        ({"audio_channels": 2}, ""),
+    ):
+        before = (folder / "tokens.json").read_bytes()
+        edit_tokens(folder, **changes)
+        dataset = TokenDataset(folder)
+        with pytest.raises(TokenError, match=rf"tokens\.json: damaged: it contradicts its codec: {named}"):
+            dataset.decode(codec, 0)
+        (folder / "tokens.json").write_bytes(before)
+    TokenDataset(folder).decode(codec, 0)
+
+
 HOSTILE = {
     "codebook_sizes": [[], [0], [2**70], "64", [64.0, 64, 64], [64] * 2000, None],
     "hop_length": [0, -1, 2**60, "128", None],
@@ -326,10 +407,9 @@ def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"index_crc32": crc32}))
     dataset = TokenDataset(folder)
     i = dataset.find("s1/utt 4")
-    for read in (dataset.codes, dataset.verify, partial(dataset.codes, start=5, stop=9)):
+    for read in (dataset.codes, dataset.verify, partial(dataset.codes, start=5, stop=9), dataset.__getitem__):
         with pytest.raises(TokenError, match="codes of s1/utt 4 exceed the codebooks"):
             read(i)
-    assert torch.equal(dataset.codes(i, 8), torch.from_numpy(codes[:, 8:].astype(np.int64)))
 
 
 def test_no_dataset_and_an_unfinished_one_are_told_apart(tmp_path):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from codec.config import ConfigError
 from codec.files import printable
+from codec.untrusted import read_yaml
 
 RESULT = "result.json"
 LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
@@ -72,7 +72,7 @@ def read_run(folder: Path, evaluation: str) -> Run:
     run = Run(folder, {}, folder.name)
     try:
         if (folder / "config.yaml").is_file():
-            run.config = as_mapping(yaml.safe_load((folder / "config.yaml").read_text()), "config.yaml")
+            run.config = as_mapping(read_yaml(folder / "config.yaml"), "config.yaml")
         result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
         run.label = label_of(result.get("swept") or {}) or folder.name
         if result.get("status") == "failed":
@@ -92,7 +92,7 @@ def read_run(folder: Path, evaluation: str) -> Run:
                 raise ValueError(
                     f"summary.json lacks {', '.join(sorted(lacks | odd))}: evaluate the run again"
                 )
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError) as error:
         run.summary, run.error = None, f"damaged: {error}"
     return run
 

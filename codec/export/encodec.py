@@ -212,6 +212,7 @@ def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
     small += ("sampling_rate", "kernel_size", "last_kernel_size", "hidden_size", "num_residual_layers")
     wrong = [f"{name} {given[name]}" for name in small if given[name] < 1]
     ratios = given["upsampling_ratios"]
+    wrong += [f"num_residual_layers {given['num_residual_layers']}"] * (given["num_residual_layers"] > 64)
     if wrong or not ratios or len(ratios) > 64 or min(ratios) < 1:
         raise ConfigError(f"no such EnCodec: {', '.join(wrong) or f'upsampling_ratios {ratios}'}")
     norm, pad = given["norm_type"], given["pad_mode"]

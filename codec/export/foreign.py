@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from codec.config import PARTIAL, TARGET, ConfigError, fits
+from codec.untrusted import check_plain, read_small, read_weights
 
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
 OLD_GAIN, OLD_DIRECTION = "weight_g", "weight_v"  # as torch named them before 2.0
@@ -72,6 +71,7 @@ def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dic
 def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A foreign `config.json` over its format's defaults; ConfigError for values of another type."""
     given = read_json(path)
+    check_plain({name: given[name] for name in defaults if name in given}, str(path))
     hints = {
         name: list[float] if isinstance(value, list) else type(value) if value is not None else Any
         for name, value in defaults.items()
@@ -86,7 +86,7 @@ def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's mapping; ConfigError when it is damaged."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = json.loads(read_small(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
     if not isinstance(given, dict):
@@ -96,8 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Weights of a file as float32, flags and counts as they are; ConfigError when it is damaged."""
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: damaged: {error}") from error
-    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in read_weights(path).items()
+    }

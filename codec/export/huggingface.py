@@ -51,17 +51,18 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
                 "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
             )
     kind = read_json(path / CONFIG_FILE).get("model_type")
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         known = " and ".join(FORMATS)
         raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {known} can be loaded")
-    form = FORMATS[str(kind)]
+    form = FORMATS[kind]
     given = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
     try:
         config = form.from_config(given, zero_padding)
-        empty = build_empty(config)
         plain = folded(read_safetensors(path / WEIGHTS_FILE))
+        empty = build_empty(config, plain)
         weights = form.from_weights(empty, plain, given)
-    except ConfigError as error:
+    # Of tensors of another shape, and of numbers that no such model has, torch and Python complain.
+    except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return assemble(config, normalised(weights, empty.state_dict()), path)
 

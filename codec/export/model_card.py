@@ -11,6 +11,7 @@ import yaml
 
 from codec.export.huggingface import shape_of
 from codec.model import Codec, count_parameters
+from codec.untrusted import read_yaml
 
 LOADING = {
     "onnx": """import numpy
@@ -148,9 +149,9 @@ def trained_on(source: Path) -> str:
     """The data's folder names and the steps of a run, as far as its folder tells."""
     config = run_folder(source) / "config.yaml"
     try:
-        saved = yaml.safe_load(config.read_text(encoding="utf-8"))
+        saved = read_yaml(config)
         data, steps = saved["data"], saved["trainer"]["max_steps"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "Not recorded: say here what it was trained on.\n"
     roots = data.get("root")
     # Names, not paths: where a folder lies is nobody else's business.

@@ -19,6 +19,8 @@ from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
 from codec.quantizers.frames import columns, pooled, rows, spread, subtract
 
+MOST_CODES = 4096  # of a frame
+
 
 class Residual(Quantizer):
     """Cascade of `num_quantizers` codebooks over latents `[B, D, F]`; one codebook is plain VQ.
@@ -52,6 +54,8 @@ class Residual(Quantizer):
         super().__init__()
         if num_quantizers < 1:
             raise ValueError(f"num_quantizers must be at least 1, got {num_quantizers}")
+        if num_quantizers > MOST_CODES:
+            raise ValueError(f"num_quantizers must be at most {MOST_CODES}, got {num_quantizers}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a share of examples, 0 to 1, got {dropout}")
         for name, given in (("strides", strides), ("codebook_sizes", codebook_sizes)):
@@ -72,6 +76,8 @@ class Residual(Quantizer):
         if min(self.strides) < 1 or any(self.stride % stride for stride in self.strides):
             raise ValueError(f"strides must divide the largest of them, got {list(self.strides)}")
         self.per_frame = [self.stride // stride for stride in self.strides]
+        if sum(self.per_frame) > MOST_CODES:
+            raise ValueError(f"strides give {sum(self.per_frame)} codes a frame, at most {MOST_CODES} can be")
         self.codebook_sizes = tuple(
             stage.codebook_size
             for stage, n in zip(self.stages, self.per_frame, strict=True)

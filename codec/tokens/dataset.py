@@ -44,8 +44,9 @@ __all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "un
 class TokenDataset(Dataset[Tensor]):
     """What `codec-encode` wrote: item i is utterance i's codes, int64 `[K, F]`, or what `view` makes of them.
 
-    Files are mapped, not loaded; a copy for a loading process opens them again. `num_quantizers` takes the
-    first stages only. FileNotFoundError when nothing is there, TokenError for damaged files, now or later.
+    Files are mapped, not loaded; a copy for a loading process opens them again. The first access to an
+    utterance, or to a window of it, reads all of it and compares its CRC-32. `num_quantizers` takes the first
+    stages only. FileNotFoundError when nothing is there, TokenError for damaged files, now or later.
     """
 
     def __init__(
@@ -67,14 +68,14 @@ class TokenDataset(Dataset[Tensor]):
     def open(self) -> None:
         """Map the index; shards follow when they are read."""
         self.index = read_index(self.path, self.format)
+        self.verified = np.zeros(len(self.index), bool)
         self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and how often it had changed
         # A mapping holds a file descriptor, of which a process has some hundred.
         self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("index", "shard", "trusted")
-        }
+        opened = ("index", "verified", "shard", "trusted")
+        return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,13 +115,16 @@ class TokenDataset(Dataset[Tensor]):
         return self.format.length(int(numbers["n_samples"][i]), int(numbers["sample_rate"][i]))
 
     def codes(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Codes `[K, stop - start]` of frames `start` to `stop` of utterance `i`; only these are read.
+        """Codes `[K, stop - start]` of frames `start` to `stop` of utterance `i`.
 
-        ValueError for frames that it does not have, TokenError for codes that the codec cannot have made.
+        After the first access only these are read. ValueError for frames that it does not have, TokenError
+        for codes that are not those that were written.
         """
         stop = self.check_frames(i, start, stop)
+        if not self.verified[i]:
+            self.verify(i)
         codes = self.stored(i)[: self.num_quantizers, start:stop]
-        self.check_codes(i, codes)
+        self.check_codes(i, codes)  # a mapped file may have changed since
         return torch.from_numpy(codes.astype(np.int64))
 
     def check_frames(self, i: int, start: int, stop: int | None) -> int:
@@ -168,13 +172,17 @@ class TokenDataset(Dataset[Tensor]):
         if checksum(codes) != int(self.index.numbers["crc32"][i]):
             raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
         self.check_codes(i, codes)
+        self.verified[i] = True
 
     def windows(self, length: int, step: int | None = None) -> TokenWindows:
         """All windows of `length` frames, every `step` (default: `length`) frames of every utterance."""
         return TokenWindows(self, length, step)
 
     def require_codec(self, codec: Codec, hint: str = "any_codec=True decodes them") -> None:
-        """ConfigError, which ends in the hint, unless the tokens are of this codec."""
+        """ConfigError, which ends in the hint, unless the tokens are of this codec.
+
+        TokenError when `tokens.json` names this codec but contradicts it.
+        """
         changes = sum(tensor._version for tensor in codec.state_dict().values())
         if self.trusted and self.trusted[0]() is codec and self.trusted[1] == changes:
             return
@@ -183,6 +191,7 @@ class TokenDataset(Dataset[Tensor]):
                 f"{self.path} is of another codec ({self.format.codec_id[:12]}…, this is "
                 f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; {hint}"
             )
+        self.format.require_true_of(codec, self.path / META_FILE)
         self.trusted = weakref.ref(codec), changes
 
     def decode(

@@ -12,17 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codec.inventory import DataError
+
+if TYPE_CHECKING:
+    from codec.model import Codec
 
 FORMAT, VERSION = "codec-tokens", 1
 META_FILE, MANIFEST_FILE, INDEX_FILE, SHARDS = "tokens.json", "manifest.jsonl", "index.arrow", "shards"
 LAYOUTS = ("arrow", "npy")
 MOST_QUANTIZERS, MOST_CODES = 1024, 2**32
 LONGEST_NAME = 255  # bytes, of Linux's and Apple's file systems
+MOST_FOLDERS = 255  # above a file; Python makes folders by recursion
 
 
 class TokenError(DataError):
@@ -88,6 +92,19 @@ class TokenFormat:
         """Frames of a recording of so many samples at its own rate."""
         return -(-self.length(n_samples, sample_rate) // self.hop_length)
 
+    def require_true_of(self, codec: Codec, path: Path) -> None:
+        """TokenError that names what a codec of this id has otherwise; `path` is where this was read."""
+        sizes = tuple(codec.quantizer.codebook_sizes[: self.num_quantizers])
+        true = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
+        true["codebook_sizes"] = sizes
+        wrong = [
+            f"{name} {getattr(self, name)}, the codec has {value}"
+            for name, value in true.items()
+            if getattr(self, name) != value
+        ]
+        if wrong:
+            raise TokenError(f"{path}: damaged: it contradicts its codec: {'; '.join(wrong)}")
+
     def length(self, n_samples: int, sample_rate: int) -> int:
         """Samples at the codec's rate of a recording of so many samples at its own rate."""
         return n_samples * self.sample_rate // sample_rate
@@ -142,7 +159,8 @@ def inside(path: str) -> str:
     """The path itself; TokenError unless it stays below the folder that it is relative to."""
     parts = PurePosixPath(path).parts
     absolute = path.startswith("/") or path[1:2] == ":"
-    if not parts or absolute or ".." in parts or "\\" in path or "\0" in path:
+    odd = ".." in parts or "\\" in path or "\0" in path
+    if not parts or absolute or odd or len(parts) > MOST_FOLDERS:
         raise TokenError(f"the path {path[:200]!r} is not a plain relative one")
     return path
 
@@ -242,6 +260,10 @@ def read_manifest(content: bytes) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {field.name: [] for field in fields(Utterance)}
     for line in content.splitlines():
         row = Utterance(**{"shard": 0, "offset": 0} | json.loads(line))
+        texts = {"id": row.id, "path": row.path, "sha256": row.sha256}
+        for name, value in texts.items():
+            if not isinstance(value, str):
+                raise TokenError(f"damaged: the {name} {value!r} is not a text")
         for name, values in columns.items():
             values.append(getattr(row, name))
     return columns
