@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, arguments))
     if hint is type(None):
         return "null"
-    if origin is Callable or (inspect.isclass(hint) and hint.__module__.startswith("codec.")):
+    ours = inspect.isclass(hint) and hint.__module__.startswith("codec.") and not is_dataclass(hint)
+    if origin is Callable or ours:
         return f"a part with its {TARGET}"
     if origin is not None and arguments and issubclass(origin, Sequence):
         return f"list of {describe(arguments[0])}"

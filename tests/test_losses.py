@@ -512,6 +512,32 @@ def test_the_shared_terms_are_the_published_distances():
     assert all(value == 0 for value in loss(target, target).values())
 
 
+def test_loudness_and_magnitude_are_compared_on_the_scale_of_magnitude_to_the_power_of_0_3():
+    estimate, target = noise(2, 1, 4096), noise(2, 1, 4096, seed=1)
+    loss = MultiResolutionLoss(16000, complex_windows=[512, 2048], terms=["loudness", "magnitude"])
+    losses = loss(estimate, target)
+    apart = [
+        (compressed(estimate, window).norm(dim=-1) - compressed(target, window).norm(dim=-1)).square().mean()
+        for window in (512, 2048)
+    ]
+    torch.testing.assert_close(losses["magnitude"], torch.stack(apart).mean(), rtol=1e-3, atol=0)
+
+    def loudness(audio: Tensor, window: int, bins: int) -> Tensor:
+        """Means of magnitudes under each triangle, to the power of 0.3."""
+        hann = torch.hann_window(window)
+        spectrum = torch.stft(audio[:, 0], window, window // 4, window=hann, return_complex=True).abs()
+        triangles = melscale_fbanks(window // 2 + 1, 0.0, 8000.0, bins, 16000, None, "slaney").T
+        kept = triangles[triangles.any(1)]
+        return (kept / kept.sum(1, keepdim=True) @ spectrum) ** 0.3
+
+    expected = sum(
+        (loudness(estimate, window, bins) - loudness(target, window, bins)).square().mean()
+        for window, bins in loss.n_mels.items()
+    )
+    torch.testing.assert_close(losses["loudness"], expected, rtol=1e-3, atol=0)
+    assert all(value == 0 for value in loss(target, target).values())
+
+
 def test_only_the_complex_term_hears_the_sign_of_a_wave():
     losses = MultiResolutionLoss(16000)(-noise(2, 1, 4096), noise(2, 1, 4096))
     assert losses["mel"] < 1e-5 and losses["complex"] > 0.1
@@ -538,7 +564,7 @@ def test_equal_generators_draw_equal_resolutions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"terms": []}, "terms must be some of mel, linear_mel, complex"),
+        ({"terms": []}, "terms must be some of mel, linear_mel, loudness, complex, magnitude"),
         ({"terms": ["phase"]}, "got .'phase'"),
         ({"complex_windows": [100]}, "complex_windows some of the windows"),
         ({"complex_windows": []}, "complex_windows some of the windows"),

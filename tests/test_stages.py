@@ -217,7 +217,7 @@ def test_validation_quantizes_if_the_stage_does(whole, wavs):
 
 def test_the_best_checkpoint_is_the_best_of_its_stage(tmp_path, wavs):
     # Nothing but noise is added after the first stage, so that its score would stay the best.
-    stages = ("{name: a, steps: 3}", "{name: b, steps: 3, lr: 3.0}")
+    stages = ("{name: a, steps: 3}", "{name: b, steps: 3, lr: 0.5}")
     assert staged(tmp_path, wavs, stages=stages) == 0
     mel = training_curves(tmp_path / "run/metrics.csv")["valid/mel"]
     assert mel[0][1] < mel[1][1]

@@ -12,17 +12,19 @@ from codec.losses.spectral import check_windows
 from codec.metrics import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape
 from codec.spectrogram import lean_stft, mel_filters, pad_reflect
 
-TERMS = ("mel", "linear_mel", "complex")
+TERMS = ("mel", "linear_mel", "loudness", "complex", "magnitude")
+COMPRESSED = ("complex", "magnitude")
 SMALLEST = 1e-6  # of a bin's energy, below which compression stays linear
 
 
 class MultiResolutionLoss(LossGroup):
-    """Distances between STFTs at several windows (samples; hop `window / 4`): any of three terms.
+    """Distances between STFTs at several windows (samples; hop `window / 4`): any of five terms.
 
     `mel`: L1 of log10 mels, summed over windows (DAC, arXiv:2306.06546). `linear_mel`: L1 of the mels, as
     ESC adds it. `complex`: squared distance of real and imaginary parts on a scale compressed to
     magnitude^`power`, averaged over `complex_windows` (ESC, arXiv:2404.19441, eq. 6): it is the one that
-    sees phase.
+    sees phase. `magnitude`: the same of magnitudes alone. Where the phase cannot be coded, the complex term
+    shrinks the estimate; beside it this one holds the level (Braun and Tashev, arXiv:2009.12286).
 
     With `draw`, a step compares that many windows, of those with the complex term and of the others in
     turn, scaled so that the expectation is that of all. Raises ValueError for impossible lists.
@@ -66,9 +68,10 @@ class MultiResolutionLoss(LossGroup):
             with torch.no_grad():
                 wanted = self.views(target, window)
             for name, view in self.views(estimate, window).items():
-                if name == "complex":
-                    # Two numbers a bin: the sum of their squares, averaged over bins.
-                    distance = 2 * (view - wanted[name]).square().mean() / count
+                if name in COMPRESSED:
+                    distance = (view - wanted[name]).square().sum(-1).mean() / count
+                elif name == "loudness":
+                    distance = (view - wanted[name]).square().mean()
                 else:
                     distance = (view - wanted[name]).abs().mean()
                 losses[name] = losses[name] + factor * distance
@@ -90,11 +93,16 @@ class MultiResolutionLoss(LossGroup):
         spectrum = torch.view_as_real(lean_stft(padded, window, window // 4))
         energy = spectrum.square().sum(-1)
         views: dict[str, Tensor] = {}
-        if "mel" in self.names or "linear_mel" in self.names:
+        if {"mel", "linear_mel", "loudness"} & set(self.names):
             filters = mel_filters(self.sample_rate, window, self.n_mels[window], True, audio.device)
             with torch.autocast(audio.device.type, enabled=False):
                 mels = (energy + FLOOR**2).sqrt() @ filters
             views = {"mel": mels.clamp(min=FLOOR).log10(), "linear_mel": mels}
-        if "complex" in self.names and window in self.groups[0]:
-            views["complex"] = spectrum * ((energy + SMALLEST) ** ((self.power - 1) / 2))[..., None]
+            # Means over a band, on the scale of single bins.
+            views["loudness"] = ((mels / filters.sum(0)).square() + SMALLEST) ** (self.power / 2)
+        if window in self.groups[0]:
+            # The last axis is summed: two numbers a bin, or one.
+            compression = ((energy + SMALLEST) ** ((self.power - 1) / 2))[..., None]
+            views["complex"] = spectrum * compression
+            views["magnitude"] = (energy + SMALLEST).sqrt()[..., None] * compression
         return {name: view for name, view in views.items() if name in self.names}
