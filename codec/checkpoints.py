@@ -155,6 +155,11 @@ class HealthyCheckpoint(ModelCheckpoint):
             finite and is_healthy(trainer.lightning_module) and super().check_monitor_top_k(trainer, current)
         )
 
+    @property
+    def state_key(self) -> str:
+        """Key of Lightning's own callback, under which earlier checkpoints have their best score."""
+        return super().state_key.replace(HealthyCheckpoint.__name__, ModelCheckpoint.__name__)
+
     def state_dict(self) -> dict[str, Any]:
         """Best score and its file by name: the run folder may be moved."""
         return placed(super().state_dict(), "")

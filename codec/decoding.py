@@ -92,8 +92,8 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty: name another folder")
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(mark, json.dumps(about, indent=2))
     mark_output(output)
+    write_whole(mark, json.dumps(about, indent=2))
 
 
 def is_whole(path: Path, length: int) -> bool:

@@ -176,5 +176,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def mark_output(folder: Path) -> None:
-    """Mark a folder as written by us, so that no search for recordings above it takes what it holds."""
-    (folder / OUTPUT_MARK).touch()
+    """Mark a new folder as output, so that no search for recordings above it takes its files.
+
+    A folder that holds visible files stays unmarked: they may be the user's recordings.
+    """
+    if all(name.startswith(".") for name in os.listdir(folder)):
+        (folder / OUTPUT_MARK).touch()

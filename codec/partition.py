@@ -1,4 +1,4 @@
-"""Which recordings a run trains on and which it holds out: each by what it is, wherever it lies."""
+"""Training and held-out recordings, told apart by content, wherever they lie."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codec.index import split
 from codec.inventory import Index, IndexedFile
 
 log = logging.getLogger(__name__)
-RECORD = "files.csv"
+RECORD, COLUMNS = "files.csv", ("part", "identity", "seconds", "file")
 TRAINED, HELD_OUT = "trained", "held out"
 Files = Sequence[IndexedFile]
 
@@ -41,7 +41,10 @@ def separate(
     """
     known = known or {}
     everything = {file.path: identity(file) for root in roots for part in root for file in part}
-    proposed = {everything[file.path] for _, valid in roots for file in valid}
+    # A root of one file has it on both sides. It stays for training where other roots hold out.
+    proposed = {
+        everything[file.path] for train, valid in roots if list(train) != list(valid) for file in valid
+    }
     held = {
         one for one in everything.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
     }
@@ -51,8 +54,8 @@ def separate(
     trained: list[list[IndexedFile]] = []
     moved = 0
     for train, out in roots:
-        trained.append([file for file in (*train, *out) if everything[file.path] not in held])
-        trained[-1].sort(key=lambda file: file.path)
+        below = {file.path: file for file in (*train, *out)}
+        trained.append([below[path] for path in sorted(below) if everything[path] not in held])
         for file in sorted((*out, *train), key=lambda file: file.path):
             if everything[file.path] in held:
                 valid.setdefault(everything[file.path], file)
@@ -68,24 +71,38 @@ def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedF
     What one of the models was trained on is left out. ConfigError when nothing remains.
     """
     kept = {file.path for file in split(index.usable, share)[1]}
-    for known in map(parts_near, map(Path, models)):
-        for file in index.usable if known else ():
-            part = known.get(identity(file.below(index.root)))
-            kept = kept - {file.path} if part == TRAINED else kept | {file.path} if part == HELD_OUT else kept
+    runs = [known for known in map(parts_near, map(Path, models)) if known]
+    for file in index.usable if runs else ():
+        parts = {known.get(identity(file.below(index.root))) for known in runs}
+        if TRAINED in parts:
+            kept.discard(file.path)
+        elif HELD_OUT in parts:
+            kept.add(file.path)
     if not kept:
         raise ConfigError(f"--held-out: the models were trained on all recordings in {printable(index.root)}")
     return [file for file in index.usable if file.path in kept]
 
 
-def write_record(folder: Path, trained: Iterable[Files], held_out: Files) -> None:
-    """Write into a run folder which recordings it trains on and which it holds out."""
+def write_record(
+    folder: Path, trained: Iterable[Files], held_out: Files, before: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Write the training and held-out recordings into a run folder.
+
+    Rows of `before` whose recordings are missing stay: a folder that comes back keeps its parts.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("part", "identity", "seconds", "file"))
+    writer.writerow(COLUMNS)
     parts = [(TRAINED, file) for root in trained for file in root] + [(HELD_OUT, file) for file in held_out]
-    for part, file in parts:
-        name = printable(os.path.basename(file.path))
-        writer.writerow((part, identity(file), f"{file.seconds:.3f}", name))
+    rows = [
+        (part, identity(file), f"{file.seconds:.3f}", printable(os.path.basename(file.path)))
+        for part, file in parts
+    ]
+    present = {row[1] for row in rows}
+    missing = [
+        [row.get(column, "") for column in COLUMNS] for name, row in before.items() if name not in present
+    ]
+    writer.writerows([*rows, *missing])
     write_whole(folder / RECORD, text.getvalue())
 
 
@@ -94,7 +111,7 @@ def read_record(folder: Path) -> dict[str, dict[str, str]]:
     try:
         with (folder / RECORD).open(encoding="utf-8", newline="") as file:
             return {row["identity"]: row for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, csv.Error):
         return {}
 
 
@@ -103,7 +120,7 @@ def parts_near(model: Path) -> dict[str, str]:
     for folder in (model, model.parent, model.parent.parent):
         rows = read_record(folder)
         if rows:
-            return {name: row["part"] for name, row in rows.items()}
+            return {name: row.get("part", "") for name, row in rows.items()}
     return {}
 
 

@@ -44,7 +44,7 @@ def what_is_saved(checkpoint: Path) -> str:
     """Step of the checkpoint that a resumed run begins with, in words."""
     if not checkpoint.is_file():
         return "no checkpoint is saved"
-    return f"{checkpoint.name} is of step {checkpoint_step(checkpoint)}"
+    return f"{checkpoint.name} is of step {checkpoint_step(checkpoint)}: resume=auto goes on from it"
 
 
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
@@ -68,7 +68,11 @@ def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
     """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
     saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
-    shapes, wanted = ({(k, v.shape) for k, v in state.items()} for state in (saved, current))
+    # Channels of stages that have not begun come and go; those that have begun are compared as stages.
+    shapes, wanted = (
+        {(k, v.shape) for k, v in state.items() if not k.startswith("stand_ins.")}
+        for state in (saved, current)
+    )
     if shapes != wanted:
         first = ", ".join(sorted({key for key, _ in shapes ^ wanted})[:3])
         raise ConfigError(

@@ -86,7 +86,7 @@ def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | N
     if checkpoint:
         check_same_training(checkpoint, module)
     before = read_record(checkpoint.parent.parent) if checkpoint else {}
-    data.known = {name: row["part"] for name, row in before.items()}
+    data.known = {name: row.get("part", "") for name, row in before.items()}
     if first:  # before anything is written: what cannot be used leaves no run folder
         data.prepare_data()
         data.setup()
@@ -97,7 +97,7 @@ def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | N
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
         say_changes(before, [*itertools.chain(*data.trained), *data.valid])
-        write_record(folder, data.trained, data.valid)
+        write_record(folder, data.trained, data.valid, before)
     fit(trainer, module, data, checkpoint)
     return finish(config, module, data, stop, trainer, metrics)
 
@@ -114,7 +114,7 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
         raise ConfigError(f"{error}{saved}") from error
     except DataError as error:  # a loading process's is wrapped in its traceback
         reason = str(error).rpartition("DataError: ")[2].strip()
-        raise DataError(f"{reason}; {what_is_saved(last)}, from which resume=auto goes on") from error
+        raise DataError(f"{reason}; {what_is_saved(last)}") from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
             raise error.__context__ from None

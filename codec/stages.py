@@ -163,7 +163,7 @@ def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
 
 @torch.no_grad()
 def start_quantizer(quantizer: Quantizer, codec: Codec, data: AudioData) -> None:
-    """Fit a quantizer to as many latents of training crops as it wants, of all processes together."""
+    """Fit a quantizer to `pool_size` latents of training crops, of all processes together."""
     frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
     crops = -(-quantizer.pool_size() // frames)
     crops += -crops % data.batch_size

@@ -78,6 +78,7 @@ class CodecTraining(lightning.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
+        self.strict_loading = False  # check_same_training compares, and allows channels that come or go
         if adversarial_from < 0 or revive_every < 1 or max_skipped < 1 or not 0 <= average_decay < 1:
             raise ValueError(
                 "adversarial_from must be at least 0, revive_every and max_skipped at least 1 and "

@@ -199,7 +199,7 @@ def test_what_was_trained_before_the_data_vanished_is_saved(tmp_path, wavs, monk
         patch.setattr("codec.crops.PAUSES", ())
         patch.setattr(CodecTraining, "on_train_batch_end", vanish)
         with pytest.raises(
-            DataError, match=r"not readable any more: .*; last\.ckpt is of step 3, from which"
+            DataError, match=r"not readable any more: .*; last\.ckpt is of step 3: resume=auto"
         ):
             run(tmp_path / "parts", copy, *options)
     (tmp_path / "away").rename(copy)

@@ -15,9 +15,12 @@ from codec.audio import write_wav
 from codec.config import build
 from codec.data import AudioData
 from codec.decoding import begin
+from codec.doctor import main as doctor
+from codec.files import mark_output
 from codec.index import scan
 from codec.partition import held_out
 
+TOKENS = SimpleNamespace(format=SimpleNamespace(describe=dict), num_quantizers=1)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -67,8 +70,7 @@ def test_one_root_is_divided_as_ever(corpus):
 
 def test_a_run_s_own_output_is_no_data(corpus, tmp_path, caplog):
     options = ["trainer.val_check_interval=2", "evaluate=2", f"run_dir={corpus}/runs/mine"]
-    tokens = SimpleNamespace(format=SimpleNamespace(describe=dict), num_quantizers=1)
-    begin(corpus / "decoded", cast(Any, tokens), cast(Any, SimpleNamespace(codec_id=str)))
+    begin(corpus / "decoded", cast(Any, TOKENS), cast(Any, SimpleNamespace(codec_id=str)))
     write_wav(corpus / "decoded/speech.wav", np.full((1, 4000), 0.1, np.float32), 16_000)
     (corpus / "run").symlink_to(corpus / "runs/mine")
     for steps in (2, 4):
@@ -99,8 +101,38 @@ def test_a_resume_with_other_recordings_names_them_and_holds_out_the_same(corpus
     assert "the recordings have changed: 1 gone (0.wav), 1 new (new.wav)" in caplog.text
     with (tmp_path / "run/files.csv").open() as file:
         after = {row["identity"]: row["part"] for row in csv.DictReader(file)}
-    common = before.keys() & after.keys()
-    assert len(common) == 39 and all(before[name] == after[name] for name in common)
+    # The recording that is gone keeps its row, and its part if it comes back.
+    assert len(after) == 41 and before.items() <= after.items()
+
+
+def test_a_root_of_one_recording_is_trained_on_beside_others(corpus, tmp_path):
+    book = tmp_path / "book"
+    book.mkdir()
+    write_wav(book / "book.wav", np.linspace(-0.4, 0.4, 3000, dtype=np.float32)[None], 16_000)
+    made = data(corpus, book)
+    assert len(made.trained[0]) + len(made.valid) == 40 and len(made.trained[1]) == 1
+    assert not contents(made.trained[1]) & contents(made.valid)
+
+
+def test_recordings_that_any_model_was_trained_on_are_never_scored(corpus, tmp_path):
+    for name, fraction in (("a", 0.2), ("b", 0.5)):
+        run(tmp_path / name, corpus, "trainer.max_steps=1", f"data.validation.fraction={fraction}")
+    index = scan(corpus, cache_dir=tmp_path / "cache")
+    models = [str(tmp_path / name / "run") for name in "ab"]
+    one, other = ({file.path for file in held_out(index, 0.2, order)} for order in (models, models[::-1]))
+    trained = set()
+    for model in models:
+        with (Path(model) / "files.csv").open() as file:
+            trained |= {row["file"] for row in csv.DictReader(file) if row["part"] == "trained"}
+    assert one == other and one and not {Path(path).name for path in one} & trained
+
+
+def test_recordings_beside_an_output_stay_data(corpus, tmp_path):
+    mark_output(corpus)
+    assert len(scan(corpus.parent, cache_dir=tmp_path / "cache").usable) == 40
+    assert doctor([str(corpus.parent)]) == 0
+    begin(corpus / "decoded", cast(Any, TOKENS), cast(Any, SimpleNamespace(codec_id=str)))
+    assert doctor([str(corpus)]) == 0  # a skipped output is no fault of the corpus
 
 
 @pytest.mark.parametrize("named", ["run", "run/model", "run/checkpoints/last.ckpt"])

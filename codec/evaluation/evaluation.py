@@ -86,13 +86,13 @@ def evaluate_system(
     ConfigError when the folder holds the results of something else.
     """
     output.mkdir(parents=True, exist_ok=True)
+    mark_output(output)
     settings = {
         "sample_rate": options.sample_rate,
         "channels": options.channels,
         "seconds": options.max_seconds,
     }
     records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
-    mark_output(output)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)

@@ -98,11 +98,12 @@ class MultiResolutionLoss(LossGroup):
             with torch.autocast(audio.device.type, enabled=False):
                 mels = (energy + FLOOR**2).sqrt() @ filters
             views = {"mel": mels.clamp(min=FLOOR).log10(), "linear_mel": mels}
-            # Means over a band, on the scale of single bins.
-            views["loudness"] = ((mels / filters.sum(0)).square() + SMALLEST) ** (self.power / 2)
-        if window in self.groups[0]:
+            if "loudness" in self.names:  # of means over a band, on the scale of single bins
+                views["loudness"] = ((mels / filters.sum(0)).square() + SMALLEST) ** (self.power / 2)
+        if window in self.groups[0] and set(COMPRESSED) & set(self.names):
             # The last axis is summed: two numbers a bin, or one.
             compression = ((energy + SMALLEST) ** ((self.power - 1) / 2))[..., None]
             views["complex"] = spectrum * compression
-            views["magnitude"] = (energy + SMALLEST).sqrt()[..., None] * compression
+            if "magnitude" in self.names:
+                views["magnitude"] = (energy + SMALLEST).sqrt()[..., None] * compression
         return {name: view for name, view in views.items() if name in self.names}

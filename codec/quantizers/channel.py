@@ -1,4 +1,4 @@
-"""A Gaussian channel of a given rate: what an ideal quantizer would do to latents, with exact gradients."""
+"""A Gaussian channel of a given rate: the noise of an ideal quantizer, with exact gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
 from codec.quantizers.base import Quantized, Quantizer
 from codec.quantizers.frames import rows
@@ -127,11 +128,11 @@ def eigenvalues_and_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
 def noise_for(variances: Tensor, bits: float) -> float:
     """Variance of white noise that leaves `bits` of components `[D]`: `1/2 sum log2(1 + variance / noise)`.
 
-    ValueError when all variances are 0.
+    ConfigError when all variances are 0.
     """
     largest = float(variances.max())
     if not 0 < largest < math.inf:
-        raise ValueError("latents do not vary: look at the audio, the weights and the learning rate")
+        raise ConfigError("latents do not vary: lower optimizer.generator.lr, and look at the audio")
     low, high = -80.0, 40.0  # natural logarithms of the noise, relative to the largest variance
     for _ in range(60):
         middle = (low + high) / 2
