@@ -129,7 +129,7 @@ def forget_best(callbacks: Iterable[Callback]) -> None:
 
 
 def is_healthy(module: Any) -> bool:
-    """Whether the last step was finite. Otherwise the weights may be ruined, and are not worth saving."""
+    """True after a finite step. After another one the weights may be ruined, and are not worth saving."""
     return not getattr(module, "skipped_in_a_row", 0)
 
 
@@ -137,19 +137,14 @@ class HealthyCheckpoint(ModelCheckpoint):
     """Saves nothing after a step that was not finite, nor for a score that is not; keeps no absolute path."""
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Save when it is time, unless the step was skipped."""
+        """Save when a save is due, unless the step was skipped."""
         if is_healthy(pl_module):
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            super().on_train_batch_end(trainer, pl_module, *arguments)
 
     def check_monitor_top_k(self, trainer: lightning.Trainer, current: Tensor | None = None) -> bool:
-        """Whether a score is worth a checkpoint."""
+        """True for a finite score among the best, after a finite step."""
         finite = current is not None and bool(torch.isfinite(current))
         return (
             finite and is_healthy(trainer.lightning_module) and super().check_monitor_top_k(trainer, current)
@@ -185,7 +180,8 @@ def placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
 class LastCheckpoint(HealthyCheckpoint):
     """Saves every `save_every` steps, after each validation, and before an error ends the run.
 
-    A resumed run needs the best score so far. What is due in a step that was not finite waits for the next.
+    A resumed run needs the best score so far. A save that falls due in a step that is not finite waits for
+    the next one.
     """
 
     def __init__(self, save_every: int, **options: Any) -> None:
@@ -194,14 +190,9 @@ class LastCheckpoint(HealthyCheckpoint):
         self.due = False
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Save when it is time, or was in a step that was skipped."""
+        """Save when a save is due, also one that a skipped step put off."""
         self.due = self.due or trainer.global_step % self.save_every == 0
         if self.due:
             self.save(trainer)
@@ -230,7 +221,7 @@ class LastCheckpoint(HealthyCheckpoint):
 
     @property
     def path(self) -> Path:
-        """Where `last.ckpt` lies."""
+        """Path of `last.ckpt`."""
         return Path(str(self.dirpath)) / f"{self.filename}.ckpt"
 
 
@@ -268,12 +259,7 @@ class StopOnSignal(Callback):
         self.received = number
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
         """Stop if any process got a signal: the others would wait for it for ever."""
         flag = torch.tensor(int(self.received is not None), device=pl_module.device)

@@ -1,4 +1,4 @@
-"""What libraries take for granted of a user's account, and containers do not have."""
+"""Parts of a user's account that libraries rely on and containers lack."""
 
 from __future__ import annotations
 

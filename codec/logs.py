@@ -84,12 +84,12 @@ class MetricsCSV(Logger):
 
 
 def has_scores(row: dict[str, str]) -> bool:
-    """Whether a row is a validation's."""
+    """True for a row of a validation."""
     return any(name.startswith("valid/") and value for name, value in row.items())
 
 
 def quiet_libraries() -> None:
-    """Silence what Lightning says about things that this project does on purpose."""
+    """Silence Lightning's warnings about things that this project does on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

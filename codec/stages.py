@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def teaches_quantizer(self) -> bool:
-        """Whether codebooks, or a channel's covariance, learn from the latents."""
+        """True if codebooks, or the covariance of a channel, learn from the latents."""
         return self.bottleneck == "channel" or "quantizer" not in self.frozen
 
     def course(self, default: Exponential | Cosine) -> Exponential | Cosine:
@@ -149,7 +149,7 @@ def reconstruct(
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
-    """What stands in for a quantizer in stages without codes, by name; ValueError for one without a rate."""
+    """Bottlenecks of stages without codes, by name; ValueError for a channel without a rate."""
     used = {stage.bottleneck for stage in stages}
     made: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
     if "channel" in used:

@@ -22,11 +22,11 @@ class MissedValidation(Callback):
         self.due = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the checkpoint's step is yet to be validated."""
+        """Flag of a checkpoint whose step has no scores yet."""
         return {"due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what the checkpoint says."""
+        """Restore the flag."""
         self.due = bool(state_dict["due"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -52,12 +52,7 @@ class MissedValidation(Callback):
         trainer.training = True
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
         """Note that a validation follows, before anything is saved."""
         self.due = trainer.global_step % int(trainer.val_check_interval) == 0

@@ -61,7 +61,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
         plain = folded(read_safetensors(path / WEIGHTS_FILE))
         empty = build_empty(config, plain)
         weights = form.from_weights(empty, plain, given)
-    # Of tensors of another shape, and of numbers that no such model has, torch and Python complain.
+    # Raised by torch and Python for tensors of another shape and for numbers out of range.
     except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return assemble(config, normalised(weights, empty.state_dict()), path)

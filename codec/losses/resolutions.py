@@ -21,10 +21,12 @@ class MultiResolutionLoss(LossGroup):
     """Distances between STFTs at several windows (samples; hop `window / 4`): any of five terms.
 
     `mel`: L1 of log10 mels, summed over windows (DAC, arXiv:2306.06546). `linear_mel`: L1 of the mels, as
-    ESC adds it. `complex`: squared distance of real and imaginary parts on a scale compressed to
-    magnitude^`power`, averaged over `complex_windows` (ESC, arXiv:2404.19441, eq. 6): it is the one that
-    sees phase. `magnitude`: the same of magnitudes alone. Where the phase cannot be coded, the complex term
-    shrinks the estimate; beside it this one holds the level (Braun and Tashev, arXiv:2009.12286).
+    ESC adds it. `loudness`: squared distance of band means compressed to magnitude^`power`, summed over
+    windows; the exponent is near that of loudness, on whose scale PESQ compares. `complex`: squared distance
+    of real and imaginary parts on the same scale, averaged over `complex_windows` (ESC, arXiv:2404.19441,
+    eq. 6): the one that sees phase. `magnitude`: the same of magnitudes alone. Where the phase cannot be
+    coded, the complex term shrinks the estimate; beside it this one holds the level (Braun and Tashev,
+    arXiv:2009.12286).
 
     With `draw`, a step compares that many windows, of those with the complex term and of the others in
     turn, scaled so that the expectation is that of all. Raises ValueError for impossible lists.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
-from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.base import Quantized
 from codec.quantizers.frames import rows
-from codec.quantizers.identity import no_codes
+from codec.quantizers.identity import Identity, no_codes
 
 
-class GaussianChannel(Quantizer):
+class GaussianChannel(Identity):
     """Adds white noise to latents `[B, D, F]` so that `bits` a latent pass, and returns the Wiener estimate.
 
     Noise of variance s leaves `1/2 log2 det(I + C / s)` bits of Gaussian latents with covariance C (Cover and
@@ -26,7 +26,6 @@ class GaussianChannel(Quantizer):
     pass unchanged. Codes are empty `[B, 0, F]`.
     """
 
-    codebook_sizes = ()
     POOL = 4096  # latents that the first covariance is taken from
     WEIGHT = 0.02  # of a batch in the averages
 
@@ -35,12 +34,10 @@ class GaussianChannel(Quantizer):
     initialised: Tensor
 
     def __init__(self, dim: int, bits: Sequence[float]):
-        super().__init__()
+        super().__init__(dim)
         if not bits or not all(0 < rate < math.inf for rate in bits):
             raise ValueError(f"bits of a latent must be positive and finite, got {list(bits)}")
-        self.dim = dim
         self.bits = tuple(bits)
-        self.loss_weights = {}
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("covariance", torch.eye(dim))
         self.register_buffer("initialised", torch.tensor(False))
@@ -79,10 +76,12 @@ class GaussianChannel(Quantizer):
         away = latents - self.mean
         used, which = rates.to(latents.device).unique(return_inverse=True)
         with torch.no_grad():
-            variances, axes = (part.to(latents) for part in eigenvalues_and_axes(self.covariance))
-            noise = torch.tensor(
-                [noise_for(variances.double().cpu(), self.bits[index]) for index in used.tolist()]
-            ).to(latents)[:, None]
+            # In float64 on the CPU, where components of nearly equal strength keep their directions.
+            strengths, directions = torch.linalg.eigh(self.covariance.cpu().double())
+            strengths = strengths.clamp(min=0)
+            powers = [noise_for(strengths, self.bits[index]) for index in used.tolist()]
+            noise = torch.tensor(powers, dtype=torch.float64)
+            variances, axes, noise = strengths.to(away), directions.to(away), noise.to(away)[:, None]
             kept = variances / (variances + noise)  # of each principal component, by the Wiener filter
             wiener = (axes * kept[:, None]) @ axes.T
             slope = kept.sum(1)  # of the rate by the logarithm of the latents' gain
@@ -108,21 +107,6 @@ class GaussianChannel(Quantizer):
         shift = self.WEIGHT * means[-1]
         self.mean.add_(shift)
         self.covariance.lerp_(means[:-1], self.WEIGHT).sub_(torch.outer(shift, shift))
-
-    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Empty codes `[B, 0, F]`."""
-        self.check_finite(latents)
-        return no_codes(latents)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Raise ValueError: nothing was coded."""
-        raise ValueError("a channel keeps no codes to decode; train with a quantizer for tokens")
-
-
-def eigenvalues_and_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances `[D]`, at least 0, and principal axes `[D, D]` of a covariance, in float64 on the CPU."""
-    variances, axes = torch.linalg.eigh(covariance.cpu().double())
-    return variances.clamp(min=0), axes
 
 
 def noise_for(variances: Tensor, bits: float) -> float:
