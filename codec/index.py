@@ -22,7 +22,7 @@ from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
 log = logging.getLogger(__name__)
 
 CACHE_VERSION = 1
-OUTPUT = "folder written by a codec command (to use it, name the folder itself)"
+OUTPUT = "written by a codec command (to use it, name the folder itself)"
 UNKNOWN = -1  # time of last change of a file whose state could not be read
 Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
 
