@@ -120,7 +120,11 @@ def classical(baseline: Baseline) -> Coder:
 
 
 def quantized(
-    codec: Codec, depths: Sequence[int], tables: EntropyTables | None, unquantized: bool = False
+    codec: Codec,
+    depths: Sequence[int],
+    tables: EntropyTables | None,
+    unquantized: bool = False,
+    beam: int = 1,
 ) -> Coder:
     """Coder of a codec at several numbers of stages: bits of the codes in `.codec` files, and of the files.
 
@@ -135,9 +139,8 @@ def quantized(
     def code(audio: Tensor) -> Iterator[Reconstruction]:
         length = audio.shape[-1]
         latents = codec.latents(audio.to(next(codec.parameters()).device))
-        codes = codec.quantizer.encode(latents) if depths else latents
         for depth in depths:
-            kept, bits = codes[:, :depth], {}
+            kept, bits = codec.quantizer.encode(latents, depth, beam), {}
             for name, write in stored.items():
                 bits[name], bits["file"] = write(kept, length)
             yield Reconstruction(str(depth), codec.decode(kept, length), bits)

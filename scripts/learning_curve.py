@@ -35,7 +35,7 @@ from codec.untrusted import read_yaml
 BASELINES = "opus_6,opus_8,opus_9,opus_10,opus_11,opus_12,opus_14,opus_16,codec2_3.2,"
 BASELINES += "amr-wb_6.6,amr-wb_8.85,amr-wb_12.65,amr-wb_15.85"
 RATES = ["payload_kbps", "fitted_kbps", "file_kbps"]
-PROGRESS = ["step", "audio_hours", "cpu_hours", "stages", "kbps"]
+PROGRESS = ["step", "audio_hours", "cpu_hours", "stages", "beam", "kbps"]
 SPEED = "speed/audio_seconds_per_second"
 
 
@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--files", type=positive, help="evenly spaced among those of the folder; default: all")
     add("--rates", type=numbers, default="1.5,3,4.5,6", help="kbit/s, nominal; default: %(default)s")
     add("--unquantized", action="store_true", help="and the encoder's latents as they are, decoded")
+    add("--beam", type=positive, default=1, help="paths of the codebook search; default: %(default)s")
     add("--metrics", default="speech", help="as codec-evaluate takes them; default: %(default)s")
     add(
         "--fit",
@@ -200,7 +201,8 @@ def measured(run: Run, path: Path, table: Table, listener: Listener, asked: argp
         print(f"skipped: {error}", flush=True)
         return False
     depths = depths_at(codec, asked.rates)
-    done = {row["stages"] for row in table.rows if row["step"] == str(step)}
+    at = {"step": str(step), "beam": str(asked.beam)}
+    done = {row["stages"] for row in table.rows if at.items() <= row.items()}
     todo = [depth for depth in depths if str(depth) not in done]
     unquantized = (asked.unquantized or not depths) and UNQUANTIZED not in done
     if not todo and not unquantized:
@@ -208,9 +210,9 @@ def measured(run: Run, path: Path, table: Table, listener: Listener, asked: argp
     began = time.monotonic()
     tables = fitted(codec, asked.fit, asked.fit_hours, max(todo)) if asked.fit and todo else None
     between = time.monotonic()
-    found = listener.judge(quantized(codec, todo, tables, unquantized))
+    found = listener.judge(quantized(codec, todo, tables, unquantized, asked.beam))
     nominal = {str(depth): f"{codec.bitrate(depth) / 1000:g}" for depth in todo}
-    spent = {"step": str(step), **run.spent(step)}
+    spent = at | run.spent(step)
     table.add(
         [{**spent, "stages": rate, "kbps": nominal.get(rate, ""), **row} for rate, row in found.items()]
     )

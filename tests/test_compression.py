@@ -84,9 +84,9 @@ def saved(codec, tables, tmp_path_factory) -> Path:
 
 
 @torch.no_grad()
-def offline(codec: Codec, path: Path) -> np.ndarray:
+def offline(codec: Codec, path: Path, beam: int = 1) -> np.ndarray:
     audio, _ = read_audio(path, codec.sample_rate, codec.audio_channels)
-    return codec.encode(torch.from_numpy(audio)[None])[0].numpy()
+    return codec.encode(torch.from_numpy(audio)[None], beam=beam)[0].numpy()
 
 
 @torch.no_grad()
@@ -341,6 +341,15 @@ def test_the_commands_fit_compress_and_decompress(tmp_path, codec, recordings, c
     assert size < os.path.getsize(raw)
     assert run(decompress_main, model, coded, "-o", wav) == 0
     assert close(Path(wav), expected(codec, recordings / "3.wav"))
+    assert run(compress_main, model, source, "-o", raw, "--force", "--beam", "0") == 2
+    assert "--beam: expected 1 or more" in capsys.readouterr().err
+    assert run(compress_main, model, source, "-o", raw, "--force", "--beam", "8") == 0
+    with BitstreamReader(raw) as reader:
+        searched = np.concatenate(
+            [chunk.codes for chunk in reader.chunks(load_tables(tmp_path / "model" / TABLES_FILE))], 1
+        )
+    assert np.array_equal(searched, offline(codec, recordings / "3.wav", beam=8))
+    assert not np.array_equal(searched, offline(codec, recordings / "3.wav"))
     with BitstreamReader(coded) as reader:
         assert reader.header.codec_id == codec.codec_id()
     assert run(decode_main, model, coded, "-o", tmp_path / "again.wav") == 0

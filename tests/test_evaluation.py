@@ -284,6 +284,16 @@ def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
     Records(tmp_path / "records", before.identity(), True)
 
 
+def test_every_depth_of_a_beam_is_searched_on_its_own(files):
+    model = codec("quantizer.num_quantizers=4").eval()
+    audio = read(files[0])
+    codes, points = OwnCodec(model, beam=8).code(audio)
+    for depth, point in zip(depths_of(4), points, strict=True):
+        best = model.encode(audio, depth, beam=8)
+        assert torch.equal(point.estimate, model.decode(best, audio.shape[-1])), depth
+    assert torch.equal(codes, best) and not torch.equal(codes, model.encode(audio))
+
+
 def test_several_threads_find_what_one_does(files, tmp_path, processes):
     one = evaluate_system(OwnCodec(codec()), files, tmp_path / "one", Options(RATE, 1))
     two = evaluate_system(OwnCodec(codec()), files, tmp_path / "two", Options(RATE, 1, processes=processes))

@@ -62,12 +62,17 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("recording", type=Path, help="audio file")
     parser.add_argument("--num-quantizers", type=int, help="stages to keep; default: all")
     parser.add_argument(
+        "--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s"
+    )
+    parser.add_argument(
         "--chunk-seconds",
         type=float,
         default=10.0,
         help="lost at once when damaged; shorter chunks take more bytes; default: %(default)s",
     )
     options = parser.parse_args(argv)
+    if options.beam < 1:
+        raise ConfigError(f"--beam: expected 1 or more, got {options.beam}")
     check_target(options.output, options.force)
     codec = on_device(load(options.model), options.device)
     tables = chosen_tables(options)
@@ -81,6 +86,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
         options.num_quantizers,
         options.chunk_seconds,
         options.force,
+        options.beam,
     )
     print(f"{printable(options.output)}: {in_words(done)}")
     return 0

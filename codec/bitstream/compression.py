@@ -60,8 +60,9 @@ def compress(
     num_quantizers: int | None = None,
     chunk_seconds: float = 10.0,
     overwrite: bool = False,
+    beam: int = 1,
 ) -> Compressed:
-    """Write a recording, resampled and mixed for the codec, as a `.codec` file.
+    """Write a recording, resampled and mixed for the codec, as a `.codec` file, found by a `beam` of paths.
 
     AudioError for a recording that cannot be read, TablesError for tables of another codec, FileExistsError
     for an existing target, ConfigError for numbers of stages or seconds that cannot be.
@@ -81,7 +82,7 @@ def compress(
         raise AudioError(source, f"too short: no whole sample at {codec.sample_rate} Hz")
     with new_file(target, overwrite) as file:
         writer = BitstreamWriter(file, header, tables)
-        for codes in encode_long(codec, blocks(), num_quantizers):
+        for codes in encode_long(codec, blocks(), num_quantizers, beam):
             writer.write(codes.numpy())
         writer.finish(samples)
         size = file.tell()

@@ -162,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
+    add("--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s, greedy")
     add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
     add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
     add("--held-out", type=float, metavar="SHARE",
@@ -177,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_numbers(options: argparse.Namespace) -> None:
     """ConfigError for numbers that mean nothing."""
-    least = {"max_files": 1, "workers": 1, "clips": 0, "sample_rate": 1}
+    least = {"max_files": 1, "beam": 1, "workers": 1, "clips": 0, "sample_rate": 1}
     for name, bound in least.items():
         value = getattr(options, name)
         if value is not None and value < bound:
@@ -214,7 +215,7 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
             else:
                 codec, tables = load(model).to(device), beside(Path(model))
                 known = load_tables(tables) if tables.exists() else None
-                systems.append(OwnCodec(codec, name, depths, known))
+                systems.append(OwnCodec(codec, name, depths, known, options.beam))
         except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])

@@ -48,7 +48,10 @@ class System(Protocol):
 
 
 class OwnCodec:
-    """A `Codec` at several depths, whose `.codec` files are written with `tables`, or without."""
+    """A `Codec` at several depths, whose `.codec` files are written with `tables`, or without.
+
+    With a `beam` above 1 every depth is encoded on its own: the best path of few codes is another one.
+    """
 
     def __init__(
         self,
@@ -56,8 +59,9 @@ class OwnCodec:
         name: str = "codec",
         depths: Sequence[int] | None = None,
         tables: EntropyTables | None = None,
+        beam: int = 1,
     ):
-        self.codec, self.name, self.tables = codec, name, tables
+        self.codec, self.name, self.tables, self.beam = codec, name, tables, beam
         self.file_bits = file_bits(codec, tables)
         self.sample_rate, self.channels = codec.sample_rate, codec.audio_channels
         self.codebook_sizes: Sequence[int] = codec.quantizer.codebook_sizes
@@ -66,7 +70,8 @@ class OwnCodec:
     def identity(self) -> dict[str, Any]:
         """The codec's id, the depths, the tables' id."""
         tables = self.tables.tables_id if self.tables else None
-        return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables}
+        beam = {"beam": self.beam} if self.beam > 1 else {}
+        return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam}
 
     def describe(self) -> dict[str, Any]:
         """Rates and sizes."""
@@ -81,19 +86,22 @@ class OwnCodec:
         return self.codec.bitrate(num_quantizers) if num_quantizers else None
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """Encode once, decode every depth."""
+        """Encode, once if the search is greedy, and decode every depth."""
         audio = audio.to(next(self.codec.parameters()).device)
-        codes = self.codec.encode(audio)
-        return codes, self.points(audio, codes)
+        latents = self.codec.latents(audio)
+        codes = self.codec.quantizer.encode(latents, beam=self.beam)
+        return codes, self.points(audio, latents, codes)
 
-    def points(self, audio: Tensor, codes: Tensor) -> Iterator[Point]:
+    def points(self, audio: Tensor, latents: Tensor, codes: Tensor) -> Iterator[Point]:
         """Reconstructions by the first stages; one without quantization where there are no codes."""
         for depth in self.depths:
             if depth:
-                estimate = self.codec.decode(codes[:, :depth], audio.shape[-1])
-                bits = round(self.codec.quantizer.bits_per_frame(depth) * codes.shape[2])
-                whole = self.file_bits(codes[:, :depth], audio.shape[-1])
-                yield Point(depth, estimate, bits, whole)
+                kept = codes[:, :depth]
+                if self.beam > 1 and depth < codes.shape[1]:
+                    kept = self.codec.quantizer.encode(latents, depth, self.beam)
+                estimate = self.codec.decode(kept, audio.shape[-1])
+                bits = round(self.codec.quantizer.bits_per_frame(depth) * kept.shape[2])
+                yield Point(depth, estimate, bits, self.file_bits(kept, audio.shape[-1]))
             else:
                 yield Point(0, self.codec(audio)[0])
 
