@@ -68,8 +68,9 @@ class Table:
 class Run:
     """A run folder: its checkpoints and what they cost; ConfigError for a folder that is none."""
 
-    def __init__(self, folder: Path, cores: float):
+    def __init__(self, folder: Path, cores: float, before: Sequence[float] = (0.0, 0.0)):
         self.folder, self.cores = folder, cores
+        self.audio_hours, self.cpu_hours = before
         try:
             self.config = read_yaml(folder / "config.yaml")
             data = self.config["data"]
@@ -84,21 +85,21 @@ class Run:
         return [*sorted(folder.glob("step-*.ckpt")), *folder.glob("last.ckpt")]
 
     def spent(self, step: int) -> Row:
-        """Hours of audio until a step, and of cores in training steps, if their speed was logged."""
+        """Hours of audio until a step, and of cores if the speed was logged; those `before` are added."""
         hours, before, pace = 0.0, 0, None
         path = self.folder / "metrics.csv"
         for row in MetricsCSV(path).read() if path.is_file() else []:
             if row.get(SPEED) and before < step:
                 pace, logged = self.step_seconds / float(row[SPEED]) / 3600, int(row["step"])
                 hours, before = hours + pace * (logged - before), logged
-        cpu = "" if pace is None else f"{self.cores * (hours + pace * (step - before)):.5f}"
-        return {"audio_hours": f"{step * self.step_seconds / 3600:.4f}", "cpu_hours": cpu}
+        cpu = "" if pace is None else f"{self.cpu_hours + self.cores * (hours + pace * (step - before)):.5f}"
+        return {"audio_hours": f"{self.audio_hours + step * self.step_seconds / 3600:.4f}", "cpu_hours": cpu}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is not in the tables yet; exit status 1 when a checkpoint cannot be read."""
     asked = build_parser().parse_args(argv)
-    run = Run(asked.run, asked.cores)
+    run = Run(asked.run, asked.cores, asked.before)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     metrics, left_out = choose_metrics(words(asked.metrics))
     for reason in left_out:
@@ -141,6 +142,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--fit-hours", type=float, default=0.5, help="of it, at most; default: %(default)s")
     add("--cores", type=float, default=1, help="that the training has; default: %(default)s")
+    add(
+        "--before",
+        type=hours,
+        default=(0.0, 0.0),
+        metavar="AUDIO,CPU",
+        help="hours that the weights it started from had cost; default: 0,0",
+    )
     add("--workers", type=positive, default=1, help="files at a time; default: %(default)s")
     add("--baselines", default=BASELINES, help="default: %(default)s")
     add("--baseline-table", type=Path, metavar="CSV", help="default: baselines.csv beside the output")
@@ -155,6 +163,12 @@ def words(text: str) -> list[str]:
 def numbers(text: str) -> list[float]:
     """Numbers between commas."""
     return [float(word) for word in words(text)]
+
+
+def hours(text: str) -> tuple[float, float]:
+    """Two numbers, or ValueError, which argparse puts into words."""
+    audio, cpu = numbers(text)
+    return audio, cpu
 
 
 def positive(text: str) -> int:

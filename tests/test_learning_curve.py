@@ -73,6 +73,15 @@ def test_a_row_for_each_checkpoint_and_rate_with_what_it_cost(run, wavs):
     assert {(row["files"], row["seconds"]) for row in rows} == {("5", f"{(5 * 8000 + 10 * 1777) / RATE:.1f}")}
 
 
+def test_the_cost_of_the_weights_it_started_from_is_added(run, wavs):
+    _, alone = measure(run, wavs)
+    (run.parent / "curve.csv").unlink()
+    _, rows = measure(run, wavs, "--before", "40,1.5")
+    for before, row in zip(alone, rows, strict=True):
+        assert float(row["audio_hours"]) == pytest.approx(float(before["audio_hours"]) + 40)
+        assert float(row["cpu_hours"]) == pytest.approx(float(before["cpu_hours"]) + 1.5)
+
+
 def test_scores_are_the_means_of_the_averaged_codec_s(run, wavs, codec):
     _, rows = measure(run, wavs, "--unquantized", "--workers", "2")
     assert [row["stages"] for row in rows[:3]] == ["1", "3", "none"]
