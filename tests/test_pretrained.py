@@ -3,11 +3,19 @@
 import pytest
 import torch
 import yaml
+from composed import tiny_run
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tokenised import noise, small_codec
 
 import codec
-from codec import pretrained
+from codec import decoding, live, pretrained
+from codec.audio import write_wav
+from codec.bitstream import commands
+from codec.evaluation import comparison
+from codec.export import export
+from codec.finetuning import adopt
+from codec.tokens import encoding
 
 
 @pytest.fixture
@@ -35,6 +43,43 @@ def test_a_path_of_that_name_comes_first(box, tmp_path):
     other = small_codec("autoencoder.decoder_channels=6")
     other.save(tmp_path / "small")
     assert codec.load("small").codec_id() == other.codec_id()
+
+
+def test_a_folder_without_a_model_does_not_hide_a_name(box, tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "a.wav").write_bytes(b"")
+    assert codec.load("small").codec_id() == codec.load(box / "small").codec_id()
+
+
+COMMANDS = {
+    "encode": (encoding.main, "small wavs -o out --format npy"),
+    "stream": (live.main, "small wavs/0.wav -o out.wav"),
+    "compress": (commands.compress_main, "small wavs/0.wav -o out.codec"),
+    "evaluate": (comparison.main, "small data.root=wavs"),
+    "export": (export.main, "small --to torch -o out"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_the_name(box, tmp_path, command):
+    rate = codec.load("small").sample_rate
+    (tmp_path / "wavs").mkdir()
+    for number in range(2):
+        write_wav(tmp_path / f"wavs/{number}.wav", noise(rate, number), rate)
+    before = sorted(box.rglob("*"))
+    main, arguments = COMMANDS[command]
+    assert main(arguments.split()) == 0
+    assert sorted(box.rglob("*")) == before  # nothing is written into the package
+    if command == "encode":
+        assert decoding.main(["small", "out", "-o", "decoded"]) == 0
+    if command == "compress":
+        assert commands.decompress_main(["small", "out.codec", "-o", "out.wav"]) == 0
+
+
+def test_a_training_starts_from_the_name(box, tmp_path):
+    composed, adopted = adopt(OmegaConf.create(tiny_run(tmp_path, tmp_path, "weights=small")))
+    assert adopted.codec_id() == codec.load("small").codec_id()
+    assert composed.model == adopted.config
 
 
 def test_an_unknown_name_is_answered_with_those_there_are(box):

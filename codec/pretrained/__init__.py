@@ -13,7 +13,8 @@ def pretrained_names() -> list[str]:
 
 
 def find_model(path: str | Path) -> Path:
-    """Directory of a pretrained model where `path` is its name, else `path`; an existing path comes first."""
+    """Directory of the pretrained model of this name, or `path` itself: a file or model there comes first."""
     path = Path(path)
-    named = str(path) in pretrained_names() and not path.exists()
+    taken = path.is_file() or (path / "config.yaml").is_file()
+    named = str(path) in pretrained_names() and not taken
     return FOLDER / path if named else path
