@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,10 @@ class Telemetry(Callback):
         """Print a line above the bar, on the first process."""
         if rank() == 0:
             where = f"step {trainer.global_step}/{trainer.max_steps}"
-            tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
+            with suppress(
+                OSError
+            ):  # of a terminal that was closed; training is stopped by a signal, if at all
+                tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the validation scores; its time is no waiting."""
