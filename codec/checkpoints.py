@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import signal
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,11 @@ from torch import Tensor
 from codec.config import ConfigError
 from codec.distributed import all_reduce_sum
 from codec.files import OUTPUT_MARK, mark_output, remove_leftovers, take, written_whole
+from codec.workers import STOPPING
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
+PATIENCE = 10  # seconds that a step may take to begin after a signal
 
 
 @contextmanager
@@ -225,10 +228,16 @@ class LastCheckpoint(HealthyCheckpoint):
         return Path(str(self.dirpath)) / f"{self.filename}.ckpt"
 
 
-class StopOnSignal(Callback):
-    """On SIGINT or SIGTERM finish the step, save `last.ckpt` and stop, on all processes together.
+class StoppedWaiting(Exception):
+    """A signal came while training waited for data, and no step followed it for `PATIENCE` seconds."""
 
-    A step that was not finite is not saved: `last.ckpt` stays the one before it.
+
+class StopOnSignal(Callback):
+    """On SIGINT, SIGTERM, SIGHUP or SIGUSR1 finish the step, save `last.ckpt` and stop, on all processes.
+
+    The last two come of a closed terminal, unless nohup ignores it, and before a job's time is up. A step
+    that was not finite is not saved: `last.ckpt` stays the one before it. When the next step does not begin
+    because its data do not come, StoppedWaiting ends the training.
 
     A second SIGINT interrupts at once. `received` is the signal that stopped the run, if one did.
     """
@@ -237,9 +246,10 @@ class StopOnSignal(Callback):
         self.checkpoint = checkpoint
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
+        self.waiting = True
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over both signals as soon as Lightning has set its own handlers."""
+        """Take over the signals as soon as Lightning has set its own handlers."""
         # No hook lies between that and the start of the workers, which may take a second; Lightning's handler
         # would end the training without saving it, and without the other processes.
         connector: Any = trainer._signal_connector
@@ -247,16 +257,34 @@ class StopOnSignal(Callback):
         connector.register_signal_handlers = lambda: (register(), self.take_over())
 
     def take_over(self) -> None:
-        """Answer both signals from now on."""
-        self.previous = {
-            number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        """Answer the signals from now on."""
+        handlers = {number: self.receive for number in STOPPING}
+        if hasattr(signal, "SIGHUP"):
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+                del handlers[signal.SIGHUP]
+            handlers[signal.SIGALRM] = self.give_up
+        self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def receive(self, number: int, frame: Any) -> None:
         """Remember the signal until the step is done."""
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        if signal.Signals(number).name == "SIGHUP":
+            leave_terminal()
+        if self.waiting and hasattr(signal, "alarm"):
+            signal.alarm(PATIENCE)
+
+    def give_up(self, number: int, frame: Any) -> None:
+        """End the training where it waits."""
+        if self.waiting:
+            raise StoppedWaiting
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
+    ) -> None:
+        """Wait for data no longer."""
+        self.waiting = False
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
@@ -270,6 +298,16 @@ class StopOnSignal(Callback):
             trainer.should_stop = True
             # Lightning would validate before it stops; whoever sent the signal may not wait that long.
             trainer.limit_val_batches = 0
+        else:
+            self.waiting = True
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for no data: validation clips are in memory."""
+        self.waiting = False
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Wait for the next batch."""
+        self.waiting = True
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Give the signals back."""
@@ -283,5 +321,17 @@ class StopOnSignal(Callback):
 
     def restore(self) -> None:
         """Put back the handlers from before training."""
+        self.waiting = False
+        if self.received and hasattr(signal, "alarm"):
+            signal.alarm(0)
         for number, handler in self.previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def leave_terminal() -> None:
+    """Print to nowhere from now on, unless to a file: to a reader that is gone it would be an error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.dup2(null, descriptor)
+    os.close(null)

@@ -17,16 +17,27 @@ from codec.environment import escape_unprintable
 
 # What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
+PUNCTUATION = r"[,:=() {}\[\]*'\"]"
+LIST_ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+?)\s*(?:,|$)""")
 
 
 def quoted(argument: str) -> str:
-    """Quote the value of `key=value` if it is a path, or holds characters, that Hydra cannot read."""
-    key, equals, value = argument.partition("=")
-    if not equals or not value or value[0] in "'\"[{$" or argument.startswith("-"):
+    """Quote what Hydra cannot read in `key=value` or `key=[value,value]`: paths and odd characters."""
+    key, _, value = argument.partition("=")
+    if argument.startswith("-"):
         return argument
-    if PLAIN_VALUE.fullmatch(value) and not (os.sep in value and re.search(r"[,:=() {}\[\]*'\"]", value)):
-        return argument
-    return f"{key}={in_quotes(value)}"
+    items = LIST_ITEM.findall(value[1:-1]) if value[:1] + value[-1:] == "[]" else []
+    if items and not any(item[0] in "[{" for item in items):
+        return f"{key}=[{','.join(map(quoted_value, items))}]"
+    return f"{key}={quoted_value(value)}" if value else argument
+
+
+def quoted_value(value: str) -> str:
+    """Quote a value if Hydra cannot read it as it is, and it is no list, mapping or interpolation."""
+    if value[0] in "'\"[{$":
+        return value
+    plain = PLAIN_VALUE.fullmatch(value)
+    return value if plain and not (os.sep in value and re.search(PUNCTUATION, value)) else in_quotes(value)
 
 
 def train() -> None:

@@ -88,6 +88,14 @@ def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any
     return node
 
 
+def complete(config: Mapping[str, Any], name: str, *arguments: Any) -> Any:
+    """Call a partial of the config with what it lacks; ConfigError that names it when it refuses."""
+    try:
+        return build(config[name], path=name)(*arguments)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
 def validate(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> None:
     """Check every `_target_` node against its signature; ConfigError lists all problems at once."""
     problems = list(find_problems(node, find, path))

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ def check_above(limit: int, **options: float) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """The held-out part: the share of files, and the clips of it that are scored during training.
+    """The held-out part: a share of files or duration, see `split`, and its clips scored during training.
 
     `clips` of `seconds` (None: twice the training crop, at least one second) are spread evenly over the
     files that are long enough; if none is, clips are as long as the longest of them.
@@ -149,6 +149,7 @@ class AudioData(LightningDataModule):
         self.train_crops = Crops(self.trained, self.shape, self.seed, self.weights, self.augmentation)
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
+            log.info("%s", describe_parts(itertools.chain(*self.trained), self.valid))
             if len(self.valid) < FEW_HELD_OUT:
                 log.warning(
                     "held out for validation: %d file%s only, too few to tell models apart; raise "
@@ -202,6 +203,19 @@ class AudioData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the crops that training has used."""
         self.seen = int(state_dict["seen"])
+
+
+def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFile]) -> str:
+    """Files and minutes that are held out, and trained on."""
+    named = {"held out for validation": held_out, "trained on": list(trained)}
+    minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
+    # A folder with a single file has it on both sides.
+    every = sum({file.path: file.seconds / 60 for files in named.values() for file in files}.values())
+    return ", ".join(
+        f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {minutes[name]:.1f} minutes "
+        f"({minutes[name] / every:.1%})"
+        for name, files in named.items()
+    )
 
 
 def skip_short(index: Index, length: int, sample_rate: int) -> Index:

@@ -36,7 +36,7 @@ def broadcast(tensor: Tensor) -> None:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate equally many rows `[N, D]` of every process, in rank order: `[W * N, D]`."""
+    """Concatenate equally many rows `[N, ...]` of every process, in rank order: `[W * N, ...]`."""
     if world_size() == 1:
         return rows
     gathered = [torch.empty_like(rows) for _ in range(world_size())]

@@ -84,7 +84,9 @@ def split(
     """Training and validation files; a hash of its path decides for each file alone.
 
     So adding files moves no other file, except in folders so small that the hash leaves one side
-    empty: then the file closest to the limit changes sides. A single file is used for both.
+    empty: then the file closest to the limit changes sides. Where those that the hash chose are on average
+    twice or half as long as all, the share is one of the duration instead: files are chosen in the order of
+    their hashes as far as they fit into it. A single file is used for both.
     """
     if not 0 < valid_fraction < 1:
         raise ConfigError(f"valid_fraction must lie between 0 and 1, got {valid_fraction}")
@@ -93,9 +95,24 @@ def split(
         return tuple(files), tuple(files)
     ranked = sorted(files, key=lambda file: (_position(file.path), file.path))
     count = sum(_position(file.path) < valid_fraction for file in ranked)
-    valid = {file.path for file in ranked[: min(max(count, 1), len(files) - 1)]}
+    chosen = ranked[: min(max(count, 1), len(files) - 1)]
+    total = sum(file.seconds for file in files)
+    if not total / 2 <= sum(file.seconds for file in chosen) * len(files) / len(chosen) <= total * 2:
+        chosen = _fitting(ranked, valid_fraction, total)
+    valid = {file.path for file in chosen}
     train = tuple(file for file in files if file.path not in valid)
     return train, tuple(file for file in files if file.path in valid)
+
+
+def _fitting(ranked: Sequence[IndexedFile], share: float, total: float) -> list[IndexedFile]:
+    chosen: list[IndexedFile] = []
+    left = share * total
+    most = min(max(1, int(len(ranked) * max(share, 0.5))), len(ranked) - 1)  # training needs variety, too
+    for file in ranked:
+        if file.seconds <= left and len(chosen) < most:
+            chosen.append(file)
+            left -= file.seconds
+    return chosen or [min(ranked, key=lambda file: file.seconds)]
 
 
 def _position(path: str) -> float:

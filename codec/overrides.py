@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, ConfigError, in_quotes
+
+OVERRIDE = re.compile(r"[+~]*[a-zA-Z_][\w./@:]*=")
 
 
 def check_names(arguments: Sequence[str]) -> None:
@@ -20,6 +26,7 @@ def check_names(arguments: Sequence[str]) -> None:
     Arguments with a prefix (`+`, `~`), flags and Hydra's own options are left to Hydra. Options on
     `hydra.searchpath` and in `--config-dir` count as ours do.
     """
+    check_readable(arguments)
     given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
     plain = [(key, value) for key, value in given if key.replace(".", "").isidentifier()]
     plain = [(key, value) for key, value in plain if key.split(".")[0] != "hydra"]
@@ -37,6 +44,21 @@ def check_names(arguments: Sequence[str]) -> None:
             problems = [problem for key in keys if (problem := unknown_key(key, composed))]
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def check_readable(arguments: Iterable[str]) -> None:
+    """ConfigError that shows how to quote the first value which Hydra's grammar does not take."""
+    parser = OverridesParser.create()
+    for argument in filter(OVERRIDE.match, arguments):
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            key, _, value = argument.partition("=")
+            listed = value[:1] + value[-1:] == "[]"
+            example = f"{key}=['a (path)','another']" if listed else f"{key}={in_quotes(value)}"
+            reason = str(error).partition("\n")[0]
+            in_shell = shlex.quote(example) if re.search(r'["$`\\!]', example) else f'"{example}"'
+            raise ConfigError(f"{argument}: cannot be read ({reason}). Quote it twice: {in_shell}") from error
 
 
 def search_path(arguments: Sequence[str]) -> list[str]:

@@ -5,33 +5,30 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import signal
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from codec.checkpoints import AtomicCheckpoints, StopOnSignal, is_healthy, only_writer
-from codec.config import ConfigError, build, fits, validate
+from codec.checkpoints import StopOnSignal, StoppedWaiting, is_healthy, only_writer
+from codec.config import ConfigError, build, complete, fits, validate
 from codec.data import AudioData
 from codec.evaluation.evaluation import evaluate, print_summary
 from codec.evaluation.perceptual import PerceptualMetric, choose_metrics
 from codec.files import write_whole
 from codec.finetuning import adopt
 from codec.inventory import DataError
-from codec.loggers import build_logger, close, logger_failure, remember_runs, same_run
-from codec.logs import MetricsCSV, quiet_libraries
+from codec.loggers import close, logger_failure, remember_runs
+from codec.logs import quiet_libraries
 from codec.model import Codec, build_codec, count_parameters
 from codec.partition import read_record, say_changes, write_record
 from codec.resume import (
@@ -43,13 +40,11 @@ from codec.resume import (
     what_is_saved,
 )
 from codec.stages import label, settle
-from codec.telemetry import Samples, Telemetry
+from codec.trainer import build_trainer, check_launch, check_options, check_sweep
 from codec.training import CodecTraining, TrainingFailed
-from codec.validations import MissedValidation
+from codec.workers import named_losses
 
 log = logging.getLogger(__name__)
-# Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BUILT = (
     *("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint"),
     *("sweep", "search"),
@@ -59,10 +54,12 @@ BUILT = (
 def train(composed: Any) -> int:
     """Train what a composed config describes; returns the exit status.
 
-    130 and 143 after SIGINT and SIGTERM, with everything saved. ConfigError for what the user can mend.
+    130 and 143 after SIGINT and SIGTERM, 129 and 138 after SIGHUP and SIGUSR1, with everything saved.
+    ConfigError for what the user can mend.
     """
     composed, codec = adopt(composed)
     config = resolve(composed)
+    check_launch(config["trainer"])
     quiet_libraries()
     folder = Path(config["run_dir"])
     first = not getattr(rank_zero_only, "rank", 0)
@@ -108,10 +105,13 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
     try:
         if trainer.is_global_zero:
             remember_runs(Path(trainer.default_root_dir), loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        with named_losses(), suppress(StoppedWaiting):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     except (TrainingFailed, MisconfigurationException) as error:
         saved = f"; {what_is_saved(last)}" if isinstance(error, TrainingFailed) else ""
         raise ConfigError(f"{error}{saved}") from error
+    except ChildProcessError as error:
+        raise DataError(f"{error}; {what_is_saved(last)}") from error
     except DataError as error:  # a loading process's is wrapped in its traceback
         reason = str(error).rpartition("DataError: ")[2].strip()
         raise DataError(f"{reason}; {what_is_saved(last)}") from error
@@ -162,19 +162,11 @@ def check_plain_options(config: dict[str, Any]) -> None:
     """ConfigError for options that belong to no constructor, or to one that takes them unseen."""
     if not fits(config["seed"], int) or not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {config['seed']!r}")
-    trainer = config["trainer"]
-    for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
-        if not fits(trainer[name], int) or (trainer[name] < 1 and (name, trainer[name]) != ("max_steps", -1)):
-            raise ConfigError(f"trainer.{name}: expected a number of steps above 0, got {trainer[name]!r}")
+    check_options(config["trainer"])
     if not fits(config["evaluate"], int) or config["evaluate"] < 0:
         raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")
     if not fits(config["resume"], str | None):
         raise ConfigError(f"resume: expected auto, a checkpoint's path or null, got {config['resume']!r}")
-    if str(config["trainer"].get("precision")) not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise ConfigError(
-            f"trainer.precision: expected one of {known}, got {config['trainer']['precision']!r}"
-        )
 
 
 def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[AudioData, CodecTraining]:
@@ -190,57 +182,6 @@ def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[Aud
     codec = codec or build_codec(config["model"])
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     return data, complete(config, "training", codec, *parts)
-
-
-def complete(config: dict[str, Any], name: str, *arguments: Any) -> Any:
-    """Call a partial of the config with what it lacks; ConfigError that names it when it refuses."""
-    try:
-        return build(config[name], path=name)(*arguments)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
-
-
-def build_trainer(
-    config: dict[str, Any], folder: Path, stop: StopOnSignal, checkpoint: Path | None
-) -> lightning.Trainer:
-    """Build Lightning's trainer with this project's checkpoints, logs and telemetry."""
-    options = dict(config["trainer"])
-    table = MetricsCSV(folder / "metrics.csv")
-    table.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
-    logger = build_logger(same_run(config["logger"], folder, checkpoint is not None))
-    callbacks: list[Callback] = [
-        Telemetry(options["log_every_n_steps"], folder / "data.txt"),
-        Samples(folder / "samples"),
-        *complete(config, "checkpoint", folder / "checkpoints"),
-        MissedValidation(table),
-        stop,
-    ]
-    factory = build(options | {"_partial_": True}, path="trainer")
-    try:
-        return factory(
-            default_root_dir=folder,
-            logger=[table, *([logger] if logger else [])],
-            callbacks=callbacks,
-            plugins=[AtomicCheckpoints()],
-            max_epochs=-1,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {error}") from error
-
-
-def check_sweep(trainer: lightning.Trainer) -> None:
-    """ConfigError for a sweep of several processes: each that Lightning starts runs the command again."""
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweep and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
-        raise ConfigError(
-            f"-m (a sweep) and {trainer.world_size} processes a run: each process would run the whole sweep. "
-            "Give one command a run instead, without -m, or trainer=default trainer.devices=1"
-        )
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:
@@ -296,6 +237,12 @@ def finish(
             "go on with the same command and resume=auto"
         )
         return 128 + stop.received
+    if trainer.global_step < (trainer.max_steps if trainer.max_steps > 0 else math.inf):
+        print(
+            f"training was ended at step {trainer.global_step} of {config['trainer']['max_steps']} by a "
+            f"callback or trainer.max_time={config['trainer'].get('max_time')}, which counts from the first "
+            "step: go on with the same command, resume=auto and more time"
+        )
     files = data.valid_files[: config["evaluate"]]
     if files:
         output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from codec.audio import write_wav
 from codec.crops import Batch
-from codec.distributed import rank, world_size
+from codec.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from codec.files import mark_output
 from codec.loggers import Clip, send_clip, to_loggers
 from codec.metrics import codebook_usage
@@ -46,11 +47,12 @@ def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
 class Telemetry(Callback):
     """Every `every` steps: losses, codebook health and speed to all loggers and the progress bar.
 
-    What the data folders hold, skipped files with their reasons, is written to `report` at the start.
+    What the data folders hold, skipped files with their reasons, is written to `report` at the start. Without
+    a terminal, or a wish for a `bar`, each report is a line.
     """
 
-    def __init__(self, every: int, report: Path):
-        self.every = every
+    def __init__(self, every: int, report: Path, bar: bool = True):
+        self.every, self.wants_bar = every, bar
         self.data_report = report
         self.steps: list[Step] = []
         self.best: dict[str, float] = {}
@@ -66,7 +68,7 @@ class Telemetry(Callback):
             self.data_report.write_text(folders, encoding="utf-8")
         self.began = time.monotonic()
         # In a file or a job's log a bar would be one endless line; there each report is a line instead.
-        self.terminal = sys.stderr.isatty()
+        self.terminal = self.wants_bar and sys.stderr.isatty()
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -74,6 +76,21 @@ class Telemetry(Callback):
             dynamic_ncols=True,
             disable=rank() > 0 or not self.terminal,
         )
+        self.say_new_rate(trainer, pl_module)
+
+    def say_new_rate(self, trainer: lightning.Trainer, module: CodecTraining) -> None:
+        """Warn when a run goes on with another learning rate than its last step had."""
+        optimizer, step = trainer.optimizers[0], trainer.global_step
+        number, place = module.locate(max(step - 1, 0))
+        base = module.stages[number].lr
+        base = optimizer.defaults["lr"] if base is None else base
+        before, now = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
+        if step and abs(now - before) > 0.01 * before:
+            self.say(
+                trainer,
+                f"the learning rate goes from {before:.3g} to {now:.3g}, because its options are others than "
+                "before. A cosine spans trainer.max_steps unless optimizer.schedule.total_steps is given",
+            )
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -108,12 +125,13 @@ class Telemetry(Callback):
     def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
         """Send the numbers of the steps since the last report everywhere."""
         elapsed = time.monotonic() - self.began
+        waited = all_gather_rows(torch.tensor([self.waited], device=module.device)).max().item()
         seconds = batch.audio.shape[0] * batch.audio.shape[-1] / module.codec.sample_rate
         codebook = codebook_health(module.quantizer, self.steps)
         losses = average_losses(self.steps)
         speed = {
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
-            "speed/data_wait": self.waited / elapsed,
+            "speed/data_wait": waited / elapsed,
         }
         optimizer = trainer.optimizers[0]
         metrics = {f"train/{name}": value for name, value in losses.items()} | codebook | speed
@@ -146,7 +164,10 @@ class Telemetry(Callback):
         """Print a line above the bar, on the first process."""
         if rank() == 0:
             where = f"step {trainer.global_step}/{trainer.max_steps}"
-            tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
+            with suppress(
+                OSError
+            ):  # of a terminal that was closed; training is stopped by a signal, if at all
+                tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the validation scores; its time is no waiting."""
@@ -167,28 +188,37 @@ class Telemetry(Callback):
 
 
 def average_losses(steps: list[Step]) -> dict[str, float]:
-    """Mean of every loss over the steps that computed it and were not skipped."""
+    """Mean of every loss over the steps that computed it and were not skipped, and over all processes."""
     names = {name: None for step in steps for name in step.losses}
     values = {
         name: [step.losses[name] for step in steps if step.finite and name in step.losses] for name in names
     }
-    return {name: float(torch.stack(v).mean()) for name, v in values.items() if v}
+    means = [torch.stack(v).mean() for v in values.values() if v]
+    return {
+        name: float(total) / world_size()
+        for name, total in zip((n for n, v in values.items() if v), all_reduce_sum(means), strict=True)
+    }
 
 
 def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]:
-    """Per stage usage, perplexity, normalised entropy, replaced codes, and energy left after it in dB."""
+    """Per stage usage, perplexity, normalised entropy, replaced codes, and energy left after it in dB.
+
+    Of the codes and latents of all processes.
+    """
     if not quantizer.codebook_sizes:
         return {}
-    codes = torch.cat([step.codes for step in steps])
+    codes = all_gather_rows(torch.cat([step.codes for step in steps]))
     health: dict[str, Any] = dict(codebook_usage(codes.cpu(), quantizer.codebook_sizes))
     replaced = [step.replaced for step in steps if step.replaced is not None]
     if replaced:
         health["replaced"] = torch.stack(replaced).sum(0)
     latents = steps[-1].latents
     # Hundreds of codes a frame (channelwise VQ) would take long; NaN latents were skipped, and that was said.
-    if latents is not None and quantizer.num_quantizers <= 64 and bool(torch.isfinite(latents).all()):
-        with torch.no_grad():
-            health["residual_db"] = residual_energy(quantizer, latents)
+    if latents is not None and quantizer.num_quantizers <= 64:
+        latents = all_gather_rows(latents)
+        if bool(torch.isfinite(latents).all()):
+            with torch.no_grad():
+                health["residual_db"] = residual_energy(quantizer, latents)
     return {
         f"codebook/{name}_{k + 1}": float(v) for name, values in health.items() for k, v in enumerate(values)
     }

@@ -19,6 +19,7 @@ LAYERS = """
     codec cli
     sweep
     run search
+    trainer
     decoding evaluation
     bitstream finetuning
     resume telemetry tokens validations
@@ -37,8 +38,18 @@ ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for na
 
 # What is slow to import, or may have to be replaced one day, is known to few.
 CONFINED = {
-    "lightning": {"run", "training", "telemetry", "checkpoints", "logs", "loggers", "data", "validations"},
-    "hydra": {"finetuning", "cli", "run", "sweep", "search", "ray_launcher", "overrides"},
+    "lightning": {
+        "run",
+        "trainer",
+        "training",
+        "telemetry",
+        "checkpoints",
+        "logs",
+        "loggers",
+        "data",
+        "validations",
+    },
+    "hydra": {"finetuning", "cli", "trainer", "sweep", "search", "ray_launcher", "overrides"},
     "omegaconf": {"finetuning", "cli", "run", "sweep", "ray_launcher", "overrides"},
     "matplotlib": {"pictures"},
     "torchaudio": {"spectrogram"},
@@ -170,7 +181,7 @@ def test_one_function_is_the_only_way_from_a_file_to_a_model():
     }
     assert callers("build") == {
         *("config.build", "model.build_codec"),
-        *("run.build_parts", "run.complete", "run.build_trainer"),
+        *("config.complete", "run.build_parts", "trainer.build_trainer"),
         *("bitrate.measure", "bitrate.bitrate_of", "loggers.build_logger", "stages.settle", "sweep.search"),
     }
     assert callers("assemble") == {"model.load", "export.huggingface.load"}

@@ -52,6 +52,12 @@ def test_any_path_survives_hydra_s_grammar(path):
     override = OverridesParser.create().parse_override(quoted(f"data.root={path}"))
     assert override.value() == path
     assert not override.is_sweep_override()
+    for others in (["/c"], ["~/c", "/a#b&c", path]):
+        if "," not in path:  # which begins the next item
+            override = OverridesParser.create().parse_override(
+                quoted(f"data.root=[{','.join([path, *others])}]")
+            )
+            assert override.value() == [path, *others]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,9 @@ def test_any_path_survives_hydra_s_grammar(path):
         ("quantizer.num_quantizers=4", 4),
         ("autoencoder.strides=[2,4]", [2, 4]),
         ("data.root=[/a,/b]", ["/a", "/b"]),
+        ("data.root=['/a, b',/c (d)]", ["/a, b", "/c (d)"]),
+        ("training.stages=[{name:a,steps:9},{name:b}]", [{"name": "a", "steps": 9}, {"name": "b"}]),
+        ("data.root=[]", []),
         ("resume=null", None),
         ("optimizer.generator.lr=3e-4", 3e-4),
         ("loss.weights={mel:1}", {"mel": 1}),
@@ -76,6 +85,7 @@ def test_sweeps_stay_sweeps():
     parser = OverridesParser.create()
     assert parser.parse_override(quoted("quantizer=rvq,fsq")).is_sweep_override()
     assert parser.parse_override(quoted("seed=1,2,3")).is_sweep_override()
+    assert parser.parse_override(quoted("data.root=[/a,/b],[/c]")).is_sweep_override()
 
 
 @pytest.mark.slow

@@ -327,6 +327,24 @@ def test_split_moves_no_file_when_others_are_added(names, more):
         assert valid == by_hash == grown & set(names)
 
 
+@given(names=names, long=st.integers(2, 10**6), fraction=st.floats(0.01, 0.99))
+def test_split_holds_out_a_share_of_the_duration(names, long, fraction):
+    lengths = [1 + (long - 1) * (number % 7 == 0) for number in range(len(names))]
+    listed = [IndexedFile(name, 1, 1, length, 1, 1) for name, length in zip(names, lengths, strict=True)]
+    train, valid = split(listed, fraction)
+    assert train and valid and {*train} | {*valid} == {*listed} and len(train) + len(valid) == len(listed)
+    held, share = (sum(file.seconds for file in part) for part in (valid, listed))
+    even = sum(codec.index._position(file.path) < fraction for file in listed) / len(listed)
+    assert held <= max(2 * share * max(even, 1 / len(listed)), share * fraction, min(lengths))
+
+
+def test_split_holds_no_long_file_out_beside_short_ones():
+    short = [IndexedFile(f"{number}.wav", 1, 1, 2 * 16_000, 16_000, 1) for number in range(30)]
+    for name in (f"long-{number}.wav" for number in range(100)):
+        valid = split([*short, IndexedFile(name, 1, 1, 516 * 16_000, 16_000, 1)], 0.05)[1]
+        assert 0.02 < sum(file.seconds for file in valid) / 576 < 0.07
+
+
 def test_split_keeps_close_to_the_fraction():
     valid = split(files(f"speaker/{number}.wav" for number in range(5000)), 0.05)[1]
     assert 200 < len(valid) < 300

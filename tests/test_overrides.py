@@ -47,6 +47,20 @@ def test_what_exists_passes(arguments):
 
 
 @pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ("name=a(b", r"""Quote it twice: "name='a\(b'"$"""),
+        ("name='a\"$(b", r"""Quote it twice: 'name="""),
+        ("data.root=[a(b),c]", r"""Quote it twice: "data.root=\['a \(path\)','another'\]"$"""),
+        ("+x=}", r"""Quote it twice: "\+x='}'"$"""),
+    ],
+)
+def test_what_hydra_cannot_read_is_answered_with_the_quotes_it_needs(argument, advice):
+    with pytest.raises(ConfigError, match=advice):
+        check_names(["data.root=x", argument])
+
+
+@pytest.mark.parametrize(
     "found",
     [["hydra.searchpath=[{0}]"], ["hydra.searchpath=[file://{0}]"], ["--config-dir", "{0}"], ["-cd={0}"]],
 )

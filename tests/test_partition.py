@@ -59,10 +59,14 @@ def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, 
         assert len(contents(made.valid)) == len(made.valid)
 
 
-def test_one_root_is_divided_as_ever(corpus):
+def test_one_root_is_divided_as_ever(corpus, caplog):
     from codec.index import split
 
+    caplog.set_level("INFO")
     made = data(corpus)
+    held = len(made.valid)
+    assert f"held out for validation: {held} files, {held / 480:.1f} minutes ({held / 40:.1%})" in caplog.text
+    assert f"trained on: {40 - held} files, " in caplog.text
     train, valid = split(made.indexes[0].usable, 0.2)
     assert [file.path for file in made.trained[0]] == [str(corpus / file.path) for file in train]
     assert made.valid_files == [str(corpus / file.path) for file in valid]
@@ -103,6 +107,26 @@ def test_a_resume_with_other_recordings_names_them_and_holds_out_the_same(corpus
         after = {row["identity"]: row["part"] for row in csv.DictReader(file)}
     # The recording that is gone keeps its row, and its part if it comes back.
     assert len(after) == 41 and before.items() <= after.items()
+
+
+def test_a_resume_of_a_run_that_held_other_recordings_out_keeps_to_its_record(corpus, tmp_path):
+    long = np.random.default_rng(5).standard_normal((1, 160_000), np.float32) / 20
+    write_wav(corpus / "long.wav", long, 16_000)
+    run(tmp_path, corpus, "trainer.max_steps=1")
+    record = tmp_path / "run/files.csv"
+    with record.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert 0 < sum(float(row["seconds"]) for row in rows if row["part"] == "held out") < 2
+    for row in rows:  # as a version that counted files may have done
+        row["part"] = "held out" if row["file"] == "long.wav" else "trained"
+    with record.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    run(tmp_path, corpus, "trainer.max_steps=2", "resume=auto")
+    with record.open(newline="") as file:
+        after = {row["file"] for row in csv.DictReader(file) if row["part"] == "held out"}
+    assert after == {"long.wav"}
 
 
 def test_a_root_of_one_recording_is_trained_on_beside_others(corpus, tmp_path):

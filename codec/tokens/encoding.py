@@ -23,7 +23,7 @@ from codec.tokens.files import LAYOUTS, META_FILE, TokenError, TokenFormat
 from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan, shard_of_jobs
 from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
-from codec.workers import WorkerLoader
+from codec.workers import WorkerLoader, named_losses
 
 
 def encode_corpus(
@@ -113,7 +113,7 @@ def encode_shards(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     seconds = sum(plan.seconds(shard) for shard in todo)
     outcomes: dict[int, Outcome] = {}
-    with exact_float32(), progress(seconds) as advance:
+    with exact_float32(), progress(seconds) as advance, named_losses():
         for (shard, _), loaded in zip(groups, loader, strict=True):
             outcomes |= encoder.encode(loaded, advance)
             if len(outcomes) == len(plan.shards[shard]):
