@@ -27,10 +27,12 @@ LAYERS = """
     data doctor model
     partition
     crops index streaming
-    augmentation inventory loggers losses synthetic
+    augmentation inventory levels loggers losses synthetic
     autoencoders quantizers
     audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher untrusted
+    containers
     audio_errors config distributed logs optimization pretrained spectrogram workers
+    mp3
     environment files
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

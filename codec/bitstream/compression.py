@@ -14,7 +14,6 @@ from torch import Tensor
 
 from codec.audio import (
     AudioError,
-    check_range,
     read_blocks,
     read_info,
     resampled_length,
@@ -33,6 +32,7 @@ from codec.bitstream.writer import (
     new_file,
 )
 from codec.config import ConfigError
+from codec.levels import check_range
 from codec.model import Codec
 
 SILENT_FRAMES = 64  # written at a time where codes were lost

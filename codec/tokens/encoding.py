@@ -45,6 +45,8 @@ def encode_corpus(
     plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
     options = {"beam": settings.beam, "precision": "float32"}
     options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
+    if settings.downmix != "mid":  # which datasets of before do not name
+        options["downmix"] = settings.downmix
     about = describe(token_format, plan, options)
     if begin(output, about):
         require_whole(output)
@@ -105,7 +107,7 @@ def encode_shards(
 ) -> None:
     """Encode these shards, one after the other; reading goes on ahead."""
     groups = [(shard, group) for shard in todo for group in batches(plan, shard, settings.batch_seconds)]
-    reader = SourceBatches(plan, [group for _, group in groups], codec, settings.batch_seconds)
+    reader = SourceBatches(plan, [group for _, group in groups], codec, settings)
     workers = min(settings.workers, len(groups))
     loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
     encoder = Encoder(codec, settings, plan, token_format)
@@ -163,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     settings = Settings(
         *(options.format, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        options.workers,
+        *(options.workers, options.downmix),
     )
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
     work |= {"settings": settings, "device": options.device}
@@ -197,6 +199,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=defaults.batch_seconds,
         help="audio in memory at a time; longer files are encoded piece by piece; default: %(default)s",
+    )
+    add(
+        "--downmix",
+        choices=("mid", "left", "right"),
+        default=defaults.downmix,
+        help="for files of more channels than the codec has: the mean, or one; default: %(default)s",
     )
     add("--workers", type=int, default=defaults.workers, help="reading processes; default: %(default)s")
     add(
