@@ -46,7 +46,7 @@ def scan(
     `DataError` when the folder is missing, not a folder, not readable, or (unless `require_usable` is off)
     holds no usable file.
     """
-    folder = _require_folder(root)
+    folder = require_folder(root)
     paths, unreadable, ignored = _walk(folder)
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
@@ -106,7 +106,8 @@ def _position(path: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _require_folder(root: str | os.PathLike[str]) -> str:
+def require_folder(root: str | os.PathLike[str]) -> str:
+    """Absolute path of a folder; `DataError` when it is missing, not a folder or not readable."""
     folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
     if os.path.isfile(folder):
         raise DataError(f"{printable(folder)} is a file: name the folder that holds the audio files")

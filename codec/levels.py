@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -56,3 +56,10 @@ def check_range(peak: float, path: str | os.PathLike[str]) -> None:
     """Raise `AudioError` for a file that was never scaled to ±1."""
     if peak > LARGEST_PEAK:
         raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
+
+
+def within_range(blocks: Iterable[np.ndarray], path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    """The blocks of a file; `AudioError` at the first that was never scaled to ±1, as 16-bit integers."""
+    for block in blocks:
+        check_range(float(np.abs(block).max(initial=0)), path)
+        yield block
