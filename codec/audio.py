@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from codec.audio_errors import AudioError, require_regular, why_empty, why_not_opened
+from codec import mp3
+from codec.audio_errors import AudioError, foreign, require_regular, why_empty, why_not_opened
+from codec.containers import check_content, check_header
 from codec.files import FileError, printable, written_whole
 
 BLOCK = 2**18
@@ -25,9 +27,7 @@ CONTEXT = 128
 PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
 """Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
 
-SILENT_PEAK = 1e-4  # a file below −80 dBFS is silent
 LARGEST_WAV = 2**32 - 2**16  # bytes; a plain wav counts them in 32 bits, its headers too
-LARGEST_PEAK = 10.0  # a float file beyond +20 dBFS was never scaled to ±1
 
 # libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
 CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
@@ -58,15 +58,23 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     require_regular(path)
     # libsndfile takes bytes: a name that is not UTF-8 cannot be encoded again by soundfile.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
-    try:
-        file = soundfile.SoundFile(name)
-    except TypeError as error:
-        raise AudioError(
-            path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
-        ) from error
-    except soundfile.LibsndfileError as error:
-        raise AudioError(path, why_not_opened(path, error.error_string)) from error
-    with file:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(soundfile.SoundFile(name))
+            if file.format == "MP3":
+                if other := foreign(path):  # in which libmpg123 has found what looks like a frame
+                    raise AudioError(path, other)
+                with_length: Any = opened.enter_context(mp3.with_header(path))
+                if with_length:
+                    file = opened.enter_context(soundfile.SoundFile(with_length))
+        except TypeError as error:
+            raise AudioError(
+                path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
+            ) from error
+        except soundfile.LibsndfileError as error:
+            raise AudioError(path, why_not_opened(path, error.error_string)) from error
+        except OSError as error:
+            raise AudioError(path, error.strerror or str(error)) from error
         try:
             yield file
         except soundfile.LibsndfileError as error:
@@ -83,6 +91,7 @@ def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Audi
         raise AudioError(
             path, f"truncated: the header promises {cut[1]} bytes of samples, the file holds {cut[2]}"
         )
+    check_header(path, file.frames, file.samplerate)
     return AudioInfo(file.frames, file.samplerate, file.channels)
 
 
@@ -92,57 +101,41 @@ def read_info(path: str | os.PathLike[str]) -> AudioInfo:
     Raises `AudioError` for a file that is missing, not regular (a FIFO would block for ever), not
     audio, empty, truncated (as far as the header tells) or of a format libsndfile does not know.
     """
-    with open_audio(path) as file:
+    with mp3.quiet(path), open_audio(path) as file:
         return read_header(file, path)
 
 
 def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The rest of an open file as `[<= BLOCK, C]` blocks; `AudioError` if it ends before its header says."""
+    """The rest of an open file as finite `[<= BLOCK, C]` blocks.
+
+    Raises `AudioError` if it ends before its header says, or holds more than that, as joined files do.
+    """
+    check_content(path, file.frames)
     decoded = file.tell()
+    # Else soundfile seeks after each block, where libmpg123 begins anew without the frames before.
+    file.seekable = lambda: False
     while decoded < file.frames:
-        block = file.read(min(BLOCK, file.frames - decoded), dtype="float32", always_2d=True)
+        block = read_finite(file, decoded, min(BLOCK, file.frames - decoded), path)
         if len(block) == 0:
             raise AudioError(path, f"truncated: {decoded} of the {file.frames} samples of its header decode")
         decoded += len(block)
         yield block
 
 
-def measure(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> tuple[float, float, float]:
-    """Peak, RMS (linear) and share of clipped samples of an open file, decoded to its end.
-
-    Clipped are runs of three or more samples at full scale. Raises `AudioError` when the content cannot
-    be used: it ends early or is damaged, not finite, silent, or never scaled to ±1.
-    """
-    peak, energy, clipped, frames = 0.0, 0.0, 0, 0
-    for block in decode_blocks(file, path):
-        magnitude = np.abs(block)
-        highest = float(magnitude.max())
-        if not np.isfinite(highest):
-            first = (frames + int(np.argmin(np.isfinite(block).all(axis=1)))) / file.samplerate
-            raise AudioError(path, f"not finite: NaN or infinite samples, first at {first:.3f} s")
-        peak = max(peak, highest)
-        energy += float(np.square(block, dtype=np.float64).sum())
-        frames += len(block)
-        if highest >= 0.999:
-            hot = np.pad(magnitude >= 0.999, ((2, 2), (0, 0)))
-            run = hot[:-2] & hot[1:-1] & hot[2:]
-            clipped += int((run[:-2] | run[1:-1] | run[2:]).sum())
-    check_peak(peak, path)
-    samples = frames * file.channels
-    return peak, (energy / samples) ** 0.5, clipped / samples
-
-
-def check_peak(peak: float, path: str | os.PathLike[str]) -> None:
-    """Raise `AudioError` for a file that is silent, or was never scaled to ±1."""
-    if peak < SILENT_PEAK:
-        raise AudioError(path, f"silent: no sample above {20 * np.log10(SILENT_PEAK):.0f} dBFS")
-    check_range(peak, path)
-
-
-def check_range(peak: float, path: str | os.PathLike[str]) -> None:
-    """Raise `AudioError` for a file that was never scaled to ±1."""
-    if peak > LARGEST_PEAK:
-        raise AudioError(path, f"out of range: samples reach {peak:.3g}; scale them to ±1")
+def read_finite(
+    file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]
+) -> np.ndarray:
+    """The next samples, from `start`, `[<= frames, C]`; `AudioError` for one that float32 cannot hold."""
+    block = file.read(frames, dtype="float32", always_2d=True)
+    finite = np.isfinite(block)
+    if finite.all():
+        return block
+    first = start + int(np.argmin(finite.all(axis=1)))
+    file.seek(first)
+    highest = np.abs(file.read(1, dtype="float64")).max()
+    if np.isfinite(highest):
+        raise AudioError(path, f"out of range: samples reach {highest:.3g}; scale them to ±1")
+    raise AudioError(path, f"not finite: NaN or infinite samples, first at {first / file.samplerate:.3f} s")
 
 
 def rms(audio: np.ndarray) -> float:
@@ -166,11 +159,12 @@ def read_segment(
     equal ones are kept, otherwise the mean of all of them is taken, and repeated if more than one is
     wanted. At another `speed` it is a slice of the file played that many times as fast, pitch and tempo
     together. Raises `AudioError` when the file's header is not the `expected` one, the crop reaches over
-    the file's end or a sample is not finite, and `ValueError` for a negative start or no frames.
+    the file's end or a sample is not finite, and `ValueError` for a negative start or no frames. What
+    libmpg123 prints of an odd MP3 each time is left to those that read it whole.
     """
     if start < 0 or frames < 1:
         raise ValueError(f"a segment needs start >= 0 and frames >= 1, got start={start}, frames={frames}")
-    with open_audio(path) as file:
+    with mp3.quiet(path), open_audio(path) as file:
         info = AudioInfo(file.frames, file.samplerate, file.channels)
         if expected is not None and info != expected:
             raise AudioError(path, f"changed since it was scanned: {info}, expected {expected}")
@@ -178,9 +172,9 @@ def read_segment(
             raise AudioError(path, f"not seekable ({file.subtype}): rewrite it as PCM wav or FLAC")
         ratio = Fraction(info.sample_rate, sample_rate) * speed
         if ratio == 1:
-            audio = _mix(_read(file, start, frames), channels)
+            audio = _mix(_read(file, start, frames, path), channels)
         else:
-            audio = _read_resampled(file, start, frames, ratio, channels)
+            audio = _read_resampled(file, start, frames, ratio, channels, path)
     if len(audio) < frames:
         raise AudioError(
             path, f"truncated: {len(audio)} of {frames} samples from sample {start} at {sample_rate} Hz"
@@ -189,23 +183,40 @@ def read_segment(
 
 
 def read_blocks(
-    path: str | os.PathLike[str], sample_rate: int | None = None, channels: int | None = None
+    path: str | os.PathLike[str],
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    downmix: str = "mid",
 ) -> Iterator[np.ndarray]:
     """A whole file, resampled and mixed as `read_segment` does if asked, in blocks `[C, n]` of some seconds.
+
+    Where other `channels` are wanted than there are, `downmix` takes one instead of the mean ("mid") of all:
+    "left", the first, or "right", the second.
 
     Raises `AudioError` for every file that `read_info` refuses, that does not decode to its end or
     that holds samples which are not finite.
     """
-    with open_audio(path) as file:
+    with ExitStack() as stack:
+        with mp3.reported(path):
+            file = stack.enter_context(open_audio(path))
         info = read_header(file, path)
         rate, wanted = sample_rate or info.sample_rate, channels or info.channels
-        mixed = (_mix(block, wanted) for block in decode_blocks(file, path))
+        mixed = (_mix(block, wanted, downmix) for block in _reported(decode_blocks(file, path), path))
         if rate != info.sample_rate:
             mixed = _resample_blocks(mixed, info, rate, wanted)
         left = resampled_length(info.frames, info.sample_rate, rate)
         for block in mixed:
             yield _finite(np.ascontiguousarray(block[:left].T), path)
             left -= len(block[:left])
+
+
+def _reported(blocks: Iterator[np.ndarray], path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
+    while True:
+        with mp3.reported(path):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 def read_audio(
@@ -270,16 +281,21 @@ def _pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
     return np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def _read(file: soundfile.SoundFile, start: int, frames: int) -> np.ndarray:
+def _read(file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]) -> np.ndarray:
     if start >= file.frames:
         return np.zeros((0, file.channels), np.float32)
     before = min(start, PREROLL.get(file.subtype, 0))
     file.seek(start - before)
-    return file.read(before + frames, dtype="float32", always_2d=True)[before:]
+    return read_finite(file, start - before, before + frames, path)[before:]
 
 
 def _read_resampled(
-    file: soundfile.SoundFile, start: int, frames: int, ratio: Fraction, channels: int
+    file: soundfile.SoundFile,
+    start: int,
+    frames: int,
+    ratio: Fraction,
+    channels: int,
+    path: str | os.PathLike[str],
 ) -> np.ndarray:
     step_in, step_out = ratio.numerator, ratio.denominator
     context = -(-CONTEXT * step_out // min(step_in, step_out))
@@ -289,7 +305,7 @@ def _read_resampled(
     last_in = min(file.frames, -(-(start + frames + context) * step_in // step_out))
     if first_in >= last_in:
         return np.zeros((0, channels), np.float32)
-    audio = _mix(_read(file, first_in, last_in - first_in), channels)
+    audio = _mix(_read(file, first_in, last_in - first_in, path), channels)
     audio = soxr.resample(audio, step_in, step_out, quality="HQ")
     # soxr rounds the length up: what lies beyond the file's last sample is not audio.
     end = min(start + frames, resampled_length(file.frames, step_in, step_out))
@@ -305,14 +321,16 @@ def _resample_blocks(
     yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
 
 
-def _mix(audio: np.ndarray, channels: int) -> np.ndarray:
+def _mix(audio: np.ndarray, channels: int, downmix: str = "mid") -> np.ndarray:
     if audio.shape[1] == channels:
         return audio
     mono = audio.mean(axis=1, keepdims=True)
+    if downmix != "mid" and audio.shape[1] > 1:
+        mono = audio[:, :1] if downmix == "left" else audio[:, 1:2]
     return mono if channels == 1 else np.repeat(mono, channels, axis=1)
 
 
 def _finite(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
     if not np.isfinite(audio).all():
-        raise AudioError(path, "not finite: it holds NaN or infinite samples")
+        raise AudioError(path, "out of range: samples too large to mix and resample; scale them to ±1")
     return audio

@@ -1,9 +1,11 @@
 """Why a file cannot be used as audio, in plain words."""
 
 import os
+import shlex
 import stat
 
-from codec.files import FileError
+from codec.files import FileError, printable
+from codec.mp3 import parse_frame
 
 CONTAINERS = (
     b"RIFF",
@@ -16,7 +18,21 @@ CONTAINERS = (
     b".snd",
     b"caff",
     b"ID3",
-    b"\xff\xfb",
+)
+
+# What libsndfile cannot read, by how it begins after so many bytes; ffmpeg can.
+FOREIGN = (
+    (4, b"ftyp", "MPEG-4 (AAC or ALAC)"),
+    (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (0, b"0&\xb2u\x8ef\xcf\x11", "Windows Media (WMA)"),
+    (0, b"wvpk", "WavPack"),
+    (0, b"MAC ", "Monkey's Audio"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"\x0bw", "AC-3"),
+    (0, b"DSD ", "DSD"),
+    (0, b"TTA1", "TrueAudio"),
+    (0, b"ajkg", "Shorten"),
+    (0, b"ADIF", "AAC"),
 )
 
 
@@ -50,13 +66,39 @@ def _plain(error: OSError | ValueError) -> str:
     return text[:1].lower() + text[1:]
 
 
-def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
-    """What a file is that libsndfile refuses to open."""
+def convert(path: str | os.PathLike[str], options: str = "") -> str:
+    """A command that writes a file again, in a format that libsndfile reads."""
+    name = printable(os.path.basename(path))
+    stem, suffix = os.path.splitext(name)
+    target = f"{stem}{'.fixed' * (suffix == '.flac')}.flac"
+    return f"`ffmpeg {options}{' ' * bool(options)}-i {shlex.quote(name)} {shlex.quote(target)}`"
+
+
+def foreign(path: str | os.PathLike[str]) -> str | None:
+    """What a file is, and how to convert it, when it is of a kind that only other software reads."""
     try:
         with open(path, "rb") as file:
-            head = file.read(24)
+            head = file.read(1024)
     except OSError as error:
         raise AudioError(path, _plain(error)) from error
+    kind = next((kind for at, magic, kind in FOREIGN if head.startswith(magic, at)), None)
+    if head.startswith(b"NIST_1A") and b"shorten" in head:
+        target = shlex.quote(os.path.splitext(printable(os.path.basename(path)))[0] + ".wav")
+        name = shlex.quote(printable(os.path.basename(path)))
+        return f"SPHERE compressed with Shorten: convert it: `sph2pipe -f wav {name} {target}`"
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # layer 0, which MP3 does not have
+        kind = "AAC (ADTS)"
+    return f"{kind}, which is not read: convert it: {convert(path)}" if kind else None
+
+
+def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
+    """What a file is that libsndfile refuses to open."""
+    if kind := foreign(path):
+        return kind
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if parse_frame(head) or head.startswith(b"ID3"):
+        return f"truncated or damaged mp3: no two frames follow each other (begins with {head[:12]!r})"
     if head.startswith(CONTAINERS):
         return f"damaged or unsupported: {message.rstrip('.')} (begins with {head[:12]!r})"
     return f"not audio: begins with {head!r}"

@@ -1,8 +1,9 @@
-"""The commands, one function each. Hydra and Lightning are imported only by those that train."""
+"""The commands, one function each. What is slow to import is imported when the arguments are right."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import os
@@ -12,8 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from codec import __version__
+from codec.arguments import parse
 from codec.config import CONFIG_DIR, ConfigError, in_quotes
 from codec.environment import escape_unprintable
+from codec.pretrained import require_model
 
 # What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -42,6 +46,9 @@ def quoted_value(value: str) -> str:
 
 def train() -> None:
     """Train a codec: `codec-train data.root=/path/to/wavs`, every option a Hydra override."""
+    if "--version" in sys.argv[1:]:
+        print(f"codec-train {__version__}")
+        return
     # Threads that spin while they wait make a busy machine ten times slower, a free one no faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(report_errors(start_training))
@@ -72,59 +79,50 @@ def start_training() -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from codec.run import train as run
+        def run() -> int:
+            check_roots(config)
+            from codec.run import train as run
+
+            return run(config)
 
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             from codec.sweep import recorded
 
-            recorded(Path(config.run_dir), lambda: run(config))
+            recorded(Path(config.run_dir), run)
         else:
-            status = report_errors(lambda: run(config))
+            status = report_errors(run)
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
     return status
+
+
+def check_roots(config: Any) -> None:
+    """DataError for a folder that is not there, before Lightning is imported."""
+    data: Any = config.get("data") or {}
+    root = data.root if "root" in data else None  # which a missing value is not
+    if isinstance(root, str) and data.get("generate") is None:
+        from codec.index import require_folder
+
+        require_folder(root)
 
 
 def evaluate() -> None:
     """Code recordings with codecs and score the result: `codec-evaluate runs/tiny data.root=FOLDER`."""
     # As in `train`; also for the processes that it starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-    def run() -> int:
-        from codec.evaluation.comparison import main
-
-        return main(sys.argv[1:])
-
-    sys.exit(report_errors(run))
+    run_command("evaluate", "codec.evaluation.comparison")
 
 
 def report() -> None:
     """Compare finished runs on one page: `codec-report runs/sweep`."""
-    parser = argparse.ArgumentParser(prog="codec-report", description=report.__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", help="runs, or folders of runs")
-    parser.add_argument("-o", "--output", type=Path, help="where to write; default FOLDER/report")
-    parser.add_argument("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
-    parser.add_argument(
-        "--evaluation",
-        default="evaluation",
-        help="folder in each run, as codec-evaluate writes; default: %(default)s",
-    )
-    options = parser.parse_args()
-    output = options.output or options.folders[0] / "report"
+    options = parse("report")
 
     def run() -> int:
         from codec.evaluation.report import report as write
 
-        print(
-            write(
-                options.folders,
-                output,
-                clips=options.clips,
-                seconds=options.seconds,
-                evaluation=options.evaluation,
-            )
-        )
+        output = options.output or options.folders[0] / "report"
+        choices = {"clips": options.clips, "seconds": options.seconds, "evaluation": options.evaluation}
+        print(write(options.folders, output, **choices))
         return 0
 
     sys.exit(report_errors(run))
@@ -132,57 +130,96 @@ def report() -> None:
 
 def doctor() -> None:
     """Say what is wrong with a folder of recordings: `codec-doctor FOLDER`."""
-    run_command("codec.doctor")
+    run_command("doctor", "codec.doctor")
 
 
 def export() -> None:
     """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
-    run_command("codec.export.export")
+    run_command("export", "codec.export.export")
 
 
 def stream() -> None:
     """Hear a codec at work: `codec-stream runs/tiny in.wav -o out.wav`."""
-    run_command("codec.live")
+    run_command("stream", "codec.live")
 
 
 def encode() -> None:
     """Encode recordings to a token dataset: `codec-encode MODEL FOLDER -o TOKENS`."""
-    run_command("codec.tokens.encoding")
+    run_command("encode", "codec.tokens.encoding")
 
 
 def decode() -> None:
     """Turn a token dataset into wavs: `codec-decode MODEL TOKENS -o WAVS`."""
-    run_command("codec.decoding")
+    run_command("decode", "codec.decoding")
 
 
 def export_tokens() -> None:
     """Write a token dataset as another library reads it: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
-    run_command("codec.tokens.exports")
+    run_command("export-tokens", "codec.tokens.exports")
 
 
 def compress() -> None:
     """Write a recording as a small file: `codec-compress MODEL in.wav -o out.codec`."""
-    run_command("codec.bitstream.commands", "compress_main")
+    run_command("compress", "codec.bitstream.commands", "compress_main")
 
 
 def decompress() -> None:
     """Write a compressed file as a wav: `codec-decompress MODEL in.codec -o out.wav`."""
-    run_command("codec.bitstream.commands", "decompress_main")
+    run_command("decompress", "codec.bitstream.commands", "decompress_main")
 
 
 def truncate() -> None:
     """Cut a compressed file to its first stages: `codec-truncate IN -o OUT --num-quantizers 2`."""
-    run_command("codec.bitstream.commands", "truncate_main")
+    run_command("truncate", "codec.bitstream.cutting")
 
 
 def fit_entropy() -> None:
     """Fit the tables that make compressed files smaller: `codec-fit-entropy MODEL FOLDER`."""
-    run_command("codec.bitstream.commands", "fit_main")
+    run_command("fit-entropy", "codec.bitstream.commands", "fit_main")
 
 
-def run_command(module: str, function: str = "main") -> None:
-    """Run what a module makes of the arguments; Ctrl-C while it is imported is an interruption, too."""
-    sys.exit(report_errors(lambda: getattr(importlib.import_module(module), function)(sys.argv[1:])))
+def run_command(command: str, module: str, function: str = "main") -> None:
+    """Run what a module makes of the arguments; Ctrl-C while it is imported is an interruption, too.
+
+    The module is imported, with torch, only when the arguments are right and the inputs there.
+    """
+    options = parse(command)
+
+    def run() -> int:
+        check_inputs(options)
+        return getattr(importlib.import_module(module), function)(sys.argv[1:])
+
+    sys.exit(report_errors(run))
+
+
+def check_inputs(options: argparse.Namespace) -> None:
+    """FileNotFoundError or DataError for a model, a folder or files that are not there."""
+    models: list[str | Path] = [options.model] if "model" in options else []
+    inputs: list[str | Path] = []
+    for name in ("folder", "inputs", "input", "recording", "compressed", "tokens"):
+        given = getattr(options, name, None) or []
+        inputs += given if isinstance(given, list) else [given]
+    words: list[str] = getattr(options, "what", [])  # of codec-evaluate: models, and a folder
+    if len(words) > 1:
+        *named, folder = sorted(words, key=lambda word: word.startswith("data.root="))
+        models += [word for word in named if not os.path.exists(word.removeprefix("hf:"))]
+        inputs.append(folder.removeprefix("data.root="))
+    for model in models:
+        require_model(model)
+    for path in inputs:
+        require_input(os.path.expanduser(path))
+
+
+def require_input(path: str) -> None:
+    """DataError, as `scan` raises it, unless there is a file or folder."""
+    if os.path.lexists(path):
+        return
+    from codec.index import require_folder
+    from codec.inventory import EXTENSIONS, DataError
+
+    if os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
+        raise DataError(f"{path}: no such file")
+    require_folder(path)
 
 
 def report_errors(command: Callable[[], int]) -> int:
@@ -204,3 +241,33 @@ def report_errors(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+COMMANDS = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        *(train, evaluate, report, doctor, encode, decode, export_tokens),
+        *(compress, decompress, truncate, fit_entropy, stream, export),
+    )
+}
+
+
+def main() -> None:
+    """Run `codec COMMAND ...` as `codec-COMMAND ...`."""
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in COMMANDS:
+        sys.argv = [f"codec-{command}", *arguments]
+        COMMANDS[command]()
+    elif command in ("-h", "--help"):
+        print("codec COMMAND ..., or codec-COMMAND ...; codec COMMAND --help says more\n")
+        for name, function in COMMANDS.items():
+            print(f"  {name:<14} {(function.__doc__ or '').replace('`', '')}")
+        print('\nfor bash to complete commands: eval "$(codec --completion)"')
+    elif command == "--version":
+        print(f"codec {__version__}")
+    elif command == "--completion":
+        print(f"complete -o default -W '{' '.join(COMMANDS)}' codec")
+    else:
+        close = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        sys.exit(f"error: codec {command}: there is no such command; {hint}")

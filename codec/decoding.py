@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from codec.arguments import parse
 from codec.audio import AudioError, read_info, write_wav_blocks
 from codec.audio_errors import check_wav_name
 from codec.batching import decode_part, on_device
@@ -106,17 +107,7 @@ def is_whole(path: Path, length: int) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Decode; ConfigError and DataError are for the user."""
-    parser = argparse.ArgumentParser(
-        prog="codec-decode",
-        description="Decode tokens to wavs. The same command again goes on where it was stopped.",
-    )
-    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("tokens", type=Path, help="folder of codec-encode; or a .codec or .npy file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
-    parser.add_argument("--num-quantizers", type=int, help="first stages to decode; default: all")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    parser.add_argument("--any-codec", action="store_true", help="decode with another codec than encoded")
-    options = parser.parse_args(argv)
+    options = parse("decode", argv)
     if options.tokens.suffix == ".npy" and options.tokens.is_file():
         return decoded_array(options)
     if options.tokens.is_file():

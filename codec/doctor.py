@@ -1,11 +1,11 @@
 """`codec-doctor FOLDER`: what is in a folder of audio, and why some of its files are not usable."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from codec.arguments import parse
 from codec.index import OUTPUT, scan
 from codec.inventory import DataError, Index
 
@@ -19,15 +19,7 @@ def examine(folder: str, check_content: bool = True) -> Index:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all files are usable, 1 some are not, 2 nothing here can be used."""
-    parser = argparse.ArgumentParser(
-        prog="codec-doctor",
-        description="Say what is in a folder of audio and what is wrong with each file that is not usable.",
-        epilog="Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
-    )
-    parser.add_argument("folder", help="searched with all its sub-folders")
-    parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
-    parser.add_argument("--json", action="store_true", help="print every file with what was found, as JSON")
-    options = parser.parse_args(argv)
+    options = parse("doctor", argv)
     try:
         if options.json:
             index = scan(options.folder, check_content=not options.no_content, require_usable=False)

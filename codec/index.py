@@ -9,19 +9,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from pathlib import Path
 
 from tqdm import tqdm
 
-from codec.audio import AudioError, AudioInfo, measure, open_audio, read_header
+from codec.audio import AudioError, AudioInfo, decode_blocks, open_audio, read_header
 from codec.config import ConfigError
 from codec.files import OUTPUT_MARK, printable, written_whole
-from codec.inventory import EXTENSIONS, DataError, Index, IndexedFile
+from codec.inventory import EXTENSIONS, FOREIGN_EXTENSIONS, DataError, Index, IndexedFile
+from codec.levels import CANCELLING, Levels, measure
+from codec.mp3 import may_be_odd, quiet
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
 UNKNOWN = -1  # time of last change of a file whose state could not be read
 Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
@@ -43,7 +46,7 @@ def scan(
     `DataError` when the folder is missing, not a folder, not readable, or (unless `require_usable` is off)
     holds no usable file.
     """
-    folder = _require_folder(root)
+    folder = require_folder(root)
     paths, unreadable, ignored = _walk(folder)
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
@@ -120,7 +123,8 @@ def _position(path: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _require_folder(root: str | os.PathLike[str]) -> str:
+def require_folder(root: str | os.PathLike[str]) -> str:
+    """Absolute path of a folder; `DataError` when it is missing, not a folder or not readable."""
     folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
     if os.path.isfile(folder):
         raise DataError(f"{printable(folder)} is a file: name the folder that holds the audio files")
@@ -168,7 +172,7 @@ def _walk(root: str) -> tuple[list[str], list[IndexedFile], Counter[str]]:
                 links.append(path)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif suffix in EXTENSIONS:
+            elif suffix in EXTENSIONS or suffix in FOREIGN_EXTENSIONS:
                 paths.append(path)
             else:
                 ignored[suffix or "without extension"] += 1
@@ -209,18 +213,26 @@ def _examine_all(
 
 def _examine(root: str, file: IndexedFile, check_content: bool) -> IndexedFile:
     path = os.path.join(root, file.path)
-    info = AudioInfo(0, 0, 0)
+    info, levels, lines = AudioInfo(0, 0, 0), Levels(0.0, 0.0, 0.0, False), list[str]()
     try:
-        with open_audio(path) as opened:
+        with _printing(path, check_content) as lines, open_audio(path) as opened:
             info = read_header(opened, path)
             if not opened.seekable():
                 raise AudioError(path, f"not seekable ({opened.subtype}): rewrite it as PCM wav or FLAC")
-            levels = measure(opened, path) if check_content else (0.0, 0.0, 0.0)
+            if check_content:
+                levels = measure(decode_blocks(opened, path), path)
     except AudioError as error:
         # An error of the system (permissions) can go away without the file changing: never reuse it.
         known = UNKNOWN if isinstance(error.__cause__, OSError) else file.mtime_ns
         return IndexedFile(file.path, file.size, known, *info, problem=error.reason)
-    return IndexedFile(file.path, file.size, file.mtime_ns, *info, *levels)
+    remark = CANCELLING if levels.cancels else f"libmpg123 says: {lines[0]}" if lines else None
+    return IndexedFile(file.path, file.size, file.mtime_ns, *info, *levels[:3], remark=remark)
+
+
+def _printing(path: str, check_content: bool) -> AbstractContextManager[list[str]]:
+    """Catch what libmpg123 prints of an MP3: of those that are as they should be, it prints nothing."""
+    sound = check_content and os.path.isfile(path) and not may_be_odd(path)
+    return nullcontext([]) if sound else quiet(path)
 
 
 def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:

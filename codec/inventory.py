@@ -1,5 +1,7 @@
 """What was found in a folder of audio: its files, how long they are, and what is wrong with them."""
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,6 +14,11 @@ from codec.files import printable
 EXTENSIONS = frozenset({
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd",
     ".caf", ".w64", ".rf64", ".sph", ".voc",
+})
+# Audio that libsndfile does not read: named with a way to convert it, never passed over.
+FOREIGN_EXTENSIONS = frozenset({
+    ".m4a", ".m4b", ".aac", ".adts", ".alac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3", ".3gp",
+    ".dsf", ".tta", ".shn", ".ra", ".mp2", ".spx",
 })
 # fmt: on
 CLIPPED_SHARE = 1e-3  # share of clipped samples from which a file is mentioned; it stays usable
@@ -27,7 +34,8 @@ class IndexedFile:
 
     `path` is relative to the root, with `/` between folders and surrogate escapes for bytes that are
     not UTF-8. `peak` and `rms` are linear (1 = full scale); `clipped` is the share of samples at full
-    scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read.
+    scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read. A file with a
+    `remark` is usable, but not as one expects.
     """
 
     path: str
@@ -40,6 +48,7 @@ class IndexedFile:
     rms: float = 0.0
     clipped: float = 0.0
     problem: str | None = None
+    remark: str | None = None
 
     @property
     def info(self) -> AudioInfo:
@@ -51,7 +60,7 @@ class IndexedFile:
         """Duration in seconds; 0 for a file that could not be read."""
         return self.frames / self.sample_rate if self.sample_rate else 0.0
 
-    def below(self, root: str) -> "IndexedFile":
+    def below(self, root: str) -> IndexedFile:
         """The same file with an absolute path."""
         return replace(self, path=os.path.join(root, self.path))
 
@@ -79,7 +88,12 @@ class Index:
         """Usable files of which more than 0.1 % of the samples are clipped."""
         return tuple(file for file in self.usable if file.clipped > CLIPPED_SHARE)
 
-    def require_usable(self) -> "Index":
+    @property
+    def remarked(self) -> tuple[IndexedFile, ...]:
+        """Usable files that there is something to say about."""
+        return tuple(file for file in self.usable if file.remark is not None)
+
+    def require_usable(self) -> Index:
         """Return the index itself; `DataError` with the reasons when no file is usable."""
         if self.usable:
             return self
@@ -103,6 +117,11 @@ class Index:
         ]
         if self.clipped:
             lines.append(f"  used although clipped: {_names(self.clipped)}")
+        for kind, files in _by_kind(self.remarked):
+            lines.append(f"  used although {kind}: {_names(files)}")
+        if self.ignored:
+            count, others = sum(self.ignored.values()), _counted(Counter(self.ignored).elements())
+            lines.append(f"  ignored by their names: {count} other file{'s' * (count != 1)}, {others}")
         if self.problems:
             lines.append(f"  skipped: {len(self.problems)}")
             lines += [f"    {group}" for group in _grouped(self.problems)]
@@ -114,7 +133,8 @@ class Index:
         clipped = [
             f"clipped  {printable(file.path)}: {file.clipped:.1%} of its samples" for file in self.clipped
         ]
-        return "\n".join([self.summary(), *skipped, *clipped]) + "\n"
+        remarked = [f"odd      {printable(file.path)}: {file.remark}" for file in self.remarked]
+        return "\n".join([self.summary(), *skipped, *clipped, *remarked]) + "\n"
 
 
 def _counted(values: Iterable[str]) -> str:
@@ -129,8 +149,11 @@ def _names(files: Sequence[IndexedFile]) -> str:
 
 
 def _grouped(problems: Sequence[IndexedFile]) -> list[str]:
+    return [f"{len(files)} {kind} ({_names(files)})" for kind, files in _by_kind(problems)]
+
+
+def _by_kind(found: Sequence[IndexedFile]) -> list[tuple[str, list[IndexedFile]]]:
     groups: dict[str, list[IndexedFile]] = {}
-    for file in problems:
-        groups.setdefault((file.problem or "").split(":")[0], []).append(file)
-    ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return [f"{len(files)} {kind} ({_names(files)})" for kind, files in ranked]
+    for file in found:
+        groups.setdefault((file.problem or file.remark or "").split(":")[0], []).append(file)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))

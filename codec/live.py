@@ -9,16 +9,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from codec.arguments import parse
 from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
 from codec.audio_errors import check_wav_name
 from codec.config import ConfigError
+from codec.levels import within_range
 from codec.model import Codec, load
 
 
@@ -48,15 +49,7 @@ class Clock:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Stream until the file ends, or Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="codec-stream", description=__doc__)
-    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("input", type=Path, nargs="?", help="audio file; default: the microphone")
-    parser.add_argument("-o", "--output", type=Path, help="wav file; default: the speakers")
-    parser.add_argument("--force", action="store_true", help="overwrite the output")
-    parser.add_argument("--frames", type=int, default=1, help="frames per push; default: %(default)s")
-    parser.add_argument("--num-quantizers", type=int, help="first stages only")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
-    options = parser.parse_args(argv)
+    options = parse("stream", argv)
     if min(options.frames, options.threads) < 1:
         raise ConfigError("--frames and --threads must be at least 1")
     if options.output:
@@ -89,7 +82,8 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
         if length == 0:
             raise AudioError(options.input, f"too short: no whole sample at {codec.sample_rate} Hz")
         duration = length / codec.sample_rate
-        blocks = rechunked(read_blocks(options.input, codec.sample_rate, codec.audio_channels), pushed)
+        read = read_blocks(options.input, codec.sample_rate, codec.audio_channels)
+        blocks = rechunked(within_range(read, options.input), pushed)
     else:
         blocks = microphone(codec, pushed)
     extra = (options.frames - 1) * 1000 / codec.frame_rate

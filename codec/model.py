@@ -19,7 +19,7 @@ from torch.nn import functional
 from codec.autoencoders.base import Autoencoder
 from codec.config import ConfigError, build, locate, locate_own, validate
 from codec.files import flush, written_whole
-from codec.pretrained import find_model, pretrained_names
+from codec.pretrained import require_model
 from codec.quantizers.base import Quantized, Quantizer
 from codec.streaming import Stream
 from codec.untrusted import (
@@ -186,7 +186,7 @@ def load(path: str | Path) -> Codec:
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
     """
-    path = find_model(path)
+    path = require_model(path)
     if path.is_dir():
         # A run folder holds its finished model in model/; while it trains, only checkpoints.
         finished, last = path / "model", path / "checkpoints" / "last.ckpt"
@@ -196,12 +196,8 @@ def load(path: str | Path) -> Codec:
             config, weights = read_checkpoint(last)
         else:
             config, weights = read_directory(path)
-    elif path.is_file():
-        config, weights = read_checkpoint(path)
     else:
-        names = pretrained_names()
-        known = f"; pretrained models of this package: {', '.join(names)}" if names else ""
-        raise FileNotFoundError(f"{path}: no such model directory or checkpoint{known}")
+        config, weights = read_checkpoint(path)
     return assemble(config, weights, path)
 
 

@@ -66,7 +66,8 @@ class Telemetry(Callback):
         if rank() == 0:
             folders = "\n".join(index.report() for index in pl_module.audio_data.indexes)
             self.data_report.write_text(folders, encoding="utf-8")
-        self.began = time.monotonic()
+        self.began = self.started = time.monotonic()
+        self.first = trainer.global_step
         # In a file or a job's log a bar would be one endless line; there each report is a line instead.
         self.terminal = self.wants_bar and sys.stderr.isatty()
         self.bar = tqdm(
@@ -144,7 +145,8 @@ class Telemetry(Callback):
         summary = short_summary(losses, codebook, speed)
         self.bar.set_postfix(summary, refresh=True)
         if not self.terminal:
-            self.say(trainer, ", ".join(f"{name} {value}" for name, value in summary.items()))
+            words = ", ".join(f"{name} {value}" for name, value in summary.items())
+            self.say(trainer, f"{words}, {self.clock(trainer)}")
         if self.place + 1 >= SETTLED:
             reconstruction = {
                 name: losses[name] for name in module.objective.reconstruction if name in losses
@@ -159,6 +161,15 @@ class Telemetry(Callback):
                     self.say(trainer, warning)
         self.steps, self.waited = [], 0.0
         self.began = time.monotonic()
+
+    def clock(self, trainer: lightning.Trainer) -> str:
+        """How long training has gone on, and will go on at the speed so far."""
+        elapsed, done = time.monotonic() - self.started, trainer.global_step - self.first
+        words = f"elapsed {tqdm.format_interval(elapsed)}"
+        if trainer.max_steps < 0 or not done:
+            return words
+        left = (trainer.max_steps - trainer.global_step) * elapsed / done
+        return f"{words}, left {tqdm.format_interval(left)}"
 
     def say(self, trainer: lightning.Trainer, text: str) -> None:
         """Print a line above the bar, on the first process."""

@@ -1,6 +1,8 @@
 """A zoo of good, odd and broken audio files, each with what should be said of it."""
 
+import io
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,83 @@ def with_sample(path: Path, value: float) -> None:
 
 def clipping(path: Path) -> None:
     write(path, np.clip(4 * tone(), -1, 1))
+
+
+def encoded(seconds: float = 2.0, **options: str) -> bytes:
+    """Two thirds of a tone and some noise, as the bytes of a file."""
+    buffer, audio = io.BytesIO(), tone(seconds)
+    audio[: len(audio) // 3] += 0.3 * np.random.default_rng(0).standard_normal((len(audio) // 3, 1))
+    soundfile.write(buffer, audio, RATE, **{"format": "WAV", "subtype": "PCM_16", **options})
+    return buffer.getvalue()
+
+
+def flac_of_unknown_length() -> bytes:
+    """As an encoder writes it into a pipe."""
+    content = bytearray(encoded(format="FLAC"))
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    return bytes(content)
+
+
+MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III"}
+
+
+def mp3_without_xing(seconds: float = 20.0) -> bytes:
+    """Frames of a variable bit rate alone, without the first one, which counts them."""
+    content = encoded(seconds, **MP3)
+    assert content[13:17] in (b"Xing", b"Info")
+    return content[content.index(content[:2], 2) :]
+
+
+def wrapped(path: Path) -> None:
+    """A wav of 4.5 GB, of which its header counts what 32 bits can; it takes no disk."""
+    actual = 4_500_000_000
+    form = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 2, 48000, 192000, 4, 16)
+    with path.open("wb") as file:
+        file.write(b"RIFF" + struct.pack("<I", (actual + 36) % 2**32) + form)
+        file.write(b"data" + struct.pack("<I", actual % 2**32) + bytes(range(200)) * 100)
+        file.truncate(44 + actual)
+
+
+def counting_less(path: Path) -> None:
+    """A wav of 4 s whose header counts 1 s."""
+    write(path, tone(4.0) + 0.1 * np.random.default_rng(0).standard_normal((4 * RATE, 1)))
+    set_data_size(path, 2 * RATE)
+
+
+def of_rate(path: Path, rate: int) -> None:
+    """A wav whose header says another rate."""
+    content = bytearray(encoded())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def too_large(path: Path) -> None:
+    audio = tone().astype(np.float64)
+    audio[4000] = 1e300
+    soundfile.write(path, audio, RATE, format="WAV", subtype="DOUBLE")
+
+
+SPHERE = b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00\nend_head\n"
+ADTS = b"".join(b"\xff\xf1\x60\x40\x20\x1f\xfc" + bytes(249) for _ in range(20))
+
+# Of kinds that other software reads: how the file begins, what the reason must say.
+FOREIGN = {
+    "book.m4a": (b"\0\0\0\x1cftypM4A ", "MPEG-4 (AAC or ALAC), which is not read"),
+    "m4a inside.wav": (b"\0\0\0\x1cftypM4A ", "`ffmpeg -i 'm4a inside.wav' 'm4a inside.flac'`"),
+    "radio.aac": (ADTS, "AAC (ADTS), which is not read"),
+    "aac inside.mp3": (ADTS, "AAC (ADTS), which is not read"),
+    "call.webm": (b"\x1aE\xdf\xa3", "WebM or Matroska, which is not read"),
+    "old.wma": (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", "Windows Media (WMA), which is not read"),
+    "tight.sph": (
+        SPHERE.ljust(1024),
+        "SPHERE compressed with Shorten: convert it: `sph2pipe -f wav tight.sph",
+    ),
+}
+
+
+def containing(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
 
 
 # Usable: name -> how to write it, rate, channels.
@@ -121,9 +200,34 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "loop.wav": (lambda p: p.symlink_to(p.name), "symbolic link"),
     "dangling.wav": (lambda p: p.symlink_to("gone.wav"), "no such file"),
     "pipe.wav": (lambda p: os.mkfifo(p), "not a regular file but a FIFO"),
+    "piped.flac": (lambda p: p.write_bytes(flac_of_unknown_length()), "length unknown: its header counts no"),
+    "piped header.flac": (lambda p: p.write_bytes(flac_of_unknown_length()[:42]), "length unknown"),
+    "joined.mp3": (
+        lambda p: p.write_bytes(2 * encoded(**MP3)),
+        "header counts too little: 2.0 s of 4.2 s, as of joined files; rewrite it: `ffmpeg -i joined.mp3",
+    ),
+    "joined.flac": (
+        lambda p: p.write_bytes(2 * encoded(format="FLAC")),
+        "joined files: another begins behind 32000 samples; split it with `head -c",
+    ),
+    "chained.ogg": (
+        lambda p: p.write_bytes(2 * encoded(format="OGG", subtype="VORBIS")),
+        "joined files: another begins behind 32000 samples; rewrite it: `ffmpeg -i chained.ogg chained.flac",
+    ),
+    "chained.opus": (lambda p: p.write_bytes(2 * encoded(format="OGG", subtype="OPUS")), "joined files"),
+    "counting less.wav": (counting_less, "header counts too little: 1.0 s of 4.0 s"),
+    "wrapped.wav": (wrapped, "header counts too little: 1067.9 s of 6.51 h"),
+    "1 Hz.wav": (lambda p: of_rate(p, 1), "implausible header: a sample rate of 1 Hz"),
+    "1e300.wav": (too_large, "out of range: samples reach 1e+300"),
+    "headless.mp3": (
+        lambda p: p.write_bytes(mp3_without_xing(1.0)[:60]),
+        "truncated or damaged mp3: no two frames follow each other",
+    ),
+    **{name: (containing(content), reason) for name, (content, reason) in FOREIGN.items()},
 }
 # Found only when the content is decoded.
-CONTENT = {"cut.flac", "cut.mp3", "nan.wav", "inf.wav", "unscaled.wav", "silent.wav"}
+CONTENT = {"cut.flac", "cut.mp3", "nan.wav", "inf.wav", "unscaled.wav", "silent.wav", "1e300.wav"}
+CONTENT |= {"joined.mp3", "joined.flac", "chained.ogg", "chained.opus"}
 
 
 def write_zoo(folder: Path) -> Path:

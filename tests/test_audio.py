@@ -1,5 +1,6 @@
 """Reading and writing: right samples from good files, a clear reason from bad ones."""
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from bad_audio import BAD, CONTENT, GOOD, RATE, tone, write
+from bad_audio import BAD, CONTENT, GOOD, MP3, RATE, encoded, mp3_without_xing, tone, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from codec.audio import (
     resampled_length,
     write_wav,
 )
+from codec.mp3 import remarks, walk
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,87 @@ def test_a_bad_header_is_refused_with_the_name_and_the_reason(tmp_path, name):
             read(tmp_path / name)
         assert reason in caught.value.reason
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["joined.mp3", "joined.flac", "chained.ogg", "chained.opus", "1e300.wav"])
+def test_what_a_header_hides_is_named_by_whoever_reads_all_of_it(tmp_path, name):
+    make, reason = BAD[name]
+    make(tmp_path / name)
+    assert read_info(tmp_path / name).frames > 0
+    with pytest.raises(AudioError) as caught:
+        read_audio(tmp_path / name)
+    assert reason in caught.value.reason
+
+
+def spoken(content: bytes, path: Path) -> tuple[int, np.ndarray]:
+    """Length as the header says, and all samples, of an MP3 of 20 s."""
+    path.write_bytes(content)
+    audio, rate = read_audio(path)
+    assert rate == RATE and abs(audio.shape[1] - 20 * RATE) < 3 * 576
+    return read_info(path).frames, audio
+
+
+@pytest.mark.parametrize("tag", [b"", b"ID3\3\0\0\0\x06\x1a\x00" + bytes(6 * 2**14 + 0x1A * 2**7)])
+@pytest.mark.parametrize(
+    "trailer", [b"", b"TAG".ljust(128, b"\0"), b"APETAGEX".ljust(32, b"\0") + bytes(3000)]
+)
+def test_all_of_an_mp3_without_a_xing_header_is_read(tmp_path, tag, trailer):
+    plain = mp3_without_xing()
+    assert soundfile.SoundFile(io.BytesIO(plain)).frames < 18 * RATE  # what libmpg123 makes of it
+    frames, audio = spoken(tag + plain + trailer, tmp_path / "a.mp3")
+    assert frames == audio.shape[1]
+    crop = read_segment(tmp_path / "a.mp3", 19 * RATE, 4000, RATE, 1, expected=read_info(tmp_path / "a.mp3"))
+    np.testing.assert_allclose(crop[0], audio[0, 19 * RATE : 19 * RATE + 4000], atol=1e-5)
+    level = np.sqrt((audio[0, 15 * RATE : 19 * RATE] ** 2).mean())
+    assert level == pytest.approx(0.5 / np.sqrt(2), rel=0.05)  # the tone of the last two thirds
+
+
+def test_an_mp3_is_walked_over_tags_junk_and_a_cut_end(tmp_path):
+    frames = mp3_without_xing()
+    whole = walk(io.BytesIO(frames))
+    assert whole and (whole.gaps, whole.junk, whole.end) == (0, 0, len(frames)) and whole.counted is None
+    cut = walk(io.BytesIO(frames[:-10]))
+    assert cut and cut.frames == whole.frames - 1
+    id3 = b"ID3\3\0\0\0\0\1\0" + bytes(128)
+    odd = walk(io.BytesIO(frames + id3 + frames + bytes(500) + frames + b"TAG".ljust(128, b"\0")))
+    assert odd and (odd.frames, odd.gaps, odd.junk) == (3 * whole.frames, 2, 500)
+    counted = walk(io.BytesIO(encoded(20.0, **MP3)))
+    assert counted and counted.counted == counted.frames == whole.frames
+    assert walk(io.BytesIO(bytes(10000))) is None and walk(io.BytesIO(b"\xff\xf3")) is None
+
+
+def test_what_libmpg123_prints_is_caught_and_logged_once_with_the_name(tmp_path, capfd, caplog):
+    odd = tmp_path / "odd.mp3"
+    odd.write_bytes(encoded(20.0, **MP3) + b"APETAGEX".ljust(32, b"\0") + bytes(30000))
+    for _ in range(3):
+        read_segment(odd, 0, 100, RATE, 1)
+        read_audio(odd)
+    assert caplog.text.count("libmpg123 says: Warning: Xing stream size off") == 1
+    assert f"{odd}: libmpg123 says" in caplog.text
+    assert "Xing" not in capfd.readouterr().err
+    with remarks() as found:
+        os.write(2, b"Note: of libmpg123\nof another\n")
+    assert found == ["Note: of libmpg123"] and capfd.readouterr().err == "of another\n"
+
+
+@pytest.mark.parametrize("format", ["AIFF", "AU", "CAF", "RIFX"])
+def test_every_container_that_counts_too_little_is_refused(tmp_path, format):
+    kind = {"format": "WAV", "endian": "BIG"} if format == "RIFX" else {"format": format}
+    content = bytearray(encoded(4.0, **kind))
+    size = {"AIFF": (b"SSND", 4, 8), "AU": (b".snd", 4, 0), "CAF": (b"data", 8, 4), "RIFX": (b"data", 4, 0)}
+    mark, width, more = size[format]
+    at = content.index(mark) + (8 if format == "AU" else 4)
+    content[at : at + width] = (2 * RATE + more).to_bytes(width, "big")
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(AudioError, match=r"header counts too little: 1\.0 s of 4\.0 s"):
+        read_info(tmp_path / "a")
+
+
+def test_chunks_and_padding_behind_the_samples_hide_nothing(tmp_path):
+    content = encoded(4.0)
+    for more in (b"LIST" + (99_999).to_bytes(4, "little") + bytes(100_000), bytes(RATE), b"bext\0\0\0\0id3 "):
+        (tmp_path / "a.wav").write_bytes(content + more)
+        assert read_info(tmp_path / "a.wav").frames == 4 * RATE
 
 
 @pytest.mark.parametrize("name", ["cut.flac", "cut.mp3", "nan.wav", "inf.wav"])

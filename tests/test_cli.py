@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from composed import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import codec
+from codec.arguments import PARSERS
 from codec.audio import write_wav
-from codec.cli import quoted, report_errors
+from codec.cli import COMMANDS, quoted, report_errors
 from codec.model import build_codec
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -194,3 +196,103 @@ def test_what_is_nested_too_deeply_is_said_in_words(capsys, tmp_path):
     deep = tmp_path / ("a/" * 1500)
     assert report_errors(lambda: deep.mkdir(parents=True) or 0) == 2
     assert capsys.readouterr().err == "error: a path, or what a file describes, is nested too deeply\n"
+
+
+DOWNLOAD = "`hf download facebook/encodec_24khz --local-dir encodec_24khz`"
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+SLOW = {"torch", "lightning", "hydra", "numpy", "soundfile"}
+STARTED = f"""
+import sys
+from codec.cli import main
+try:
+    main()
+finally:
+    print(sorted({SLOW} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "train"), ""])
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_nothing_slow(command, argument):
+    done = python("-c", STARTED, *filter(None, [command, argument]))
+    assert done.returncode == 0 and done.stdout.endswith("\n[]\n"), done.stderr
+    name = f"codec-{command}" if command else "codec"
+    expected = f"{name} {codec.__version__}\n" if argument == "--version" else name
+    assert expected in done.stdout
+
+
+def test_the_version_of_training_is_ours():
+    done = python("-c", STARTED, "train", "--version")
+    assert done.stdout == f"codec-train {codec.__version__}\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "encode facebook/encodec_24khz . -o t",
+            DOWNLOAD,
+        ),
+        (
+            "evaluate hf:facebook/encodec_24khz .",
+            DOWNLOAD,
+        ),
+        ("encode nowhere . -o t", "nowhere: no such model directory or checkpoint"),
+        ("encode {model} nowhere -o t", "no such folder: "),
+        ("encode {model} nowhere.wav -o t", "nowhere.wav: no such file"),
+        ("compress {model} nowhere.wav -o t", "nowhere.wav: no such file"),
+        ("evaluate {model} data.root=nowhere", "no such folder: "),
+        ("decode {model} nowhere -o t", "no such folder: "),
+        ("train data.root=nowhere", "no such folder: "),
+    ],
+)
+def test_what_is_not_there_is_missed_before_torch_is_imported(tmp_path, arguments, words):
+    done = python("-c", STARTED, *arguments.format(model=tmp_path).split())
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert not {"torch", "lightning"} & set(re.findall(r"\w+", done.stdout))
+
+
+def test_a_file_is_cut_to_fewer_stages_without_torch(tmp_path):
+    (tmp_path / "a.codec").write_bytes(b"no such file")
+    done = python("-c", STARTED, "truncate", str(tmp_path / "a.codec"), "-o", "b", "--num-quantizers", "1")
+    assert done.returncode == 2 and "a.codec" in done.stderr and "torch" not in done.stdout
+
+
+def test_commands_are_listed_in_words_and_a_typo_is_mended():
+    listed = python("-m", "codec", "--help").stdout
+    for name, function in COMMANDS.items():
+        assert f"  {name:<14} {(function.__doc__ or '').replace('`', '')}\n" in listed
+    assert python("-m", "codec").stdout == listed
+    done = python("-m", "codec", "comprss")
+    assert done.returncode == 1 and done.stderr == (
+        "error: codec comprss: there is no such command; did you mean compress?\n"
+    )
+    assert f"-W '{' '.join(COMMANDS)}' codec" in python("-m", "codec", "--completion").stdout
+
+
+def test_what_the_parsers_say_is_what_the_modules_have():
+    from codec.evaluation.perceptual import TIMEOUT
+    from codec.export.export import FORMATS
+    from codec.tokens.exports import EXPORTS
+    from codec.tokens.files import LAYOUTS
+    from codec.tokens.sources import Settings
+
+    def action(command: str, name: str):
+        return next(action for action in PARSERS[command]()._actions if action.dest == name)
+
+    defaults = Settings()
+    for name in ("batch_seconds", "shard_hours", "workers", "beam", "downmix", "num_quantizers"):
+        assert action("encode", name).default == getattr(defaults, name)
+    assert (
+        action("encode", "format").choices == LAYOUTS
+        and action("encode", "format").default == defaults.layout
+    )
+    assert set(action("export", "to").choices) == set(FORMATS)
+    assert set(action("export-tokens", "to").choices) == set(EXPORTS)
+    assert action("evaluate", "metric_timeout").default == TIMEOUT

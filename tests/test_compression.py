@@ -16,12 +16,14 @@ import soundfile
 import torch
 from composed import config
 
+from codec.arguments import TABLES_FILE
 from codec.audio import AudioError, read_audio, read_info, write_wav
-from codec.bitstream.commands import compress_main, decompress_main, examples, fit_main, truncate_main
+from codec.bitstream.commands import compress_main, decompress_main, examples, fit_main
 from codec.bitstream.compression import compress, decompress, file_bits
+from codec.bitstream.cutting import main as truncate_main
 from codec.bitstream.entropy import EntropyTables, TablesError
 from codec.bitstream.fitting import fit_tables
-from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
+from codec.bitstream.tables import load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
 from codec.cli import report_errors
 from codec.config import ConfigError

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -326,6 +327,26 @@ def test_stereo_and_other_rates(tmp_path):
         audio = torch.from_numpy(read_audio(tmp_path / "wavs" / name, RATE, 2)[0])
         require_same_codes(codec, dataset[i], audio)
     assert dataset.utterance(0).channels == 2 and dataset.decode(codec, 1).shape == (2, 18_000)
+
+
+@pytest.mark.parametrize("batch_seconds", [30.0, 0.5])
+def test_channels_that_cancel_are_named_and_one_of_them_can_be_taken(codec, tmp_path, batch_seconds):
+    (tmp_path / "wavs").mkdir()
+    one = noise(20_000, 1)
+    write_wav(tmp_path / "wavs" / "a.wav", np.concatenate([one, -one]), RATE)
+    write_wav(tmp_path / "wavs" / "b.wav", one, RATE)
+    settings = Settings("npy", batch_seconds=batch_seconds, workers=0)
+    encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "mid", settings)
+    assert "a.wav: silent when its 2 channels are mixed to 1: they cancel" in (
+        tmp_path / "mid" / "report.txt"
+    ).read_text(encoding="utf-8")
+    for downmix, audio in (("left", one), ("right", -one)):
+        taken = replace(settings, downmix=downmix)
+        about = encode_corpus(codec, [tmp_path / "wavs"], tmp_path / downmix, taken)
+        assert about["skipped"] == 0 and about["downmix"] == downmix
+        require_same_codes(codec, TokenDataset(tmp_path / downmix)[0], torch.from_numpy(audio))
+    with pytest.raises(ConfigError, match="--downmix left → right"):
+        encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "left", taken)
 
 
 def test_batches_hold_similar_lengths_and_never_more_than_they_may(wavs):

@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from bad_audio import BAD, CONTENT, GOOD, RATE, tone, write, write_zoo
+from bad_audio import (
+    BAD,
+    CONTENT,
+    FOREIGN,
+    GOOD,
+    MP3,
+    RATE,
+    encoded,
+    mp3_without_xing,
+    tone,
+    write,
+    write_zoo,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +165,7 @@ def test_headers_in_the_cache_do_not_count_as_content(tmp_path, cache, opened):
     assert len(opened) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]\n[2]", '{"version": 1, "files": 1}\n["a.wav"]', "\udcff"])
+@pytest.mark.parametrize("content", ["", "{", "[1]\n[2]", '{"version": 2, "files": 1}\n["a.wav"]', "\udcff"])
 def test_a_broken_cache_is_ignored_with_a_warning(tmp_path, cache, content, caplog):
     folder = tmp_path / "wavs"
     folder.mkdir()
@@ -247,8 +259,8 @@ def test_folders_that_cannot_be_used(tmp_path, cache):
     with pytest.raises(DataError, match=r"no usable audio file in .*: it is empty; looked in all"):
         scan(tmp_path / "speech", cache_dir=cache)
     for number in range(3):
-        (tmp_path / "speech" / f"{number}.m4a").write_bytes(b"")
-    with pytest.raises(DataError, match=r"it holds only other files \(3 \.m4a\)"):
+        (tmp_path / "speech" / f"{number}.srt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"it holds only other files \(3 \.srt\)"):
         scan(tmp_path / "speech", cache_dir=cache)
     write(tmp_path / "a.wav", tone())
     with pytest.raises(DataError, match=r"a\.wav is a file: name the folder"):
@@ -284,7 +296,7 @@ def test_a_link_out_of_the_folder_is_followed(tmp_path, cache):
 def test_the_summary_is_short_and_the_report_names_all(zoo, cache):
     index = scan(zoo, cache_dir=cache)
     summary, report = index.summary(), index.report()
-    assert len(summary.splitlines()) < 25
+    assert len(summary.splitlines()) < 40
     assert f"{len(GOOD)} usable files, 0.4 minutes" in summary
     assert "16000 Hz" in summary and "wav" in summary and "5 truncated" not in summary
     assert f"skipped: {len(BAD)}" in summary and "used although clipped: good/deep/clipped.wav" in summary
@@ -292,6 +304,32 @@ def test_the_summary_is_short_and_the_report_names_all(zoo, cache):
         assert f"skipped  bad/deep/{name}: " in report
     assert "clipped  good/deep/clipped.wav: 66.5% of its samples" in report
     summary.encode("utf-8")
+
+
+def test_audio_that_is_not_read_is_named_with_a_way_to_convert_it(home, capsys):
+    for number in range(4):
+        write(home / f"{number}.flac", tone(), format="FLAC")
+    for number in range(40):
+        (home / f"chapter {number}.m4a").write_bytes(FOREIGN["book.m4a"][0])
+    (home / "cover.jpg").write_bytes(b"")
+    assert doctor.main([str(home)]) == 1
+    printed = capsys.readouterr().out
+    assert "4 usable files" in printed and "ignored by their names: 1 other file, .jpg (1)" in printed
+    assert "40 MPEG-4 (AAC or ALAC), which is not read (chapter 0.m4a, " in printed
+    assert "convert it: `ffmpeg -i 'chapter 7.m4a' 'chapter 7.flac'`" in printed
+
+
+def test_usable_but_odd_files_are_named(home, cache, capfd):
+    plain = tone(2.0)
+    write(home / "antiphase.wav", np.concatenate([plain, -plain], axis=1))
+    (home / "odd.mp3").write_bytes(encoded(20.0, **MP3) + b"APETAGEX".ljust(32, b"\0") + bytes(30000))
+    (home / "plain.mp3").write_bytes(mp3_without_xing())
+    index = scan(home, cache_dir=cache)
+    assert "used although channels cancel: antiphase.wav" in index.summary()
+    assert "odd      odd.mp3: libmpg123 says: Warning: Xing stream size off" in index.report()
+    assert [file.path for file in index.remarked] == ["antiphase.wav", "odd.mp3"]
+    assert scan(home, cache_dir=cache) == index
+    assert capfd.readouterr().err == ""
 
 
 def test_has_audio(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from composed import config
 
 from codec.config import ConfigError
+from codec.files import FileError
 from codec.live import main, rechunked
 from codec.model import build_codec
 
@@ -102,6 +103,14 @@ def test_what_is_missing_is_said(saved, monkeypatch, tmp_path):
     assert (tmp_path / "out.wav").read_text() == "mine"
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to"):
         main([str(folder), str(tmp_path / "in.wav"), "--num-quantizers", "99"])
+
+
+def test_floats_that_are_scaled_as_integers_are_refused(saved, tmp_path):
+    _, folder = saved
+    soundfile.write(tmp_path / "in.wav", 32767 * np.ones(5000, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(FileError, match=r"in\.wav: out of range: samples reach 3.28e\+04; scale them to ±1"):
+        main([str(folder), str(tmp_path / "in.wav"), "-o", str(tmp_path / "out.wav")])
+    assert not (tmp_path / "out.wav").exists()
 
 
 def test_blocks_are_cut_anew_without_loss():

@@ -23,7 +23,7 @@ def test_it_is_short():
 
 def test_its_tree_is_the_tree():
     tree = README.partition("## The tree")[2]
-    named = set(re.findall(r"([a-z_]+\.py|[a-z]+/)", tree))
+    named = set(re.findall(r"([a-z0-9_]+\.py|[a-z]+/)", tree))
     files = {path.name for path in (ROOT / "codec").glob("*.py")} - {"__init__.py"}
     folders = {f"{path.name}/" for path in (ROOT / "codec").iterdir() if (path / "__init__.py").is_file()}
     assert files | folders <= named

@@ -3,6 +3,7 @@ import errno
 import math
 import os
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from composed import small_quantizer
 
 from codec.loggers import IDS_FILE, remember_runs, same_run, to_loggers
 from codec.logs import MetricsCSV
-from codec.telemetry import codebook_health, diverging, residual_energy, warnings_in_words
+from codec.telemetry import Telemetry, codebook_health, diverging, residual_energy, warnings_in_words
 from codec.training import Step
 
 FAST = {"speed/data_wait": 0.0}
@@ -138,3 +139,15 @@ def test_a_resumed_run_goes_on_where_its_loggers_were(tmp_path):
     assert same_run(mlflow, tmp_path, resumed=True) == mlflow
     for other in (None, {"_target_": "a.TensorBoardLogger"}):
         assert same_run(other, tmp_path, resumed=True) == other
+
+
+@pytest.mark.parametrize(
+    ("step", "most", "words"),
+    [(300, 1000, "elapsed 01:40, left 05:50"), (100, 1000, "elapsed 01:40"), (300, -1, "elapsed 01:40")],
+)
+def test_lines_without_a_terminal_say_how_long_it_takes(tmp_path, monkeypatch, step, most, words):
+    telemetry = Telemetry(10, tmp_path / "data.txt")
+    telemetry.started, telemetry.first = 5000.0, 100  # as of a resumed run
+    monkeypatch.setattr("codec.telemetry.time.monotonic", lambda: 5100.0)
+    trainer: Any = SimpleNamespace(global_step=step, max_steps=most)
+    assert telemetry.clock(trainer) == words

@@ -1,4 +1,4 @@
-"""codec-compress, codec-decompress, codec-truncate and codec-fit-entropy."""
+"""codec-compress, codec-decompress and codec-fit-entropy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from codec.arguments import TABLES_FILE, parse
 from codec.audio import read_blocks
 from codec.audio_errors import check_wav_name
 from codec.batching import encode_long, on_device
 from codec.bitstream.compression import Compressed, compress, decompress
 from codec.bitstream.entropy import EntropyTables, low_bits
 from codec.bitstream.fitting import Fit, fit_tables
-from codec.bitstream.tables import TABLES_FILE, load_tables, save_tables
-from codec.bitstream.writer import BitstreamReader, check_target, truncate
+from codec.bitstream.tables import load_tables, save_tables
+from codec.bitstream.writer import BitstreamReader, check_target
 from codec.config import ConfigError
 from codec.files import printable
 from codec.index import scan, split
@@ -27,50 +28,10 @@ from codec.pretrained import find_model
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
 
-COMPRESS = """Write a recording as a small .codec file.
-
-The recording may be of any format, rate and length. What comes out holds the codes in chunks that decode
-independently, every byte under a checksum; they take less with the entropy tables of codec-fit-entropy.
-
-example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4"""
-
-DECOMPRESS = """Write a .codec file as a wav, 16 bits, of the recording's old length at the codec's rate.
-
-It takes the codec and the entropy tables that the file was written with. Exit status: 0 all is there, 1 parts
-were lost and are silent, which only --salvage allows, 2 nothing was written.
-
-example: codec-decompress runs/tiny in.codec -o out.wav"""
-
-TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, less alike.
-
-No model is needed, and nothing is coded again: the bytes are those of codec-compress --num-quantizers N.
-
-example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
-
-FIT = """Fit the entropy tables with which a codec's .codec files get smaller.
-
-They lie beside the model, where codec-compress and codec-decompress find them; files that were written with
-tables need these very tables to be read. Tokens of fewer quantizers than the codec has give tables for these:
-codes of the others are stored as they are.
-
-example: codec-fit-entropy runs/tiny /path/to/wavs"""
-
 
 def compress_main(argv: Sequence[str] | None = None) -> int:
     """Compress one recording; what a user can mend is a ConfigError, FileError or OSError."""
-    parser = new_parser("codec-compress", COMPRESS, "the file to write, e.g. out.codec")
-    parser.add_argument("recording", type=Path, help="audio file")
-    parser.add_argument("--num-quantizers", type=int, help="stages to keep; default: all")
-    parser.add_argument(
-        "--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s"
-    )
-    parser.add_argument(
-        "--chunk-seconds",
-        type=float,
-        default=10.0,
-        help="lost at once when damaged; shorter chunks take more bytes; default: %(default)s",
-    )
-    options = parser.parse_args(argv)
+    options = parse("compress", argv)
     if options.beam < 1:
         raise ConfigError(f"--beam: expected 1 or more, got {options.beam}")
     check_target(options.output, options.force)
@@ -105,11 +66,7 @@ def in_words(done: Compressed) -> str:
 
 def decompress_main(argv: Sequence[str] | None = None) -> int:
     """Decompress one file; exit status 1 when parts of it are lost."""
-    parser = new_parser("codec-decompress", DECOMPRESS, "the wav to write")
-    parser.add_argument("compressed", type=Path, help=".codec file")
-    parser.add_argument("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
-    parser.add_argument("--salvage", action="store_true", help="make damaged chunks silent, and go on")
-    options = parser.parse_args(argv)
+    options = parse("decompress", argv)
     check_wav_name(options.output)
     check_target(options.output, options.force)
     codec = on_device(load(options.model), options.device)
@@ -131,34 +88,12 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
     return 1 if lost else 0
 
 
-def truncate_main(argv: Sequence[str] | None = None) -> int:
-    """Cut a file to fewer quantizers."""
-    parser = plain_parser("codec-truncate", TRUNCATE)
-    parser.add_argument("compressed", type=Path, help=".codec file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the file to write")
-    parser.add_argument("--num-quantizers", type=int, required=True, help="first stages to keep")
-    parser.add_argument("--force", action="store_true", help="replace an output that exists")
-    options = parser.parse_args(argv)
-    truncate(options.compressed, options.output, options.num_quantizers, options.force)
-    print(f"{printable(options.output)}: {options.output.stat().st_size} bytes")
-    return 0
-
-
 def fit_main(argv: Sequence[str] | None = None) -> int:
     """Fit entropy tables."""
-    parser = new_parser("codec-fit-entropy", FIT)
-    parser.add_argument("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
-    parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLES_FILE} beside the model")
-    parser.add_argument("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        metavar="SHARE",
-        help="of recordings: leave out those that codec-evaluate --held-out SHARE takes",
-    )
-    options = parser.parse_args(argv)
+    options = parse("fit-entropy", argv)
     output = options.output or beside(options.model)
     check_target(output, options.force)
+    print(f"the tables will be written to {printable(output)}")
     codec = on_device(load(options.model), options.device)
     frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
     sizes, sequences = examples(codec, options.folder, options.held_out)
@@ -212,28 +147,6 @@ def encoded(codec: Codec, path: str) -> np.ndarray:
     """Codes of a recording."""
     blocks = map(torch.from_numpy, read_blocks(path, codec.sample_rate, codec.audio_channels))
     return torch.cat(list(encode_long(codec, blocks)), dim=1).numpy()
-
-
-def new_parser(program: str, description: str, output: str = "") -> argparse.ArgumentParser:
-    """A parser with what the commands share; with `output`, what is written, if they need the tables."""
-    parser = plain_parser(program, description)
-    parser.add_argument("model", type=Path, help="run folder, saved codec or checkpoint")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    parser.add_argument("--force", action="store_true", help="replace an output that exists")
-    if output:
-        parser.add_argument("-o", "--output", type=Path, required=True, help=output)
-        parser.add_argument(
-            "--tables",
-            type=Path,
-            help=f"of codec-fit-entropy; default: {TABLES_FILE} beside the model, if it is there",
-        )
-    return parser
-
-
-def plain_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser that keeps the lines of the description."""
-    style = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=program, description=description, formatter_class=style)
 
 
 def beside(model: Path) -> Path:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from codec.audio import (
     AudioError,
-    check_range,
     read_blocks,
     read_info,
     resampled_length,
@@ -33,6 +32,7 @@ from codec.bitstream.writer import (
     new_file,
 )
 from codec.config import ConfigError
+from codec.levels import within_range
 from codec.model import Codec
 
 SILENT_FRAMES = 64  # written at a time where codes were lost
@@ -72,8 +72,8 @@ def compress(
 
     def blocks() -> Iterator[Tensor]:
         nonlocal samples
-        for block in read_blocks(source, codec.sample_rate, codec.audio_channels):
-            check_range(float(np.abs(block).max(initial=0)), source)
+        read = read_blocks(source, codec.sample_rate, codec.audio_channels)
+        for block in within_range(read, source):
             samples += block.shape[1]
             yield torch.from_numpy(block)
 

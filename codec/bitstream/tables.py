@@ -20,7 +20,6 @@ from codec.bitstream.entropy import (
 )
 from codec.files import written_whole
 
-TABLES_FILE = "entropy.safetensors"
 MOST_STAGES, LARGEST_CODEBOOK, MOST_FRAMES_BACK = 64, 2**24, 64
 MOST_CONTEXTS, LARGEST_RANK, LARGEST_BIAS = 256, 128, 2**24  # so that no sum in the tables reaches 2^31
 

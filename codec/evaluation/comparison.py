@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from codec.arguments import parse
 from codec.audio import read_info
 from codec.bitstream.commands import beside
 from codec.bitstream.tables import load_tables
@@ -40,7 +41,7 @@ from codec.evaluation.evaluation import (
     stem_of,
 )
 from codec.evaluation.peers import Peer
-from codec.evaluation.perceptual import TIMEOUT, MetricProcess, PerceptualMetric, choose_metrics
+from codec.evaluation.perceptual import MetricProcess, PerceptualMetric, choose_metrics
 from codec.evaluation.report import (
     common_stems,
     describe,
@@ -65,7 +66,7 @@ DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate what the command line names; ConfigError for what the user can mend."""
-    options = build_parser().parse_args(argv)
+    options = parse("evaluate", argv)
     check_numbers(options)
     models, folder = places(options.what)
     metrics, left_out = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
@@ -141,39 +142,6 @@ def anchor_of(systems: Sequence[System], asked: str | None) -> str:
     if asked is not None and asked not in curves:
         raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
     return asked or next((name for name in curves if name.startswith("opus")), curves[0])
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    parser = argparse.ArgumentParser(
-        prog="codec-evaluate",
-        description="Code recordings with trained, published and classical codecs, and score the results.",
-        epilog="A rerun goes on where it stopped. Nothing is downloaded.",
-    )
-    add = parser.add_argument
-    add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
-        "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
-    add("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
-    add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
-        "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
-    add("--metric", action="append", default=[], metavar="NAME=MODULE:FUNCTION[,PATH]",
-        help="yours: gets estimate and reference (float32 [T]), rate, paths; returns a number")  # fmt: skip
-    add("--metric-timeout", type=float, default=TIMEOUT, help="seconds for a score; default: %(default)s")
-    add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
-        "audio itself; they are the extra `baselines`")  # fmt: skip
-    add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
-    add("--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s, greedy")
-    add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
-    add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
-    add("--held-out", type=float, metavar="SHARE",
-        help="only files that training on this folder holds out: its data.validation.fraction")  # fmt: skip
-    add("--max-files", type=int, default=100, help="default: %(default)s")
-    add("--max-seconds", type=float, default=20.0, help="of each file; default: %(default)s")
-    add("--workers", type=int, default=1, help="files at a time, each with a process for metrics; default: 1")
-    add("--fresh", action="store_true", help="forget what a former evaluation in the folder found")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
-    return parser
 
 
 def check_numbers(options: argparse.Namespace) -> None:

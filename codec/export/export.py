@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.arguments import parse
 from codec.config import ConfigError
 from codec.export import huggingface
 from codec.export import onnx as onnx_export
@@ -177,36 +178,7 @@ def export(codec: Codec, form: str, folder: Path, options: Options, card: Callab
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 exported and verified, 2 nothing was kept."""
-    parser = argparse.ArgumentParser(
-        prog="codec-export",
-        description="Write a codec for other software, and check there that codes and audio are the same.",
-    )
-    parser.add_argument(
-        "model", type=Path, help="run folder, saved codec, checkpoint, or transformers directory"
-    )
-    parser.add_argument(
-        "--to", choices=list(FORMATS), required=True, help="hf: transformers; codec: ours, of hf"
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--streaming", action="store_true", help="also the step graphs of a causal codec")
-    parser.add_argument("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--int8", action="store_true", help="int8 weights: smaller, faster, other codes now and then"
-    )
-    parser.add_argument("--bf16", action="store_true", help="check that OpenVINO may compute in bfloat16")
-    parser.add_argument("--license", help="for the model card, e.g. mit")
-    parser.add_argument(
-        "--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="with --push: say what would be uploaded, no more"
-    )
-    parser.add_argument(
-        "--zero-padding",
-        action="store_true",
-        help="read an EnCodec that pads by reflection, too: its codes differ at the edges of a recording",
-    )
-    asked = parser.parse_args(argv)
+    asked = parse("export", argv)
     options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
     check_options(asked.to, options)
     check_others(asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from codec.arguments import parse
 from codec.batching import exact_float32, on_device
 from codec.config import ConfigError
 from codec.files import only_writer
 from codec.model import Codec, load
 from codec.tokens.dataset import TokenDataset
-from codec.tokens.files import LAYOUTS, META_FILE, TokenError, TokenFormat
+from codec.tokens.files import META_FILE, TokenError, TokenFormat
 from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan, shard_of_jobs
 from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
@@ -45,6 +45,8 @@ def encode_corpus(
     plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
     options = {"beam": settings.beam, "precision": "float32"}
     options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
+    if settings.downmix != "mid":  # which datasets of before do not name
+        options["downmix"] = settings.downmix
     about = describe(token_format, plan, options)
     if begin(output, about):
         require_whole(output)
@@ -105,7 +107,7 @@ def encode_shards(
 ) -> None:
     """Encode these shards, one after the other; reading goes on ahead."""
     groups = [(shard, group) for shard in todo for group in batches(plan, shard, settings.batch_seconds)]
-    reader = SourceBatches(plan, [group for _, group in groups], codec, settings.batch_seconds)
+    reader = SourceBatches(plan, [group for _, group in groups], codec, settings)
     workers = min(settings.workers, len(groups))
     loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
     encoder = Encoder(codec, settings, plan, token_format)
@@ -160,10 +162,10 @@ def run_job(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Encode; ConfigError and DataError are for the user. Exit status 0: complete, or this job is."""
-    options = parse(argv)
+    options = parse("encode", argv)
     settings = Settings(
         *(options.format, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        options.workers,
+        *(options.workers, options.downmix),
     )
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
     work |= {"settings": settings, "device": options.device}
@@ -175,38 +177,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs = shard_of_jobs(options.num_shards, options.shard_id, os.environ)
         run_job(**work, jobs=jobs, merge_only=options.merge)
     return 0
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    defaults = Settings()
-    parser = argparse.ArgumentParser(
-        prog="codec-encode",
-        description="Encode recordings to tokens. The same command again goes on where it was stopped.",
-    )
-    add = parser.add_argument
-    add("model", type=Path, help="run folder, saved codec or checkpoint")
-    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
-    add("-o", "--output", type=Path, required=True, help="folder of the token dataset")
-    add("--format", choices=LAYOUTS, default=defaults.layout, help="default: %(default)s")
-    add("--num-quantizers", type=int, help="stages to keep; default: all")
-    add("--beam", type=int, default=1, help="paths of the codebook search; default: %(default)s, greedy")
-    add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    add(
-        "--batch-seconds",
-        type=float,
-        default=defaults.batch_seconds,
-        help="audio in memory at a time; longer files are encoded piece by piece; default: %(default)s",
-    )
-    add("--workers", type=int, default=defaults.workers, help="reading processes; default: %(default)s")
-    add(
-        "--shard-hours",
-        type=float,
-        default=defaults.shard_hours,
-        help="audio in a shard, or one longer file; a kill loses the shard at work; default: %(default)s",
-    )
-    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm says")
-    add("--shard-id", type=int, help="which of the jobs this is, from 0")
-    add("--merge", action="store_true", help="only complete the dataset; the last job does it by itself")
-    add("--engine", choices=("local", "ray"), default="local", help="ray: a job for each CPU or GPU of Ray's")
-    return parser.parse_args(argv)

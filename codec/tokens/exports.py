@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from codec.arguments import parse
 from codec.config import ConfigError
 from codec.files import folder_whole
 from codec.tokens.arrow import pyarrow
@@ -160,14 +160,7 @@ EXPORTS = {"hf": export_hf, "lhotse": export_lhotse, "codec-bpe": export_codec_b
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export; ConfigError and DataError are for the user."""
-    parser = argparse.ArgumentParser(
-        prog="codec-export-tokens", description="Write a token dataset as another library reads it."
-    )
-    parser.add_argument("tokens", type=Path, help="folder that codec-encode wrote")
-    parser.add_argument("--to", choices=EXPORTS, required=True, help="hf: Hugging Face datasets")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a new folder")
-    parser.add_argument("--num-quantizers", type=int, help="first stages to export; default: all")
-    options = parser.parse_args(argv)
+    options = parse("export-tokens", argv)
     tokens = TokenDataset(options.tokens, options.num_quantizers)
     EXPORTS[options.to](tokens, options.output)
     print(f"{len(tokens)} utterances in {options.output}")

@@ -22,10 +22,10 @@ from codec.tokens.files import META_FILE, TokenFormat
 WORK, PLAN_FILE = ".encoding", "plan.json"
 # What a dataset is made with; another value would be another dataset.
 IDENTITY = (
-    *("layout", "codec_id", "codebook_sizes", "beam", "precision"),
+    *("layout", "codec_id", "codebook_sizes", "beam", "precision", "downmix"),
     *("batch_seconds", "shard_hours", "files", "files_sha256"),
 )
-OPTIONS = {"layout": "--format", "beam": "--beam"}
+OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix"}
 OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
 
 
@@ -156,11 +156,11 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
             temporary.write_text(json.dumps(about, indent=2))
     try:
         found = json.loads(plan.read_bytes())
-        differing = [name for name in IDENTITY if found.get(name) != about[name]]
+        differing = [name for name in IDENTITY if found.get(name) != about.get(name)]
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{plan}: damaged: {error}; name another output folder") from error
     if differing:
-        changes = ", ".join(change(name, found.get(name), about[name]) for name in differing)
+        changes = ", ".join(change(name, found.get(name), about.get(name)) for name in differing)
         raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
     if done:
         shutil.rmtree(work, ignore_errors=True)

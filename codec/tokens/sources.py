@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio import AudioError, check_peak, read_blocks, read_info
+from codec.audio import AudioError, read_blocks, read_info
 from codec.batching import encode_batch, encode_long
 from codec.config import ConfigError
+from codec.levels import SILENT_PEAK, check_peak
 from codec.model import Codec
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
@@ -33,6 +34,7 @@ class Settings:
     batch_seconds: float = 30.0
     shard_hours: float = 1.0
     workers: int = 2
+    downmix: str = "mid"
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -55,12 +57,25 @@ class Loaded(NamedTuple):
     problem: str | None = None
 
 
+def check_mixed(peak: float, path: str, file_channels: int, channels: int) -> None:
+    """Raise `AudioError` for a file that is silent once it is mixed, or was never scaled to ±1."""
+    if peak < SILENT_PEAK and file_channels > channels:
+        for block in read_blocks(path):
+            if np.abs(block).max(initial=0) >= SILENT_PEAK:
+                raise AudioError(
+                    path,
+                    f"silent when its {file_channels} channels are mixed to {channels}: they cancel "
+                    "(antiphase); another --downmix takes one of them",
+                )
+    check_peak(peak, path)
+
+
 class SourceBatches(Dataset[list[Loaded]]):
     """Reads the sources that are encoded together."""
 
-    def __init__(self, plan: Plan, groups: Sequence[tuple[int, ...]], codec: Codec, most_seconds: float):
-        self.plan, self.groups, self.most_seconds = plan, groups, most_seconds
-        self.rate, self.channels = codec.sample_rate, codec.audio_channels
+    def __init__(self, plan: Plan, groups: Sequence[tuple[int, ...]], codec: Codec, settings: Settings):
+        self.plan, self.groups, self.most_seconds = plan, groups, settings.batch_seconds
+        self.mix = codec.sample_rate, codec.audio_channels, settings.downmix
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -81,8 +96,8 @@ class SourceBatches(Dataset[list[Loaded]]):
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if source.seconds > self.most_seconds:
                 return Loaded(number, sha256)
-            audio = np.concatenate(list(read_blocks(path, self.rate, self.channels)), axis=1)
-            check_peak(float(np.abs(audio).max()), path)
+            audio = np.concatenate(list(read_blocks(path, *self.mix)), axis=1)
+            check_mixed(float(np.abs(audio).max()), path, source.file.channels, self.mix[1])
         except AudioError as error:
             return Loaded(number, problem=error.reason)
         except OSError as error:
@@ -95,6 +110,7 @@ class Encoder:
 
     def __init__(self, codec: Codec, settings: Settings, plan: Plan, token_format: TokenFormat):
         self.codec, self.plan, self.format = codec, plan, token_format
+        self.mix = codec.sample_rate, codec.audio_channels, settings.downmix
         self.options: dict[str, Any] = {"num_quantizers": settings.num_quantizers, "beam": settings.beam}
 
     def encode(self, loaded: Sequence[Loaded], advance: Callable[[float], None]) -> dict[int, Outcome]:
@@ -119,7 +135,7 @@ class Encoder:
 
         def blocks() -> Iterator[Tensor]:
             nonlocal peak
-            for block in read_blocks(path, self.codec.sample_rate, self.codec.audio_channels):
+            for block in read_blocks(path, *self.mix):
                 peak = max(peak, float(np.abs(block).max(initial=0)))
                 yield torch.from_numpy(block)
 
@@ -129,7 +145,7 @@ class Encoder:
                 done = min(left, part.shape[1] / self.codec.frame_rate)
                 left -= done
                 advance(done)
-            check_peak(peak, path)
+            check_mixed(peak, path, source.file.channels, self.mix[1])
         except AudioError as error:
             return error.reason
         finally:

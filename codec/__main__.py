@@ -1,0 +1,5 @@
+"""`python -m codec COMMAND`: the commands, where none are installed."""
+
+from codec.cli import main
+
+main()

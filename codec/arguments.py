@@ -1,0 +1,276 @@
+"""What each command takes, read before anything slow is imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from codec import __version__
+
+MODEL = "run folder, saved codec or checkpoint"
+BEAM = "paths of the codebook search; default: %(default)s, greedy"
+DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
+TABLES_FILE = "entropy.safetensors"  # beside a model
+
+COMPRESS = """Write a recording as a small .codec file.
+
+The recording may be of any format, rate and length. What comes out holds the codes in chunks that decode
+independently, every byte under a checksum; they take less with the entropy tables of codec-fit-entropy.
+
+example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4"""
+
+DECOMPRESS = """Write a .codec file as a wav, 16 bits, of the recording's old length at the codec's rate.
+
+It takes the codec and the entropy tables that the file was written with. Exit status: 0 all is there, 1 parts
+were lost and are silent, which only --salvage allows, 2 nothing was written.
+
+example: codec-decompress runs/tiny in.codec -o out.wav"""
+
+TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, less alike.
+
+No model is needed, and nothing is coded again: the bytes are those of codec-compress --num-quantizers N.
+
+example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
+
+FIT = f"""Fit the entropy tables with which a codec's .codec files get smaller.
+
+They are written into the model's folder as {TABLES_FILE}, where codec-compress and codec-decompress
+find them; -o names another place. Files that were written with tables need these very tables to be read.
+Tokens of fewer quantizers than the codec has give tables for these: codes of the others are stored as they
+are.
+
+example: codec-fit-entropy runs/tiny /path/to/wavs"""
+
+
+def parse(command: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the arguments of `codec-COMMAND`; ends the process for `--help`, `--version` and mistakes."""
+    return PARSERS[command]().parse_args(argv)
+
+
+def new_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that keeps the lines of the description."""
+    parser = argparse.ArgumentParser(
+        prog=f"codec-{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def doctor() -> argparse.ArgumentParser:
+    """Of `codec-doctor`."""
+    parser = new_parser(
+        "doctor",
+        "Say what is in a folder of audio and what is wrong with each file that is not usable.",
+        "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
+    )
+    parser.add_argument("folder", help="searched with all its sub-folders")
+    parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
+    parser.add_argument("--json", action="store_true", help="print every file with what was found, as JSON")
+    return parser
+
+
+def evaluate() -> argparse.ArgumentParser:
+    """Of `codec-evaluate`."""
+    parser = new_parser(
+        "evaluate",
+        "Code recordings with trained, published and classical codecs, and score the results.",
+        "A rerun goes on where it stopped. Nothing is downloaded.",
+    )
+    add = parser.add_argument
+    add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
+        "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
+    add("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
+    add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
+        "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
+    add("--metric", action="append", default=[], metavar="NAME=MODULE:FUNCTION[,PATH]",
+        help="yours: gets estimate and reference (float32 [T]), rate, paths; returns a number")  # fmt: skip
+    add("--metric-timeout", type=float, default=300.0, help="seconds for a score; default: %(default)s")
+    add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
+        "audio itself; they are the extra `baselines`")  # fmt: skip
+    add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
+    add("--beam", type=int, default=1, help=BEAM)
+    add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
+    add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
+    add("--held-out", type=float, metavar="SHARE",
+        help="only files that training on this folder holds out: its data.validation.fraction")  # fmt: skip
+    add("--max-files", type=int, default=100, help="default: %(default)s")
+    add("--max-seconds", type=float, default=20.0, help="of each file; default: %(default)s")
+    add("--workers", type=int, default=1, help="files at a time, each with a process for metrics; default: 1")
+    add("--fresh", action="store_true", help="forget what a former evaluation in the folder found")
+    add("--device", help=DEVICE)
+    add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
+    return parser
+
+
+def report() -> argparse.ArgumentParser:
+    """Of `codec-report`."""
+    parser = new_parser("report", "Compare finished runs on one page: codec-report runs/sweep")
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", help="runs, or folders of runs")
+    add("-o", "--output", type=Path, help="where to write; default FOLDER/report")
+    add("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
+    add("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
+    add("--evaluation", default="evaluation", help="folder in each run, as codec-evaluate writes; "
+        "default: %(default)s")  # fmt: skip
+    return parser
+
+
+def export() -> argparse.ArgumentParser:
+    """Of `codec-export`."""
+    parser = new_parser(
+        "export", "Write a codec for other software, and check there that codes and audio are the same."
+    )
+    add = parser.add_argument
+    add("model", type=Path, help=f"{MODEL}, or transformers directory")
+    add("--to", choices=("onnx", "torch", "openvino", "hf", "codec"), required=True,
+        help="hf: transformers; codec: ours, of hf")  # fmt: skip
+    add("-o", "--output", type=Path, required=True, help="folder to make")
+    add("--streaming", action="store_true", help="also the step graphs of a causal codec")
+    add("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
+    add("--int8", action="store_true", help="int8 weights: smaller, faster, other codes now and then")
+    add("--bf16", action="store_true", help="check that OpenVINO may compute in bfloat16")
+    add("--license", help="for the model card, e.g. mit")
+    add("--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub")
+    add("--dry-run", action="store_true", help="with --push: say what would be uploaded, no more")
+    text = "read an EnCodec that pads by reflection, too: its codes differ at the edges of a recording"
+    add("--zero-padding", action="store_true", help=text)
+    return parser
+
+
+def stream() -> argparse.ArgumentParser:
+    """Of `codec-stream`."""
+    parser = new_parser("stream", "Hear a codec at work, microphone or file to speakers or file.")
+    add = parser.add_argument
+    add("model", type=Path, help=MODEL)
+    add("input", type=Path, nargs="?", help="audio file; default: the microphone")
+    add("-o", "--output", type=Path, help="wav file; default: the speakers")
+    add("--force", action="store_true", help="overwrite the output")
+    add("--frames", type=int, default=1, help="frames per push; default: %(default)s")
+    add("--num-quantizers", type=int, help="first stages only")
+    add("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
+    return parser
+
+
+def encode() -> argparse.ArgumentParser:
+    """Of `codec-encode`."""
+    parser = new_parser(
+        "encode", "Encode recordings to tokens. The same command again goes on where it was stopped."
+    )
+    add = parser.add_argument
+    add("model", type=Path, help=MODEL)
+    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
+    add("-o", "--output", type=Path, required=True, help="folder of the token dataset")
+    add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
+    add("--num-quantizers", type=int, help="stages to keep; default: all")
+    add("--beam", type=int, default=1, help=BEAM)
+    add("--device", help=DEVICE)
+    text = "audio in memory at a time; longer files are encoded piece by piece; default: %(default)s"
+    add("--batch-seconds", type=float, default=30.0, help=text)
+    text = "for files of more channels than the codec has: the mean, or one; default: %(default)s"
+    add("--downmix", choices=("mid", "left", "right"), default="mid", help=text)
+    add("--workers", type=int, default=2, help="reading processes; default: %(default)s")
+    text = "audio in a shard, or one longer file; a kill loses the shard at work; default: %(default)s"
+    add("--shard-hours", type=float, default=1.0, help=text)
+    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm says")
+    add("--shard-id", type=int, help="which of the jobs this is, from 0")
+    add("--merge", action="store_true", help="only complete the dataset; the last job does it by itself")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: a job for each CPU or GPU of Ray's")
+    return parser
+
+
+def decode() -> argparse.ArgumentParser:
+    """Of `codec-decode`."""
+    parser = new_parser(
+        "decode", "Decode tokens to wavs. The same command again goes on where it was stopped."
+    )
+    add = parser.add_argument
+    add("model", type=Path, help=MODEL)
+    add("tokens", type=Path, help="folder of codec-encode; or a .codec or .npy file")
+    add("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
+    add("--num-quantizers", type=int, help="first stages to decode; default: all")
+    add("--device", help=DEVICE)
+    add("--any-codec", action="store_true", help="decode with another codec than encoded")
+    return parser
+
+
+def export_tokens() -> argparse.ArgumentParser:
+    """Of `codec-export-tokens`."""
+    parser = new_parser("export-tokens", "Write a token dataset as another library reads it.")
+    add = parser.add_argument
+    add("tokens", type=Path, help="folder that codec-encode wrote")
+    add("--to", choices=("hf", "lhotse", "codec-bpe"), required=True, help="hf: Hugging Face datasets")
+    add("-o", "--output", type=Path, required=True, help="a new folder")
+    add("--num-quantizers", type=int, help="first stages to export; default: all")
+    return parser
+
+
+def compress() -> argparse.ArgumentParser:
+    """Of `codec-compress`."""
+    parser = bitstream_parser("compress", COMPRESS, "the file to write, e.g. out.codec")
+    add = parser.add_argument
+    add("recording", type=Path, help="audio file")
+    add("--num-quantizers", type=int, help="stages to keep; default: all")
+    add("--beam", type=int, default=1, help=BEAM)
+    add("--chunk-seconds", type=float, default=10.0,
+        help="lost at once when damaged; shorter chunks take more bytes; default: %(default)s")  # fmt: skip
+    return parser
+
+
+def decompress() -> argparse.ArgumentParser:
+    """Of `codec-decompress`."""
+    parser = bitstream_parser("decompress", DECOMPRESS, "the wav to write")
+    add = parser.add_argument
+    add("compressed", type=Path, help=".codec file")
+    add("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
+    add("--salvage", action="store_true", help="make damaged chunks silent, and go on")
+    return parser
+
+
+def truncate() -> argparse.ArgumentParser:
+    """Of `codec-truncate`."""
+    parser = new_parser("truncate", TRUNCATE)
+    add = parser.add_argument
+    add("compressed", type=Path, help=".codec file")
+    add("-o", "--output", type=Path, required=True, help="the file to write")
+    add("--num-quantizers", type=int, required=True, help="first stages to keep")
+    add("--force", action="store_true", help="replace an output that exists")
+    return parser
+
+
+def fit_entropy() -> argparse.ArgumentParser:
+    """Of `codec-fit-entropy`."""
+    parser = bitstream_parser("fit-entropy", FIT)
+    add = parser.add_argument
+    add("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
+    add("-o", "--output", type=Path, help=f"default: {TABLES_FILE} in the model's folder")
+    add("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
+    add("--held-out", type=float, metavar="SHARE",
+        help="of recordings: leave out those that codec-evaluate --held-out SHARE takes")  # fmt: skip
+    return parser
+
+
+def bitstream_parser(command: str, description: str, output: str = "") -> argparse.ArgumentParser:
+    """A parser with what these commands share; with `output`, what is written, if they need the tables."""
+    parser = new_parser(command, description)
+    add = parser.add_argument
+    add("model", type=Path, help=MODEL)
+    add("--device", help=DEVICE)
+    add("--force", action="store_true", help="replace an output that exists")
+    if output:
+        add("-o", "--output", type=Path, required=True, help=output)
+        text = f"of codec-fit-entropy; default: {TABLES_FILE} beside the model, if it is there"
+        add("--tables", type=Path, help=text)
+    return parser
+
+
+PARSERS = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        *(doctor, evaluate, report, export, stream, encode, decode, export_tokens),
+        *(compress, decompress, truncate, fit_entropy),
+    )
+}
