@@ -1,7 +1,8 @@
 # make train, make test: both build .venv first, with uv if it is there, else with Python >= 3.11 and pip.
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+EXTRAS := dev
+READY := $(VENV)/.ready-$(EXTRAS)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -12,6 +13,7 @@ help:
 	@echo '             make train ARGS="data=folder data.root=/path/to/wavs name=mine"'
 	@echo 'make test    check everything; CODEC_TEST_AUDIO=/path/to/speech adds the tests on real recordings'
 	@echo '             make test ARGS="tests/test_configs.py -k quantizer"'
+	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more; as .ci/run)'
 	@echo 'make lint    ruff and pyright'
 	@echo 'make setup   build $(VENV) and nothing else; PYTHON=... chooses the interpreter'
 	@echo 'make lock    make constraints.txt again (needs uv); ARGS=--upgrade for the newest versions'
@@ -40,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 
 WITH_UV = set -ex; \
 	$(BIN)/python -c '' 2>/dev/null || uv venv --clear --seed --python '>=3.11,<3.15' $(VENV); \
-	uv pip install --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 
 # Debian's Python cannot put pip into a venv without the package python3-venv, but its own pip can.
 WITH_PIP = set -e; \
@@ -51,4 +53,4 @@ WITH_PIP = set -e; \
 			$(PYTHON) -m venv --clear --without-pip $(VENV); \
 			$(PYTHON) -m pip --python $(BIN)/python install pip); \
 	fi; \
-	set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'

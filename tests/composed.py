@@ -10,6 +10,8 @@ from codec.config import CONFIG_DIR, build
 from codec.quantizers.base import Quantizer
 from codec.run import to_plain
 
+NO_CODES = {"kl", "none"}  # quantizers whose latents are not quantized
+
 
 def options(group: str) -> list[str]:
     """Names of all yaml files of a config group: a new one is tested because it exists."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["ci"]
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parent.parent / "scripts"))  # last: names there are common ones
 # Before torch is imported: more threads than cores wait for each other, and spin while they do.
@@ -50,6 +51,7 @@ def codec():
 def real_speech() -> Path:
     """Folder of real recordings, named by CODEC_TEST_AUDIO."""
     folder = os.environ.get("CODEC_TEST_AUDIO")
-    if not folder or not Path(folder).is_dir():
+    if not folder:
         pytest.skip("needs real recordings: set CODEC_TEST_AUDIO to a folder of speech")
+    assert Path(folder).is_dir(), f"CODEC_TEST_AUDIO={folder} is no folder"
     return Path(folder)

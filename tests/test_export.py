@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composed import causality, config, options, shrink, small_autoencoder
+from composed import NO_CODES, causality, config, options, shrink, small_autoencoder
 from table_exports import started
 from torch import nn
 from torch.nn.utils import parametrize
@@ -29,15 +29,11 @@ from codec.model import Codec, build_codec, load
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
 NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6, "channels": 16}
-OF_OTHER_SIZES = {
-    name for name in options("autoencoder") if name.startswith(("soundstream_", "dac_1", "dac_2"))
-}
 AUTOENCODERS = [[f"autoencoder={name}"] for name in options("autoencoder")] + [
     ["autoencoder=tiny", "autoencoder.layers.causal=false", "autoencoder.strides=[3,2]", "channels=2"],
     ["autoencoder=encodec", "autoencoder.layers.causal=false"],
     ["autoencoder=vocos", "autoencoder.causal=true", "autoencoder.strides=[3]", "channels=2"],
 ]
-NO_CODES = {"none", "kl"}
 
 
 def model(*overrides: str) -> Codec:
@@ -127,7 +123,9 @@ def test_nothing_is_kept_of_a_copy_that_differs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["torch", "codec"])
 def test_a_disk_without_room_is_told_and_leaves_nothing(tmp_path, form):
-    resource = pytest.importorskip("resource", reason="needs limits of POSIX")
+    resource = pytest.importorskip(
+        "resource", reason="needs another operating system: one with limits of POSIX"
+    )
     source = saved(tmp_path)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
@@ -377,12 +375,17 @@ def test_every_quantizer_with_codes_runs_in_onnx_runtime(name, tmp_path):
         torch.testing.assert_close(back, quantizer.decode(codes), rtol=1e-5, atol=1e-5)
 
 
+# Their graphs are those of others, of other sizes.
+REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2"))
+IN_RUNTIME = [
+    one for one in AUTOENCODERS if os.environ.get("CODEC_TEST_ALL") or not one[0].startswith(REPEATED)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", AUTOENCODERS, ids=lambda o: ",".join(o))
+@pytest.mark.parametrize("overrides", IN_RUNTIME, ids=lambda o: ",".join(o))
 def test_every_architecture_runs_in_onnx_runtime(overrides, tmp_path):
     runtime()
-    if overrides[0].removeprefix("autoencoder=") in OF_OTHER_SIZES and not os.environ.get("CODEC_TEST_ALL"):
-        pytest.skip("the same graph as another, of another size: CODEC_TEST_ALL=1 runs it")
     codec = model(*overrides, "quantizer=rvq")
     causal = codec.autoencoder.encoder_context.after == codec.autoencoder.decoder_context.after == 0
     found = export.export_onnx(codec, tmp_path, Options(streaming=causal))

@@ -257,7 +257,7 @@ from codec import cli
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="has no pwd")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs another operating system: Windows has no pwd")
 @pytest.mark.parametrize("command", ["train", "doctor"])
 def test_a_user_without_name_home_and_utf_8_can_work(tmp_path, wavs, command):
     folder = shutil.copytree(wavs, tmp_path / "tön")

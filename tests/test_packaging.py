@@ -1,16 +1,14 @@
-"""What is installed: the lock, the wheel, the commands from any folder, and what an import costs."""
+"""What is installed: the wheel, the commands from any folder, and what an import costs."""
 
 import ast
 import importlib
 import importlib.metadata
 import os
-import re
 import subprocess
 import sys
 import sysconfig
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ import pytest
 import soundfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from codec.pretrained import pretrained_names
 
@@ -79,30 +76,6 @@ def imported(tree: ast.Module) -> set[str]:
         name.split(".")[0]
         for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}
     }
-
-
-def locked() -> Iterator[tuple[str, str]]:
-    """Name and version of each line of the lock, several where platforms differ."""
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
-        name, version = line.partition(" ; ")[0].split("==")
-        yield canonicalize_name(name), version
-
-
-def test_the_lock_holds_nothing_but_public_versions():
-    # A host, a path or a local build (1.0+cpu) would work on the machine that wrote it and nowhere else.
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
-        assert re.fullmatch(r"[a-z0-9-]+==[0-9]+(\.[0-9a-z]+)*( ; [a-zA-Z0-9_ .<>=!'()-]+)?", line), line
-
-
-def test_the_lock_agrees_with_the_declared_dependencies():
-    versions: dict[str, set[str]] = {}
-    for name, version in locked():
-        versions.setdefault(name, set()).add(version)
-    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    for requirement in map(Requirement, PROJECT["dependencies"] + extras):
-        pinned = versions.get(canonicalize_name(requirement.name), set())
-        assert pinned, f"{requirement.name} is not in constraints.txt: make lock"
-        assert all(requirement.specifier.contains(Version(version)) for version in pinned), requirement
 
 
 PRETRAINED_FILES = ("README.md", "config.yaml", "entropy.safetensors", "model.safetensors")
