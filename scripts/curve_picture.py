@@ -34,7 +34,9 @@ def draw(path: Path, rows: Sequence[Row], baselines: Sequence[Row], scores: Sequ
     for panel, score in zip(panels, scores, strict=False):
         curves(panel, rows, cost, score)
         levels(panel, baselines, score)
-        panel.set(title=TITLES.get(score, score), xscale="log", xlabel=COSTS[cost])
+        spread = [float(row[cost]) or 1.0 for row in rows]
+        scale = "log" if max(spread) > 5 * min(spread) else "linear"  # whose ticks would overlap
+        panel.set(title=TITLES.get(score, score), xscale=scale, xlabel=COSTS[cost])
         panel.grid(alpha=0.3)
     for panel in panels[len(scores) :]:
         panel.set_axis_off()
@@ -44,15 +46,23 @@ def draw(path: Path, rows: Sequence[Row], baselines: Sequence[Row], scores: Sequ
 
 
 def curves(panel: Axes, rows: Sequence[Row], cost: str, score: str) -> None:
-    """Draw a line for each number of stages, the fewest first."""
-    rates = {row["stages"]: row for row in rows}
-    ordered = sorted(rates, key=lambda stages: (stages == UNQUANTIZED, stages.zfill(9)))
-    for place, stages in enumerate(ordered):
+    """Draw a line for each number of stages and beam, the fewest stages first."""
+    rates = {(row["stages"], row["beam"]): row for row in rows}
+    ordered = sorted(rates, key=lambda rate: (rate[0] == UNQUANTIZED, rate[0].zfill(9), rate[1].zfill(9)))
+    stages = list(dict.fromkeys(rate[0] for rate in ordered))
+    for rate in ordered:
         points = sorted(
-            (float(row[cost]), float(row[score])) for row in rows if row["stages"] == stages and row[score]
+            (float(row[cost]), float(row[score]))
+            for row in rows
+            if (row["stages"], row["beam"]) == rate and row[score]
         )
-        label = "unquantized" if stages == UNQUANTIZED else f"{float(rates[stages]['kbps']):g} kbit/s"
-        style = "k:" if stages == UNQUANTIZED else f"C{place}-"
+        searched = "" if rate[1] == "1" else f", beam {rate[1]}"
+        label = f"{float(rates[rate]['kbps'] or 0):g} kbit/s{searched}"
+        style = f"C{stages.index(rate[0])}" + (
+            ":" if rate[1] == "1" and len({b for _, b in rates}) > 1 else "-"
+        )
+        if rate[0] == UNQUANTIZED:
+            label, style = "unquantized", "k:"
         costs, heights = [cost for cost, _ in points], [height for _, height in points]
         panel.plot(costs, heights, style, marker="o", markersize=4, label=label)
 
