@@ -1,4 +1,4 @@
-"""What each command takes, read before anything slow is imported."""
+"""Arguments of each command, read before anything slow is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How loud recordings are, and which are not usable because of it."""
+"""Levels of recordings, and the limits beyond which they are not usable."""
 
 from __future__ import annotations
 

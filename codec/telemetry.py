@@ -163,7 +163,7 @@ class Telemetry(Callback):
         self.began = time.monotonic()
 
     def clock(self, trainer: lightning.Trainer) -> str:
-        """How long training has gone on, and will go on at the speed so far."""
+        """Elapsed time, and the time left at the speed so far."""
         elapsed, done = time.monotonic() - self.started, trainer.global_step - self.first
         words = f"elapsed {tqdm.format_interval(elapsed)}"
         if trainer.max_steps < 0 or not done:
@@ -175,9 +175,7 @@ class Telemetry(Callback):
         """Print a line above the bar, on the first process."""
         if rank() == 0:
             where = f"step {trainer.global_step}/{trainer.max_steps}"
-            with suppress(
-                OSError
-            ):  # of a terminal that was closed; training is stopped by a signal, if at all
+            with suppress(OSError):  # of a closed terminal; only a signal stops training
                 tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
