@@ -134,6 +134,8 @@ class Telemetry(Callback):
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
             "speed/data_wait": waited / elapsed,
         }
+        if module.device.type == "cuda":
+            speed["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
         optimizer = trainer.optimizers[0]
         metrics = {f"train/{name}": value for name, value in losses.items()} | codebook | speed
         metrics |= {f"gradient_norm/{name}": norm for name, norm in module.gradient_norms.items()}
