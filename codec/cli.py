@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +123,8 @@ def report() -> None:
 
         output = options.output or options.folders[0] / "report"
         choices = {"clips": options.clips, "seconds": options.seconds, "evaluation": options.evaluation}
-        print(write(options.folders, output, **choices))
+        command = shlex.join(["codec-report", *sys.argv[1:]])
+        print(write(options.folders, output, **choices, command=command))
         return 0
 
     sys.exit(report_errors(run))
