@@ -431,6 +431,17 @@ def test_decoders_in_onnx_runtime_take_any_number_of_stages(name, tmp_path, caps
     ]
 
 
+def test_a_decoder_that_is_wrong_with_fewer_stages_is_refused(tmp_path, monkeypatch):
+    def last_stages(codes, count):
+        lacking = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
+        return torch.cat([lacking, codes], 1)[:, -count:]
+
+    source = saved(tmp_path)
+    monkeypatch.setattr(graphs, "all_stages", last_stages)
+    with pytest.raises(ConfigError, match=r"torch, fewer stages, is not the codec.*nothing was kept"):
+        main([source, "--to", "torch", "-o", str(tmp_path / "out")])
+
+
 # Their graphs are those of others, of other sizes.
 REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2"))
 IN_RUNTIME = [
