@@ -11,6 +11,7 @@ from codec import __version__
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
 DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
+STDIN, STDOUT = "- for standard input", "- for standard output"
 TABLES_FILE = "entropy.safetensors"  # beside a model
 
 COMPRESS = """Write a recording as a small .codec file.
@@ -18,7 +19,8 @@ COMPRESS = """Write a recording as a small .codec file.
 The recording may be of any format, rate and length. What comes out holds the codes in chunks that decode
 independently, every byte under a checksum; they take less with the entropy tables of codec-fit-entropy.
 
-example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4"""
+example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4
+in a pipe: ffmpeg -i in.m4a -f wav - | codec-compress runs/tiny - -o - > out.codec"""
 
 DECOMPRESS = """Write a .codec file as a wav, 16 bits, of the recording's old length at the codec's rate.
 
@@ -32,6 +34,14 @@ TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, less alike.
 No model is needed, and nothing is coded again: the bytes are those of codec-compress --num-quantizers N.
 
 example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
+
+ENCODE = """Encode recordings to tokens. The same command again goes on where it was stopped.
+
+With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
+
+example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
+
+DECODE = "Decode tokens to wavs. The same command again goes on where it was stopped."
 
 FIT = f"""Fit the entropy tables with which a codec's .codec files get smaller.
 
@@ -146,8 +156,8 @@ def stream() -> argparse.ArgumentParser:
     parser = new_parser("stream", "Hear a codec at work, microphone or file to speakers or file.")
     add = parser.add_argument
     add("model", type=Path, help=MODEL)
-    add("input", type=Path, nargs="?", help="audio file; default: the microphone")
-    add("-o", "--output", type=Path, help="wav file; default: the speakers")
+    add("input", type=Path, nargs="?", help=f"audio file, {STDIN}; default: the microphone")
+    add("-o", "--output", type=Path, help=f"wav file, {STDOUT}; default: the speakers")
     add("--force", action="store_true", help="overwrite the output")
     add("--frames", type=int, default=1, help="frames per push; default: %(default)s")
     add("--num-quantizers", type=int, help="first stages only")
@@ -157,17 +167,15 @@ def stream() -> argparse.ArgumentParser:
 
 def encode() -> argparse.ArgumentParser:
     """Of `codec-encode`."""
-    parser = new_parser(
-        "encode", "Encode recordings to tokens. The same command again goes on where it was stopped."
-    )
+    parser = model_parser("encode", ENCODE)
     add = parser.add_argument
-    add("model", type=Path, help=MODEL)
-    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
-    add("-o", "--output", type=Path, required=True, help="folder of the token dataset")
+    add("inputs", type=Path, nargs="+",
+        help=f"a folder, searched with its sub-folders, or audio files; {STDIN}")  # fmt: skip
+    add("-o", "--output", type=Path, required=True,
+        help=f"folder of the token dataset; of one recording {STDOUT}")  # fmt: skip
     add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
-    add("--device", help=DEVICE)
     text = "audio in memory at a time; longer files are encoded piece by piece; default: %(default)s"
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "for files of more channels than the codec has: the mean, or one; default: %(default)s"
@@ -184,15 +192,11 @@ def encode() -> argparse.ArgumentParser:
 
 def decode() -> argparse.ArgumentParser:
     """Of `codec-decode`."""
-    parser = new_parser(
-        "decode", "Decode tokens to wavs. The same command again goes on where it was stopped."
-    )
+    parser = model_parser("decode", DECODE)
     add = parser.add_argument
-    add("model", type=Path, help=MODEL)
-    add("tokens", type=Path, help="folder of codec-encode; or a .codec or .npy file")
-    add("-o", "--output", type=Path, required=True, help="folder for the wavs, or a wav")
+    add("tokens", type=Path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
+    add("-o", "--output", type=Path, required=True, help=f"folder for the wavs; or a wav, {STDOUT}")
     add("--num-quantizers", type=int, help="first stages to decode; default: all")
-    add("--device", help=DEVICE)
     add("--any-codec", action="store_true", help="decode with another codec than encoded")
     return parser
 
@@ -210,9 +214,9 @@ def export_tokens() -> argparse.ArgumentParser:
 
 def compress() -> argparse.ArgumentParser:
     """Of `codec-compress`."""
-    parser = bitstream_parser("compress", COMPRESS, "the file to write, e.g. out.codec")
+    parser = bitstream_parser("compress", COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
     add = parser.add_argument
-    add("recording", type=Path, help="audio file")
+    add("recording", type=Path, help=f"audio file, {STDIN}")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
     add("--chunk-seconds", type=float, default=10.0,
@@ -222,9 +226,9 @@ def compress() -> argparse.ArgumentParser:
 
 def decompress() -> argparse.ArgumentParser:
     """Of `codec-decompress`."""
-    parser = bitstream_parser("decompress", DECOMPRESS, "the wav to write")
+    parser = bitstream_parser("decompress", DECOMPRESS, f"the wav to write, {STDOUT}")
     add = parser.add_argument
-    add("compressed", type=Path, help=".codec file")
+    add("compressed", type=Path, help=f".codec file, {STDIN}")
     add("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
     add("--salvage", action="store_true", help="make damaged chunks silent, and go on")
     return parser
@@ -234,8 +238,8 @@ def truncate() -> argparse.ArgumentParser:
     """Of `codec-truncate`."""
     parser = new_parser("truncate", TRUNCATE)
     add = parser.add_argument
-    add("compressed", type=Path, help=".codec file")
-    add("-o", "--output", type=Path, required=True, help="the file to write")
+    add("compressed", type=Path, help=f".codec file, {STDIN}")
+    add("-o", "--output", type=Path, required=True, help=f"the file to write, {STDOUT}")
     add("--num-quantizers", type=int, required=True, help="first stages to keep")
     add("--force", action="store_true", help="replace an output that exists")
     return parser
@@ -253,12 +257,18 @@ def fit_entropy() -> argparse.ArgumentParser:
     return parser
 
 
+def model_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with a model first, and the device that it runs on."""
+    parser = new_parser(command, description)
+    parser.add_argument("model", type=Path, help=MODEL)
+    parser.add_argument("--device", help=DEVICE)
+    return parser
+
+
 def bitstream_parser(command: str, description: str, output: str = "") -> argparse.ArgumentParser:
     """A parser with what these commands share; with `output`, what is written, if they need the tables."""
-    parser = new_parser(command, description)
+    parser = model_parser(command, description)
     add = parser.add_argument
-    add("model", type=Path, help=MODEL)
-    add("--device", help=DEVICE)
     add("--force", action="store_true", help="replace an output that exists")
     if output:
         add("-o", "--output", type=Path, required=True, help=output)

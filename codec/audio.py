@@ -13,9 +13,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from codec import mp3
+from codec import flac, mp3
 from codec.audio_errors import AudioError, foreign, require_regular, why_empty, why_not_opened
-from codec.containers import check_content, check_header
+from codec.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.files import FileError, printable, written_whole
 
 BLOCK = 2**18
@@ -31,9 +31,6 @@ LARGEST_WAV = 2**32 - 2**16  # bytes; a plain wav counts them in 32 bits, its he
 
 # libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
 CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
-
-# A writer to a pipe cannot go back to fill in the size and leaves 0 or the largest number it can.
-STREAMED_SIZE = 0x7FFF0000
 
 
 class AudioInfo(NamedTuple):
@@ -61,11 +58,12 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(soundfile.SoundFile(name))
-            if file.format == "MP3":
-                if other := foreign(path):  # in which libmpg123 has found what looks like a frame
-                    raise AudioError(path, other)
-                with_length: Any = opened.enter_context(mp3.with_header(path))
-                if with_length:
+            is_mp3 = file.format == "MP3"
+            if is_mp3 and (other := foreign(path)):  # in which libmpg123 has found what looks like a frame
+                raise AudioError(path, other)
+            if is_mp3 or file.frames > UNKNOWN_LENGTH:
+                counted: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
+                if with_length := opened.enter_context(counted):
                     file = opened.enter_context(soundfile.SoundFile(with_length))
         except TypeError as error:
             raise AudioError(
@@ -200,14 +198,24 @@ def read_blocks(
         with mp3.reported(path):
             file = stack.enter_context(open_audio(path))
         info = read_header(file, path)
-        rate, wanted = sample_rate or info.sample_rate, channels or info.channels
-        mixed = (_mix(block, wanted, downmix) for block in _reported(decode_blocks(file, path), path))
-        if rate != info.sample_rate:
-            mixed = _resample_blocks(mixed, info, rate, wanted)
-        left = resampled_length(info.frames, info.sample_rate, rate)
-        for block in mixed:
-            yield _finite(np.ascontiguousarray(block[:left].T), path)
-            left -= len(block[:left])
+        blocks = _reported(decode_blocks(file, path), path)
+        yield from convert_blocks(blocks, info.sample_rate, path, sample_rate, channels, downmix)
+
+
+def convert_blocks(
+    blocks: Iterable[np.ndarray],
+    rate: int,
+    path: str | os.PathLike[str],
+    sample_rate: int | None = None,
+    channels: int | None = None,
+    downmix: str = "mid",
+) -> Iterator[np.ndarray]:
+    """Blocks `[n, C]` at `rate` Hz, of a file of that name, resampled and mixed as `read_blocks` does."""
+    mixed = (_mix(block, channels or block.shape[1], downmix) for block in blocks)
+    if sample_rate not in (None, rate):
+        mixed = _resample_blocks(mixed, rate, sample_rate)
+    for block in mixed:
+        yield _finite(np.ascontiguousarray(block.T), path)
 
 
 def _reported(blocks: Iterator[np.ndarray], path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
@@ -246,7 +254,7 @@ def write_wav_blocks(
     With 4 GB or more in the expected `length` samples it is RF64, which counts its bytes in 64 bits. Raises
     `ValueError` for another shape, `FileError` for no samples and for some that are not finite.
     """
-    samples = (_pcm16(block, path) for block in blocks)
+    samples = (pcm16(block, path) for block in blocks)
     first = next(samples, None)
     if first is None:
         raise FileError(path, "not written: there is no audio")
@@ -271,10 +279,11 @@ def wav_bytes(audio: np.ndarray, sample_rate: int) -> bytes:
     return content.getvalue()
 
 
-def _pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+def pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """`audio` `[C, T]` as 16-bit integers `[T, C]`, clipped to ±1; errors name `path`."""
     if audio.ndim != 2 or audio.shape[0] < 1:
         shape = list(audio.shape)
-        raise ValueError(f"write_wav needs audio of shape [C, T], got {shape} for {printable(path)}")
+        raise ValueError(f"a wav needs audio of shape [C, T], got {shape} for {printable(path)}")
     if not np.isfinite(audio).all():
         raise FileError(path, "not written: the audio holds NaN or infinite samples")
     # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
@@ -312,13 +321,18 @@ def _read_resampled(
     return audio[start - first_out : max(start, end) - first_out]
 
 
-def _resample_blocks(
-    blocks: Iterator[np.ndarray], info: AudioInfo, sample_rate: int, channels: int
-) -> Iterator[np.ndarray]:
-    stream = soxr.ResampleStream(info.sample_rate, sample_rate, channels, dtype="float32", quality="HQ")
+def _resample_blocks(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    stream, read, written = None, 0, 0
     for block in blocks:
-        yield stream.resample_chunk(block).reshape(-1, channels)
-    yield stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+        channels = block.shape[1]
+        stream = stream or soxr.ResampleStream(rate, sample_rate, channels, dtype="float32", quality="HQ")
+        ready = stream.resample_chunk(block).reshape(-1, channels)
+        read, written = read + len(block), written + len(ready)
+        yield ready
+    if stream is not None:
+        rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
+        # soxr rounds the length up: what lies beyond the last sample is not audio.
+        yield rest[: max(0, resampled_length(read, rate, sample_rate) - written)]
 
 
 def _mix(audio: np.ndarray, channels: int, downmix: str = "mid") -> np.ndarray:

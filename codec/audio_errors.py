@@ -6,6 +6,7 @@ import stat
 
 from codec.files import FileError, printable
 from codec.mp3 import parse_frame
+from codec.stdio import is_pipe
 
 CONTAINERS = (
     b"RIFF",
@@ -55,7 +56,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 def check_wav_name(path: str | os.PathLike[str]) -> None:
     """Raise `AudioError` for an output whose name promises something else than a wav."""
-    if os.path.splitext(path)[1].lower() != ".wav":
+    if not is_pipe(path) and os.path.splitext(path)[1].lower() != ".wav":
         raise AudioError(path, "audio is written as wav alone: name a file that ends in .wav")
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import itertools
 import logging
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +22,7 @@ from codec.arguments import parse
 from codec.config import CONFIG_DIR, ConfigError, in_quotes
 from codec.environment import escape_unprintable
 from codec.pretrained import require_model
+from codec.stdio import check_pipes, is_pipe
 
 # What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -122,7 +127,8 @@ def report() -> None:
 
         output = options.output or options.folders[0] / "report"
         choices = {"clips": options.clips, "seconds": options.seconds, "evaluation": options.evaluation}
-        print(write(options.folders, output, **choices))
+        command = shlex.join(["codec-report", *sys.argv[1:]])
+        print(write(options.folders, output, **choices, command=command))
         return 0
 
     sys.exit(report_errors(run))
@@ -187,7 +193,9 @@ def run_command(command: str, module: str, function: str = "main") -> None:
 
     def run() -> int:
         check_inputs(options)
-        return getattr(importlib.import_module(module), function)(sys.argv[1:])
+        messages = sys.stderr if is_pipe(getattr(options, "output", None)) else sys.stdout
+        with contextlib.redirect_stdout(messages):
+            return getattr(importlib.import_module(module), function)(sys.argv[1:])
 
     sys.exit(report_errors(run))
 
@@ -204,9 +212,10 @@ def check_inputs(options: argparse.Namespace) -> None:
         *named, folder = sorted(words, key=lambda word: word.startswith("data.root="))
         models += [word for word in named if not os.path.exists(word.removeprefix("hf:"))]
         inputs.append(folder.removeprefix("data.root="))
+    check_pipes(inputs, getattr(options, "output", None))
     for model in models:
         require_model(model)
-    for path in inputs:
+    for path in itertools.filterfalse(is_pipe, inputs):
         require_input(os.path.expanduser(path))
 
 
@@ -231,7 +240,12 @@ def report_errors(command: Callable[[], int]) -> int:
         from codec.inventory import DataError
 
         try:
-            return command()
+            status = command()
+            sys.stdout.flush()
+            return status
+        except BrokenPipeError:  # of `head`, which has read enough: the rest must not be tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (ConfigError, DataError, FileError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

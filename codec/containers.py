@@ -13,6 +13,8 @@ SHORTEST_HIDDEN = 1.0  # seconds; less behind the samples is padding, or a tag o
 SLOWEST, FASTEST = 1000, 1_000_000  # Hz; a header beyond is wrong: at 1 Hz, 4 s of speech last a day
 UNKNOWN_LENGTH = 2**62  # frames, from which on a count stands for none
 LEAST_JUNK = 2**16  # bytes in an mp3; fewer are a tag of an odd kind
+# A writer to a pipe cannot go back to fill in the size and leaves 0 or the largest number it can.
+STREAMED_SIZE = 0x7FFF0000
 WINDOW = 2**20  # bytes searched at a time
 STREAM_INFO = b"fLaC\0\0\0\x22"  # how every FLAC file begins, and nothing within one
 
@@ -34,14 +36,18 @@ LAYOUTS = {
 }
 
 
-def check_header(path: str | os.PathLike[str], frames: int, sample_rate: int) -> None:
-    """Raise `AudioError` where a header's length or rate cannot be right; little of the file is read."""
+def check_rate(path: str | os.PathLike[str], sample_rate: int) -> None:
+    """Raise `AudioError` for a rate in Hz that cannot be right."""
     if not SLOWEST <= sample_rate <= FASTEST:
         raise AudioError(path, f"implausible header: a sample rate of {sample_rate} Hz; correct it")
+
+
+def check_header(path: str | os.PathLike[str], frames: int, sample_rate: int) -> None:
+    """Raise `AudioError` where a header's length or rate cannot be right; little of the file is read."""
+    check_rate(path, sample_rate)
     if frames > UNKNOWN_LENGTH:
-        raise AudioError(
-            path, f"length unknown: its header counts no samples, as of a pipe; rewrite it: {convert(path)}"
-        )
+        reason = "length unknown: its header counts no samples, as of a pipe, and its end does not, either"
+        raise AudioError(path, f"{reason}; rewrite it: {convert(path)}")
     with open(path, "rb") as file:
         promised, hidden = _behind_samples(file)
     seconds = frames / sample_rate

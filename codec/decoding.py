@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from tqdm import tqdm
 
 from codec.arguments import parse
@@ -18,8 +19,10 @@ from codec.audio_errors import check_wav_name
 from codec.batching import decode_part, on_device
 from codec.bitstream.commands import decompress_main
 from codec.config import ConfigError
-from codec.files import mark_output, only_writer, remove_leftovers, write_whole
+from codec.files import FileError, mark_output, only_writer, remove_leftovers, write_whole
 from codec.model import Codec, load
+from codec.pipes import write_sink
+from codec.stdio import is_pipe, spooled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
 
@@ -108,12 +111,11 @@ def is_whole(path: Path, length: int) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Decode; ConfigError and DataError are for the user."""
     options = parse("decode", argv)
-    if options.tokens.suffix == ".npy" and options.tokens.is_file():
-        return decoded_array(options)
-    if options.tokens.is_file():
-        return decompressed(options)
+    with spooled(options.tokens) as options.tokens:
+        if options.tokens.is_file():
+            return decoded_file(options)
     tokens = TokenDataset(options.tokens, options.num_quantizers)
-    if options.output.suffix.lower() == ".wav":
+    if options.output.suffix.lower() == ".wav" or is_pipe(options.output):
         raise ConfigError(f"{options.output}: {options.tokens} becomes a folder of wavs: name a folder")
     codec = on_device(load(options.model), options.device)
     written = decode_dataset(codec, tokens, options.output, options.any_codec)
@@ -121,36 +123,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def decoded_array(options: argparse.Namespace) -> int:
-    """Decode the codes `[K, F]` of one `.npy` file to one wav of whole frames."""
+def decoded_file(options: argparse.Namespace) -> int:
+    """Decode one `.npy` or `.codec` file to one wav."""
     check_wav_name(options.output)
-    if options.output.exists():
-        raise ConfigError(f"{options.output} exists: name another file")
+    if options.output.exists() and not is_pipe(options.output):
+        raise ConfigError(f"{options.output} exists: name another file, or remove it")
+    with options.tokens.open("rb") as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX and options.tokens.suffix != ".npy":
+            return decompressed(options)
     codec = on_device(load(options.model), options.device)
-    try:
-        array = np.load(options.tokens, allow_pickle=False)
-        if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ValueError(f"codes must be integers [K, F], got {array.dtype} {list(array.shape)}")
-        codes = torch.from_numpy(array[: options.num_quantizers].astype(np.int64))
-        codec.quantizer.check_codes(codes[None])
-    except (ValueError, EOFError) as error:
-        raise ConfigError(f"{options.tokens}: {error}") from error
+    codes = read_array(codec, options.tokens, options.num_quantizers)
     frames = codes.shape[1]
     parts = decode_part(codec, lambda a, b: codes[:, a:b], frames, 0, frames)
-    write_wav_blocks(
-        options.output,
-        (part.cpu().numpy() for part in parts),
-        codec.sample_rate,
-        frames * codec.hop_length,
-    )
-    print(options.output)
+    blocks = (part.cpu().numpy() for part in parts)
+    write_sink(options.output, blocks, codec.sample_rate, frames * codec.hop_length)
+    if not is_pipe(options.output):
+        print(options.output)
     return 0
+
+
+def read_array(codec: Codec, path: Path, num_quantizers: int | None) -> torch.Tensor:
+    """The first codes `[K, F]` of a `.npy` file; FileError unless they are the codec's."""
+    try:
+        array = np.load(path, allow_pickle=False)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ValueError(f"codes must be integers [K, F], got {array.dtype} {list(array.shape)}")
+        codes = torch.from_numpy(array[:num_quantizers].astype(np.int64))
+        codec.quantizer.check_codes(codes[None])
+    except (ValueError, EOFError) as error:
+        raise FileError(path, str(error)) from error
+    return codes
 
 
 def decompressed(options: argparse.Namespace) -> int:
     """Decode a `.codec` file, as codec-decompress does."""
-    if options.output.exists():
-        raise ConfigError(f"{options.output} exists: name another file, or use codec-decompress --force")
     given = {"--num-quantizers": options.num_quantizers, "--device": options.device, "-o": options.output}
     named = [str(part) for item in given.items() if item[1] is not None for part in item]
     return decompress_main([str(options.model), str(options.tokens), *named])

@@ -16,11 +16,13 @@ import torch
 from tqdm import tqdm
 
 from codec.arguments import parse
-from codec.audio import AudioError, read_blocks, read_info, resampled_length, write_wav_blocks
+from codec.audio import AudioError, read_info, resampled_length
 from codec.audio_errors import check_wav_name
 from codec.config import ConfigError
 from codec.levels import within_range
 from codec.model import Codec, load
+from codec.pipes import read_source, write_sink
+from codec.stdio import is_pipe
 
 
 class Clock:
@@ -54,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--frames and --threads must be at least 1")
     if options.output:
         check_wav_name(options.output)
-    if options.output and options.output.exists() and not options.force:
+    named = options.output and not is_pipe(options.output)
+    if named and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
     codec = load(options.model)
     if not codec.quantizer.codebook_sizes:
@@ -76,13 +79,14 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
     """Connect source, codec and sink."""
     pushed = options.frames * codec.hop_length
     duration = None
-    if options.input:
+    if options.input and not is_pipe(options.input):
         info = read_info(options.input)
         length = resampled_length(info.frames, info.sample_rate, codec.sample_rate)
         if length == 0:
             raise AudioError(options.input, f"too short: no whole sample at {codec.sample_rate} Hz")
         duration = length / codec.sample_rate
-        read = read_blocks(options.input, codec.sample_rate, codec.audio_channels)
+    if options.input:
+        read = read_source(options.input, codec.sample_rate, codec.audio_channels)
         blocks = rechunked(within_range(read, options.input), pushed)
     else:
         blocks = microphone(codec, pushed)
@@ -91,7 +95,7 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
     heard = coded(codec, blocks, options.num_quantizers, clock, duration)
     try:
         if options.output:
-            write_wav_blocks(options.output, heard, codec.sample_rate)
+            write_sink(options.output, heard, codec.sample_rate)
         else:
             play(codec, heard)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, NamedTuple
 
 from codec.files import printable
+from codec.headed import Headed
 
 log = logging.getLogger(__name__)
 VERSION_1 = 3  # of MPEG; its frames have 1152 samples, those of versions 2 and 2.5 half as many
@@ -180,44 +180,6 @@ def xing_frame(stream: Stream) -> bytes:
     return (header.ljust(first.xing_offset, b"\0") + xing).ljust(frame.length, b"\0")
 
 
-class Headed(io.RawIOBase):
-    """The frames of a file behind a Xing header, for reading."""
-
-    def __init__(self, file: IO[bytes], stream: Stream) -> None:
-        self.file, self.start, self.position = file, stream.start, 0
-        self.head = xing_frame(stream)
-        self.size = len(self.head) + stream.end - stream.start
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte; returns which."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
-        self.position = max(0, base + offset)
-        return self.position
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return self.position
-
-    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill a buffer; returns how many bytes there were."""
-        count = max(0, min(len(buffer), self.size - self.position))
-        content = self.head[self.position : self.position + count]
-        if len(content) < count:
-            self.file.seek(self.start + max(0, self.position - len(self.head)))
-            content += self.file.read(count - len(content))
-        buffer[: len(content)] = content
-        self.position += len(content)
-        return len(content)
-
-
 @functools.lru_cache(2**14)
 def _known(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
     with open(path, "rb") as file:
@@ -239,7 +201,10 @@ def with_header(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
             yield None
             return
         stream = examine(path)
-        yield Headed(file, stream) if stream and stream.frames else None
+        if not stream or not stream.frames:
+            yield None
+            return
+        yield Headed(file, xing_frame(stream), stream.start, stream.end)
 
 
 def may_be_odd(path: str | os.PathLike[str]) -> bool:

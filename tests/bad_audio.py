@@ -200,7 +200,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "loop.wav": (lambda p: p.symlink_to(p.name), "symbolic link"),
     "dangling.wav": (lambda p: p.symlink_to("gone.wav"), "no such file"),
     "pipe.wav": (lambda p: os.mkfifo(p), "not a regular file but a FIFO"),
-    "piped.flac": (lambda p: p.write_bytes(flac_of_unknown_length()), "length unknown: its header counts no"),
+    "piped and cut.flac": (
+        lambda p: p.write_bytes(flac_of_unknown_length()[:-100]),
+        "length unknown: its header counts no samples, as of a pipe, and its end does not, either",
+    ),
     "piped header.flac": (lambda p: p.write_bytes(flac_of_unknown_length()[:42]), "length unknown"),
     "joined.mp3": (
         lambda p: p.write_bytes(2 * encoded(**MP3)),

@@ -29,13 +29,13 @@ LAYERS = """
     data doctor model
     partition
     crops index streaming
-    augmentation inventory levels loggers losses synthetic
+    augmentation inventory levels loggers losses pipes synthetic
     autoencoders quantizers
     audio bitrate checkpoints layers discriminators metrics overrides pictures ray_launcher untrusted
     containers
     arguments audio_errors config distributed logs optimization pretrained spectrogram workers
-    mp3
-    environment files
+    flac mp3 stdio
+    environment files headed
 """
 ROWS = {name: row for row, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

@@ -154,9 +154,17 @@ def test_domains_and_pairs_are_means_and_paired_means():
     assert rows["a: mine"][1] == 20 and rows["a: mine"][2] == pytest.approx(np.mean(odd))
     (pair,) = pairs(runs, ["mel"]).rows
     difference = np.subtract(list(ours.values()), list(theirs.values()))
-    assert pair[:3] == ["mine - yours", "mel", 40] and pair[3] == pytest.approx(difference.mean())
+    assert pair[:3] == ["mine - yours", "mel distance", 40] and pair[3] == pytest.approx(difference.mean())
+    table = pairs({name: run(name, {"a": 1.0, "b": 2.0}, []) for name in "xy"}, ["mel"])
+    assert "With 2 files and 1 comparison, no p can be below 0.5, so no difference" in table.note
     assert pair[4] < pair[3] < pair[5] < 0 and pair[6] < 0.001 and pair[7] == "mine"
     assert worst(runs["mine"], "mel", 2) == ["a/39", "b/38"]
+
+
+def test_the_worst_files_are_never_most_of_them():
+    for files, expected in ((1, 0), (3, 1), (8, 2), (60, 10)):
+        found = worst(run("mine", {str(n): float(n) for n in range(files)}, []), "mel")
+        assert found == [str(n) for n in range(files)][::-1][:expected]
 
 
 QUESTIONS = """
@@ -167,6 +175,9 @@ QUESTIONS = """
   said.training = page.getElementById("training-section").hidden;
   said.summary = page.getElementById("summary").textContent;
   said.lines = all("#rd path").length;
+  said.clips = all("#listen h3, #worst h3").map(title => title.textContent);
+  said.heads = all("#tables th").map(head => head.textContent);
+  said.made = all("footer dd").map(value => value.textContent);
 """
 
 
@@ -180,8 +191,13 @@ def test_the_page_of_a_comparison_in_a_browser(work, width):
         *("Domains", "Paired differences", "Stages", "Do the tokens stay?", "Speed, size, latency")
     ]
     assert said["rows"] == 4 + 5 + 2 + 1 + 1
-    assert said["worst"] == said["pictures"] == 6 and said["training"] and said["lines"] == 1
+    assert said["worst"] == said["pictures"] == 2 and said["training"] and said["lines"] == 1
     assert said["summary"].startswith("2 codecs, scored on 3 files.")
+    assert said["clips"][:3] == ["music/2.wav", "speech/0.wav", "speech/1.wav"]
+    assert re.fullmatch(r"\w+/\d\.wav: mel distance \d+\.\d+", said["clips"][3])
+    assert "SI\u2011SDR low" in said["heads"] and not any("_" in head for head in said["heads"])
+    assert said["made"][0] == f"codec-evaluate {' '.join(COMMAND)} --baselines original"
+    assert said["made"][-1] == str(work / "wavs")
 
 
 @pytest.mark.slow

@@ -195,5 +195,5 @@ def test_one_array_of_codes_is_decoded_to_one_wav(codec, tmp_path):
     with pytest.raises(AudioError, match=r"other\.flac: audio is written as wav alone"):
         decoding.main([*arguments[:3], str(tmp_path / "other.flac"), "--device", "cpu"])
     np.save(tmp_path / "codes.npy", codes + 1000)
-    with pytest.raises(ConfigError, match="below the codebook sizes"):
+    with pytest.raises(FileError, match=r"codes\.npy: codes must be .*below the codebook sizes"):
         decoding.main([*arguments[:3], str(tmp_path / "other.wav"), "--device", "cpu"])

@@ -375,6 +375,73 @@ def test_every_quantizer_with_codes_runs_in_onnx_runtime(name, tmp_path):
         torch.testing.assert_close(back, quantizer.decode(codes), rtol=1e-5, atol=1e-5)
 
 
+class Latents(nn.Module):
+    """Latents of codes of some or all stages, as decoders compute them."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.quantizer = codec.quantizer
+
+    def forward(self, codes):
+        return self.quantizer.decode(graphs.all_stages(codes, self.quantizer.num_quantizers))
+
+
+@pytest.mark.parametrize("name", [name for name in options("quantizer") if name not in NO_CODES])
+@torch.no_grad()
+def test_a_traced_quantizer_decodes_any_number_of_stages(name):
+    codec = model("autoencoder=tiny", f"quantizer={name}")
+    codes = codec.encode(clip(codec, 1, 17 * codec.hop_length))
+    shapes = ({1: graphs.stages_of(codec)},)
+    program = torch.export.export(Latents(codec).eval(), (codes,), dynamic_shapes=shapes).module()
+    for n in range(1, 1 + codec.quantizer.num_quantizers):
+        expected = codec.quantizer.decode(codes[:, :n])
+        torch.testing.assert_close(program(codes[:, :n]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rvq", pytest.param("multiscale_rvq", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_decoders_in_onnx_runtime_take_any_number_of_stages(name, tmp_path, capsys):
+    runtime()
+    source = saved(tmp_path, "autoencoder=tiny", f"quantizer={name}")
+    out = tmp_path / "out"
+    assert main([source, "--to", "onnx", "--streaming", "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    codec = load(Path(source))
+    codes = codec.encode(clip(codec, 2, 9 * codec.hop_length))
+    assert codes.shape[1] == codec.quantizer.num_quantizers > 2
+    whole, step = (onnx_export.Session(out / f"{stem}.onnx") for stem in ("decoder", "decoder_step"))
+    assert step.inputs[0].shape == [1, "stages", 1]
+    assert whole.inputs[0].shape == ["batch", "stages", "frames"]
+    for n in range(1, 1 + codes.shape[1]):
+        expected = codec.decode(codes[:, :n])
+        torch.testing.assert_close(whole(codes[:, :n])[0], expected, rtol=0, atol=1e-5)
+        heard = step_graphs.run_steps(step, step.initial, codes[:, :n], 1)
+        torch.testing.assert_close(heard, expected, rtol=0, atol=1e-5)
+    assert "fewer stages: " in said.out and "or of codes[:, :n]" in (out / "README.md").read_text()
+    # A line a step, in order, each with the time that has passed.
+    lines = [line for line in said.err.splitlines() if line.startswith("elapsed ")]
+    assert all(re.match(r"elapsed (\d+:)?\d\d:\d\d: \w", line) for line in lines)
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        f"loading {source}",
+        *("tracing the decoder", "tracing the encoder", "writing decoder.onnx", "writing encoder.onnx"),
+        *("tracing the encoder_step", "tracing the decoder_step"),
+        *("writing encoder_step.onnx", "writing decoder_step.onnx"),
+        *("comparing whole signals with the codec", "comparing the decoder with fewer stages"),
+        "comparing steps with the codec",
+    ]
+
+
+def test_a_decoder_that_is_wrong_with_fewer_stages_is_refused(tmp_path, monkeypatch):
+    def last_stages(codes, count):
+        lacking = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
+        return torch.cat([lacking, codes], 1)[:, -count:]
+
+    source = saved(tmp_path)
+    monkeypatch.setattr(graphs, "all_stages", last_stages)
+    with pytest.raises(ConfigError, match=r"torch, fewer stages, is not the codec.*nothing was kept"):
+        main([source, "--to", "torch", "-o", str(tmp_path / "out")])
+
+
 # Their graphs are those of others, of other sizes.
 REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2"))
 IN_RUNTIME = [
@@ -389,7 +456,7 @@ def test_every_architecture_runs_in_onnx_runtime(overrides, tmp_path):
     codec = model(*overrides, "quantizer=rvq")
     causal = codec.autoencoder.encoder_context.after == codec.autoencoder.decoder_context.after == 0
     found = export.export_onnx(codec, tmp_path, Options(streaming=causal))
-    assert found.keys() == ({"whole signals", "streamed"} if causal else {"whole signals"})
+    assert found.keys() == {"whole signals", "fewer stages"} | ({"streamed"} if causal else set())
     for comparison in found.values():
         assert comparison.max_error < 1e-4 and comparison.agreement > 0.98 and comparison.snr > 70
 

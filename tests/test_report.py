@@ -16,8 +16,10 @@ import pytest
 import yaml
 from browser import NEEDS_CHROMIUM, ask
 
+import codec
 from codec.audio import write_wav
 from codec.config import ConfigError
+from codec.evaluation.glossary import GLOSSARY
 from codec.evaluation.report import report, title_of, training_curves
 from codec.evaluation.results import (
     Run,
@@ -26,8 +28,10 @@ from codec.evaluation.results import (
     group,
     holm,
     interval,
+    least_p,
     paired_p_value,
     pooled_p_value,
+    smallest_p,
 )
 
 RATE = 16_000
@@ -107,7 +111,31 @@ def test_permutation_p_is_that_of_all_permutations():
     differences = np.subtract(one, other)
     signs = np.array(list(itertools.product((-1, 1), repeat=len(one))))
     exact = (np.abs((signs * differences).mean(1)) >= abs(differences.mean()) - 1e-12).mean()
-    assert paired_p_value(one, other) == pytest.approx(exact, abs=0.02)
+    assert paired_p_value(one, other) == pytest.approx(exact)
+
+
+def test_the_smallest_p_is_what_the_test_gives_when_all_files_agree():
+    for files in (2, 5, 8, 11, 14, 20):
+        differences = 1 + np.arange(files) / files
+        found = paired_p_value(differences.tolist(), [0.0] * files)
+        assert found == pytest.approx(least_p(files, 1), rel=0 if files < 12 else 1.5)
+        assert least_p(files, 3) == min(1, 3 * least_p(files, 1))
+
+
+@pytest.mark.parametrize(
+    ("files", "comparisons", "words"),
+    [
+        (4, 1, "4 files and 1 comparison, no p can be below 0.12, so .* evaluate 6 files or more"),
+        (7, 18, "18 comparisons, no p can be below 0.28, so .* evaluate 10 files or more"),
+        (50, 300, "below 0.075, so no difference can be significant: compare fewer"),
+        (50, 10, r"below 0\.0025\.$"),
+    ],
+)
+def test_the_smallest_p_is_named_with_what_to_do(files, comparisons, words):
+    assert re.search(words, smallest_p(files, comparisons))
+    enough = re.search(r"evaluate (\d+) files", smallest_p(files, comparisons))
+    if enough:
+        assert least_p(int(enough[1]), comparisons) < 0.05 <= least_p(int(enough[1]) - 1, comparisons)
 
 
 def test_the_p_over_seeds_is_that_of_the_t_test_and_uses_all_that_is_known_of_seeds():
@@ -310,11 +338,17 @@ def test_other_evaluations_can_be_compared(runs, tmp_path):
 
 
 QUESTIONS = r"""
-  said.order = () => all("tbody tr").map(row => row.querySelector(".name").textContent);
+  said.order = () => all("#table tbody tr").map(row => row.querySelector(".name").textContent);
   said.before = said.order();
   all("th button")[0].click(); said.ascending = said.order();
   all("th button")[0].click(); said.descending = said.order();
   said.best = all("td.best").length;
+  const sections = all("section").filter(part => !part.hidden);
+  said.sections = sections.map(part => part.querySelector("h2").textContent);
+  said.contents = all("#contents a").map(link => link.textContent);
+  said.linked = all("#contents a").every(link => page.querySelector(link.getAttribute("href")));
+  said.meanings = all("#meanings dt").map(term => term.textContent);
+  said.made = all("footer dt").map(term => [term.textContent, term.nextElementSibling.textContent]);
   said.lines = ["rd", "training"].map(id => all(`#${id} path`).length);
   said.ceiling = page.getElementById("rd").textContent.includes("none (ceiling)");
   said.bars = all("#codebooks rect").length;
@@ -350,7 +384,7 @@ QUESTIONS = r"""
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, width):
-    report([runs], tmp_path / "out")
+    report([runs], tmp_path / "out", command="codec-report 'a b'")
     said = ask(tmp_path / "out/index.html", width, QUESTIONS)
     assert said["before"] == ["none", "rvq", "fsq", "lfq"]  # by mel distance
     assert said["ascending"] == sorted(said["before"]) == said["descending"][::-1]
@@ -361,6 +395,43 @@ def test_the_page_works_in_a_browser_at_phone_and_desktop_width(runs, tmp_path, 
     # Each plays, can be sought in, and goes on where the one before was.
     assert said["places"] == pytest.approx([0, 0.9, 0.35, 0.9, 0.35, 0.9], abs=0.05)
     assert said["places"][0] > 0 and said["playing"] == 1
+    assert said["sections"] == said["contents"] and said["linked"]
+    assert said["contents"][:2] == ["Listen and look", "Comparison"]
+    assert said["meanings"][:3] == ["kbit/s", "mel distance ↓", "SI-SDR ↑"]
+    made = dict(said["made"])
+    assert made["command"] == "codec-report 'a b'" and made["runs"] == str(runs)
+    assert made["version"].endswith(codec.__version__) and re.fullmatch(
+        r"\d{4}-\d\d-\d\d .* UTC", made["date"]
+    )
+
+
+TABLE = """
+  const place = page.getElementById("table").parentElement;
+  said.columns = all("#table th").length;
+  said.hidden = place.scrollWidth - place.clientWidth;
+  const left = () => all("#table td")[0].getBoundingClientRect().left;
+  const before = left();
+  place.scrollLeft = 200;
+  said.moved = place.scrollLeft;
+  said.stuck = Math.abs(left() - before);
+"""
+
+
+@pytest.mark.slow
+@NEEDS_CHROMIUM
+def test_a_table_of_every_score_fits_a_desktop_and_keeps_its_names_on_a_phone(runs, tmp_path):
+    for run in runs.glob("quantizer=*"):
+        if not (run / "evaluation/summary.json").is_file():
+            continue
+        change_summary(run, **dict.fromkeys(GLOSSARY, 3.3456))
+        table = [["file", *GLOSSARY], *([f"{n}.wav", *[3.3456 + n] * len(GLOSSARY)] for n in range(8))]
+        with (run / "evaluation/files.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(table)
+    report([runs], tmp_path / "out")
+    desktop = ask(tmp_path / "out/index.html", 1280, TABLE)
+    assert desktop["columns"] == 2 + len(GLOSSARY) and desktop["hidden"] <= 0
+    phone = ask(tmp_path / "out/index.html", 390, TABLE)
+    assert phone["moved"] == 200 and phone["stuck"] <= 16  # the padding of the card
 
 
 @pytest.mark.slow
@@ -384,7 +455,10 @@ def test_the_command_reports_and_refuses_in_words(runs, tmp_path):
     command = [sys.executable, str(script), str(runs), "--clips", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert (runs / "report/index.html").is_file() and "10 runs of 4 variants, 1 without result" in done.stdout
+    assert (
+        "codec-report" in (runs / "report/index.html").read_text()
+        and "10 runs of 4 variants, 1 without result" in done.stdout
+    )
     wrong = subprocess.run(
         [*command[:2], "nowhere"], capture_output=True, text=True, timeout=120, check=False
     )

@@ -25,6 +25,7 @@ from codec.files import printable
 from codec.index import scan, split
 from codec.model import WEIGHTS_FILE, Codec, load
 from codec.pretrained import find_model
+from codec.stdio import INPUT, OUTPUT, is_pipe, spooled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
 
@@ -49,7 +50,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
         options.force,
         options.beam,
     )
-    print(f"{printable(options.output)}: {in_words(done)}")
+    print(f"{OUTPUT if is_pipe(options.output) else printable(options.output)}: {in_words(done)}")
     return 0
 
 
@@ -70,21 +71,24 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
     check_wav_name(options.output)
     check_target(options.output, options.force)
     codec = on_device(load(options.model), options.device)
-    with BitstreamReader(options.compressed, options.salvage) as reader:
-        needed = reader.header.tables_id
-    lost = decompress(
-        codec,
-        options.compressed,
-        options.output,
-        chosen_tables(options) if needed else None,
-        options.num_quantizers,
-        options.salvage,
-        options.force,
-    )
+    with spooled(options.compressed) as compressed:
+        with BitstreamReader(compressed, options.salvage) as reader:
+            needed = reader.header.tables_id
+        lost = decompress(
+            codec,
+            compressed,
+            options.output,
+            chosen_tables(options) if needed else None,
+            options.num_quantizers,
+            options.salvage,
+            options.force,
+        )
+    source = INPUT if is_pipe(options.compressed) else printable(options.compressed)
     for chunk in lost:
         begin, end = (n / codec.frame_rate for n in (chunk.start, chunk.start + chunk.frames))
-        print(f"{printable(options.compressed)}: {begin:.2f} to {end:.2f} s are lost: {chunk.problem}")
-    print(printable(options.output))
+        print(f"{source}: {begin:.2f} to {end:.2f} s are lost: {chunk.problem}")
+    if not is_pipe(options.output):
+        print(printable(options.output))
     return 1 if lost else 0
 
 

@@ -12,13 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import (
-    AudioError,
-    read_blocks,
-    read_info,
-    resampled_length,
-    write_wav_blocks,
-)
+from codec.audio import AudioError
 from codec.batching import encode_long, exact_float32, stream_or_whole
 from codec.bitstream.coding import CorruptError
 from codec.bitstream.entropy import EntropyTables, TablesError
@@ -34,6 +28,8 @@ from codec.bitstream.writer import (
 from codec.config import ConfigError
 from codec.levels import within_range
 from codec.model import Codec
+from codec.pipes import read_source, write_sink
+from codec.stdio import is_pipe
 
 SILENT_FRAMES = 64  # written at a time where codes were lost
 
@@ -64,30 +60,29 @@ def compress(
 ) -> Compressed:
     """Write a recording, resampled and mixed for the codec, as a `.codec` file, found by a `beam` of paths.
 
-    AudioError for a recording that cannot be read, TablesError for tables of another codec, FileExistsError
-    for an existing target, ConfigError for numbers of stages or seconds that cannot be.
+    `-` is standard input or output. AudioError for a recording that cannot be read, TablesError for tables of
+    another codec, FileExistsError for an existing target, ConfigError for numbers of stages or seconds that
+    cannot be.
     """
     header = make_header(codec, tables, num_quantizers, chunk_seconds)
     samples = 0
 
     def blocks() -> Iterator[Tensor]:
         nonlocal samples
-        read = read_blocks(source, codec.sample_rate, codec.audio_channels)
+        read = read_source(source, codec.sample_rate, codec.audio_channels)
         for block in within_range(read, source):
             samples += block.shape[1]
             yield torch.from_numpy(block)
+        if samples == 0:
+            raise AudioError(source, f"too short: no whole sample at {codec.sample_rate} Hz")
 
-    info = read_info(source)
-    if resampled_length(info.frames, info.sample_rate, codec.sample_rate) == 0:
-        raise AudioError(source, f"too short: no whole sample at {codec.sample_rate} Hz")
     with new_file(target, overwrite) as file:
         writer = BitstreamWriter(file, header, tables)
         for codes in encode_long(codec, blocks(), num_quantizers, beam):
             writer.write(codes.numpy())
         writer.finish(samples)
-        size = file.tell()
     nominal = codec.bitrate(num_quantizers)
-    return Compressed(samples / codec.sample_rate, size, tuple(writer.stage_bytes), nominal)
+    return Compressed(samples / codec.sample_rate, writer.bytes, tuple(writer.stage_bytes), nominal)
 
 
 def make_header(
@@ -166,8 +161,8 @@ def decompress(
 ) -> list[Chunk]:
     """Write a `.codec` file as a wav; returns what was lost, which only `salvage` allows: it becomes silence.
 
-    BitstreamError for a damaged file or one of another codec, TablesError for other tables than the file
-    was written with, FileExistsError for an existing target.
+    `target` may be `-`, standard output. BitstreamError for a damaged file or one of another codec,
+    TablesError for other tables than the file was written with, FileExistsError for an existing target.
     """
     check_target(target, overwrite)
     lost: list[Chunk] = []
@@ -176,7 +171,8 @@ def decompress(
         chunks = reader.chunks(tables, num_quantizers)
         audio = decode_chunks(codec, chunks, lost)
         samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
-        write_wav_blocks(target, cut(audio, samples), codec.sample_rate, samples)
+        known = samples if reader.end or not is_pipe(target) else 0  # else it is the most
+        write_sink(target, cut(audio, samples), codec.sample_rate, known)
     return lost
 
 

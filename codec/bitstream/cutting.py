@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from codec.arguments import parse
 from codec.bitstream.writer import truncate
 from codec.files import printable
+from codec.stdio import is_pipe, spooled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Cut a file to fewer quantizers."""
     options = parse("truncate", argv)
-    truncate(options.compressed, options.output, options.num_quantizers, options.force)
-    print(f"{printable(options.output)}: {options.output.stat().st_size} bytes")
+    with spooled(options.compressed) as compressed:
+        truncate(compressed, options.output, options.num_quantizers, options.force)
+    if not is_pipe(options.output):
+        print(f"{printable(options.output)}: {options.output.stat().st_size} bytes")
     return 0

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 from zlib import crc32
 
 import numpy as np
@@ -21,6 +21,7 @@ from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
 from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
 from codec.config import ConfigError
 from codec.files import printable, remove_leftovers, written_whole
+from codec.stdio import is_pipe, standard_output
 
 __all__ = [
     "BitstreamError",
@@ -37,13 +38,18 @@ __all__ = [
 class BitstreamWriter:
     """Writes codes that arrive in pieces into an open file, which is cut short until `finish`."""
 
-    def __init__(self, file: BinaryIO, header: Header, tables: EntropyTables | None = None):
+    def __init__(self, file: IO[bytes], header: Header, tables: EntropyTables | None = None):
         self.file, self.header, self.tables = file, header, tables
         self.seed, self.digest = header.crc, 0
         self.chunks = self.frames = 0
-        self.stage_bytes = [0] * len(header.codebook_sizes)
+        self.stage_bytes, self.bytes = [0] * len(header.codebook_sizes), 0
         self.waiting = np.zeros((len(header.codebook_sizes), 0), np.int64)
-        file.write(header.pack())
+        self.put(header.pack())
+
+    def put(self, data: bytes) -> None:
+        """Write and count bytes."""
+        self.file.write(data)
+        self.bytes += len(data)
 
     def write(self, codes: np.ndarray) -> None:
         """Take codes `[K, F]`; ValueError for other shapes and for codes beyond their codebooks."""
@@ -69,7 +75,7 @@ class BitstreamWriter:
         """Write one chunk of stages that are coded already."""
         head = Head(self.chunks, frames, tuple(map(len, parts)), tuple(raw)).pack(self.header, self.seed)
         crc = CRC.pack(crc32(b"".join(parts), CRC.unpack(head[-CRC.size :])[0]))
-        self.file.write(b"".join([head, *parts, crc]))
+        self.put(b"".join([head, *parts, crc]))
         self.digest = crc32(crc, self.digest)
         self.chunks, self.frames = self.chunks + 1, self.frames + frames
         self.stage_bytes = [total + len(part) for total, part in zip(self.stage_bytes, parts, strict=True)]
@@ -90,7 +96,7 @@ class BitstreamWriter:
             raise ValueError(f"{frames} frames of {self.header.hop_length} samples are not {samples} samples")
         if self.waiting.shape[1]:
             self.write_chunk(self.waiting)
-        self.file.write(End(self.chunks, self.frames, samples, self.digest).pack(self.seed))
+        self.put(End(self.chunks, self.frames, samples, self.digest).pack(self.seed))
 
 
 def truncate(
@@ -101,8 +107,9 @@ def truncate(
 ) -> None:
     """Copy a `.codec` file with only its first stages, without the codec or its tables.
 
-    The bytes are those that the codes' first stages are written to. BitstreamError for a damaged file,
-    FileExistsError for an existing target, ConfigError for a number of stages that the file does not have.
+    `target` may be `-`, standard output. The bytes are those that the codes' first stages are written to.
+    BitstreamError for a damaged file, FileExistsError for an existing target, ConfigError for a number of
+    stages that the file does not have.
     """
     with BitstreamReader(source) as reader:
         count = len(reader.header.codebook_sizes)
@@ -119,6 +126,8 @@ def truncate(
 
 def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
     """FileExistsError for a file that may not be replaced, FileNotFoundError for one in no folder."""
+    if is_pipe(path):
+        return
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"{printable(Path(path).parent)}: no such folder to write into")
     if os.path.lexists(path) and not overwrite:
@@ -126,8 +135,16 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 @contextmanager
-def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that appears complete or not at all; FileExistsError unless it may replace another."""
+def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write that appears complete or not at all; FileExistsError unless it may replace another.
+
+    For `-` it is standard output.
+    """
+    if is_pipe(path):
+        file = standard_output()
+        yield file
+        file.flush()
+        return
     check_target(path, overwrite)
     remove_leftovers(Path(path).parent)
     with written_whole(path, durable=True) as temporary, temporary.open("xb") as file:

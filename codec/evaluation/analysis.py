@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from codec.evaluation.bdrate import bd_rate
-from codec.evaluation.results import RESAMPLES, Run, holm, interval, is_lower, paired_p_value
+from codec.evaluation.glossary import title_of
+from codec.evaluation.results import SIGNIFICANT, Run, holm, interval, is_lower, paired_p_value, smallest_p
 from codec.evaluation.summary import domain_of
 
 Scores = Mapping[str, float]
@@ -58,7 +59,7 @@ def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) ->
         f"Bitrate at equal quality, against {anchor}",
         "BD-rate: mean difference of the bitrate in % over the range of quality that both reach; negative is "
         "fewer bits. Nominal kbit/s of codes, payload of classical codecs.",
-        ["codec", *metrics],
+        ["codec", *map(title_of, metrics)],
         rows,
     )
 
@@ -87,7 +88,9 @@ def domains(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
         for values in tables.values():
             row += [float(np.mean(values)), *interval(values)] if values else [None, None, None]
         rows.append(row)
-    heads = itertools.chain.from_iterable((m, f"{m} low", f"{m} high") for m in metrics)
+    heads = itertools.chain.from_iterable(
+        (title, f"{title} low", f"{title} high") for title in map(title_of, metrics)
+    )
     note = "Means over the files of each first sub-folder, with 95 % bootstrap intervals."
     return Table("domains", "Domains", note, ["domain: codec", "files", *heads], rows)
 
@@ -112,15 +115,18 @@ def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
         difference = np.subtract(ours, theirs)
         low, high = interval(difference.tolist())
         p = corrected[str(number)]
-        better = (
-            "" if p >= 0.05 else (one if (difference.mean() < 0) == is_lower(metric, [runs[one]]) else other)
+        leader = one if (difference.mean() < 0) == is_lower(metric, [runs[one]]) else other
+        better = leader if p < SIGNIFICANT else ""
+        rows.append(
+            [f"{one} - {other}", title_of(metric), len(ours), float(difference.mean()), low, high, p, better]
         )
-        rows.append([f"{one} - {other}", metric, len(ours), float(difference.mean()), low, high, p, better])
     note = (
-        "Differences of the same files, 95 % paired bootstrap intervals; p of the sign-flip permutation test "
-        f"({RESAMPLES} draws), Holm-corrected over all rows. Bitrates differ: see the first table."
+        "Differences of the same files, 95 % paired bootstrap intervals; p of the sign-flip permutation "
+        "test, Holm-corrected over all rows. Bitrates differ: see the first table. "
     )
-    head = ["pair", "metric", "files", "difference", "low", "high", "p", "better"]
+    if found:
+        note += smallest_p(max(len(entry[3]) for entry in found), len(found))
+    head = ["pair", "score", "files", "difference", "low", "high", "p", "better"]
     return Table("pairs", "Paired differences", note, head, rows)
 
 
@@ -194,7 +200,7 @@ def is_classical(run: Run) -> bool:
 
 
 def worst(run: Run, metric: str, count: int = 10) -> list[str]:
-    """The files with the worst scores, the worst first."""
+    """The files with the worst scores, at most a third of all, the worst first."""
     table = scores_of(run, metric)
     sign = -1 if is_lower(metric, [run]) else 1
-    return sorted(table, key=lambda file: sign * table[file])[:count]
+    return sorted(table, key=lambda file: sign * table[file])[: min(count, len(table) // 3)]

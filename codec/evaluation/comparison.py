@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,13 @@ from codec.evaluation.evaluation import (
     shown,
     stem_of,
 )
+from codec.evaluation.glossary import title_of
 from codec.evaluation.peers import Peer
 from codec.evaluation.perceptual import MetricProcess, PerceptualMetric, choose_metrics
 from codec.evaluation.report import (
-    common_stems,
     describe,
     embed_clips,
+    made,
     metrics_of,
     notes,
     without_nan,
@@ -90,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(system, OwnCodec) and runs[system.name].summary
     }
     stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
-    write_comparison(runs, analyses, output, stems, anchor, options.clips)
+    command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
+    origin = made(command, "recordings", [folder])
+    write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
     print(f"tables, curves, audio side by side: {output}/index.html")
     return 0 if all(run.summary for run in runs.values()) else 1
 
@@ -259,6 +264,7 @@ def write_comparison(
     stems: Mapping[str, str],
     anchor: str,
     clips: int,
+    origin: Sequence[tuple[str, str]],
 ) -> None:
     """Write the page and a csv of each of its tables."""
     failed = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
@@ -270,24 +276,40 @@ def write_comparison(
     for table in tables:
         write_whole(output / f"{table.name}.csv", table.to_csv())
     folders = {name: run.folder for name, run in runs.items() if name != "original" or len(runs) == 1}
-    decisive = next(metric for metric in (*DECISIVE, *metrics) if metric in metrics)
-    judged = (models or list(runs))[0]
-    poor = [stems[file] for file in worst(runs[judged], decisive) if file in stems]
+    described = describe(variants, models if len(models) > 1 else [])
     page = {
         "title": output.resolve().name,
         "what": "codecs" if len(runs) > 1 else "codec",
         "metrics": metrics_of(variants),
-        "variants": describe(variants, models if len(models) > 1 else []),
+        "variants": described,
         "failed": failed,
-        "clips": embed_clips(folders, common_stems(folders)[:clips], 5.0),
-        "worst": {
-            "note": f"Those with the worst {decisive} of {judged}, the worst first.",
-            "clips": embed_clips({judged: runs[judged].folder}, poor, 5.0),
-        },
+        "clips": embed_clips(folders, heard(folders.values(), stems, clips), 5.0),
+        "worst": worst_files(runs[(models or list(runs))[0]], stems),
         "tables": [vars(table) for table in tables],
-        "notes": [*notes(variants, seeds=False), *empty_cells(runs)],
+        "notes": [*notes(variants, described, seeds=False), *empty_cells(runs)],
+        "made": origin,
     }
     write_page(without_nan(page), output)
+
+
+def heard(folders: Collection[Path], stems: Mapping[str, str], clips: int) -> dict[str, str]:
+    """Stems and names of the first files with audio, those of most folders first."""
+    holders = {
+        file: sum((folder / f"{stem}.original.wav").is_file() for folder in folders)
+        for file, stem in stems.items()
+    }
+    files = sorted((file for file in stems if holders[file]), key=lambda file: -holders[file])
+    return {stems[file]: file for file in files[:clips]}
+
+
+def worst_files(run: Run, stems: Mapping[str, str]) -> dict[str, Any]:
+    """The clips that a run codes worst, by the first decisive score that it has."""
+    scores = run.scores or {}
+    decisive = next(metric for metric in (*DECISIVE, *scores) if metric in scores)
+    title = title_of(decisive)
+    titles = {stems[file]: f"{file}: {title} {scores[decisive][file]:.3g}" for file in worst(run, decisive)}
+    note = f"Worst {title} of {run.label}, of {len(scores[decisive])} files; the worst first."
+    return {"note": note, "clips": embed_clips({run.label: run.folder}, titles, 5.0)}
 
 
 def comparison_tables(

@@ -10,25 +10,30 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from codec import __version__
 from codec.audio import AudioError, read_audio, wav_bytes
 from codec.config import PACKAGE, ConfigError
-from codec.evaluation.results import Run, compare, find_runs, group, is_lower
+from codec.evaluation.glossary import GLOSSARY, entry_of
+from codec.evaluation.results import (
+    SIGNIFICANT,
+    Run,
+    compare,
+    find_runs,
+    group,
+    is_lower,
+    least_p,
+    smallest_p,
+)
 from codec.evaluation.tables import to_csv, to_markdown
 from codec.files import printable, write_whole
 from codec.pictures import mel_picture
 
-TITLES = {
-    **{"mel": "mel distance", "si_sdr": "SI-SDR", "stft": "STFT distance", "l1": "waveform L1"},
-    **{"stoi": "STOI", "estoi": "ESTOI", "pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB"},
-    **{"visqol_speech": "ViSQOL speech", "visqol_audio": "ViSQOL audio", "zimtohrli": "Zimtohrli"},
-    "dnsmos_p808": "DNSMOS P.808 (no reference)",
-}
-UNITS = {"si_sdr": "dB"}
 POINTS = 240  # of a training curve
 
 
@@ -39,10 +44,12 @@ def report(
     clips: int = 3,
     seconds: float = 5.0,
     evaluation: str = "evaluation",
+    command: str = "",
 ) -> str:
     """Write `index.html`, `table.csv` and `table.md`; returns what was compared, in words.
 
-    `clips` of at most `seconds` are embedded. ConfigError when no run in the folders has been evaluated.
+    The page names the `command` that it comes from. `clips` of at most `seconds` are embedded. ConfigError
+    when no run in the folders has been evaluated.
     """
     if clips < 0 or not seconds > 0:
         raise ConfigError(f"--clips must be 0 or more and --seconds above 0, got {clips} and {seconds:g}")
@@ -53,14 +60,16 @@ def report(
         reasons = "\n".join(f"{run['name']}: {run['error']}" for run in failed)
         raise ConfigError(f"nothing to compare, no run is finished:\n{reasons}")
     places = {name: members[0].folder / evaluation for name, members in variants.items()}
+    described, stems = describe(variants), common_stems(places)[:clips]
     data = {
         "title": title_of([folder.resolve() for folder in folders]),
         "what": "runs",
         "metrics": metrics_of(variants),
-        "variants": describe(variants),
+        "variants": described,
         "failed": failed,
-        "clips": embed_clips(places, common_stems(places)[:clips], seconds),
-        "notes": notes(variants),
+        "clips": embed_clips(places, {stem: stem for stem in stems}, seconds),
+        "notes": notes(variants, described),
+        "made": made(command, "runs", folders),
     }
     write_page(data, output)
     number = sum(map(len, variants.values()))
@@ -71,6 +80,17 @@ def report(
 def counted(number: int, what: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def made(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """Where a page comes from, as pairs of a word and a value: command, version, date, folders."""
+    lines = [("command", printable(command))] if command else []
+    return [
+        *lines,
+        ("version", f"neural-audio-codec {__version__}"),
+        ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
+        (what, ", ".join(printable(folder.resolve()) for folder in folders)),
+    ]
 
 
 def title_of(folders: Sequence[Path]) -> str:
@@ -92,12 +112,12 @@ def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """Every metric that a run has, ours first."""
     names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
     everyone = [run for runs in variants.values() for run in runs]
-    ordered = sorted(names, key=lambda name: (list(TITLES).index(name) if name in TITLES else 99, name))
+    ranks = {name: rank for rank, name in enumerate(GLOSSARY)}
+    ordered = sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
     return [
         {
             "key": name,
-            "title": TITLES.get(name, name.replace("_", " ")),
-            "unit": UNITS.get(name, ""),
+            **vars(entry_of(name)),
             "lower": is_lower(name, everyone),
         }
         for name in ordered
@@ -198,10 +218,10 @@ def common_stems(places: Mapping[str, Path]) -> list[str]:
     return sorted(set().union(*stems), key=lambda stem: (-sum(stem in s for s in stems), stem))
 
 
-def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """Clips of some stems, each with the original and every reconstruction, as data."""
+def embed_clips(places: Mapping[str, Path], stems: Mapping[str, str], seconds: float) -> list[dict[str, Any]]:
+    """Clips of some stems, by their titles, each with the original and every reconstruction, as data."""
     embedded = []
-    for stem in stems:
+    for stem, title in stems.items():
         items, top = [], None
         holders = {
             name: place for name, place in places.items() if (place / f"{stem}.original.wav").is_file()
@@ -228,7 +248,7 @@ def embed_clips(places: Mapping[str, Path], stems: Sequence[str], seconds: float
                     "khz": rate / 2000,
                 }
             )
-        embedded.append({"name": printable(stem), "items": items})
+        embedded.append({"name": printable(title), "items": items})
     return embedded
 
 
@@ -237,7 +257,9 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def notes(variants: Mapping[str, Sequence[Run]], seeds: bool = True) -> list[str]:
+def notes(
+    variants: Mapping[str, Sequence[Run]], described: Sequence[Mapping[str, Any]], seeds: bool = True
+) -> list[str]:
     """What a reader has to know about these numbers, in sentences; `seeds`: also of what seeds change."""
     everything = [summary for runs in variants.values() for summary in summaries(runs)]
     said = []
@@ -256,6 +278,7 @@ def notes(variants: Mapping[str, Sequence[Run]], seeds: bool = True) -> list[str
             "Some variants have one seed. The intervals are over files and do not know how much another seed "
             "would change: train close pairs with three seeds or more before you believe their order."
         )
+    said += few_files(described)
     frames = [
         s["frames"] / max(s["codebook_sizes"])
         for s in everything
@@ -272,6 +295,18 @@ def notes(variants: Mapping[str, Sequence[Run]], seeds: bool = True) -> list[str
             f"Coding times are of {'; '.join(timed)}, at the end of each run, whatever else ran there."
         )
     return said
+
+
+def few_files(described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence when so few files were scored that no test can tell the best variant from another."""
+    tested: dict[str, int] = {}
+    for variant in described:
+        for key, score in variant["scores"].items():
+            tested[key] = tested.get(key, 0) + (score["p"] is not None)
+    comparisons, files = max(tested.values(), default=0), max(variant["files"] for variant in described)
+    if not comparisons or least_p(files, comparisons) < SIGNIFICANT:
+        return []
+    return [f"≈ means nothing here. {smallest_p(files, comparisons)}"]
 
 
 def to_html(data: Mapping[str, Any]) -> str:

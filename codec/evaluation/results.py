@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from codec.untrusted import read_yaml
 RESULT = "result.json"
 LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
 RESAMPLES = 4000
+SIGNIFICANT = 0.05  # p below it
 LONGEST_LABEL = 80  # characters
 # Options in which runs of one variant may differ.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
@@ -183,12 +185,37 @@ def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
-    """Two-sided sign-flip permutation test that the mean difference of paired scores is 0."""
+    """Two-sided sign-flip permutation test that the mean difference of paired scores is 0.
+
+    Few files have all their signs flipped, more of them `RESAMPLES` times at random.
+    """
     differences = np.asarray(one) - np.asarray(other)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (RESAMPLES, len(differences)))
+    files = len(differences)
+    exact = 2**files <= RESAMPLES
+    if exact:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=files)))
+    else:
+        signs = np.random.default_rng(seed).choice((-1.0, 1.0), (RESAMPLES, files))
     flipped = np.abs((signs * differences).mean(axis=1))
-    observed = abs(differences.mean())
-    return float((1 + (flipped >= observed - 1e-12).sum()) / (1 + RESAMPLES))
+    as_large = int((flipped >= abs(differences.mean()) - 1e-12).sum())
+    return as_large / len(signs) if exact else (1 + as_large) / (1 + len(signs))
+
+
+def least_p(files: int, comparisons: int) -> float:
+    """The smallest p that the paired test of so many files can give, Holm-corrected for the comparisons."""
+    return min(1.0, comparisons * max(2.0 ** (1 - files), 1 / (1 + RESAMPLES)))
+
+
+def smallest_p(files: int, comparisons: int) -> str:
+    """A sentence on the smallest possible p, and what to do when it is not significant."""
+    least = least_p(files, comparisons)
+    plural = "" if comparisons == 1 else "s"
+    said = f"With {files} files and {comparisons} comparison{plural}, no p can be below {least:.2g}"
+    if least < SIGNIFICANT:
+        return f"{said}."
+    enough = next((n for n in range(files, 30) if least_p(n, comparisons) < SIGNIFICANT), None)
+    advice = f"evaluate {enough} files or more" if enough else "compare fewer codecs or scores"
+    return f"{said}, so no difference can be significant: {advice}."
 
 
 def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequence[Sequence[float]]) -> float:

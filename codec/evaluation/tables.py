@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-SIGNIFICANT = 0.05
+from codec.evaluation.results import SIGNIFICANT
+
 MISSING = "-"
 
 

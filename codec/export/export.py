@@ -20,6 +20,7 @@ from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
 from codec.export.graphs import inference_codec, programs
 from codec.export.model_card import model_card
+from codec.export.progress import log, progress
 from codec.export.requirements import Options, check_codec, check_options
 from codec.export.step_graphs import run_steps, step_programs
 from codec.export.verification import EXACT, Comparison, Limits, compare, optional
@@ -53,7 +54,7 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
     for name, program in programs(plain).items():
         save_program(program, folder / f"{name}.pt2")
     encode, decode = (load_program(folder / f"{name}.pt2") for name in ("encoder", "decoder"))
-    found["whole signals"] = compare(codec, encode, decode, lengths(codec))
+    found |= compare_whole(codec, encode, decode)
     if options.streaming:
         graphs = step_programs(codec, options.frames_per_step)
         for name, graph in graphs.items():
@@ -75,6 +76,7 @@ def calibration(codec: Codec) -> list[Tensor]:
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
     """Write a program without what torch says about its own format."""
+    log.info("writing %s", path.name)
     content = io.BytesIO()  # torch's own writer ends the process when a disk is full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -104,10 +106,26 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
             onnx_export.to_int8(folder / f"{name}.onnx", inputs.get(name))
     sessions = {name: onnx_export.Session(folder / f"{name}.onnx") for name in names}
     encode, decode = (partial(first, sessions[name]) for name in ("encoder", "decoder"))
-    found["whole signals"] = compare(codec, encode, decode, lengths(codec))
+    found |= compare_whole(codec, encode, decode)
     if options.streaming:
         states = {name: session.initial for name, session in sessions.items()}
         found["streamed"] = compare_steps(codec, sessions, states, options)
+    return found
+
+
+def compare_whole(
+    codec: Codec, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
+) -> dict[str, Comparison]:
+    """Compare whole signals, and what the decoder makes of each number of first stages alone."""
+    log.info("comparing whole signals with the codec")
+    found = {"whole signals": compare(codec, encode, decode, lengths(codec))}
+    stages = range(1, codec.quantizer.num_quantizers)
+    if stages:
+        log.info("comparing the decoder with fewer stages")
+        shapes = [(1, 7 * codec.hop_length - 1)]
+        found["fewer stages"] = Comparison.worst(
+            compare(codec, partial(codec.encode, num_quantizers=n), decode, shapes, stages=n) for n in stages
+        )
     return found
 
 
@@ -120,6 +138,7 @@ def compare_steps(
     codec: Codec, steps: Mapping[str, Callable], states: Mapping[str, list[Tensor]], options: Options
 ) -> Comparison:
     """Let step graphs code whole calls, from the first on, against the codec on the whole signal."""
+    log.info("comparing steps with the codec")
     frames, hop = options.frames_per_step, codec.hop_length
     encode = partial(run, steps["encoder_step"], states["encoder_step"], frames * hop)
     decode = partial(run, steps["decoder_step"], states["decoder_step"], frames)
@@ -133,7 +152,9 @@ def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> T
 
 def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """A directory that `EncodecModel` or `DacModel` of `transformers` loads."""
+    log.info("writing a model of transformers")
     name = huggingface.save(codec, folder)
+    log.info("comparing it with the codec")
     return {f"transformers.{name}": huggingface.check(codec, folder)}
 
 
@@ -142,11 +163,12 @@ def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, C
     clips = calibration(codec) if options.int8 else None
     openvino_export.write(codec, folder, onnx_export.about(codec), clips)
     session = openvino_export.Session(folder, bf16=options.bf16)
-    return {"whole signals": compare(codec, session.encode, session.decode, lengths(codec))}
+    return compare_whole(codec, session.encode, session.decode)
 
 
 def export_codec(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """What `codec.load` reads: of a model of `transformers`, to use it here or to train it further."""
+    log.info("writing the codec")
     codec.save(folder)
     again = load(folder)
     return {"saved": compare(codec, again.encode, again.decode, lengths(codec))}
@@ -182,10 +204,12 @@ def main(argv: Sequence[str]) -> int:
     options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
     check_options(asked.to, options)
     check_others(asked)
-    codec = huggingface.load_any(asked.model, asked.zero_padding)
-    card = partial(model_card, codec, asked.model, licence=asked.license)
-    for line in export(codec, asked.to, asked.output, options, card):
-        print(line)
+    with progress():
+        log.info("loading %s", asked.model)
+        codec = huggingface.load_any(asked.model, asked.zero_padding)
+        card = partial(model_card, codec, asked.model, licence=asked.license)
+        lines = export(codec, asked.to, asked.output, options, card)
+    print("\n".join(lines))
     print(f"{asked.to}: {asked.output}")
     if asked.push:
         print(push(asked.output, asked.push, asked.dry_run))

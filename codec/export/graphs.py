@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
+from codec.export.progress import log
 from codec.model import Codec, build_codec
 
 FREE = torch.export.Dim.DYNAMIC
@@ -29,7 +30,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Audio `[B, C, F * hop_length]` of codes int64 `[B, K, F]`."""
+    """Audio `[B, C, F * hop_length]` of codes int64 `[B, k, F]`, any prefix k of the stages."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -38,7 +39,8 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Decode."""
-        return self.autoencoder.decode(as_batch(self.quantizer.decode(in_one_row(codes)), codes.shape[0]))
+        given = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
+        return self.autoencoder.decode(as_batch(self.quantizer.decode(given), codes.shape[0]))
 
 
 class Network(nn.Module):
@@ -64,6 +66,19 @@ class Codes(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Quantize."""
         return as_batch(self.quantizer.encode(in_one_row(latents)), latents.shape[0])
+
+
+def all_stages(codes: Tensor, count: int) -> Tensor:
+    """Codes `[B, k, F]` as `[B, count, F]`, -1 in the stages that they lack."""
+    # The missing ones as a cut, not as a padding: no graph has to compute how many they are.
+    lacking = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
+    return torch.cat([codes, lacking], 1)[:, :count]
+
+
+def stages_of(codec: Codec) -> Any:
+    """The axis of codes `[B, k, F]` that counts stages, for the tracer: free from 1 to all; None of one."""
+    count = codec.quantizer.num_quantizers
+    return torch.export.Dim("stages", min=1, max=count) if count > 1 else None
 
 
 def in_one_row(frames: Tensor) -> Tensor:
@@ -111,15 +126,19 @@ def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.Export
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
     latents = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
     codes = torch.zeros(2, quantizer.num_quantizers, 6, dtype=torch.int64)
-    parts: dict[str, tuple[nn.Module, Tensor, Any]] = {"decoder": (Decoder(codec), codes, FREE)}
+    parts: dict[str, tuple[nn.Module, Tensor, dict[int, Any]]] = {
+        "decoder": (Decoder(codec), codes, {1: stages_of(codec), 2: FREE})
+    }
     if split:
         frames = quantizer.stride * torch.export.Dim("frames") if quantizer.stride > 1 else FREE
-        parts |= {"network": (Network(codec), audio, FREE), "quantizer": (Codes(codec), latents, frames)}
+        parts["network"] = Network(codec), audio, {2: FREE}
+        parts["quantizer"] = Codes(codec), latents, {2: frames}
     else:
-        parts["encoder"] = (Encoder(codec), audio, FREE)
+        parts["encoder"] = Encoder(codec), audio, {2: FREE}
     found = {}
-    for name, (module, example, length) in parts.items():
-        shapes = ({0: FREE, 2: length},)
+    for name, (module, example, axes) in parts.items():
+        log.info("tracing the %s", name)
+        shapes = ({0: FREE, **axes},)
         found[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
         # The tracer assumes, and would have the graph check, that no size is 1; no operation depends on it.
         found[name]._guards_code.clear()

@@ -21,14 +21,14 @@ encoder = onnxruntime.InferenceSession("encoder.onnx")
 decoder = onnxruntime.InferenceSession("decoder.onnx")
 audio = numpy.zeros((1, {channels}, {rate}), numpy.float32)  # [batch, channels, samples] at {rate} Hz
 (codes,) = encoder.run(None, {{"audio": audio}})  # int64 [batch, {stages}, frames]
-(audio,) = decoder.run(None, {{"codes": codes}})""",
+(audio,) = decoder.run(None, {{"codes": codes}}){fewer}""",
     "torch": """import torch  # .pt2 files can hold pickled objects: load only what you trust
 
 encode = torch.export.load("encoder.pt2").module()
 decode = torch.export.load("decoder.pt2").module()
 audio = torch.zeros(1, {channels}, {rate})  # [batch, channels, samples] at {rate} Hz
 codes = encode(audio)  # int64 [batch, {stages}, frames]
-audio = decode(codes)""",
+audio = decode(codes){fewer}""",
     "openvino": """import numpy
 import openvino
 
@@ -38,7 +38,7 @@ network, decoder = (core.compile_model(f"{{part}}.xml", "CPU", fast) for part in
 quantizer = core.compile_model("quantizer.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
 audio = numpy.zeros((1, {channels}, {rate}), numpy.float32)  # [batch, channels, samples] at {rate} Hz
 codes = quantizer(network(audio)[0])[0]  # int64 [batch, {stages}, frames]
-audio = decoder(codes)[0]""",
+audio = decoder(codes)[0]{fewer}""",
     "codec": """import codec  # of neural-audio-codec
 import torch
 
@@ -46,7 +46,7 @@ model = codec.load(".")
 audio = torch.zeros(1, {channels}, {rate})  # [batch, channels, samples] at {rate} Hz
 with torch.inference_mode():
     codes = model.encode(audio)  # int64 [batch, {stages}, frames]
-    audio = model.decode(codes)""",
+    audio = model.decode(codes){fewer}""",
     "hf": """import torch
 from transformers import AutoModel
 
@@ -87,6 +87,8 @@ def model_card(
         "stages": codec.quantizer.num_quantizers,
     }
     names |= {"hop": codec.hop_length, "precision": "bf16" if options.bf16 else "f32"}
+    several = codec.quantizer.num_quantizers > 1
+    names["fewer"] = "  # or of codes[:, :n]: fewer stages, for fewer bits" if several else ""
     encodec = form == "hf" and shape_of(codec) == "encodec"
     names["bandwidth"] = ", bandwidth=model.config.target_bandwidths[-1]" if encodec else ""
     parts = [

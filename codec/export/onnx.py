@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.export.progress import log
 from codec.export.step_graphs import StepGraph
 from codec.export.verification import optional
 from codec.model import Codec
@@ -36,6 +37,7 @@ def write_onnx(
     about: Mapping[str, str],
 ) -> None:
     """Write a program as an ONNX file with `names` of its inputs and outputs, and what it is `about`."""
+    log.info("writing %s", path.name)
     onnx = optional("onnx")
     optional("onnxscript")
     with silence():
@@ -58,9 +60,9 @@ def write_onnx(
 
 
 def name_axes(value: Any) -> None:
-    """Call the free axes of an input or output `batch` and `samples` or `frames`."""
+    """Call the free axes of an input or output `batch`, `stages` and `samples` or `frames`."""
     long = "samples" if value.name == "audio" else "frames"
-    for axis, name in ((0, "batch"), (2, long)):
+    for axis, name in enumerate(("batch", "stages", long)):
         dimensions = value.type.tensor_type.shape.dim
         if axis < len(dimensions) and dimensions[axis].dim_param:
             dimensions[axis].dim_param = name
@@ -92,6 +94,7 @@ def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
     With `clips`, inputs to learn the activations' ranges from, convolutions compute in int8 as well; else
     matrix products find these ranges in each call, which suits the few samples of a step.
     """
+    log.info("making the weights of %s int8", path.name)
     onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
     model = onnx.load(str(path))
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from codec.export.graphs import inference_codec, programs
 from codec.export.onnx import to_int8, write_whole
+from codec.export.progress import log
 from codec.export.verification import optional
 from codec.model import Codec
 
@@ -31,6 +32,7 @@ def write(
         to_int8(folder / "decoder.onnx", [codec.encode(clip) for clip in clips])
     for part in PARTS:
         path = folder / f"{part}.onnx"
+        log.info("writing %s.xml", part)
         graph, target = openvino.convert_model(path), folder / f"{part}.xml"
         try:
             openvino.save_model(graph, target, compress_to_fp16=False)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
-from codec.export.graphs import in_one_row, without_normalisation
+from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalisation
+from codec.export.progress import log
 from codec.layers.streaming import State, Step
 from codec.model import Codec
 
@@ -30,7 +31,7 @@ class EncoderStep(nn.Module):
 
 
 class DecoderStep(nn.Module):
-    """Audio `[1, C, n * hop_length]` of codes `[1, K, n]`, and the next states."""
+    """Audio `[1, C, n * hop_length]` of codes `[1, k, n]`, any prefix k of the stages; the next states."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -39,7 +40,8 @@ class DecoderStep(nn.Module):
 
     def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Decode."""
-        latents = self.quantizer.decode(in_one_row(codes)).transpose(1, 2)
+        given = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
+        latents = self.quantizer.decode(given).transpose(1, 2)
         audio, following = self.network(latents, list(state))
         return audio.transpose(1, 2), *following
 
@@ -73,15 +75,18 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
     codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
     found = {}
-    for name, module, example in (
-        ("encoder_step", EncoderStep(codec), audio),
-        ("decoder_step", DecoderStep(codec), codes),
+    for name, module, example, axes in (
+        ("encoder_step", EncoderStep(codec), audio, None),
+        ("decoder_step", DecoderStep(codec), codes, {1: stages_of(codec)}),
     ):
+        log.info("tracing the %s", name)
         network: Step = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of LSTMs, which set attributes while they are traced
-            found[name] = StepGraph(torch.export.export(module.eval(), (example, *initial)), initial)
+            given, shapes = (example, *initial), (axes, (None,) * len(initial))
+            program = torch.export.export(module.eval(), given, dynamic_shapes=shapes)
+            found[name] = StepGraph(program, initial)
     return found
 
 

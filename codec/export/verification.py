@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,12 @@ class Comparison(NamedTuple):
     clips: int
     rise: float = 0.0
 
+    @classmethod
+    def worst(cls, several: Iterable[Comparison]) -> Comparison:
+        """The worst of each number, of all clips."""
+        errors, agreements, ratios, clips, rises = zip(*several, strict=True)
+        return cls(max(errors), min(agreements), min(ratios), sum(clips), max(rises))
+
     def __str__(self) -> str:
         rise = round(self.rise, 3) + 0.0  # no -0.0
         return (
@@ -91,8 +97,11 @@ def compare(
     decode: Callable[[Tensor], Tensor],
     shapes: Sequence[tuple[int, int]],
     trimmed: int = 0,
+    stages: int | None = None,
 ) -> Comparison:
     """Let both code clips of `shapes` (batch, samples); `trimmed` last samples of the audio do not count.
+
+    All codes are those of the first `stages`.
 
     Decoders are compared on the codec's own codes, so that one code that fell on the other side of a tie
     does not hide what a decoder does; mel distances are of what each makes of its own codes.
@@ -102,7 +111,7 @@ def compare(
     distances: list[tuple[float, float]] = []
     for batch, samples in shapes:
         audio = clip(codec, batch, samples)
-        expected = codec.encode(audio)
+        expected = codec.encode(audio, stages)
         codes = encode(audio)
         if codes.shape != expected.shape or codes.dtype != torch.int64:
             raise ConfigError(f"codes are {codes.dtype} {list(codes.shape)}, not {list(expected.shape)}")

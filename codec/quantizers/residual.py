@@ -216,7 +216,10 @@ class Residual(Quantizer):
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes."""
+        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes.
+
+        For a tracer, which needs a constant k, codes of -1 stand for those that are not there.
+        """
         self.check_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
             if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
@@ -226,9 +229,8 @@ class Residual(Quantizer):
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
                 given = frames[:, first : first + count]
-                present = functional.pad(torch.ones_like(given), (0, count - given.shape[1]))
-                chosen = functional.pad(given, (0, count - given.shape[1])).reshape(-1)
-                vectors = stage.lookup(chosen) * present.view(-1, 1)
+                chosen = functional.pad(given, (0, count - given.shape[1]), value=-1).reshape(-1)
+                vectors = stage.lookup(chosen.clamp(min=0)) * (chosen >= 0)[:, None]
                 total = spread(vectors, stride) if total is None else total + spread(vectors, stride)
             assert total is not None
             return columns(total, len(codes))

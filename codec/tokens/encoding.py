@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -10,14 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from codec.arguments import parse
-from codec.batching import exact_float32, on_device
+from codec.batching import encode_long, exact_float32, on_device
 from codec.config import ConfigError
-from codec.files import only_writer
+from codec.files import only_writer, written_whole
+from codec.levels import within_range
 from codec.model import Codec, load
+from codec.pipes import read_source
+from codec.stdio import is_pipe, standard_output
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE, TokenError, TokenFormat
 from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan, shard_of_jobs
@@ -160,13 +165,46 @@ def run_job(
         ) from error
 
 
+def require_one(inputs: Sequence[Path], output: Path) -> None:
+    """ConfigError unless one recording becomes one `.npy` file."""
+    if len(inputs) != 1 or inputs[0].is_dir():
+        raise ConfigError("-: one recording, please: a folder of tokens holds many")
+    if not is_pipe(output) and output.suffix != ".npy":
+        raise ConfigError(f"{output}: the tokens of one recording are a .npy file, or - for standard output")
+    if not is_pipe(output) and output.exists():
+        raise ConfigError(f"{output} exists: name another file, or remove it")
+
+
+def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> None:
+    """Write the codes `[K, F]` of one recording as `.npy`; either file may be `-`."""
+    dtype = format_of(codec, settings).dtype
+    read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)
+    blocks = map(torch.from_numpy, within_range(read, source))
+    parts = encode_long(codec, blocks, settings.num_quantizers, settings.beam)
+    content = io.BytesIO()  # because NumPy asks a file for its position, which a pipe does not have
+    np.save(content, torch.cat(list(parts), dim=1).numpy().astype(dtype))
+    if is_pipe(output):
+        standard_output().write(content.getvalue())
+        standard_output().flush()
+    else:
+        with written_whole(output) as temporary:
+            temporary.write_bytes(content.getvalue())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Encode; ConfigError and DataError are for the user. Exit status 0: complete, or this job is."""
     options = parse("encode", argv)
+    single = is_pipe(options.output) or any(map(is_pipe, options.inputs))
+    layout = "npy" if single else options.format
     settings = Settings(
-        *(options.format, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
+        *(layout, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
         *(options.workers, options.downmix),
     )
+    if single:
+        require_one(options.inputs, options.output)
+        codec = on_device(load(options.model), options.device)
+        encode_one(codec, options.inputs[0], options.output, settings)
+        return 0
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
     work |= {"settings": settings, "device": options.device}
     if options.engine == "ray" and not options.merge:

@@ -1,0 +1,177 @@
+"""Recordings that come from standard input and go to standard output, as they come."""
+
+from __future__ import annotations
+
+import os
+import string
+import struct
+from collections.abc import Iterable, Iterator
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from codec.audio import AudioError, FileError, convert_blocks, pcm16, read_blocks, write_wav_blocks
+from codec.containers import STREAMED_SIZE, check_rate
+from codec.stdio import INPUT, OUTPUT, is_pipe, spooled, standard_input, standard_output
+
+WINDOW = 2**16  # bytes read at a time, at most
+NO_SIZE = 2**32 - 1
+KINDS = {(1, bits): f"<i{bits // 8}" for bits in (8, 16, 24, 32)} | {(3, 32): "<f4", (3, 64): "<f8"}
+
+
+class Wav(NamedTuple):
+    """What the header of a wav says: rate in Hz, channels, kind of samples, bytes of samples or None."""
+
+    sample_rate: int
+    channels: int
+    kind: str
+    size: int | None
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of all channels."""
+        return self.channels * int(self.kind[2:])
+
+
+def read_source(
+    path: str | os.PathLike[str], sample_rate: int, channels: int, downmix: str = "mid"
+) -> Iterator[np.ndarray]:
+    """A recording as `read_blocks` gives it, also that of standard input.
+
+    PCM in a wav is taken as it comes, and to the end where its header has no length; all else is kept in a
+    temporary file first.
+    """
+    if not is_pipe(path):
+        yield from read_blocks(path, sample_rate, channels, downmix)
+        return
+    file, head = standard_input(), bytearray()
+    wav = read_wav_header(file, head)
+    if wav is None:
+        with spooled(path, bytes(head)) as copy:
+            yield from read_blocks(copy, sample_rate, channels, downmix)
+        return
+    check_rate(INPUT, wav.sample_rate)
+    yield from convert_blocks(wav_blocks(file, wav), wav.sample_rate, INPUT, sample_rate, channels, downmix)
+
+
+def read_wav_header(file: IO[bytes], head: bytearray) -> Wav | None:
+    """Read up to the samples of a wav, into `head`; None for all that is not PCM in a wav."""
+
+    def take(count: int) -> bytes:
+        data = file.read(count)
+        head.extend(data)
+        return data
+
+    start = take(12)
+    if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
+        return None
+    layout, long_size = None, 0
+    while len(chunk := take(8)) == 8:
+        name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
+        if name == b"data":
+            break
+        if size > WINDOW:  # nothing that a writer to a pipe puts there
+            return None
+        content = take(size + size % 2)
+        if name == b"ds64" and len(content) >= 16:
+            long_size = int.from_bytes(content[8:16], "little")
+        if name == b"fmt " and len(content) >= 16:
+            layout = wav_layout(content)
+    else:
+        return None
+    if layout is None:
+        return None
+    known = long_size if start[:4] == b"RF64" and size == NO_SIZE else size
+    return Wav(*layout, known if 0 < known < STREAMED_SIZE or known == long_size > 0 else None)
+
+
+def wav_layout(content: bytes) -> tuple[int, int, str] | None:
+    """Rate in Hz, channels and kind of samples of a `fmt ` chunk; None unless they are PCM."""
+    tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", content)
+    if tag == 0xFFFE and len(content) >= 26:  # WAVE_FORMAT_EXTENSIBLE
+        tag = int.from_bytes(content[24:26], "little")
+    kind = KINDS.get((tag, bits))
+    return (rate, channels, kind) if kind and channels and block == channels * bits // 8 else None
+
+
+def wav_blocks(file: IO[bytes], wav: Wav) -> Iterator[np.ndarray]:
+    """Samples `[n, C]` as they come, float32; `AudioError` where fewer or more come than the header says."""
+    left, waiting = wav.size, b""
+    while left is None or left > 0:
+        data = read_some(file, WINDOW if left is None else min(WINDOW, left))
+        if not data:
+            break
+        left = left if left is None else left - len(data)
+        waiting += data
+        whole = len(waiting) - len(waiting) % wav.frame_bytes
+        if whole:
+            yield samples_of(waiting[:whole], wav)
+            waiting = waiting[whole:]
+    if left:
+        raise AudioError(
+            INPUT, f"truncated: the header promises {wav.size} bytes of samples, {left} did not come"
+        )
+    if wav.size:
+        check_rest(file, wav.size)
+
+
+def read_some(file: IO[bytes], count: int) -> bytes:
+    """Up to so many bytes, as soon as there are any."""
+    return getattr(file, "read1", file.read)(count)
+
+
+def check_rest(file: IO[bytes], size: int) -> None:
+    """Read what follows the samples, so that the writer can end; `AudioError` for what is no chunk."""
+    name = file.read(size % 2 + 4)[size % 2 :]
+    while file.read(WINDOW):
+        pass
+    if not set(name) <= set(string.printable.encode()):
+        raise AudioError(INPUT, f"header counts too little: more follows the {size} bytes of samples")
+
+
+def samples_of(data: bytes, wav: Wav) -> np.ndarray:
+    """Bytes of samples as float32 `[n, C]`; `AudioError` for some that are not finite."""
+    width = int(wav.kind[2:])
+    if wav.kind[1] == "f":
+        samples = np.frombuffer(data, wav.kind).astype(np.float32)
+        if not np.isfinite(samples).all():
+            raise AudioError(INPUT, "not finite: NaN, infinite or far too large samples")
+    else:
+        # In the highest bytes of 32 bits, all widths have one scale.
+        wide = np.zeros((len(data) // width, 4), np.uint8)
+        wide[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+        if width == 1:  # without a sign
+            wide[:, 3] ^= 0x80
+        samples = (wide.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
+    return samples.reshape(-1, wav.channels)
+
+
+def write_sink(
+    path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, length: int = 0
+) -> None:
+    """Write blocks `[C, n]` as `write_wav_blocks` does, also to standard output, each as soon as it is there.
+
+    Without a `length` in samples, or with 4 GB of them, the header has none, as ffmpeg writes it to a pipe.
+    """
+    if not is_pipe(path):
+        write_wav_blocks(path, blocks, sample_rate, length)
+        return
+    file, begun = standard_output(), False
+    for block in blocks:
+        data = pcm16(block, OUTPUT)
+        if not begun:
+            file.write(wav_header(sample_rate, data.shape[1], length))
+            begun = True
+        file.write(data.astype("<i2").tobytes())
+        file.flush()
+    if not begun:
+        raise FileError(OUTPUT, "nothing written: there is no audio")
+
+
+def wav_header(sample_rate: int, channels: int, length: int) -> bytes:
+    """The 44 bytes before 16-bit samples."""
+    size = 2 * channels * length
+    riff, data = (size + 36, size) if 0 < size < STREAMED_SIZE else (NO_SIZE, NO_SIZE)
+    layout = struct.pack("<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16)
+    head = b"RIFF" + struct.pack("<I", riff) + b"WAVEfmt " + struct.pack("<I", len(layout)) + layout
+    return head + b"data" + struct.pack("<I", data)
