@@ -13,7 +13,7 @@ help:
 	@echo '             make train ARGS="data=folder data.root=/path/to/wavs name=mine"'
 	@echo 'make test    check everything; CODEC_TEST_AUDIO=/path/to/speech adds the tests on real recordings'
 	@echo '             make test ARGS="tests/test_configs.py -k quantizer"'
-	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more)'
+	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more; as .ci/run)'
 	@echo 'make lint    ruff and pyright'
 	@echo 'make setup   build $(VENV) and nothing else; PYTHON=... chooses the interpreter'
 	@echo 'make lock    make constraints.txt again (needs uv); ARGS=--upgrade for the newest versions'
