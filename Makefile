@@ -36,8 +36,10 @@ lock:
 		--all-extras --quiet $(ARGS) pyproject.toml -o constraints.txt
 
 # Built again when what it depends on changes; a step that failed is tried again by the next call.
+# quantizer-pytorch brings types of an old NumPy and Matplotlib, which hide those that both have of their own.
 $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then $(WITH_UV); else $(WITH_PIP); fi
+	@rm -rf $(VENV)/lib/python3.*/site-packages/numpy-stubs $(VENV)/lib/python3.*/site-packages/matplotlib-stubs
 	@touch $@
 
 WITH_UV = set -ex; \
