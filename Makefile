@@ -13,7 +13,7 @@ help:
 	@echo '             make train ARGS="data=folder data.root=/path/to/wavs name=mine"'
 	@echo 'make test    check everything; CODEC_TEST_AUDIO=/path/to/speech adds the tests on real recordings'
 	@echo '             make test ARGS="tests/test_configs.py -k quantizer"'
-	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more)'
+	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more; as .ci/run)'
 	@echo 'make lint    ruff and pyright'
 	@echo 'make setup   build $(VENV) and nothing else; PYTHON=... chooses the interpreter'
 	@echo 'make lock    make constraints.txt again (needs uv); ARGS=--upgrade for the newest versions'
@@ -36,8 +36,10 @@ lock:
 		--all-extras --quiet $(ARGS) pyproject.toml -o constraints.txt
 
 # Built again when what it depends on changes; a step that failed is tried again by the next call.
+# quantizer-pytorch brings types of an old NumPy and Matplotlib, which hide those that both have of their own.
 $(READY): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then $(WITH_UV); else $(WITH_PIP); fi
+	@rm -rf $(VENV)/lib/python3.*/site-packages/numpy-stubs $(VENV)/lib/python3.*/site-packages/matplotlib-stubs
 	@touch $@
 
 WITH_UV = set -ex; \

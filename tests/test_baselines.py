@@ -128,7 +128,7 @@ def test_a_name_that_is_none_is_refused(name, words):
 
 def test_an_encoder_that_ffmpeg_lacks_is_named(ffmpeg, monkeypatch):
     monkeypatch.setattr(baselines, "encoders", lambda: " A....D libopus  Opus")
-    with pytest.raises(ConfigError, match="has no encoder libmp3lame"):
+    with pytest.raises(ConfigError, match=r"has no encoder libmp3lame: pip install .*IMAGEIO_FFMPEG_EXE"):
         Baseline("mp3_16", RATE, 1)
 
 

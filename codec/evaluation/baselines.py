@@ -163,7 +163,8 @@ class FFmpeg:
     def __init__(self, form: Format, kbps: float, sample_rate: int, channels: int):
         self.form, self.kbps, self.sample_rate, self.channels = form, kbps, sample_rate, channels
         if not re.search(rf"\s{form.encoder}\s", encoders()):
-            raise ConfigError(f"baselines: this FFmpeg ({ffmpeg()}) has no encoder {form.encoder}")
+            advice = "pip install 'imageio-ffmpeg<0.8', or set IMAGEIO_FFMPEG_EXE to an FFmpeg that has it"
+            raise ConfigError(f"baselines: {ffmpeg()} has no encoder {form.encoder}: {advice}")
 
     def identity(self) -> dict[str, Any]:
         """FFmpeg's version."""

@@ -30,8 +30,7 @@ def run_on_ray(run_job: Callable[..., None], work: Mapping[str, Any], num_jobs: 
             "inputs": [Path(os.path.abspath(path)) for path in work["inputs"]],
             "output": Path(os.path.abspath(work["output"])),
         }
-        options = {"num_cpus": 1, "num_gpus": 1 if gpus else 0, "max_retries": 2}
-        task = ray.remote(**options)(run_job)
+        task: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=2)(run_job)
         ray.get([task.remote(**absolute, jobs=(number, job)) for job in range(number)])
     finally:
         ray.shutdown()
