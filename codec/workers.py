@@ -5,6 +5,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -72,6 +74,17 @@ def prepare_worker(ending: Any, worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, which SIGKILL may end at any time.
+
+    torch's own watch waits for the queue first: with a full pipe it never ends, and locks stay held.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def by_value(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:

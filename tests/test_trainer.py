@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lightning
 import pytest
@@ -201,6 +202,39 @@ def test_a_loading_process_that_hangs_is_waited_for_with_a_limit(monkeypatch):
         named_losses(),
     ):
         list(loader)
+
+
+ORPHANING = """
+import time, torch
+from codec.workers import WorkerLoader
+class Large(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100
+    def __getitem__(self, n):
+        return torch.zeros(1 << 20)
+batches = iter(WorkerLoader(Large(), batch_size=None, num_workers=2))
+next(batches)
+print(*[worker.pid for worker in batches._workers], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_processes_end_with_a_killed_program():
+    """Their pipes are full of batches that nobody fetches any more."""
+    with subprocess.Popen([sys.executable, "-c", ORPHANING], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        workers = [Path("/proc", number) for number in program.stdout.readline().split()]
+        time.sleep(1)
+        program.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 60
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [worker.name for worker in workers if worker.exists()]
+    for number in left:
+        os.kill(int(number), signal.SIGKILL)
+    assert not left
 
 
 HANGING = """
