@@ -149,7 +149,7 @@ class Neighbours:
         return replaced(node, self.size.path, value)
 
     def between(self, one: Config, two: Config) -> float:
-        """Position of the target on the line through the bitrates of two configs, 0 and 1; NaN if none."""
+        """Position of the target between the bitrates of two configs, 0 and 1, extrapolated; NaN if none."""
         try:
             low, high = self.measure(one), self.measure(two)
         except ConfigError:

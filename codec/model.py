@@ -112,7 +112,7 @@ class Codec(nn.Module):
         return self.quantizer.encode(self.latents(audio), num_quantizers, beam)
 
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
-        """Audio `[B, C, F * hop_length]` of codes `[B, k, F]`, the first k stages, cut to `length` samples."""
+        """Audio `[B, C, F * hop_length]` of codes `[B, k, F]`, of k <= K stages, cut to `length` samples."""
         latents = self.quantizer.decode(codes)
         samples = codes.shape[2] * self.hop_length
         if length is not None and not 1 <= length <= samples:
