@@ -94,8 +94,8 @@ class Convolution(Step):
         """Convolve, and keep the samples that later outputs need."""
         if self.span == 1:
             return linear(x, self.weight, self.bias), []
-        after = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
-        x = torch.cat([*state, x, *after], 1)
+        padding = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
+        x = torch.cat([*state, x, *padding], 1)
         count = max(0, self.count(x.shape[1] - self.left))
         following = [x[:, count * self.stride :]]
         if torch.compiler.is_compiling() and self.kernel_size > WIDE:
@@ -184,8 +184,8 @@ class DepthwiseConvolution(Step):
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Convolve, and keep the samples that later outputs need."""
-        after = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
-        x = torch.cat([*state, x, *after], 1)
+        padding = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
+        x = torch.cat([*state, x, *padding], 1)
         count = max(0, x.shape[1] - self.left - self.right)
         if torch.compiler.is_compiling():  # one node of a graph instead of two per tap
             taps = self.weight.T.unsqueeze(1)

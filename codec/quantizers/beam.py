@@ -36,11 +36,11 @@ def extend(stage: Any, paths: Tensor, codes: Tensor, part: slice, beam: int) -> 
     length = part.stop - part.start
     targets = paths[:, :, part.start] if length == 1 else paths[:, :, part].mean(2)
     # The mean of several rows is coded; their deviations from it and the other rows do not change.
-    left = paths.square().sum((2, 3)) / length
+    energy = paths.square().sum((2, 3)) / length
     if hasattr(stage, "continuations"):
-        parent, code = stage.continuations(targets, left, beam)
+        parent, code = stage.continuations(targets, energy, beam)
     else:
-        parent, code = by_candidates(stage, targets, left, beam)
+        parent, code = by_candidates(stage, targets, energy, beam)
     index = torch.arange(len(paths), device=paths.device)[:, None]
     paths = paths[index, parent]
     paths[:, :, part] -= stage.lookup(code)[:, :, None]

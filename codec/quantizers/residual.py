@@ -229,8 +229,8 @@ class Residual(Quantizer):
                 count = self.stride // stride
                 stage_codes = frames[:, first : first + count]
                 present = functional.pad(torch.ones_like(stage_codes), (0, count - stage_codes.shape[1]))
-                chosen = functional.pad(stage_codes, (0, count - stage_codes.shape[1])).reshape(-1)
-                vectors = stage.lookup(chosen) * present.view(-1, 1)
+                padded_codes = functional.pad(stage_codes, (0, count - stage_codes.shape[1])).reshape(-1)
+                vectors = stage.lookup(padded_codes) * present.view(-1, 1)
                 total = spread(vectors, stride) if total is None else total + spread(vectors, stride)
             assert total is not None
             return columns(total, len(codes))
@@ -327,10 +327,10 @@ class Residual(Quantizer):
         """Yield each stage with its inputs `[N, D]` and codes `[N]` in a quantized batch."""
         residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
         for first, stage, stride in self.levels(codes.shape[1]):
-            chosen = codes[:, first : first + self.stride // stride].reshape(-1)
-            yield stage, pooled(residual, stride), chosen
+            stage_codes = codes[:, first : first + self.stride // stride].reshape(-1)
+            yield stage, pooled(residual, stride), stage_codes
             if first + self.stride // stride < codes.shape[1]:
-                vectors = spread(stage.lookup(chosen.clamp(min=0)), stride)
+                vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
                 residual = subtract(residual, vectors, own=first > 0)
 
 
