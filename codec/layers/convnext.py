@@ -32,7 +32,7 @@ class ChannelsLast(Layer):
 
     @property
     def context(self) -> Context:
-        """The frame itself."""
+        """No other frames."""
         return Context(0, 0)
 
     def stream(self) -> Step:
@@ -47,17 +47,17 @@ class ChannelsFirst(ChannelsLast):
 
 
 class FrameLayer(Layer):
-    """A layer that maps each frame `[B, F, C]` by itself."""
+    """Base class of a layer that maps each frame of `[B, F, C]` separately."""
 
     channels_last = True
 
     @property
     def context(self) -> Context:
-        """The frame itself."""
+        """No other frames."""
         return Context(0, 0)
 
     def stream(self) -> Step:
-        """A copy of the layer."""
+        """Frozen copy of the layer."""
         return Pointwise(copy.deepcopy(self).requires_grad_(False))
 
 
@@ -97,7 +97,7 @@ class Merge(Layer):
 
     @property
     def context(self) -> Context:
-        """The frames that are joined."""
+        """No frames other than those joined."""
         return Context(0, 0)
 
     def stream(self) -> Step:

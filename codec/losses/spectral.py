@@ -70,7 +70,7 @@ class MultiScaleMelLoss(nn.Module):
         check_windows(windows)
         if len(windows) != len(n_mels):
             raise ValueError(
-                f"n_mels has {len(n_mels)} entries for {len(windows)} windows: give one a window"
+                f"n_mels has {len(n_mels)} entries for {len(windows)} windows: give one per window"
             )
         self.sample_rate, self.windows, self.n_mels = sample_rate, tuple(windows), tuple(n_mels)
 

@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
         batch, frames = len(latents), latents.shape[2] // self.stride
         if isinstance(num_quantizers, Tensor) and num_quantizers.shape != (batch,):
             shape = list(num_quantizers.shape)
-            raise ValueError(f"num_quantizers must be an int, or one an example, [{batch}]; got {shape}")
+            raise ValueError(f"num_quantizers must be an int, or one per example, [{batch}]; got {shape}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (batch, frames)):
             shape = f"{mask.dtype} {list(mask.shape)}"
             raise ValueError(f"mask must be bool [B, F], here [{batch}, {frames}], got {shape}")
