@@ -1,4 +1,4 @@
-"""Several signals at once, or a part of one, with the results that each whole signal has alone."""
+"""Batches of signals, parts of signals and long signals, with the results of each full signal alone."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from codec.layers.streaming import NotStreamable
 from codec.model import Codec
 from codec.streaming import Stream
 
-PIECE_SECONDS = 10.0  # of a long signal that is in memory at a time
+PIECE_SECONDS = 10.0  # chunk of a long signal in memory
 
 
 def on_device(codec: Codec, device: str | None, environment: Mapping[str, str] = os.environ) -> Codec:
-    """The codec on a device; by default a GPU if there is one, under torchrun this process's own."""
+    """Move the codec to a device, by default to a GPU if available, under torchrun to the process's own."""
     default = f"cuda:{environment.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         return codec.to(device or default)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA
         raise ConfigError(f"--device {device or default}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 and the same algorithm every time: rounding decides between codes that are equally near.
+    """Context without TF32 and with deterministic algorithms, because rounding decides between close codes.
 
-    In inference mode; weights that are computed from others, as with weight norm, are computed once.
+    Runs in inference mode. Parametrized weights, as of weight norm, are computed once.
     """
-    before = torch.get_float32_matmul_precision()
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         with (
@@ -45,13 +45,13 @@ def exact_float32() -> Iterator[None]:
         ):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
 
 
 class WholeSignal:
-    """Codes a signal that arrives in pieces at its end, as a whole: for codecs without a streaming form.
+    """Substitute for `codec.streaming.Stream` of one signal, for codecs without a streaming form.
 
-    The interface is that of `codec.streaming.Stream` for one signal; memory grows with the signal.
+    Collects the chunks and codes the full signal at its end, so memory grows with the signal.
     """
 
     def __init__(self, codec: Codec):
@@ -80,7 +80,7 @@ class WholeSignal:
 
 
 def stream_or_whole(codec: Codec) -> Stream | WholeSignal:
-    """Stream of one signal, or its stand-in for a codec that cannot be streamed."""
+    """Stream of one signal, or `WholeSignal` for a codec without a streaming form."""
     try:
         return codec.streaming()
     except NotStreamable:
@@ -90,9 +90,9 @@ def stream_or_whole(codec: Codec) -> Stream | WholeSignal:
 def encode_batch(
     codec: Codec, signals: Sequence[Tensor], num_quantizers: int | None = None, beam: int = 1
 ) -> list[Tensor]:
-    """Codes int64 `[K, F_i]` of each signal `[C, T_i]`, the same as of that signal alone, in one batch.
+    """Codes int64 `[K, F_i]` of each signal `[C, T_i]`, in one zero-padded batch.
 
-    Shorter signals are filled up with zeros.
+    The codes are equal to those of each signal alone.
     """
     hop = codec.hop_length
     frames = [-(-signal.shape[-1] // hop) for signal in signals]
@@ -105,7 +105,7 @@ def encode_batch(
 
 
 def decoder_reach(codec: Codec) -> tuple[int | None, int | None]:
-    """Frames of codes before and after its own on which a decoded sample depends; None where unbounded."""
+    """Receptive field of a decoded sample, in frames of codes before and after its own; None if unbounded."""
     before, after = (
         None if side is None else math.ceil(side / codec.quantizer.stride)
         for side in codec.autoencoder.decoder_context
@@ -116,42 +116,47 @@ def decoder_reach(codec: Codec) -> tuple[int | None, int | None]:
 def decode_part(
     codec: Codec, read: Callable[[int, int], Tensor], n_frames: int, start: int, stop: int
 ) -> Iterator[Tensor]:
-    """Audio `[C, T]` of frames `start` to `stop` of a signal, in pieces, as cut from the whole signal's.
+    """Yield the audio of frames `start` to `stop` of a signal in chunks `[C, T]`.
 
-    `read(a, b)` gives codes `[K, b - a]`; only frames that the part depends on are asked for.
+    The audio is equal to a slice of the full signal's. `read(a, b)` returns codes `[K, b - a]` and is called
+    only for frames in the receptive field of the part.
     """
     before, after = decoder_reach(codec)
     first = 0 if before is None else max(0, start - before)
     last = n_frames if after is None else min(n_frames, stop + after)
     device = next(codec.parameters()).device
-    piece = max(1, round(PIECE_SECONDS * codec.frame_rate))
-    if last - first <= piece:
+    chunk = max(1, round(PIECE_SECONDS * codec.frame_rate))
+    if last - first <= chunk:
         with exact_float32():
             audio = codec.decode(read(first, last)[None].to(device))[0]
         yield audio[:, (start - first) * codec.hop_length : (stop - first) * codec.hop_length]
         return
-    position, begin, end = first * codec.hop_length, start * codec.hop_length, stop * codec.hop_length
+    position, first_sample, last_sample = (
+        first * codec.hop_length,
+        start * codec.hop_length,
+        stop * codec.hop_length,
+    )
     stream = stream_or_whole(codec)
-    for at in range(first, last, piece):
-        upto = min(at + piece, last)
-        with exact_float32():  # as in `encode_long`
-            audio = stream.decode(read(at, upto)[None].to(device), final=upto == last)[0]
-        yield audio[:, max(0, begin - position) : max(0, end - position)]
+    for chunk_start in range(first, last, chunk):
+        chunk_stop = min(chunk_start + chunk, last)
+        with exact_float32():  # per chunk, as in `encode_long`
+            audio = stream.decode(read(chunk_start, chunk_stop)[None].to(device), final=chunk_stop == last)[0]
+        yield audio[:, max(0, first_sample - position) : max(0, last_sample - position)]
         position += audio.shape[1]
 
 
 def encode_long(
     codec: Codec, blocks: Iterator[Tensor], num_quantizers: int | None = None, beam: int = 1
 ) -> Iterator[Tensor]:
-    """Codes `[K, F]` of a signal that comes in blocks `[C, T]`, as of the whole signal; in pieces too."""
+    """Yield codes `[K, F]` of a signal in blocks `[C, T]`; joined they equal those of the full signal."""
     device = next(codec.parameters()).device
-    piece = max(1, round(PIECE_SECONDS * codec.sample_rate))
+    chunk = max(1, round(PIECE_SECONDS * codec.sample_rate))
     stream = stream_or_whole(codec)
 
     def encode(part: Tensor, final: bool = False) -> Tensor:
-        with exact_float32():  # and not around a yield, which would take the caller along
+        with exact_float32():  # per chunk: held across `yield` it would also apply to the caller's code
             return stream.encode(part[None].to(device), final, num_quantizers, beam)[0].cpu()
 
     for block in blocks:
-        yield from map(encode, block.split(piece, dim=1))
+        yield from map(encode, block.split(chunk, dim=1))
     yield encode(torch.zeros(codec.audio_channels, 0), final=True)

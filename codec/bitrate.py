@@ -1,4 +1,4 @@
-"""Equal bitrate: give a quantizer as many stages, codes or levels as a target bitrate asks for."""
+"""Equal bitrate: fits a quantizer's number of stages, codes or levels to a target bitrate."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 from codec.config import ConfigError, build
 
-# LFQ's largest in the literature: with more codes nobody can tell from any recording how they are used.
+# Largest codebook of LFQ in the literature; no recording is long enough to measure the usage of a larger one.
 LARGEST_BITS = 18
 MOST_STAGES = 128
-NEAR = 7  # sizes by powers of two, the original and three to each side, that are tried before odd ones
+NEAR = 7  # powers of two, the original and three on each side, that are tried before other sizes
 SIZES = ("codebook_size", "codebook_sizes", "codebook_bits", "levels")
 Path = tuple[str | int, ...]
 Config = dict[str, Any]
 
 
 class Knob(NamedTuple):
-    """An option of a quantizer's config that changes its bitrate: where it lies and what it is."""
+    """Option of a quantizer's config that changes its bitrate: path, value and neighboring options."""
 
     path: Path
     value: Any
@@ -31,19 +31,19 @@ class Knob(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The option as a user types it."""
+        """Name of the option on the command line."""
         return ".".join(map(str, ("quantizer", *self.path)))
 
 
 def at_bitrate(
     model: Mapping[str, Any], kbps: float, *, tolerance: float = 0.01, unlimited: bool = False
 ) -> dict[str, Any]:
-    """The quantizer of a codec's config, changed so that the codec has `kbps` kbit/s nominally.
+    """Quantizer of a codec's config, changed to a nominal bitrate of `kbps` kbit/s.
 
-    Its own codebook size is kept if a number of stages (or groups) fits; else sizes go by powers of two, or
-    to any number if those are far, and levels by the closest product. A single stage stays one. Of several
-    branches the one with most stages changes. ConfigError when nothing is within `tolerance`, a share of the
-    target, or when the quantizer has no codes, unless `unlimited` lets such a one pass, as the ceiling of a
+    The codebook size is kept if a number of stages or groups fits. Otherwise sizes are powers of two, or any
+    number if those are too far, and levels have the closest product. A single stage stays single. Of several
+    branches, the one with most stages changes. Raises ConfigError if no candidate is within `tolerance`, a
+    share of the target, and for a quantizer without codes, unless `unlimited` accepts it as the ceiling of a
     comparison.
     """
     if not kbps > 0 or not 0 < tolerance < 1:
@@ -55,23 +55,23 @@ def at_bitrate(
         if unlimited:
             return quantizer
         raise ConfigError(
-            "this quantizer has no codes, hence no bitrate; to have it as the ceiling of the "
+            "this quantizer has no codes, hence no bitrate; to include it as the ceiling of the "
             "comparison: sweep.unlimited=true"
         )
     target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
     for candidate in itertools.chain([quantizer], Neighbours(quantizer, target, measure)):
         try:
             rate = measure(candidate)
-        except ConfigError:  # sizes that this quantizer cannot have, as groups that do not divide dim
+        except ConfigError:  # impossible sizes, such as a number of groups that does not divide dim
             continue
         if abs(rate - target) <= tolerance * target:
             return candidate
-        best = min(best, (abs(rate - target), rate, candidate), key=lambda found: found[0])
+        best = min(best, (abs(rate - target), rate, candidate), key=lambda entry: entry[0])
     raise ConfigError(unreachable(quantizer, best[2], best[1], kbps))
 
 
 def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
-    """Function that says the nominal bit/s of the codec with another quantizer, without its weights."""
+    """Function from a quantizer's config to the nominal bit/s of the codec, computed without weights."""
     with torch.device("meta"):
         parts = {key: build(node, path=key) for key, node in model.items() if key != "quantizer"}
 
@@ -83,35 +83,35 @@ def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
 
 
 class Neighbours:
-    """Configs near a quantizer's that may have the target bit/s; those that keep most of it come first."""
+    """Variants of a quantizer's config for a target in bit/s, the smallest changes first."""
 
     def __init__(self, quantizer: Config, target: float, measure: Callable[[Config], float]):
         self.quantizer, self.target, self.measure = quantizer, target, measure
         self.count = find_count(quantizer)
         self.size = find_size(quantizer, self.count)
-        # Fewer stages than strides would drop the finest scale.
+        # A number of stages below the number of strides would drop the finest scale.
         self.fewest = len((self.count and self.count.siblings.get("strides")) or [0])
 
     def __iter__(self) -> Iterator[Config]:
-        fitted = self.fit_count(self.quantizer)
-        yield fitted
+        variant = self.fit_count(self.quantizer)
+        yield variant
         if not self.size:
             return
-        # The number of stages that suits the original size best lets the size change least.
+        # The best number of stages for the original size needs the smallest change of size.
         if self.size.path[-1] == "levels":
-            yield from (found for node in self.other_counts(fitted) for found in self.fit_levels(node))
+            yield from (levels for node in self.other_counts(variant) for levels in self.fit_levels(node))
             return
-        others = sizes(self.size)
-        near = list(itertools.islice(others, NEAR))
-        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in near)
-        # Any size rather than one that makes another quantizer of it, as 20 stages of 4 codes.
-        yield from self.fit_size(fitted)
-        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in others)
-        # The number of groups that suits best need not divide the channels.
-        yield from (found for node in self.other_counts(fitted) for found in self.fit_size(node))
+        other_sizes = sizes(self.size)
+        near_sizes = list(itertools.islice(other_sizes, NEAR))
+        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in near_sizes)
+        # Other sizes before distant powers of two, which change the character: 20 stages of 4 codes.
+        yield from self.fit_size(variant)
+        yield from (self.fit_count(self.resized(self.quantizer, value)) for value in other_sizes)
+        # The best number of groups may not divide the channels.
+        yield from (levels for node in self.other_counts(variant) for levels in self.fit_size(node))
 
     def fit_count(self, node: Config) -> Config:
-        """With the number of stages whose bitrate is closest."""
+        """Variant with the number of stages of the closest bitrate."""
         if not self.count:
             return node
         steps = self.between(*(with_count(node, self.count, self.fewest + more) for more in (0, 1)))
@@ -119,7 +119,7 @@ class Neighbours:
         return with_count(node, self.count, min(max(number, self.fewest), MOST_STAGES))
 
     def other_counts(self, node: Config) -> Iterator[Config]:
-        """With up to four times as many stages, numbers near the node's first."""
+        """Variants with up to four times the number of stages, the closest numbers first."""
         if not self.count:
             return iter([node])
         number = value_at(node, self.count.path)
@@ -127,7 +127,7 @@ class Neighbours:
         return (with_count(self.quantizer, self.count, number) for number in numbers)
 
     def fit_size(self, node: Config) -> Iterator[Config]:
-        """With the codebook size, power of two or not, whose bitrate is closest."""
+        """Variant with the codebook size, of any number, of the closest bitrate."""
         if not self.size or self.size.path[-1] != "codebook_size":
             return
         bits = 8 + self.between(*(self.resized(node, 2**bits) for bits in (8, 9)))
@@ -135,21 +135,21 @@ class Neighbours:
             yield self.resized(node, round(2**bits))
 
     def fit_levels(self, node: Config) -> Iterator[Config]:
-        """With levels whose bitrate is close."""
+        """Variants with levels of close bitrates."""
         assert self.size
         digits = len(self.size.value)
         bits = digits * (2 + self.between(*(self.resized(node, [2**b] * digits) for b in (2, 3))))
         if bits >= 1:
-            found = closest_levels(min(bits, LARGEST_BITS), digits)
-            yield from (self.resized(node, levels) for levels in found)
+            candidates = closest_levels(min(bits, LARGEST_BITS), digits)
+            yield from (self.resized(node, levels) for levels in candidates)
 
     def resized(self, node: Config, value: Any) -> Config:
-        """With another size of the codebooks."""
+        """Variant with another size of the codebooks."""
         assert self.size
         return replaced(node, self.size.path, value)
 
     def between(self, one: Config, two: Config) -> float:
-        """Where the target lies between the bitrates of two configs, 0 to 1, or beyond: bits are affine."""
+        """Position of the target between the bitrates of two configs, 0 and 1, extrapolated; NaN if none."""
         try:
             low, high = self.measure(one), self.measure(two)
         except ConfigError:
@@ -158,7 +158,7 @@ class Neighbours:
 
 
 def sizes(size: Knob) -> Iterator[Any]:
-    """Other values for the size of a codebook, by powers of two, the nearest first."""
+    """Other values for the size of a codebook, scaled by powers of two, the nearest first."""
     if size.path[-1] == "codebook_bits":
         yield from outward(size.value, 1, LARGEST_BITS)
     elif size.path[-1] == "codebook_size":
@@ -171,51 +171,52 @@ def sizes(size: Knob) -> Iterator[Any]:
 
 
 def outward(center: int, low: int, high: int) -> Iterator[int]:
-    """All integers of low..high, the nearest to the center first."""
+    """Integers low..high, the nearest to the center first."""
     return iter(sorted(range(low, high + 1), key=lambda number: abs(number - center)))
 
 
 def closest_levels(bits: float, digits: int) -> Iterator[list[int]]:
-    """Levels whose product is close to `2 ** bits`: as many as there were, then any number (FSQ, §4.1).
+    """Levels with a product close to `2 ** bits`: first for `digits` dimensions, then for any number.
 
-    Levels from 5 to 9 come before others; of nearly equal products the one with most nearly as many levels.
+    Levels from 5 to 9, as in FSQ (arXiv 2309.15505, §4.1), come before others. Ties go to the number of
+    dimensions closest to `digits`.
     """
-    found: list[tuple[tuple[float, ...], list[int]]] = []
+    entries: list[tuple[tuple[float, ...], list[int]]] = []
     for low, high in itertools.combinations_with_replacement(range(2, 17), 2):
         for dimensions in range(1, math.ceil(bits) + 1):
             for number in range(dimensions if low != high else 1):
                 levels = [high] * number + [low] * (dimensions - number)
                 error = abs(sum(map(math.log2, levels)) / bits - 1)
                 odd = sum(not 5 <= level <= 9 for level in levels)
-                found.append(((max(error, 0.005), odd, abs(dimensions - digits), error), levels))
-    usual = [entry for entry in found if len(entry[1]) == digits and entry[0][1] == 0]
-    same = [entry for entry in found if len(entry[1]) == digits]
-    yield from (min(entries)[1] for entries in (usual, found, same) if entries)
+                entries.append(((max(error, 0.005), odd, abs(dimensions - digits), error), levels))
+    usual_levels = [entry for entry in entries if len(entry[1]) == digits and entry[0][1] == 0]
+    same_number = [entry for entry in entries if len(entry[1]) == digits]
+    yield from (min(group)[1] for group in (usual_levels, entries, same_number) if group)
 
 
 def find_count(node: Config) -> Knob | None:
-    """The number of stages if there are several and no sizes for each; else the number of groups."""
-    found = [knob for knob in walk(node) if isinstance(knob.value, int) and knob.value > 1]
-    stages = [knob for knob in found if knob.path[-1] == "num_quantizers"]
+    """Number of stages, if above 1 and without a size for each; otherwise the number of groups; or None."""
+    knobs = [knob for knob in walk(node) if isinstance(knob.value, int) and knob.value > 1]
+    stages = [knob for knob in knobs if knob.path[-1] == "num_quantizers"]
     if stages:
         return None if stages[0].siblings.get("codebook_sizes") else stages[0]
-    return next((knob for knob in found if knob.path[-1] == "num_groups"), None)
+    return next((knob for knob in knobs if knob.path[-1] == "num_groups"), None)
 
 
 def find_size(node: Config, count: Knob | None) -> Knob | None:
-    """The size of the codebooks, per stage where it is given so, in the branch whose stages are counted."""
+    """Size of the codebooks, per stage if the config has a list, in the branch of `count`."""
 
     def preference(knob: Knob) -> tuple[int, bool]:
         pairs = zip(knob.path, count.path if count else (), strict=False)
         shared = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
         return sum(1 for _ in shared), knob.path[-1] == "codebook_sizes"
 
-    found = [knob for knob in walk(node) if knob.path[-1] in SIZES and knob.value is not None]
-    return max(found, key=preference, default=None)
+    knobs = [knob for knob in walk(node) if knob.path[-1] in SIZES and knob.value is not None]
+    return max(knobs, key=preference, default=None)
 
 
 def walk(node: Any, path: Path = ()) -> Iterator[Knob]:
-    """Every option below a node; of a list of branches only the one with most stages."""
+    """Options below a node; of a list of branches, those of the branch with most stages."""
     if isinstance(node, list):
         stages = [branch.get("num_quantizers", 1) for branch in node]
         largest = max(range(len(node)), key=lambda index: (stages[index], index))
@@ -228,7 +229,7 @@ def walk(node: Any, path: Path = ()) -> Iterator[Knob]:
 
 
 def with_count(node: Config, count: Knob, number: int) -> Config:
-    """Copy with another number of stages or groups, and with what says something for each stage."""
+    """Copy with another number of stages or groups, and with options per stage of the same length."""
     node = replaced(node, count.path, max(number, 1))
     parent = value_at(node, count.path[:-1])
     if parent.get("strides") and count.path[-1] == "num_quantizers":
@@ -240,7 +241,7 @@ def with_count(node: Config, count: Knob, number: int) -> Config:
 
 
 def value_at(node: Any, path: Path) -> Any:
-    """What lies at a path of a nested config."""
+    """Value at a path of a nested config."""
     return functools.reduce(lambda parent, key: parent[key], path, node)
 
 
@@ -252,19 +253,19 @@ def replaced(node: Config, path: Path, value: Any) -> Config:
 
 
 def unreachable(quantizer: Config, nearest: Config, rate: float, kbps: float) -> str:
-    """What the quantizer reaches instead of the target, and what to do."""
+    """Error message with the nearest bitrate and the remedy."""
     count = find_count(quantizer)
     knobs = [knob for knob in (count, find_size(quantizer, count)) if knob]
     values = {knob.name: str(value_at(nearest, knob.path)).replace(" ", "") for knob in knobs}
-    shown = ", ".join(f"{name}={value}" for name, value in values.items())
-    single = [knob.name for knob in walk(quantizer) if knob.path[-1] == "num_quantizers" and knob.value == 1]
+    options = ", ".join(f"{name}={value}" for name, value in values.items())
+    counts = [knob.name for knob in walk(quantizer) if knob.path[-1] == "num_quantizers" and knob.value == 1]
     advice = (
-        f"give it several stages ({single[0]}=2 or more), take a residual or grouped quantizer"
-        if single and not find_count(quantizer)
+        f"give it several stages ({counts[0]}=2 or more), take a residual or grouped quantizer"
+        if counts and not find_count(quantizer)
         else "take another quantizer"
     )
     return (
         f"this quantizer cannot have {kbps:g} kbit/s; the nearest is {rate / 1000:.4g} kbit/s "
-        f"with {shown or 'what it has'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or change "
+        f"with {options or 'what it has'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or change "
         "sweep.kbps or the frame rate (autoencoder.strides)"
     )

@@ -1,4 +1,4 @@
-"""`codec-decode MODEL TOKENS -o WAVS`: tokens, or a .codec file, back to recordings of their old lengths."""
+"""`codec-decode MODEL TOKENS -o WAVS`: tokens, or a .codec file, to recordings of their original lengths."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from codec.stdio import is_pipe, spooled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
 
-MARK = "decoding.json"  # what the wavs of a folder were made from
+MARK = "decoding.json"  # codec, tokens and stages of the wavs in a folder
 
 
 def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: bool = False) -> list[Path]:
     """Decode every utterance, on the codec's device, to 16-bit wavs below `output`; returns their paths.
 
-    Wavs that are there already are kept. ConfigError when the tokens are of another codec (unless
-    `any_codec`) or `output` holds something else, FileError when another process is at work there, TokenError
-    when a file is damaged.
+    Existing wavs are kept. Raises ConfigError for tokens of another codec (unless `any_codec`) and for an
+    `output` with other contents, FileError if another process writes there, TokenError for a damaged file.
     """
     if not any_codec:
         tokens.require_codec(codec, "--any-codec decodes them")
@@ -45,44 +44,44 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
     elif codec.quantizer.num_quantizers < tokens.num_quantizers:
         raise ConfigError(f"--any-codec: this codec has only {codec.quantizer.num_quantizers} quantizers")
     begin(output, tokens, codec)
-    written = [output / name for name in wav_names(tokens)]
+    paths = [output / name for name in wav_names(tokens)]
     with only_writer(output, output / MARK):
-        for folder in {output, *(path.parent for path in written)}:
+        for folder in {output, *(path.parent for path in paths)}:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-        for i, path in enumerate(tqdm(written, desc="decoding", unit="file", delay=1.0)):
+        for i, path in enumerate(tqdm(paths, desc="decoding", unit="file", delay=1.0)):
             length = tokens.length(i)
             if is_whole(path, length):
                 continue
             tokens.verify(i)
             blocks = (piece.numpy() for piece in tokens.audio(codec, i) if piece.shape[1])
             write_wav_blocks(path, blocks, codec.sample_rate, length)
-    return written
+    return paths
 
 
 def wav_names(tokens: TokenDataset) -> list[str]:
-    """A relative path for every utterance's wav: its recording's, `.wav` added to other extensions.
+    """Unique relative path of every utterance's wav: its recording's, with `.wav` added to other extensions.
 
-    No two are the same, not even with a.wav, a.flac and a.flac.wav. TokenError for paths that lead outside.
+    Paths differ even for a.wav, a.flac and a.flac.wav. TokenError for paths that lead outside the folder.
     """
     paths = [inside(tokens.index.text("path", i)) for i in range(len(tokens))]
-    taken = {path for path in paths if path.lower().endswith(".wav")}
+    names_in_use = {path for path in paths if path.lower().endswith(".wav")}
     if len(set(paths)) != len(paths):
         raise TokenError(f"{tokens.path}: damaged: two utterances have the same path")
     names = []
     for path in paths:
         name = path
-        if path not in taken:
+        if path not in names_in_use:
             name += ".wav"
-            while name in taken:
+            while name in names_in_use:
                 name += ".wav"
-        taken.add(name)
+        names_in_use.add(name)
         names.append(mirrored(name[:-4], name[-4:]))
     return names
 
 
 def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
-    """Make the output folder, or go on in it; ConfigError when it is for other tokens or stages."""
+    """Create or resume the output folder; ConfigError for one with wavs of other tokens or stages."""
     about = {
         "codec_id": codec.codec_id(),
         "tokens": tokens.format.describe(),
@@ -101,7 +100,7 @@ def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
 
 
 def is_whole(path: Path, length: int) -> bool:
-    """Whether a wav of so many samples is there."""
+    """Test for an existing wav of `length` samples."""
     try:
         return path.is_file() and read_info(path).frames == length
     except AudioError:
@@ -109,7 +108,7 @@ def is_whole(path: Path, length: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Decode; ConfigError and DataError are for the user."""
+    """Run the command; ConfigError and DataError have a message for the user."""
     options = parse("decode", argv)
     with spooled(options.tokens) as options.tokens:
         if options.tokens.is_file():
@@ -118,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output.suffix.lower() == ".wav" or is_pipe(options.output):
         raise ConfigError(f"{options.output}: {options.tokens} becomes a folder of wavs: name a folder")
     codec = on_device(load(options.model), options.device)
-    written = decode_dataset(codec, tokens, options.output, options.any_codec)
-    print(f"{len(written)} wavs in {options.output}")
+    paths = decode_dataset(codec, tokens, options.output, options.any_codec)
+    print(f"{len(paths)} wavs in {options.output}")
     return 0
 
 
@@ -157,6 +156,10 @@ def read_array(codec: Codec, path: Path, num_quantizers: int | None) -> torch.Te
 
 def decompressed(options: argparse.Namespace) -> int:
     """Decode a `.codec` file, as codec-decompress does."""
-    given = {"--num-quantizers": options.num_quantizers, "--device": options.device, "-o": options.output}
-    named = [str(part) for item in given.items() if item[1] is not None for part in item]
-    return decompress_main([str(options.model), str(options.tokens), *named])
+    options_by_name = {
+        "--num-quantizers": options.num_quantizers,
+        "--device": options.device,
+        "-o": options.output,
+    }
+    arguments = [str(part) for item in options_by_name.items() if item[1] is not None for part in item]
+    return decompress_main([str(options.model), str(options.tokens), *arguments])

@@ -76,14 +76,14 @@ class Codec(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the autoencoder computes in; the quantizer stays float32."""
+        """Type of the autoencoder's parameters; the quantizer stays float32."""
         return next(self.autoencoder.parameters()).dtype
 
     def latents(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Encoder output `[B, D, F * stride]` of audio, padded with zeros to whole frames.
+        """Encoder output `[B, D, F * stride]` of audio `[B, C, T]`, zero-padded to whole frames.
 
-        With `lengths` `[B]`, whole frames in samples, each signal of a zero-padded batch has the latents
-        that it has alone.
+        With `lengths` `[B]`, whole frames in samples, the latents of each signal in a zero-padded batch equal
+        those of the signal alone. ValueError for audio of another type or shape.
         """
         if not isinstance(audio, Tensor) or not audio.is_floating_point():
             kind = getattr(audio, "dtype", type(audio).__name__)
@@ -102,7 +102,7 @@ class Codec(nn.Module):
         num_quantizers: int | Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Quantized]:
-        """Reconstruct `[B, C, T]`; also what the quantizer made of it, for the losses."""
+        """Reconstruction `[B, C, T]`, and the quantizer's output for the losses."""
         quantized = self.quantizer(self.latents(audio), num_quantizers, generator=generator)
         estimate = self.autoencoder.decode(quantized.latents.to(self.dtype))
         return estimate[..., : audio.shape[-1]], quantized
@@ -112,24 +112,24 @@ class Codec(nn.Module):
         return self.quantizer.encode(self.latents(audio), num_quantizers, beam)
 
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
-        """Audio `[B, C, F * hop_length]`, cut to `length` samples; codes may use any first stages."""
+        """Audio `[B, C, F * hop_length]` of codes `[B, k, F]`, of k <= K stages, cut to `length` samples."""
         latents = self.quantizer.decode(codes)
-        whole = codes.shape[2] * self.hop_length
-        if length is not None and not 1 <= length <= whole:
+        samples = codes.shape[2] * self.hop_length
+        if length is not None and not 1 <= length <= samples:
             raise ValueError(
-                f"length must be 1 to {whole} samples, as {codes.shape[2]} frames give, got {length}"
+                f"length must be 1 to {samples} samples, as {codes.shape[2]} frames give, got {length}"
             )
         return self.autoencoder.decode(latents.to(self.dtype))[..., :length]
 
     def streaming(self, batch: int = 1) -> Stream:
-        """Encode and decode `batch` signals that arrive in pieces, with the weights as they are now.
+        """Streaming encoder and decoder for `batch` signals, with a copy of the autoencoder's weights.
 
         NotStreamable, a ConfigError, for an autoencoder without a streaming form.
         """
         return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch)
 
     def codec_id(self) -> str:
-        """Hexadecimal SHA-256 of config and weights: equal for codecs whose codes mean the same audio."""
+        """Hexadecimal SHA-256 of config and weights, which identifies the meaning of codes."""
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -137,10 +137,11 @@ class Codec(nn.Module):
         return digest.hexdigest()
 
     def save(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `config.yaml` and `model.safetensors` into a directory; neither is ever half-written.
+        """Write `config.yaml` and `model.safetensors` into a directory, atomically.
 
-        `dtype` rounds floating-point weights in the file, to float16 for half its size; `load` computes in
-        float32 again. OSError that names the directory when it cannot be written; what was in it stays whole.
+        `dtype` is the type of floating-point weights in the file, such as float16 for half the size; `load`
+        converts to float32. OSError with the directory's name if it cannot be written; existing files stay
+        intact.
         """
         if self.config is None:
             raise ValueError("this codec has no config to save: make it with codec.build_codec(config)")
@@ -156,18 +157,18 @@ class Codec(nn.Module):
                 written_whole(directory / WEIGHTS_FILE, durable=True) as weights,
             ):
                 save_file(tensors, weights)
-                saved = {"model": self.config, "sha256": sha256(weights)}
-                config.write_text(yaml.dump(saved, Dumper=PlainDumper, sort_keys=False))
-                flush(config)  # both, before either takes the place of an older one
-                shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
+                content = {"model": self.config, "sha256": sha256(weights)}
+                config.write_text(yaml.dump(content, Dumper=PlainDumper, sort_keys=False))
+                flush(config)  # both files are on disk before either replaces an older one
+                shutil.copymode(config, weights)  # safetensors writes files without read access for others
         except (OSError, SafetensorError) as error:
             raise OSError(f"{directory}: the codec is NOT saved: {error}") from error
 
 
 def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
-    """Build a codec from the plain `model` part of a config; ConfigError lists what is wrong with it.
+    """Build a codec from the plain `model` part of a config; ConfigError lists all errors in it.
 
-    Untrusted configs, as they come with weights from elsewhere, may name only this package's classes.
+    Untrusted configs, such as those of downloaded weights, may name only this package's classes.
     """
     find = locate if trusted else locate_own
     validate(config, find, "model")
@@ -179,16 +180,16 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
 
 
 def load(path: str | Path) -> Codec:
-    """Codec from a run folder, a directory that `Codec.save` wrote, or a checkpoint (its averaged weights).
+    """Codec from a run folder, a directory of `Codec.save`, or a checkpoint (its averaged weights).
 
-    The name of a pretrained model of this package (`codec.pretrained`) stands for its directory.
+    `path` may also be the name of a pretrained model of this package (`codec.pretrained`).
 
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
     """
     path = require_model(path)
     if path.is_dir():
-        # A run folder holds its finished model in model/; while it trains, only checkpoints.
+        # A finished run has its model in model/, a run in progress only checkpoints.
         finished, last = path / "model", path / "checkpoints" / "last.ckpt"
         if (finished / WEIGHTS_FILE).is_file():
             config, weights = read_directory(finished)
@@ -202,33 +203,32 @@ def load(path: str | Path) -> Codec:
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path) -> Codec:
-    """Codec of an untrusted config and its weights, in eval mode; ConfigError if they differ.
+    """Codec of an untrusted config and its weights, in eval mode; ConfigError if they do not match.
 
-    The only way from a file to a model: classes are this package's own, and no more is built than there
-    are weights for.
+    The only path from a file to a model: classes are this package's own, and the weights bound its size.
     """
-    # Compared before anything is allocated: a config can ask for more memory than there is.
+    # Compared before any allocation, because a config can describe a model larger than the memory.
     expected = build_empty(config, weights).state_dict()
-    differ = {
+    mismatched = {
         name
         for name in expected.keys() | weights.keys()
         if name not in expected or name not in weights or expected[name].shape != weights[name].shape
     }
-    if differ:
-        raise ConfigError(f"{source}: {APART}: {', '.join(sorted(differ)[:5])}")
+    if mismatched:
+        raise ConfigError(f"{source}: {APART}: {', '.join(sorted(mismatched)[:5])}")
     codec = build_codec(config, trusted=False)
     codec.load_state_dict(weights)
-    ruined = [name for name, tensor in codec.state_dict().items() if not tensor.isfinite().all()]
-    if ruined:
+    names = [name for name, tensor in codec.state_dict().items() if not tensor.isfinite().all()]
+    if names:
         raise ConfigError(
-            f"{source}: NaN or infinite weights in {', '.join(ruined[:3])}: its training diverged, or "
+            f"{source}: NaN or infinite weights in {', '.join(names[:3])}: its training diverged, or "
             "the file is damaged; take an earlier checkpoint"
         )
     return codec.eval()
 
 
 def build_empty(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Codec:
-    """Codec of an untrusted config without memory for its weights; ConfigError for one far beyond those."""
+    """Codec of an untrusted config on the meta device; ConfigError for one far larger than its weights."""
     check_plain(config, largest=max(LARGEST, size_of(weights)))
     try:
         with torch.device("meta"), bounded_building(len(weights)):
@@ -241,7 +241,7 @@ def build_empty(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Cod
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and weights of a saved codec; ConfigError when a file is missing, damaged or changed."""
+    """Config and weights of a saved codec; FileNotFoundError, or ConfigError for damaged or changed files."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path}: holds no saved codec, {name} is missing")
@@ -256,19 +256,19 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
-    """All of a training checkpoint, its tensors mapped from the file; ConfigError when it is damaged."""
+    """Full training checkpoint with memory-mapped tensors; ConfigError for a damaged file."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        # torch raises whatever its parsers raise on foreign bytes, and advises to unpickle them.
+        # torch raises errors of many types on foreign bytes, and recommends to unpickle them.
         problem = "not a checkpoint of codec-train, or damaged"
         raise ConfigError(f"{path}: {problem} ({type(error).__name__}); nothing was unpickled") from error
     expected = {"model": dict, "state_dict": dict, "global_step": int}
     content = checkpoint if isinstance(checkpoint, dict) else {}
-    lacking = [name for name, kind in expected.items() if not isinstance(content.get(name), kind)]
-    if lacking or not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
-        what = ", ".join(lacking) or "only tensors in its state_dict"
-        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {what}")
+    missing = [name for name, kind in expected.items() if not isinstance(content.get(name), kind)]
+    if missing or not all(isinstance(value, Tensor) for value in content["state_dict"].values()):
+        requirement = ", ".join(missing) or "only tensors in its state_dict"
+        raise ConfigError(f"{path}: not a checkpoint of codec-train: it has no {requirement}")
     for name in ("model", "stages"):
         check_plain(content.get(name), f"{path}: {name}")
     return checkpoint
@@ -291,7 +291,7 @@ def sha256(path: Path) -> str:
 
 
 def count_parameters(codec: Codec) -> dict[str, int]:
-    """Learned numbers of each part, codebooks that moving averages teach included."""
+    """Number of learned values of each part, including codebooks learned by moving averages."""
     parts = {**dict(codec.autoencoder.named_children()), "quantizer": codec.quantizer}
     return {
         name: sum(p.numel() for p in part.parameters())

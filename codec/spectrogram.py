@@ -1,6 +1,6 @@
-"""Spectrograms in fp32, outside autocast: what discriminators see, what losses and metrics compare.
+"""Spectrograms in fp32, outside autocast, for discriminators, losses and metrics.
 
-All are laid out `[..., frames, bins]`: the Fourier transform writes bins side by side, so no copy is needed.
+All are laid out `[..., frames, bins]`, the memory order of the Fourier transform, so no copy is needed.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torchaudio.functional import melscale_fbanks
 
 
 def pad_reflect(audio: Tensor, left: int, right: int) -> Tensor:
-    """Extend `[B, C, T]` by reflection, or with zeros where T samples are too few to be reflected."""
+    """Pad `[B, C, T]` by reflection, or with zeros if T is too short for it."""
     mode = "reflect" if max(left, right) < audio.shape[-1] else "constant"
     return functional.pad(audio, (left, right), mode=mode)
 
 
 @functools.cache
 def hann_window(window: int, normalized: bool, device: torch.device) -> Tensor:
-    """Periodic Hann window of `window` samples; `normalized` to unit energy, white noise keeps its level."""
-    with torch.inference_mode(False):  # a cached inference tensor could never be used in training again
+    """Periodic Hann window of `window` samples; `normalized` to unit energy preserves the level of noise."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         samples = torch.hann_window(window, device=device)
         return samples / torch.linalg.vector_norm(samples) if normalized else samples
 
@@ -34,12 +34,12 @@ def hann_window(window: int, normalized: bool, device: torch.device) -> Tensor:
 def mel_filters(sample_rate: int, window: int, n_mels: int, slaney: bool, device: torch.device) -> Tensor:
     """Mel filterbank `[bins, at most n_mels]` from 0 Hz to `sample_rate / 2`, without the empty filters.
 
-    A filter narrower than the distance between two bins may contain none: 22 of 64 do at a window of 64
-    samples and 24 kHz. Its output would be constant, and a mean over bins would be diluted by it.
+    A filter narrower than the distance between two bins may contain no bin: 22 of 64 filters at a window of
+    64 samples and 24 kHz. Its output would be constant and dilute a mean over bins.
     """
     norm, scale = ("slaney", "slaney") if slaney else (None, "htk")
     with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it warns of the empty filters that are dropped here
+        warnings.simplefilter("ignore", UserWarning)  # torchaudio warns of the empty filters dropped here
         filters = melscale_fbanks(window // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate, norm, scale)
         return filters[:, filters.any(dim=0)].to(device)
 
@@ -57,8 +57,8 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 class FramesTransform(torch.autograd.Function):
     """Fourier transform of windowed frames: audio `[..., T]` to complex `[..., F, bins]`.
 
-    The gradient is one inverse transform of half the bins; torch's own runs through all of them, in complex
-    numbers, which costs four times the forward pass on a CPU.
+    The gradient is one inverse transform of half the bins. torch's own gradient transforms all bins, in
+    complex numbers, at four times the cost of the forward pass on a CPU.
     """
 
     @staticmethod
@@ -71,7 +71,7 @@ class FramesTransform(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Adjoint: each bin's gradient counts once, where an inverse transform doubles all but the ends."""
+        """Adjoint: each bin's gradient counts once; an inverse transform doubles all but the ends."""
         (window,) = ctx.saved_tensors
         once = torch.full_like(gradient[0, 0, 0].real, 0.5)
         once[0] = 1
@@ -101,7 +101,7 @@ def lean_stft(audio: Tensor, window: int, hop: int) -> Tensor:
 
 @functools.cache
 def mdct_basis(window: int, device: torch.device) -> Tensor:
-    """Windowed cosines of the MDCT `[window, window // 2]`: all of them, in all frames, are orthonormal."""
+    """Windowed cosines of the MDCT `[window, window // 2]`, orthonormal within and across frames."""
     bins = window // 2
     with torch.inference_mode(False):
         samples = torch.arange(window, dtype=torch.float64)[:, None] + 0.5
@@ -111,21 +111,21 @@ def mdct_basis(window: int, device: torch.device) -> Tensor:
 
 
 def mdct(audio: Tensor, window: int) -> Tensor:
-    """MDCT of padded audio `[B, C, T]`: real `[B, C, T // hop - 1, hop]`, where hop = window / 2.
+    """MDCT of padded audio `[B, C, T]`: real `[B, C, T // hop - 1, hop]` with hop = window / 2.
 
-    The orthonormal lapped transform of Princen, Johnson and Bradley (ICASSP 1987) with a sine window: as many
-    coefficients as samples, of the same energy. `window` is even.
+    Orthonormal lapped transform of Princen, Johnson and Bradley (ICASSP 1987) with a sine window: one
+    coefficient per sample, of the same energy. `window` is even.
     """
     hop = window // 2
     basis = mdct_basis(window, audio.device)
     with torch.autocast(audio.device.type, enabled=False):
         blocks = audio.float()[..., : audio.shape[-1] // hop * hop].unflatten(-1, (-1, hop))
-        # Frames overlap without copies: on a CPU faster than an FFT, there and back, up to 640 samples.
+        # Frames overlap without copies: faster on a CPU than an FFT, with gradients, up to 640 samples.
         return blocks[..., :-1, :] @ basis[:hop] + blocks[..., 1:, :] @ basis[hop:]
 
 
 def magnitude(audio: Tensor, window: int, normalized: bool = False) -> Tensor:
-    """Magnitudes of the centred STFT of hop `window / 4`: `[B, C, T]` to `[B, C, T // hop + 1, bins]`."""
+    """Magnitudes of the centered STFT of hop `window / 4`: `[B, C, T]` to `[B, C, T // hop + 1, bins]`."""
     return stft(pad_reflect(audio, window // 2, window // 2), window, window // 4, normalized).abs()
 
 
@@ -134,8 +134,8 @@ def mel(
 ) -> Tensor:
     """Mel magnitudes `[B, C, frames, at most n_mels]` of audio `[B, C, T]`; empty filters are left out.
 
-    `slaney` takes Slaney's scale and unit-area filters (librosa, DAC), else the HTK scale and unit-peak
-    filters (TensorFlow and torchaudio, hence SoundStream and EnCodec).
+    `slaney` selects Slaney's scale and unit-area filters (librosa, DAC) instead of the HTK scale and
+    unit-peak filters (TensorFlow and torchaudio, hence SoundStream and EnCodec).
     """
     filters = mel_filters(sample_rate, window, n_mels, slaney, audio.device)
     with torch.autocast(audio.device.type, enabled=False):

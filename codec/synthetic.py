@@ -1,9 +1,9 @@
-"""Speech-like and music-like audio made from nothing, so that a first run needs no download.
+"""Synthetic speech-like and music-like audio, for a first run without a download.
 
 Speech is a source–filter model: glottal pulses (Rosenberg 1971) with jitter and shimmer, and fricative
 noise, through moving formants (vowels of Peterson and Barney 1952). Music is plucked strings (Karplus
-and Strong 1983) that play chords, bass and arpeggios, over drums. Everything follows from a seed: the
-same call writes the same bytes, given the same machine and numpy.
+and Strong 1983) with chords, bass and arpeggios, and drums. All randomness comes from a seed: the same call
+writes the same bytes on the same machine and version of numpy.
 """
 
 import os
@@ -19,17 +19,17 @@ from codec.audio import write_wav
 from codec.files import FileError, folder_whole
 
 CLIP_SECONDS = 5.0
-FRAME = 0.005  # seconds; the vocal tract is set anew for each frame
+FRAME = 0.005  # seconds; period of the vocal tract's updates
 
 # First three formants (Hz) of men's vowels i ɪ ɛ æ ɑ ɔ ʊ u ʌ ɝ (Peterson and Barney 1952, table II).
 F1 = [270, 390, 530, 660, 730, 570, 440, 300, 640, 490]
 F2 = [2290, 1990, 1840, 1720, 1090, 840, 1020, 870, 1190, 1350]
 F3 = [3010, 2550, 2480, 2410, 2440, 2410, 2240, 2240, 2390, 1690]
 VOWELS = np.array([F1, F2, F3], dtype=float).T
-HIGH_FORMANTS = np.arange(3500.0, 12000.0, 1000.0)  # Hz; those of an even tube, which hardly move
+HIGH_FORMANTS = np.arange(3500.0, 12000.0, 1000.0)  # Hz; those of a uniform tube, nearly constant
 BANDWIDTHS = np.concatenate([[70.0, 100.0, 140.0], 0.07 * HIGH_FORMANTS])  # Hz
 
-# Centre (Hz), width (Hz) and level of the noise of s, ʃ, f and x.
+# Center (Hz), width (Hz) and level of the noise of s, ʃ, f and x.
 FRICATIVES = np.array([[6500, 1800, 0.5], [3300, 1200, 0.5], [5500, 4000, 0.15], [1700, 900, 0.3]])
 
 PROGRESSIONS = ((0, 4, 5, 3), (5, 3, 0, 4), (0, 5, 3, 4), (0, 3, 4, 4), (1, 4, 0, 5))  # scale degrees
@@ -41,8 +41,8 @@ def write_synthetic_folder(
 ) -> None:
     """Fill `root` with about `seconds` of audio as 5 s wavs: `music_0001.wav`, `speech_0001.wav`, …
 
-    A new folder appears with all files or not at all; files that exist stay as they are. Raises
-    `ValueError` for a duration or a rate that is not positive.
+    A new folder is created atomically; existing files are kept. Raises `ValueError` for a duration or a rate
+    that is not positive.
     """
     if not (seconds > 0 and sample_rate > 0):
         raise ValueError(f"seconds and sample_rate must be positive, got {seconds} and {sample_rate}")
@@ -61,12 +61,12 @@ def write_synthetic_folder(
     try:
         with folder_whole(target) as folder:
             fill(folder)
-    except FileError:  # there are files, or by now, of another process
+    except FileError:  # the folder exists, possibly created by another process in the meantime
         fill(target)
 
 
 def speech(seconds: float, sample_rate: int, random: Generator) -> np.ndarray:
-    """Babble of one voice, float32 `[T]`, peak below 1: syllables make words, with pauses between."""
+    """Babble of one voice, float32 `[T]`, peak below 1: words of random syllables, with pauses."""
     pitch = float(np.exp(random.uniform(np.log(85), np.log(260))))
     utterance = articulate(seconds, pitch, random)
     samples = round(seconds * sample_rate)
@@ -84,7 +84,7 @@ def speech(seconds: float, sample_rate: int, random: Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Control of the voice, one value a frame: `formants` [F, 3] and `pitch` [F] in Hz, levels 0 to 1."""
+    """Control of the voice per frame: `formants` `[F, 3]` and `pitch` `[F]` in Hz, levels `[F]` 0 to 1."""
 
     formants: np.ndarray
     pitch: np.ndarray
@@ -108,7 +108,7 @@ def draw_sounds(seconds: float, random: Generator) -> np.ndarray:
             onset = random.random()
             if onset < 0.4:
                 add(0.07, 0.15, 0, fricative, vowel)
-            elif onset < 0.7:  # a stop: its closure, then its burst
+            elif onset < 0.7:  # a stop: closure, then burst
                 add(0.03, 0.06, 0, -1, vowel)
                 add(0.008, 0.02, 0, fricative, vowel)
             add(0.08, 0.24, random.uniform(0.6, 1.0), -1, vowel)
@@ -120,11 +120,11 @@ def draw_sounds(seconds: float, random: Generator) -> np.ndarray:
 
 
 def articulate(seconds: float, pitch: float, random: Generator) -> Utterance:
-    """Draw the sounds, and the movements from one to the next; `pitch` is the voice's mean in Hz."""
+    """Draw the sounds and the transitions between them; `pitch` is the voice's mean in Hz."""
     lengths, voicing, fricative, vowel = draw_sounds(seconds, random).T
     time = np.arange(round(seconds / FRAME) + 1) * FRAME
     sound = np.minimum(np.searchsorted(np.cumsum(lengths), time, side="right"), len(lengths) - 1)
-    # A shorter vocal tract, of higher formants, goes with a higher voice.
+    # Higher voices have shorter vocal tracts, hence higher formants.
     tract = 1 + 0.18 * np.log2(pitch / 110) + random.uniform(-0.04, 0.04)
     knots = np.arange(0, seconds + 0.6, 0.3)
     melody = np.interp(time, knots, random.uniform(-3, 3, len(knots))) - 1.5 * (time % 2.5)  # semitones
@@ -139,7 +139,7 @@ def articulate(seconds: float, pitch: float, random: Generator) -> Utterance:
 
 
 def smooth(track: np.ndarray, frames: int) -> np.ndarray:
-    """Moving average of a control track over an odd number of frames, its ends held."""
+    """Moving average of a control track over an odd number of frames, with constant extrapolation."""
     padded = np.pad(track, frames // 2, mode="edge")
     return np.convolve(padded, np.full(frames, 1 / frames), mode="valid")
 
@@ -163,7 +163,7 @@ def glottal_pulses(pitch: np.ndarray, sample_rate: int, random: Generator) -> np
 def vocal_tract(voice: np.ndarray, hiss: np.ndarray, utterance: Utterance, sample_rate: int) -> np.ndarray:
     """Filter frame by frame in the frequency domain: `voice` by the formants, `hiss` by the fricative."""
     hop = round(sample_rate * FRAME)
-    window = 0.5 * np.hanning(4 * hop + 1)[:-1]  # four overlap, and sum to 1
+    window = 0.5 * np.hanning(4 * hop + 1)[:-1]  # four windows overlap, with sum 1
     frequency = np.fft.rfftfreq(8 * hop, 1 / sample_rate)
     frames = len(utterance.pitch)
 
@@ -176,8 +176,8 @@ def vocal_tract(voice: np.ndarray, hiss: np.ndarray, utterance: Utterance, sampl
     spectrum = spectra(voice)
     for formant, bandwidth in zip(formants.T[:, :, None], BANDWIDTHS, strict=True):
         spectrum *= formant**2 / (formant**2 - frequency**2 + 1j * bandwidth * frequency)
-    centre, width, level = FRICATIVES.T[:, :, None]
-    noise = level * np.exp(-0.5 * ((frequency - centre) / width) ** 2)
+    center, width, level = FRICATIVES.T[:, :, None]
+    noise = level * np.exp(-0.5 * ((frequency - center) / width) ** 2)
     spectrum += noise[utterance.fricative] * spectra(hiss)
     blocks = np.fft.irfft(spectrum, 8 * hop).reshape(frames, 8, hop)
     audio = np.zeros((frames + 8, hop))
@@ -187,7 +187,7 @@ def vocal_tract(voice: np.ndarray, hiss: np.ndarray, utterance: Utterance, sampl
 
 
 def music(seconds: float, sample_rate: int, random: Generator) -> np.ndarray:
-    """A few bars of plucked strings, mostly with drums, float32 `[T]`, peak below 1."""
+    """Bars of plucked strings, mostly with drums, float32 `[T]`, peak below 1."""
     audio = np.zeros(round(seconds * sample_rate))
     beat = 60 / random.uniform(80, 140)  # seconds
     tonic = int(random.integers(40, 52))  # MIDI note
@@ -219,7 +219,7 @@ def music(seconds: float, sample_rate: int, random: Generator) -> np.ndarray:
 
 
 def mix(audio: np.ndarray, sound: np.ndarray, start: float) -> None:
-    """Add a sound to `audio` from sample `start`; what lies beyond the end is dropped."""
+    """Add a sound to `audio` from sample `start`, cut at the end of `audio`."""
     room = audio[round(start) :]
     room[: len(sound)] += sound[: len(room)]
 
@@ -227,8 +227,8 @@ def mix(audio: np.ndarray, sound: np.ndarray, start: float) -> None:
 def pluck(
     frequency: float, seconds: float, sample_rate: int, brightness: float, random: Generator
 ) -> np.ndarray:
-    """A plucked string `[T]` (Karplus and Strong 1983): noise that circles in a delay line and a low-pass."""
-    # Their "decay stretching": short strings lose less each time round, or high notes would be clicks.
+    """Plucked string `[T]` (Karplus and Strong 1983): noise in a loop of a delay line and a low-pass."""
+    # Their "decay stretching": without a smaller loss per period of short strings high notes would be clicks.
     blend = float(np.clip(sample_rate / frequency / 600, 0.05, 0.5))
     period = int(sample_rate / frequency - blend)
     rounds = int(seconds * sample_rate / period) + 2
@@ -236,10 +236,10 @@ def pluck(
     noise = random.uniform(-1, 1, period)
     string[0] = brightness * noise + (1 - brightness) * smooth(noise, 9)
     for turn in range(1, rounds):
-        before = string[turn - 1]
-        string[turn, 1:] = (1 - blend) * before[1:] + blend * before[:-1]
-        string[turn, 0] = (1 - blend) * before[0] + blend * string[max(turn - 2, 0), -1]
-    # The period is a whole number: read the string a little slower to be in tune.
+        previous = string[turn - 1]
+        string[turn, 1:] = (1 - blend) * previous[1:] + blend * previous[:-1]
+        string[turn, 0] = (1 - blend) * previous[0] + blend * string[max(turn - 2, 0), -1]
+    # The period is a whole number: resampling corrects the pitch.
     speed = frequency * (period + blend) / sample_rate
     time = np.arange(round(seconds * sample_rate))
     sound = np.interp(time * speed, np.arange(string.size), string.ravel())
@@ -247,7 +247,7 @@ def pluck(
 
 
 def drum_sounds(eighth: int, sample_rate: int, random: Generator) -> list[np.ndarray]:
-    """What sounds at one of a bar's eighths: hi-hat always, kick on 1 and 3, snare on 2 and 4."""
+    """Sounds at one eighth of a bar: hi-hat on every eighth, kick on 1 and 3, snare on 2 and 4."""
     time = np.arange(round(0.25 * sample_rate)) / sample_rate
     noise = random.standard_normal(len(time))
     sounds = [0.12 * np.diff(noise, prepend=0.0) * np.exp(-time / 0.025)]

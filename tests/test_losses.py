@@ -90,7 +90,7 @@ def test_reductions_are_mean_and_sum(make):
 
 
 def test_no_judgements_are_an_error_not_nan():
-    with pytest.raises(ValueError, match="nothing was judged"):
+    with pytest.raises(ValueError, match="needs a discriminator"):
         Hinge().discriminator([], [])
 
 

@@ -1,4 +1,4 @@
-"""The contract of an autoencoder, and the autoencoder made of layers."""
+"""Base class of autoencoders, and the autoencoder made of layers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from codec.layers.streaming import NotStreamable, Step
 class Autoencoder(nn.Module):
     """Audio `[B, C, T]` to latents `[B, D, F]` and back, `F = T / hop_length`.
 
-    A subclass sets the three sizes and implements `encode` and `decode`. The other methods describe the
-    network to batching, streaming, partial decoding and exports. Their defaults hold for any network: its
-    context is unbounded, ragged batches are encoded one by one, streaming is refused.
+    A subclass sets the three sizes and implements `encode` and `decode`. The other methods are for batching,
+    streaming, partial decoding and exports. Their defaults are safe for any network: an unbounded context,
+    ragged batches encoded one by one, no streaming form.
     """
 
     audio_channels: int
@@ -33,9 +33,9 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def encode_ragged(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """Latents `[B, D, F]` of zero-padded signals, each as that signal alone has.
+        """Latents `[B, D, F]` of zero-padded signals, equal to those of each signal alone.
 
-        `lengths` `[B]`, in samples, are multiples of `hop_length`. Latents beyond a length are arbitrary.
+        `lengths` `[B]`, in samples, are multiples of `hop_length`. Latents beyond a length are undefined.
         """
         frames = audio.shape[-1] // self.hop_length
         alone = [
@@ -46,34 +46,34 @@ class Autoencoder(nn.Module):
 
     @property
     def encoder_context(self) -> Context:
-        """Samples before and after its own hop on which a latent depends; None where unbounded."""
+        """Receptive field of a latent, in samples before and after its own hop; None if unbounded."""
         return UNBOUNDED
 
     @property
     def decoder_context(self) -> Context:
-        """Latents before and after its own on which a sample depends; None where unbounded."""
+        """Receptive field of a sample, in latents before and after its own; None if unbounded."""
         return UNBOUNDED
 
     def streaming_encoder(self) -> Step:
-        """Streaming form of `encode` on `[B, T, C]`; NotStreamable where there is none."""
+        """Streaming form of `encode` on `[B, T, C]`; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
     def streaming_decoder(self) -> Step:
-        """Streaming form of `decode` on `[B, F, D]`; NotStreamable where there is none."""
+        """Streaming form of `decode` on `[B, F, D]`; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
     def export_form(self) -> Self:
-        """Replace parts, in place, by forms that graphs hold well; called on a frozen copy."""
+        """Replace modules in place by equivalents for exported graphs; called on a frozen copy."""
         return self
 
     def compile_networks(self) -> None:
-        """Compile the networks, in place."""
+        """Compile the networks in place."""
         for network in self.children():
             network.compile()
 
 
 class LayeredAutoencoder(Autoencoder):
-    """An autoencoder of two sequences of layers: it can do what each of its layers can.
+    """Autoencoder of two sequences of layers; contexts, streaming and exports follow from the layers.
 
     A subclass sets `encoder`, from `[B, C, T]` to `[B, D, F]`, and `decoder` back.
     """
@@ -90,7 +90,7 @@ class LayeredAutoencoder(Autoencoder):
         return self.decoder(latents)
 
     def encode_ragged(self, audio: Tensor, lengths: Tensor) -> Tensor:
-        """Latents of zero-padded signals in one batch, layers that look ahead masked."""
+        """Latents `[B, D, F]` of zero-padded signals in one batch, with masked non-causal layers."""
         if self.encoder_context.after is None:
             return super().encode_ragged(audio, lengths)
         with zeros_beyond(self.encoder, lengths, audio.shape[-1]):
@@ -98,12 +98,12 @@ class LayeredAutoencoder(Autoencoder):
 
     @property
     def encoder_context(self) -> Context:
-        """Samples before and after its own hop on which a latent depends; None where unbounded."""
+        """Receptive field of a latent, in samples before and after its own hop; None if unbounded."""
         return context_of(self.encoder)
 
     @property
     def decoder_context(self) -> Context:
-        """Latents before and after its own on which a sample depends; None where unbounded."""
+        """Receptive field of a sample, in latents before and after its own; None if unbounded."""
         return context_of(self.decoder)
 
     def streaming_encoder(self) -> Step:
@@ -115,7 +115,7 @@ class LayeredAutoencoder(Autoencoder):
         return stream_of(self.decoder)
 
     def export_form(self) -> Self:
-        """Replace layers, in place, by their forms for graphs."""
+        """Replace layers in place by their `exported` forms."""
         for parent in list(self.modules()):
             for name, layer in list(parent.named_children()):
                 if isinstance(layer, Layer):
@@ -125,6 +125,6 @@ class LayeredAutoencoder(Autoencoder):
 
 def require_positive(**sizes: int) -> None:
     """Raise a ValueError that names every size below 1."""
-    wrong = [f"{name} must be at least 1, got {value}" for name, value in sizes.items() if value < 1]
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    problems = [f"{name} must be at least 1, got {value}" for name, value in sizes.items() if value < 1]
+    if problems:
+        raise ValueError("; ".join(problems))

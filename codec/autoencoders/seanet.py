@@ -1,4 +1,4 @@
-"""SEANet: the convolutional encoder–decoder that SoundStream, EnCodec and DAC are variants of."""
+"""SEANet: the convolutional encoder–decoder of SoundStream, EnCodec and DAC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from codec.layers.streaming import Skip, Step
 
 
 class ResidualUnit(Layer):
-    """Dilated convolution, then a pointwise one, around a skip; keeps `[B, C, T]`."""
+    """Residual unit `[B, C, T] -> [B, C, T]`: a dilated and a pointwise convolution beside a skip."""
 
     def __init__(
         self,
@@ -41,18 +41,19 @@ class ResidualUnit(Layer):
 
     @property
     def context(self) -> Context:
-        """Context of the block; the skip has none."""
+        """Receptive field of the block; the skip is pointwise."""
         return context_of(self.block)
 
     def stream(self) -> Step:
-        """The block's streaming form beside a delay line for the skip."""
+        """Streaming form of the block, with a delay line for the skip."""
         return Skip(stream_of(self.block), stream_of(self.skip))
 
 
 class ResidualUnits(nn.Sequential):
-    """The residual units of one encoder or decoder block, one per dilation.
+    """Residual units `[B, C, T] -> [B, C, T]` of one encoder or decoder block, one per dilation.
 
-    The defaults give SoundStream's Table I parameter counts: kernel 7, half the channels inside.
+    The defaults, kernel 7 and half the channels inside, give the parameter counts of SoundStream's Table I
+    (arXiv 2107.03312).
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class ResidualUnits(nn.Sequential):
 class SEANet(LayeredAutoencoder):
     """Encoder `[B, C, T] -> [B, D, F]` and decoder back; `F = T / hop_length`.
 
-    SoundStream (arXiv 2107.03312, Fig. 3); EnCodec (2210.13438, §3.1) and DAC (2306.06546) differ in the
-    arguments only. Channels double at every down-sampling from `encoder_channels`; the decoder mirrors this
-    down to `decoder_channels`. `bounded` ends the decoder with a tanh. Raises ValueError for sizes below 1.
+    SoundStream (arXiv 2107.03312, Fig. 3). EnCodec (2210.13438, §3.1) and DAC (2306.06546) differ in the
+    arguments only. Starting from `encoder_channels`, every downsampling doubles the channels. The decoder is
+    the mirror image and ends with `decoder_channels`. `bounded` adds a tanh to the decoder. Raises ValueError
+    for sizes below 1.
     """
 
     def __init__(

@@ -15,10 +15,11 @@ from codec.layers.fourier import InverseSTFT, STFTFeatures
 class Vocos(LayeredAutoencoder):
     """Encoder `[B, C, T] -> [B, D, F]` and decoder back on STFT frames, without convolutions at audio rate.
 
-    Vocos (arXiv 2306.00814) as an autoencoder, as in VoCodec (2601.13055): `blocks` on `channels[0]` at a
-    frame every `hop` samples, then for each of `strides` frames are merged and more blocks follow; the
-    decoder mirrors this. Codes are coarser than frames, as in ESC (2404.19441) and APCodec (2402.10533).
-    Raises ValueError for sizes below 1, windows that `hop` does not divide, and lists of other lengths.
+    Vocos (arXiv 2306.00814) as an autoencoder, as in VoCodec (2601.13055). The encoder has `blocks` of
+    `channels[0]` on one frame per `hop` samples, then merges frames and adds further blocks for each of
+    `strides`. The decoder is its mirror image. Latents have a lower rate than frames, as in ESC (2404.19441)
+    and APCodec (2402.10533). Raises ValueError for sizes below 1, windows that `hop` does not divide, and
+    lists of different lengths.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a discriminator is: views of the audio, one convolutional body a view, one judgement a body."""
+"""Base class of discriminators: views of the audio, and one convolutional body per view."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor, nn
 
 
 class Judgement(NamedTuple):
-    """What one sub-discriminator says: `logits` (any shape, batch first) and the feature maps before them."""
+    """Output of one sub-discriminator: `logits` (any shape, batch first) and the feature maps before them."""
 
     logits: Tensor
     features: list[Tensor]
 
 
 class Discriminator(nn.Module):
-    """Judges audio `[B, C, T]`, T >= 1 samples: one `Judgement` per sub-discriminator.
+    """Maps audio `[B, C, T]`, T >= 1 samples, to one `Judgement` per sub-discriminator.
 
-    A subclass fills `bodies` and defines `views`. Views are real tensors in fp32 without parameters (no
-    complex numbers: they break half precision and torch.compile); bodies are convolutions alone, which may
-    run under autocast. `compile()` therefore compiles the bodies and leaves the STFTs as they are.
+    A subclass fills `bodies` and defines `views`. Views are real fp32 tensors, computed without parameters:
+    complex numbers break half precision and torch.compile. Bodies are convolutions, which may run under
+    autocast. `compile()` therefore compiles the bodies and not the STFTs.
     """
 
     bodies: nn.ModuleList
 
     def views(self, audio: Tensor) -> Iterable[Tensor]:
-        """What each body looks at, one tensor a body."""
+        """Input of each body, in order."""
         raise NotImplementedError
 
     def forward(self, audio: Tensor) -> list[Judgement]:
-        """Judge audio `[B, C, T]`."""
+        """Logits and feature maps of audio `[B, C, T]`, one `Judgement` per body."""
         return [body(view) for body, view in zip(self.bodies, self.views(audio), strict=True)]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
 
 
 class ConvStack(nn.Module):
-    """Layers in a row, each output a feature map, then a head that gives the logits."""
+    """Sequence of layers, whose outputs are the feature maps, and a head for the logits."""
 
     def __init__(self, layers: Sequence[nn.Module], head: nn.Module):
         super().__init__()
@@ -48,7 +48,7 @@ class ConvStack(nn.Module):
         self.head = head
 
     def forward(self, view: Tensor) -> Judgement:
-        """Judge one view `[B, C, ...]`."""
+        """Logits and feature maps of one view `[B, C, ...]`."""
         features = []
         for layer in self.layers:
             view = layer(view)
@@ -57,7 +57,7 @@ class ConvStack(nn.Module):
 
 
 def activated(conv: nn.Module, slope: float) -> nn.Sequential:
-    """A convolution and its leaky ReLU, in place: features are taken after it, so nothing else is kept."""
+    """Convolution with an in-place leaky ReLU; feature maps are taken after it, so one tensor is stored."""
     return nn.Sequential(conv, nn.LeakyReLU(slope, inplace=True))
 
 

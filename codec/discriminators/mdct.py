@@ -16,14 +16,15 @@ STRIDES = ((2, 2), (1, 2), (2, 2), (1, 2), (2, 2))
 
 
 class MultiResolutionMDCTDiscriminator(Discriminator):
-    """Strided 2-D convolutions on the MDCT of several windows (samples): as many numbers as samples in each.
+    """Strided 2-D convolutions on the MDCT of audio `[B, C, T]` at several windows (samples).
 
-    MDCTCodec's: real signed spectra of three resolutions and their sub-discriminators. Layers, 64 channels,
+    MDCTCodec uses real, signed spectra at three resolutions, one sub-discriminator each. Layers, 64 channels,
     slope, weight norm, sine window and scale are those of its authors' release for 16 kHz (CFMDCTCodec,
-    arXiv:2605.26812); the layers are also those of Vocos on magnitudes (arXiv:2306.00814). Ours: several
-    audio channels, reflected ends, two bins are never halved, and `floor`, the level (white noise's) above
-    which coefficients are compressed to signed logarithms; without it they stay linear, as published.
-    0.200 M parameters a window with 64 channels. Logits are `[B, 1, frames / 8, bins / 32]`, rounded up.
+    arXiv:2605.26812). Vocos has the same layers on magnitudes (arXiv:2306.00814). This implementation adds
+    several audio channels, reflected ends and no stride at two bins or fewer. It also adds `floor`, a level
+    of white noise: coefficients above it are compressed to signed logarithms; None keeps them linear, as
+    published. 0.200 M parameters per window with 64 channels. Logits are `[B, 1, frames / 8, bins / 32]`,
+    rounded up.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class MultiResolutionMDCTDiscriminator(Discriminator):
             spectrum = mdct(pad_reflect(audio, hop // 2, hop // 2 + missing), window)
             if self.floor is not None:
                 spectrum = (spectrum / self.floor).asinh()
-            # `contiguous` would leave one channel as it is, and convolutions take that for channels first.
+            # `contiguous` would not change one channel, which convolutions then treat as channels first.
             yield spectrum.clone(memory_format=torch.channels_last)
 
 
@@ -58,7 +59,7 @@ def mdct_stack(in_channels: int, bins: int, channels: int, slope: float) -> Conv
     """Five strided convolutions and the head."""
     layers = []
     for kernel, (time_stride, stride) in zip(KERNELS, STRIDES, strict=True):
-        # With one output a row, strided bf16 convolutions are wrong on CPUs with AMX (pytorch#169688).
+        # Strided bf16 convolutions with one output per row are wrong on CPUs with AMX (pytorch#169688).
         stride = stride if bins > 2 else 1
         bins = -(-bins // stride)
         padding = kernel[0] // 2, kernel[1] // 2

@@ -13,10 +13,10 @@ QUIETEST_PEAK = 1e-4  # -80 dBFS; DAC divides silence by 1e-9, which scales its 
 
 
 class Discriminators(Discriminator):
-    """Joins discriminators: the list of all their judgements; without any, the empty list.
+    """Joins discriminators of audio `[B, C, T]`: the list of all their judgements, empty without any.
 
-    `normalize` removes the DC of every channel and scales each example to a peak of 0.8, as DAC's release
-    does: judgements then do not depend on loudness.
+    `normalize` removes the DC of every channel and scales each example to a peak of 0.8, as in DAC's release
+    (arXiv:2306.06546), so that the logits do not depend on loudness.
     """
 
     def __init__(self, discriminators: Sequence[nn.Module], normalize: bool = False):
@@ -25,7 +25,7 @@ class Discriminators(Discriminator):
         self.normalize = normalize
 
     def forward(self, audio: Tensor) -> list[Judgement]:
-        """Judge audio `[B, C, T]`."""
+        """Judgements of all discriminators on audio `[B, C, T]`."""
         if self.normalize:
             audio = normalize_peak(audio.float())
         return [judgement for discriminator in self.bodies for judgement in discriminator(audio)]

@@ -13,9 +13,10 @@ from codec.spectrogram import pad_reflect
 
 
 class MultiPeriodDiscriminator(Discriminator):
-    """Folds audio into rows of `period` samples and convolves along the columns: every p-th sample apart.
+    """Folds audio `[B, C, T]` into rows of `period` samples and convolves along the columns.
 
-    Logits and features are `[B, C', rows', period]`. With 1024 channels 8.22 M parameters a period.
+    HiFi-GAN's discriminator (arXiv:2010.05646, §2.3). Logits and features are `[B, C', rows', period]`.
+    8.22 M parameters per period with 1024 channels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Multi-scale waveform discriminator (MSD) of MelGAN, arXiv:1910.06711; SoundStream takes it as it is."""
+"""Multi-scale waveform discriminator (MSD) of MelGAN, arXiv:1910.06711, used unchanged by SoundStream."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from codec.discriminators.base import ConvStack, Discriminator, activated
 
 
 class MultiScaleDiscriminator(Discriminator):
-    """One stack of grouped strided convolutions on the waveform at each of the rates 1, 1/2, 1/4, ...
+    """Grouped strided convolutions on audio `[B, C, T]` at the rates 1, 1/2, 1/4, ... (arXiv:1910.06711).
 
-    Logits are `[B, 1, T / (2**scale * 256)]`. 5.638 M parameters a scale, plus 3409 weight-norm scales.
+    Logits are `[B, 1, T / (2**scale * 256)]`. 5.638 M parameters per scale, plus 3409 weight-norm scales.
     """
 
     def __init__(self, scales: int = 3, audio_channels: int = 1, weight_norm: bool = True):
@@ -24,8 +24,8 @@ class MultiScaleDiscriminator(Discriminator):
         self.bodies = nn.ModuleList(waveform_stack(audio_channels, weight_norm) for _ in range(scales))
 
     def views(self, audio: Tensor) -> Iterable[Tensor]:
-        """Audio at the full rate, then halved again and again by average pooling."""
-        # each pooling needs two samples
+        """Audio `[B, C, T]` at the full rate, then repeatedly halved by average pooling."""
+        # Each pooling needs at least two samples.
         audio = functional.pad(audio, (0, max(0, 2 ** (len(self.bodies) - 1) - audio.shape[-1])))
         yield audio
         for _ in self.bodies[1:]:
@@ -34,7 +34,7 @@ class MultiScaleDiscriminator(Discriminator):
 
 
 def waveform_stack(in_channels: int, weight_norm: bool) -> ConvStack:
-    """MelGAN's values: k15, four grouped k41 of stride 4 (four input channels a group), k5, head k3."""
+    """MelGAN's layers: k15, four grouped k41 of stride 4 (four input channels per group), k5, head k3."""
 
     def conv(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Module:
         layer = nn.Conv1d(before, after, kernel, stride, kernel // 2, groups=groups)

@@ -1,4 +1,4 @@
-"""Discriminator on log-magnitude spectrograms with bins as channels: its convolutions are matrix products."""
+"""Discriminator on log-magnitude spectrograms with bins as channels, convolved by matrix products."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STRIDES = (2, 2, 1)
 
 
 class SpectrogramDiscriminator(Discriminator):
-    """Convolves the frames of spectrograms of several windows (samples) with all their bins at once.
+    """Convolutions over the frames of spectrograms of audio `[B, C, T]` at several windows (samples).
 
-    No paper's. It looks at what UnivNet's discriminator does, magnitudes at several resolutions
-    (arXiv:2106.07889 §2.2), but in logarithms, and not as pictures: position in frequency is the channel, so
-    few wide layers are enough, and they run at a CPU's full speed. It hears no phase. Magnitudes below
-    `floor`, a level of white noise, stay linear, which bounds gradients.
-    Hop = window / 4. Logits are `[B, 1, 1, frames / 4]`, rounded up.
+    The inputs are those of UnivNet's discriminator, magnitudes at several resolutions (arXiv:2106.07889,
+    §2.2), as logarithms. The architecture is from no paper: bins are channels, not a second spatial axis, so
+    a few wide layers are enough and run at a CPU's full speed. Logits do not depend on phase. Magnitudes
+    below `floor`, a level of white noise, stay linear, which bounds gradients. Hop = window / 4. Logits are
+    `[B, 1, 1, frames / 4]`, rounded up.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class SpectrogramDiscriminator(Discriminator):
     def views(self, audio: Tensor) -> Iterable[Tensor]:
         """Log magnitudes `[B, C * bins, 1, frames]` per window, channels last; silence is zero."""
         for window in self.windows:
-            # With one output a row, strided bf16 convolutions are wrong on CPUs with AMX (pytorch#169688).
+            # Strided bf16 convolutions with one output per row are wrong on CPUs with AMX (pytorch#169688).
             longer = pad_reflect(audio, 0, max(0, window - audio.shape[-1]))
             levels = (magnitude(longer, window, normalized=True) / self.floor).log1p()
             yield levels.transpose(1, 2).flatten(2).transpose(1, 2).unsqueeze(2)
 
 
 def frame_stack(in_channels: int, channels: int, slope: float) -> ConvStack:
-    """Convolutions over three frames, strided first, and the head."""
+    """Convolutions over three frames, the first two strided, and the head."""
     widths = [in_channels] + len(STRIDES) * [channels]
 
     def conv(before: int, after: int, stride: int = 1) -> nn.Module:
-        # Conv1d would bring channels first before each layer, which takes 15 % longer.
+        # Conv1d would transpose to channels first before each layer, which takes 15 % longer.
         return weight_norm(nn.Conv2d(before, after, (1, 3), (1, stride), (0, 1)))
 
     layers = [

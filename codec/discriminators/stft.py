@@ -1,6 +1,6 @@
 """Discriminators on the complex STFT: SoundStream's residual, EnCodec's multi-scale, DAC's multi-band one.
 
-Both see `[B, 2 * C, frames, bins]`: the real and imaginary part of each audio channel, hop = window / 4.
+Inputs are `[B, 2 * C, frames, bins]`: the real and imaginary part of each audio channel, hop = window / 4.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ SLOPE = 0.2
 def spectrum(audio: Tensor, window: int, normalized: bool, frames_multiple: int = 1) -> Tensor:
     """Real view `[B, 2 * C, frames, window // 2 + 1]` of the STFT of audio `[B, C, T]`.
 
-    `frames = T / hop` rounded up to `frames_multiple`; each is centred on its hop, the ends are reflected.
+    `frames = T / hop`, rounded up to `frames_multiple`. Each frame is centered on its hop; the ends are
+    reflected.
     """
     hop = window // 4
     missing = -audio.shape[-1] % (hop * frames_multiple)
     overlap = (window - hop) // 2
     audio = pad_reflect(audio, overlap, overlap + missing)
     view = torch.view_as_real(stft(audio, window, hop, normalized)).movedim(-1, 2).flatten(1, 2)
-    # Few channels are convolved up to twice as fast if they come last in memory, as those of mono do anyway.
+    # Convolutions of few channels are up to twice as fast with channels last, the layout of mono anyway.
     return view.contiguous(memory_format=torch.channels_last)
 
 
 class MultiScaleSTFTDiscriminator(Discriminator):
-    """Small 2-D convolutions on STFTs of several windows (samples), with weights of its own for each band.
+    """Small 2-D convolutions on STFTs of audio `[B, C, T]` at several windows (samples), separate per band.
 
     EnCodec (arXiv:2210.13438): one band, time dilations 1, 2, 4, unit-energy windows; 0.472 M parameters
-    with five windows. The paper prints kernels 3 x 8, its release and its size say 3 x 9.
-    DAC (arXiv:2306.06546): five bands, no dilation, plain STFT; 0.471 M parameters a window.
+    with five windows. The paper prints kernels 3 x 8; its release and its parameter count have 3 x 9.
+    DAC (arXiv:2306.06546): five bands, no dilation, plain STFT; 0.471 M parameters per window.
     `bands` are edges as shares of the Nyquist frequency. Logits are `[B, 1, frames, bins / 8]`.
     """
 
@@ -75,7 +76,7 @@ class MultiScaleSTFTDiscriminator(Discriminator):
 
 
 class BandStack(nn.Module):
-    """Layers of its own for each band of bins; one head over the bands put side by side again."""
+    """Separate layers for each band of bins, and one head over the concatenated bands."""
 
     def __init__(
         self, edges: Sequence[int], audio_channels: int, channels: int, dilations: Sequence[int], slope: float
@@ -91,15 +92,15 @@ class BandStack(nn.Module):
         self.head = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
     def forward(self, view: Tensor) -> Judgement:
-        """Judge a spectrum `[B, 2 * C, frames, bins]`."""
+        """Logits and feature maps of a spectrum `[B, 2 * C, frames, bins]`."""
         slices = (view[..., low:high] for low, high in pairwise(self.edges))
-        judged = [band(part) for band, part in zip(self.bands, slices, strict=True)]
-        features = [feature for band in judged for feature in band.features]
-        return Judgement(self.head(torch.cat([band.logits for band in judged], dim=-1)), features)
+        judgements = [band(part) for band, part in zip(self.bands, slices, strict=True)]
+        features = [feature for band in judgements for feature in band.features]
+        return Judgement(self.head(torch.cat([band.logits for band in judgements], dim=-1)), features)
 
 
 def band_layers(in_channels: int, channels: int, dilations: Sequence[int], slope: float) -> list[nn.Module]:
-    """A 3 x 9 convolution, one of frequency stride 2 for each time dilation, and a 3 x 3 one."""
+    """One 3 x 9 convolution, one of frequency stride 2 per time dilation, and one 3 x 3."""
     convs = [nn.Conv2d(in_channels, channels, (3, 9), padding=(1, 4))]
     for dilation in dilations:
         convs.append(nn.Conv2d(channels, channels, (3, 9), (1, 2), (dilation, 4), (dilation, 1)))
@@ -108,12 +109,13 @@ def band_layers(in_channels: int, channels: int, dilations: Sequence[int], slope
 
 
 class ComplexSTFTDiscriminator(Discriminator):
-    """SoundStream's STFT discriminator (arXiv:2107.03312): residual blocks on one STFT.
+    """SoundStream's STFT discriminator (arXiv:2107.03312): residual blocks on one STFT of audio `[B, C, T]`.
 
-    Six blocks with strides (1, 2), (2, 2), ... lead from `[T / hop, window / 2]` to `[T / (8 * hop), 8]`, and
-    the head joins the 8 bins: logits are `[B, 1, T / (8 * hop), 1]`. 5.55 M parameters with 32 channels.
-    `norm` is "none" as printed, "layer", which EnCodec's authors needed to keep it stable (arXiv:2210.13438
-    A.1), or "weight". The paper names no activation: leaky ReLU as in its waveform discriminators.
+    Six blocks with strides (1, 2), (2, 2), ... reduce `[T / hop, window / 2]` to `[T / (8 * hop), 8]`. The
+    head joins the 8 bins: logits are `[B, 1, T / (8 * hop), 1]`. 5.55 M parameters with 32 channels.
+    `norm` is "none" as printed, "weight", or "layer", which EnCodec's authors needed for stability
+    (arXiv:2210.13438, A.1). The activation, which the paper omits, is the leaky ReLU of its waveform
+    discriminators.
     """
 
     def __init__(self, window: int = 1024, channels: int = 32, norm: Norm = "none", audio_channels: int = 1):
@@ -136,12 +138,12 @@ class ComplexSTFTDiscriminator(Discriminator):
         self.bodies = nn.ModuleList([ConvStack([activated(first, SLOPE), *blocks], head)])
 
     def views(self, audio: Tensor) -> Iterable[Tensor]:
-        """The spectrum without its Nyquist bin, so that every stride divides it: the paper's F = W / 2."""
+        """Spectrum without its Nyquist bin, the paper's F = W / 2, which every stride divides."""
         yield spectrum(audio, self.window, normalized=True, frames_multiple=8)[..., :-1]
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions 3 x 3 and (time_stride + 2) x 4 beside a strided 1 x 1 shortcut; halves the bins."""
+    """Convolutions 3 x 3 and (time_stride + 2) x 4 with a strided 1 x 1 shortcut; halves the bins."""
 
     def __init__(self, channels: int, out_channels: int, time_stride: int, norm: Norm):
         super().__init__()
@@ -159,7 +161,7 @@ class ResidualBlock(nn.Module):
 
 
 def normed(conv: nn.Conv2d, norm: Norm) -> nn.Module:
-    """The convolution with weight normalisation, with layer normalisation of its output, or as it is."""
+    """Convolution with weight normalization, with layer normalization of its output, or unchanged."""
     if norm == "layer":  # over channels, frames and bins of an example
         return nn.Sequential(conv, nn.GroupNorm(1, conv.out_channels))
     return weight_norm(conv) if norm == "weight" else conv

@@ -1,1 +1,1 @@
-"""Layers of encoders and decoders; each brings its context, its streaming form and its form for graphs."""
+"""Layers of encoders and decoders, each with its context, streaming form and form for exported graphs."""

@@ -1,4 +1,4 @@
-"""Activations by name; Snake with a gradient that keeps little."""
+"""Activations by name, and Snake with a memory-efficient gradient."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 class SnakeGradient(torch.autograd.Function):
-    """`snake` for `[B, C, T]` and α `[1, C, 1]` that keeps its input and output alone for the gradients.
+    """`snake` for `[B, C, T]` and α `[1, C, 1]` that stores only its input and output for the gradients.
 
-    Both follow from sin(2αx): dy/dx = 1 + sin(2αx) and α dy/dα = x sin(2αx) - (y - x). The next convolution
-    keeps y anyway, so a Snake costs one tensor of memory instead of five.
+    Both gradients follow from sin(2αx): dy/dx = 1 + sin(2αx) and α dy/dα = x sin(2αx) - (y - x). The next
+    convolution stores y anyway, so a Snake costs one tensor of memory instead of five.
     """
 
     @staticmethod
@@ -68,17 +68,17 @@ class Snake(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Activate `[B, C, T]`."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        # A compiler fuses the formula and its gradient by itself, and what is exported needs no gradient.
+        # A compiler fuses the formula and its gradient, and an exported graph needs no gradient.
         plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
         return (snake if plain else SnakeGradient.apply)(x.to(wide), self.alpha.to(wide)).to(x.dtype)
 
     @property
     def context(self) -> Context:
-        """The sample itself."""
+        """No other samples."""
         return Context(0, 0)
 
     def stream(self) -> Step:
-        """The same of `[B, T, C]`."""
+        """Snake of `[B, T, C]`."""
         return Pointwise(TimeMajorSnake(self.alpha))
 
 

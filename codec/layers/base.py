@@ -1,4 +1,4 @@
-"""The contract of a layer, and the questions that can be put to a network of layers."""
+"""Base class of layers, and the context, rate, streaming form and masking of networks of layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POINTWISE = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Ta
 
 
 class Context(NamedTuple):
-    """Inputs before and after its own place on which an output depends; None where that has no bound."""
+    """Receptive field of an output: number of inputs before and after its own place, None if unbounded."""
 
     before: Fraction | int | None
     after: Fraction | int | None
@@ -26,10 +26,10 @@ UNBOUNDED = Context(None, None)
 
 
 class Layer(nn.Module):
-    """A layer of a network along time.
+    """Base class of a layer along time.
 
-    Signals are `[B, C, T]`, or `[B, T, C]` if `channels_last`. The defaults are safe for any layer: its
-    context is unbounded, it cannot be streamed, and graphs hold it as it is.
+    Signals are `[B, C, T]`, or `[B, T, C]` if `channels_last`. The defaults are safe for any layer: an
+    unbounded context, no streaming form, and the layer itself in exported graphs.
     """
 
     channels_last: bool = False
@@ -41,15 +41,15 @@ class Layer(nn.Module):
 
     @property
     def context(self) -> Context:
-        """Inputs before and after its own on which an output depends."""
+        """Receptive field of an output, in inputs."""
         return UNBOUNDED
 
     def stream(self) -> Step:
-        """Streaming form with the weights as they are now; NotStreamable where there is none."""
+        """Streaming form with a copy of the current weights; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
     def exported(self) -> nn.Module:
-        """Form of the same function for graphs, on frozen weights; itself by default."""
+        """Equivalent module for exported graphs, on frozen weights; the layer itself by default."""
         return self
 
 
@@ -93,22 +93,22 @@ def stream_of(network: nn.Module) -> Step:
 
 
 def looks_ahead(layer: nn.Module) -> bool:
-    """Test for a layer whose outputs depend on inputs after their own place."""
+    """Test for a non-causal layer: one whose outputs depend on later inputs."""
     return isinstance(layer, Layer) and layer.context.after != 0
 
 
 @contextmanager
 def zeros_beyond(network: nn.Module, lengths: Tensor, longest: int) -> Iterator[None]:
-    """Zero the inputs of all layers that look ahead beyond each item's length `[B]`, of `longest` inputs.
+    """Mask the padding before every non-causal layer, so that batched equals single encoding.
 
-    A layer that looks ahead would see the response of earlier layers to the padding of a shorter item; the
-    item alone is followed by zeros. The context of the network must be bounded after.
+    `lengths` `[B]` are the items' lengths, of `longest` inputs. Without the mask a non-causal layer would
+    depend on the response of earlier layers to the padding. `context.after` of the network must be bounded.
     """
 
     def mask(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x = inputs[0]
         size = x.shape[1] if layer.channels_last else x.shape[-1]
-        # Lengths are whole frames, and the rate of a layer divides a frame.
+        # Exact: lengths are whole frames, and the rate of a layer divides a frame.
         beyond = torch.arange(size, device=x.device) >= (lengths * size // longest)[:, None]
         return x.masked_fill(beyond[..., None] if layer.channels_last else beyond[:, None], 0)
 

@@ -1,4 +1,4 @@
-"""Convolutions that keep `T` a whole number of frames, and the small blocks built from them."""
+"""Convolutions whose output lengths are exactly `T / stride` and `F * stride`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from codec.layers.streaming import Convolution, Step, Upsampling
 
 
 def split_padding(total: int, causal: bool) -> tuple[int, int]:
-    """Samples to add before and after: all before when causal, else centred (the odd one before)."""
+    """Samples of padding before and after: all before if causal, otherwise centered, an odd one before."""
     left = total if causal else total - total // 2
     return left, total - left
 
 
 class Conv1d(Layer):
-    """Convolution `[B, C, T] -> [B, C', T / stride]` with zero padding, on the past alone when causal.
+    """Convolution `[B, C, T] -> [B, C', T / stride]` with zero padding, all of it before if causal.
 
-    `T` has to be a multiple of `stride`; `Codec` pads audio to whole frames. Zeros, not reflection, because
-    reflected samples come from the future and a stream does not have them.
+    `T` must be a multiple of `stride`; `Codec` pads audio to whole frames. The padding is zeros, because
+    reflected samples are future samples, which a stream does not have.
     """
 
     conv: nn.Conv1d
@@ -43,7 +43,7 @@ class Conv1d(Layer):
         super().__init__()
         left, right = split_padding((kernel_size - 1) * dilation + 1 - stride, causal)
         self.left, self.right = left, right
-        # The convolution pads without a copy; fewer than stride more zeros at the end meet no kernel.
+        # The convolution pads without a copy; fewer than `stride` extra zeros at the end reach no output.
         inner = left if 0 <= left - right < stride else 0
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, inner, dilation)
         self.conv = conv
@@ -62,7 +62,7 @@ class Conv1d(Layer):
 
     @property
     def context(self) -> Context:
-        """Inputs under the kernel beside the `stride` inputs of an output's own place."""
+        """Inputs under the kernel, except the `stride` inputs of the output's own place."""
         span = (self.conv.kernel_size[0] - 1) * self.conv.dilation[0] + 1
         return Context(self.left, max(0, span - self.conv.stride[0] - self.left))
 
@@ -73,10 +73,10 @@ class Conv1d(Layer):
 
 
 class ConvTranspose1d(Layer):
-    """Transposed convolution `[B, C, F] -> [B, C', F * stride]`; causal means no output waits for the future.
+    """Transposed convolution `[B, C, F] -> [B, C', F * stride]`.
 
-    Trims exactly `kernel_size - stride` samples, so that odd strides keep their length (DAC's release loses
-    a sample there).
+    Causal: output sample t depends only on input frames <= t / stride. Trims exactly `kernel_size - stride`
+    samples, also for odd strides, which lose a sample in DAC's release.
     """
 
     conv: nn.ConvTranspose1d
@@ -95,7 +95,7 @@ class ConvTranspose1d(Layer):
         surplus = kernel_size - stride
         left, right = (0, surplus) if causal else split_padding(surplus, causal)
         self.left = left
-        # The convolution's own padding trims both ends alike, its output_padding takes back what is too much.
+        # The argument `padding` trims both ends equally, and `output_padding` restores the end's surplus.
         inner = left if 0 <= left - right < stride else 0
         conv = nn.ConvTranspose1d(
             in_channels, out_channels, kernel_size, stride, inner, left - right if inner else 0
@@ -127,14 +127,14 @@ class ConvTranspose1d(Layer):
         return Upsampling(self.conv.weight, self.conv.bias, self.conv.stride[0], self.left)
 
     def exported(self) -> nn.Module:
-        """A convolution of two taps and a reshape where the kernel is twice the stride."""
+        """Convolution of two taps and a reshape if the kernel is twice the stride."""
         return SubPixel(self) if self.conv.kernel_size[0] == 2 * self.conv.stride[0] else self
 
 
 class SubPixel(nn.Module):
-    """A transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape.
+    """Transposed convolution of kernel 2 * stride as a convolution of two taps and a reshape.
 
-    The same sums; runtimes have fast convolutions, and transposed ones that are up to twice as slow.
+    Transposed convolutions are up to twice as slow in runtimes.
     """
 
     def __init__(self, layer: ConvTranspose1d):
@@ -149,7 +149,7 @@ class SubPixel(nn.Module):
         assert conv.bias is not None
         self.bias = nn.Parameter(conv.bias.detach().repeat_interleave(self.stride))
         self.left = layer.left
-        self.future = self.left > 0  # a centred layer needs the frame after its last one
+        self.future = self.left > 0  # the outputs of a centered layer depend on the next frame
 
     def forward(self, latents: Tensor) -> Tensor:
         """Upsample `[B, C, F]`."""
@@ -162,7 +162,10 @@ class SubPixel(nn.Module):
 
 
 class Layers:
-    """How every layer of one network is made: causal or centred, weight-normalised or not, one activation."""
+    """Factory for the layers of one network: causal or centered, with or without weight norm, one activation.
+
+    `activation` is a key of `ACTIVATIONS`; ValueError otherwise.
+    """
 
     def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):
         if activation not in ACTIVATIONS:
@@ -175,7 +178,7 @@ class Layers:
         return Conv1d(in_channels, out_channels, kernel_size, **options, **self.style)
 
     def upsample(self, in_channels: int, out_channels: int, stride: int) -> ConvTranspose1d:
-        """Make a transposed convolution with the kernel of twice its stride that all SEANets use."""
+        """Make a transposed convolution with a kernel of twice its stride, as in all SEANets."""
         return ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride, **self.style)
 
     def downsample(self, in_channels: int, out_channels: int, stride: int) -> Conv1d:

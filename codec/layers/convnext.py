@@ -32,7 +32,7 @@ class ChannelsLast(Layer):
 
     @property
     def context(self) -> Context:
-        """The frame itself."""
+        """No other frames."""
         return Context(0, 0)
 
     def stream(self) -> Step:
@@ -47,17 +47,17 @@ class ChannelsFirst(ChannelsLast):
 
 
 class FrameLayer(Layer):
-    """A layer that maps each frame `[B, F, C]` by itself."""
+    """Base class of a layer that maps each frame of `[B, F, C]` separately."""
 
     channels_last = True
 
     @property
     def context(self) -> Context:
-        """The frame itself."""
+        """No other frames."""
         return Context(0, 0)
 
     def stream(self) -> Step:
-        """A copy of the layer."""
+        """Frozen copy of the layer."""
         return Pointwise(copy.deepcopy(self).requires_grad_(False))
 
 
@@ -97,11 +97,11 @@ class Merge(Layer):
 
     @property
     def context(self) -> Context:
-        """The frames that are joined."""
+        """No frames other than those joined."""
         return Context(0, 0)
 
     def stream(self) -> Step:
-        """The same convolution on the frames that complete an output."""
+        """Strided convolution of the normalized frames."""
         weight = self.linear.weight.unflatten(1, (self.stride, -1)).transpose(1, 2)
         norm = copy.deepcopy(self.norm).requires_grad_(False)
         return Chain([Pointwise(norm), Convolution(weight, self.linear.bias, self.stride, 1, 0, 0)])
@@ -130,11 +130,11 @@ class Split(Layer):
 
     @property
     def context(self) -> Context:
-        """The frame that is divided."""
+        """No other frames."""
         return Context(0, 0)
 
     def stream(self) -> Step:
-        """The map of each frame, and its division."""
+        """Linear map of each frame, and its division into `stride` frames."""
         parts = copy.deepcopy(nn.Sequential(self.norm, self.linear)).requires_grad_(False)
         return Chain([Pointwise(parts), Interleave(self.stride)])
 
@@ -152,11 +152,11 @@ class DepthwiseConv(Layer):
         self.bias = cast(nn.Parameter, conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, in float32 at least: narrower types are slower on CPUs in the backward pass."""
+        """Convolve, at least in float32: narrower types have a slower backward pass on CPUs."""
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.promote_types(x.dtype, self.weight.dtype)
             padded = functional.pad(x.to(wide), (0, 0, self.left, self.right))
-            # Two dimensions, because libraries keep channels last only there.
+            # Libraries implement channels last for two dimensions only.
             image = padded.transpose(1, 2).unsqueeze(2)
             weight = self.weight.unsqueeze(2).to(wide).contiguous(memory_format=torch.channels_last)
             y = functional.conv2d(image, weight, self.bias, groups=len(weight))
@@ -168,15 +168,15 @@ class DepthwiseConv(Layer):
         return Context(self.left, self.right)
 
     def stream(self) -> Step:
-        """The same sums on the frames of a chunk."""
+        """Depthwise convolution with its past frames as state."""
         return DepthwiseConvolution(self.weight, self.bias, self.left, self.right)
 
 
 class ConvNeXtBlock(Layer):
     """Residual block on frames `[B, F, C]`: depthwise convolution, normalization, two linear maps.
 
-    ConvNeXt (arXiv 2201.03545) along time as in Vocos (2306.00814, Fig. 2). `layer_scale` is the start of
-    the learned factor of each channel. Raises ValueError for sizes below 1.
+    ConvNeXt (arXiv 2201.03545) along time as in Vocos (2306.00814, Fig. 2). `layer_scale` is the initial
+    value of the learned factor of each channel. Raises ValueError for sizes below 1.
     """
 
     channels_last = True
@@ -209,7 +209,7 @@ class ConvNeXtBlock(Layer):
         return self.depthwise.context
 
     def stream(self) -> Step:
-        """The block beside a delay line for the residual."""
+        """Streaming form of the block, with a delay line for the residual."""
         return Skip(Chain([self.depthwise.stream(), self.pointwise.stream()]), Pointwise(nn.Identity()))
 
 

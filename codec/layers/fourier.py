@@ -16,16 +16,16 @@ from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampli
 from codec.spectrogram import overlap_add
 
 FLOOR = 1e-4  # of a magnitude; windows have unit energy, so white noise keeps its level: -80 dBFS
-MOST_LEVEL = 5.0  # of a log magnitude: more only overflows
+MOST_LEVEL = 5.0  # of a log magnitude, against overflow
 
 
 class STFTFeatures(Layer):
     """Audio `[B, C, T]` to features `[B, T / hop, C * 5 * bins]` of its STFT, zero-padded.
 
-    For each bin the log magnitude, real and imaginary part compressed to magnitude^`power`, which shows quiet
-    bins beside loud ones (ESC, arXiv 2404.19441, §3.1 takes 0.3), and both uncompressed, so that a linear map
-    of the samples is among the functions of the features. A causal layer waits for no sample after a frame's
-    hop.
+    The five features of a bin are the log magnitude, the real and imaginary part compressed to
+    magnitude^`power`, so that quiet bins count next to loud ones (0.3 in ESC, arXiv 2404.19441, §3.1), and
+    both uncompressed, so that a linear layer on the features can be a linear map of the samples. Frames of a
+    causal layer depend on no sample after their hop.
     """
 
     def __init__(self, channels: int, window: int, hop: int, causal: bool, power: float = 0.3):
@@ -39,7 +39,7 @@ class STFTFeatures(Layer):
 
     @property
     def num_features(self) -> int:
-        """Features of a frame."""
+        """Number of features per frame."""
         return 5 * self.channels * (len(self.window) // 2 + 1)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class STFTFeatures(Layer):
         """Features of spectra `[B, F, C, 2, bins]`, or of the same flattened to `[B, F, C * 2 * bins]`."""
         bins = len(self.window) // 2 + 1
         parts = parts.reshape(*parts.shape[:2], self.channels, 2, bins)
-        # In units of the floor: converters to ONNX drop the sum with a constant as small as FLOOR^2.
+        # In units of the floor, because converters to ONNX drop the addition of a constant like FLOOR^2.
         energy = parts.square().sum(3, keepdim=True) / FLOOR**2 + 1
         logs = energy.log() / math.log(FLOOR**-2) - 0.5  # -0.5 for silence to about 0.5
         compressed = parts * (energy ** ((self.power - 1) / 2) * FLOOR ** (self.power - 1))
@@ -68,17 +68,17 @@ class STFTFeatures(Layer):
 
     @property
     def context(self) -> Context:
-        """Samples under the window beside a frame's own."""
+        """Samples under the window, except the hop of the frame itself."""
         return Context(self.left, self.right)
 
     def stream(self) -> Step:
-        """The transform as a convolution with its basis."""
+        """Transform as a convolution with its basis."""
         basis = per_channel(fourier_basis(self.window), self.channels)
         steps = Convolution(basis, None, self.hop, 1, self.left, self.right)
         return Chain([steps, Pointwise(Compression(self))])
 
     def exported(self) -> nn.Module:
-        """The transform as a convolution, which every runtime has."""
+        """Transform as a convolution, which every runtime has."""
         return ConvolvedFeatures(self)
 
 
@@ -115,10 +115,11 @@ class ConvolvedFeatures(nn.Module):
 class InverseSTFT(Layer):
     """Frames `[B, F, C * 3 * bins]` to audio `[B, C, F * hop]` by windowed overlap-add.
 
-    A bin is `exp(a) * (b + i c)` of its three numbers: `a` carries the level, which speech spreads over
-    60 dB, `b` and `c` the phase without a division by their norm. Vocos (arXiv 2306.00814, §3.3) predicts
-    magnitude and phase angle. The synthesis window is the Hann window over the sum of its squares in steady
-    state; the first and last `window - hop` samples fade, and the network learns to make up for it.
+    A bin is `exp(a) * (b + i c)` of its three inputs: `a` is the level, which has a range of 60 dB in speech,
+    `b` and `c` are the phase, without a division by their norm. Vocos (arXiv 2306.00814, §3.3) predicts
+    magnitude and phase angle. The synthesis window is the Hann window divided by the sum of squares of its
+    overlaps. The first and last `window - hop` samples have fewer overlaps and fade; the network learns to
+    compensate.
     """
 
     channels_last = True
@@ -136,7 +137,7 @@ class InverseSTFT(Layer):
 
     @property
     def num_inputs(self) -> int:
-        """Numbers of a frame."""
+        """Number of inputs per frame."""
         return 3 * self.channels * (len(self.window) // 2 + 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,17 +168,17 @@ class InverseSTFT(Layer):
 
     @property
     def context(self) -> Context:
-        """Frames whose windows reach into a hop."""
+        """Frames whose windows overlap a hop."""
         surplus = len(self.window) - self.hop
         return Context(-(-(surplus - self.left) // self.hop), -(-self.left // self.hop))
 
     def stream(self) -> Step:
-        """The inverse transform as a transposed convolution with its basis."""
+        """Inverse transform as a transposed convolution with its basis."""
         basis = per_channel(inverse_basis(self.window), self.channels)
         return Chain([Pointwise(Expansion(self)), Upsampling(basis, None, self.hop, self.left)])
 
     def exported(self) -> nn.Module:
-        """The inverse transform as a matrix product."""
+        """Inverse transform as a matrix product."""
         return MultipliedInverse(self)
 
 
@@ -209,7 +210,7 @@ class MultipliedInverse(nn.Module):
 
 
 def check_window(window: int, hop: int) -> None:
-    """Raise ValueError unless `hop` samples fit at least twice, and without rest, into an even `window`."""
+    """Raise ValueError unless `window` is even and a multiple of `hop`, at least two hops (samples)."""
     if hop < 1 or window < 2 * hop or window % hop or window % 2:
         raise ValueError(
             f"a window must be even and a multiple of its hop, at least two hops; got window {window}, "
@@ -231,6 +232,6 @@ def inverse_basis(window: Tensor) -> Tensor:
 
 
 def per_channel(basis: Tensor, channels: int) -> Tensor:
-    """Kernels `[channels * N, channels, window]` that transform each channel by itself."""
+    """Kernels `[channels * N, channels, window]` that transform each channel separately."""
     eye = torch.eye(channels, device=basis.device, dtype=basis.dtype)
     return torch.einsum("nw,cd->cndw", basis, eye).flatten(0, 1)

@@ -10,8 +10,9 @@ from torch.nn import functional
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` of `[..., K]` and weight `[N, K]`, without gradient.
 
-    In float32 on a CPU oneDNN is up to twice as fast as the library behind `torch.nn.functional.linear`, and
-    as precise; below some million products it is not, because it lays out the weights anew for every call.
+    In float32 on a CPU, oneDNN is up to twice as fast as the library behind `torch.nn.functional.linear`, at
+    the same precision. Below about a million products it is slower, because it repacks the weights on every
+    call.
     """
     plain = x.numel() * len(weight) < 2**20 or x.device.type != "cpu" or x.dtype != torch.float32
     if plain or torch.compiler.is_compiling() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

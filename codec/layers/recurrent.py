@@ -28,20 +28,20 @@ class LSTM(Layer):
 
     @property
     def context(self) -> Context:
-        """All frames before."""
+        """All previous frames."""
         return Context(None, 0)
 
     def stream(self) -> Step:
-        """The recurrence with its memory as state."""
+        """Recurrence with its hidden and cell state."""
         return Recurrence(self.lstm)
 
     def exported(self) -> nn.Module:
-        """The loop over frames written out."""
+        """LSTM as a scan over frames."""
         return UnrolledLSTM(self.lstm)
 
 
 class UnrolledLSTM(nn.Module):
-    """`LSTM` with its loop over frames written out, as graphs of any length need it."""
+    """`LSTM` as a scan over frames, for exported graphs of any length."""
 
     def __init__(self, lstm: nn.LSTM):
         super().__init__()
@@ -57,23 +57,23 @@ class UnrolledLSTM(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Run over the frames of `[B, C, F]`."""
         frames = latents.permute(2, 0, 1)
-        answer = frames
+        outputs = frames
         for level in self.levels:
             weights = cast(nn.ParameterDict, level)
-            gates = functional.linear(answer, weights["inputs"], weights["bias"])
+            gates = functional.linear(outputs, weights["inputs"], weights["bias"])
             zeros = torch.zeros_like(frames[0])
-            _, answer = scan(cell(weights["hidden"]), (zeros, zeros.clone()), gates)
-        return (answer + frames).permute(1, 2, 0)
+            _, outputs = scan(cell(weights["hidden"]), (zeros, zeros.clone()), gates)
+        return (outputs + frames).permute(1, 2, 0)
 
 
 def cell(hidden: Tensor) -> Callable[..., tuple[tuple[Tensor, Tensor], Tensor]]:
-    """One step of an LSTM whose inputs are multiplied already."""
+    """One step of an LSTM on gates `[B, 4 * C]` that include the input's product; `hidden` `[C, 4 * C]`."""
 
     def step(state: tuple[Tensor, Tensor], gates: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         output, memory = state
-        enter, forget, new, leave = (gates + output @ hidden).chunk(4, 1)
-        memory = torch.sigmoid(forget) * memory + torch.sigmoid(enter) * torch.tanh(new)
-        output = torch.sigmoid(leave) * torch.tanh(memory)
+        input_gate, forget_gate, candidate, output_gate = (gates + output @ hidden).chunk(4, 1)
+        memory = torch.sigmoid(forget_gate) * memory + torch.sigmoid(input_gate) * torch.tanh(candidate)
+        output = torch.sigmoid(output_gate) * torch.tanh(memory)
         return (output, memory), output.clone()
 
     return step

@@ -1,8 +1,8 @@
-"""A network's layers in pieces: what the samples so far determine, and the state from which the rest follows.
+"""Streaming forms of layers: each maps a chunk and a state to the outputs it completes and a new state.
 
-Nothing is computed twice, and nothing is guessed at the seams: a causal network answers at once, a centred
-one as soon as it has seen enough, a recurrent one carries its memory along. Signals are `[B, T, C]`: so a
-convolution is one matrix product, twice as fast as a convolution of the few samples of one frame.
+Any chunking gives the outputs of the full signal, and nothing is computed twice. Causal layers have no delay,
+centered layers wait for their look-ahead, recurrent layers keep their hidden state. Signals are `[B, T, C]`:
+a convolution is then one matrix product, twice as fast as a convolution of the few samples of one frame.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from codec.config import ConfigError
 from codec.layers.linear import linear
 
 State = list[Tensor]
-MANY = 256  # outputs from which a convolution is faster as such than as one matrix product
-WIDE = 16  # taps above which a graph holds a convolution, not a slice a tap
-SHORT = 32  # frames up to which an LSTM is faster frame by frame
-LONG = 2**24  # samples, more than any network's receptive field
+MANY = 256  # outputs; from here on a convolution is faster than a matrix product
+WIDE = 16  # taps; above, a graph has a convolution instead of one slice per tap
+SHORT = 32  # frames; up to here an LSTM is faster frame by frame
+LONG = 2**24  # samples, more than the receptive field of any network
 
 
 class NotStreamable(ConfigError):
-    """A network, or a layer of it, has no streaming form."""
+    """Raised for a network or a layer without a streaming form."""
 
 
 class Step(nn.Module):
-    """One layer in pieces: of `x` `[B, T, C]`, any `T >= 0`, and a state it makes outputs and the next state.
+    """Base class: maps a chunk `x` `[B, T, C]`, any `T >= 0`, and a state to outputs and the next state.
 
-    Only where no output waits for later samples has the state fixed shapes, as an exported graph needs.
+    The state of a causal layer has fixed shapes, as an exported graph needs.
     """
 
     def count(self, inputs: int) -> int:
-        """How many outputs the first `inputs` samples determine."""
+        """Number of outputs that are determined by the first `inputs` samples."""
         return inputs
 
     def initial(self, batch: int) -> State:
-        """State before the first sample."""
+        """Initial state of `batch` signals."""
         return []
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Outputs that `x` completes, and the next state; with `final` all that remain."""
+        """Outputs that `x` completes, and the next state; `final` returns all remaining outputs."""
         raise NotImplementedError
 
 
 class Pointwise(Step):
-    """An activation: it needs nothing but the sample itself."""
+    """Activation or other map of single samples, without state."""
 
     def __init__(self, activation: nn.Module):
         super().__init__()
@@ -61,9 +61,9 @@ class Pointwise(Step):
 
 
 class Convolution(Step):
-    """A convolution as one matrix product: the samples under its taps, side by side, times `[k * C, C']`.
+    """Convolution as one matrix product: concatenated samples under the taps times `[k * C, C']`.
 
-    `weight` `[C', C, k]`; the signal is preceded by `left` zeros and followed by `right`.
+    `weight` is `[C', C, k]`; the padding is `left` and `right` zeros. ValueError for a span below `stride`.
     """
 
     weight: Tensor
@@ -83,19 +83,19 @@ class Convolution(Step):
             raise ValueError(f"a convolution of {self.span} samples every {stride} cannot be streamed")
 
     def count(self, inputs: int) -> int:
-        """How often the kernel fits."""
+        """Number of positions of the kernel."""
         return max(0, (self.left + inputs - self.span) // self.stride + 1)
 
     def initial(self, batch: int) -> State:
-        """The zeros before the signal."""
+        """Padding before the signal."""
         return [self.weight.new_zeros(batch, self.left, self.channels)] if self.span > 1 else []
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Convolve as far as the kernel reaches."""
+        """Convolve, and keep the samples that later outputs need."""
         if self.span == 1:
             return linear(x, self.weight, self.bias), []
-        after = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
-        x = torch.cat([*state, x, *after], 1)
+        padding = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
+        x = torch.cat([*state, x, *padding], 1)
         count = max(0, self.count(x.shape[1] - self.left))
         following = [x[:, count * self.stride :]]
         if torch.compiler.is_compiling() and self.kernel_size > WIDE:
@@ -104,13 +104,13 @@ class Convolution(Step):
             return y.transpose(1, 2), following
         if count < MANY or self.channels == 1 or torch.compiler.is_compiling():
             return linear(self.windows(x, count), self.weight, self.bias), following
-        # With channels last, as here, libraries convolve two dimensions alone.
+        # Libraries implement channels last for two dimensions only.
         kernel = self.weight.view(-1, 1, self.kernel_size, self.channels).permute(0, 3, 1, 2)
         image, along = x.transpose(1, 2).unsqueeze(2), ((1, self.stride), 0, (1, self.dilation))
         return functional.conv2d(image, kernel, self.bias, *along).squeeze(2).transpose(1, 2), following
 
     def windows(self, x: Tensor, count: int) -> Tensor:
-        """What the kernel sees at each of `count` places, `[B, count, k * C]`."""
+        """Samples under the taps at `count` positions of the kernel, `[B, count, k * C]`."""
         if torch.compiler.is_compiling():
             reach = (count - 1) * self.stride + 1
             starts = range(0, self.span, self.dilation)
@@ -123,9 +123,10 @@ class Convolution(Step):
 
 
 class Upsampling(Step):
-    """A transposed convolution: each step, with those before that reach into it, gives `stride` samples.
+    """Transposed convolution: each frame and the previous frames under the kernel give `stride` samples.
 
-    `trim` samples are cut off the whole signal's start, and as many more follow its last step.
+    `weight` is `[C, C', k]`. `trim` samples are cut at the start of the signal; `final` returns the same
+    number at its end.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, trim: int):
@@ -140,29 +141,29 @@ class Upsampling(Step):
         self.outputs, self.stride, self.trim = outputs, stride, trim
 
     def count(self, inputs: int) -> int:
-        """All samples of the inputs but those that are cut."""
+        """Samples of all inputs, less the trimmed ones."""
         return max(0, inputs * self.stride - self.trim)
 
     def initial(self, batch: int) -> State:
-        """No steps before, and how much of the start is still to be cut."""
+        """Zero frames before the signal, and the number of samples left to trim."""
         return [*self.steps.initial(batch), *([torch.tensor(self.trim)] if self.trim else [])]
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Upsample."""
         more = -(-self.trim // self.stride) if final else 0
         x = functional.pad(x, (0, 0, 0, more)) if more else x
-        kept = len(state) - bool(self.trim)
-        blocks, following = self.steps(x, state[:kept])
+        size = len(state) - bool(self.trim)
+        blocks, following = self.steps(x, state[:size])
         samples = blocks.reshape(len(x), -1, self.outputs)
         if not self.trim:
             return samples, following
-        cut = min(int(state[-1]), samples.shape[1])
+        trimmed = min(int(state[-1]), samples.shape[1])
         end = samples.shape[1] - (more * self.stride - self.trim if final else 0)
-        return samples[:, cut:end], [*following, state[-1] - cut]
+        return samples[:, trimmed:end], [*following, state[-1] - trimmed]
 
 
 class DepthwiseConvolution(Step):
-    """A convolution of each channel, `weight` `[C, 1, k]`; zeros surround the signal, `left` and `right`."""
+    """Depthwise convolution, `weight` `[C, 1, k]`; the padding is `left` and `right` zeros."""
 
     weight: Tensor
     bias: Tensor
@@ -174,19 +175,19 @@ class DepthwiseConvolution(Step):
         self.left, self.right = left, right
 
     def count(self, inputs: int) -> int:
-        """How often the kernel fits."""
+        """Number of positions of the kernel."""
         return max(0, inputs - self.right)
 
     def initial(self, batch: int) -> State:
-        """The zeros before the signal."""
+        """Padding before the signal."""
         return [self.weight.new_zeros(batch, self.left, self.weight.shape[1])]
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Convolve as far as the kernel reaches."""
-        after = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
-        x = torch.cat([*state, x, *after], 1)
+        """Convolve, and keep the samples that later outputs need."""
+        padding = [x.new_zeros(len(x), self.right, x.shape[2])] if final and self.right else []
+        x = torch.cat([*state, x, *padding], 1)
         count = max(0, x.shape[1] - self.left - self.right)
-        if torch.compiler.is_compiling():  # one node of a graph instead of two a tap
+        if torch.compiler.is_compiling():  # one node of a graph instead of two per tap
             taps = self.weight.T.unsqueeze(1)
             y = functional.conv1d(x.transpose(1, 2), taps, self.bias, groups=len(taps))
             return y.transpose(1, 2), [x[:, count:]]
@@ -213,7 +214,7 @@ class Interleave(Step):
 
 
 class Recurrence(Step):
-    """An LSTM that remembers what it knew at the end of the last piece."""
+    """LSTM with a residual connection that carries hidden and cell state from chunk to chunk."""
 
     def __init__(self, lstm: nn.LSTM):
         super().__init__()
@@ -228,37 +229,37 @@ class Recurrence(Step):
         return [parameter.new_zeros(shape), parameter.new_zeros(shape)]
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Run over the steps that came."""
+        """Run over the frames of a chunk `[B, F, C]`."""
         if x.shape[1] == 0:
             return x, state
         if x.shape[1] > SHORT:
-            answer, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
-            return x + answer.transpose(0, 1), list(following)
-        answer, ends = x, []
+            output, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
+            return x + output.transpose(0, 1), list(following)
+        output, ends = x, []
         for weights, hidden, cell in zip(self.lstm.all_weights, *state, strict=True):
-            answer, *end = recur(answer, hidden, cell, *weights)
+            output, *end = recur(output, hidden, cell, *weights)
             ends.append(end)
-        return x + answer, [torch.stack(part) for part in zip(*ends, strict=True)]
+        return x + output, [torch.stack(part) for part in zip(*ends, strict=True)]
 
 
 def recur(
     x: Tensor, hidden: Tensor, cell: Tensor, of_input: Tensor, of_hidden: Tensor, bias: Tensor, more: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer of `torch.nn.LSTM` on `[B, T, C]`: outputs, hidden and cell state `[B, C]` after them.
+    """One layer of `torch.nn.LSTM` on `[B, T, C]`: outputs, and the last hidden and cell state `[B, C]`.
 
-    The library's lays out its weights anew for every call, ten times the work of one frame.
+    The LSTM of torch repacks its weights on every call, which costs ten times the work of one frame.
     """
     outputs = []
     for gates in linear(x, of_input, bias + more).unbind(1):
-        opened, kept, new, shown = torch.addmm(gates, hidden, of_hidden.T).chunk(4, 1)
-        cell = kept.sigmoid() * cell + opened.sigmoid() * new.tanh()
-        hidden = shown.sigmoid() * cell.tanh()
+        input_gate, forget_gate, candidate, output_gate = torch.addmm(gates, hidden, of_hidden.T).chunk(4, 1)
+        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+        hidden = output_gate.sigmoid() * cell.tanh()
         outputs.append(hidden)
     return torch.stack(outputs, 1), hidden, cell
 
 
 class Chain(Step):
-    """Steps one after the other."""
+    """Sequence of steps."""
 
     def __init__(self, steps: Sequence[Step]):
         super().__init__()
@@ -267,15 +268,15 @@ class Chain(Step):
 
     @property
     def parts(self) -> list[Step]:
-        """The steps, first first."""
+        """Steps in order."""
         return list(self.steps)  # type: ignore[arg-type]
 
     def count(self, inputs: int) -> int:
-        """What is left after the last step."""
+        """Number of outputs of the last step."""
         return functools.reduce(lambda count, step: step.count(count), self.parts, inputs)
 
     def initial(self, batch: int) -> State:
-        """All steps' states in a row."""
+        """Concatenated states of all steps."""
         return [tensor for step in self.parts for tensor in step.initial(batch)]
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
@@ -289,7 +290,7 @@ class Chain(Step):
 
 
 class Skip(Step):
-    """A block and the way around it, where samples wait for what the block makes of them."""
+    """Residual connection with a delay line: the skip path waits for the block's output of the same frame."""
 
     def __init__(self, block: Step, around: Step):
         super().__init__()
@@ -297,20 +298,20 @@ class Skip(Step):
         self.waits = block.count(LONG) < LONG
 
     def count(self, inputs: int) -> int:
-        """As many as the block answers."""
+        """Number of outputs of the block."""
         return self.block.count(inputs)
 
     def initial(self, batch: int) -> State:
-        """The block's state, and nobody waiting."""
+        """State of the block, and an empty delay line."""
         inner = self.block.initial(batch)
         return [*inner, inner[0][:, :0]] if self.waits else inner
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Add the block's answers to the samples they belong to."""
+        """Add the block's outputs to the delayed skip path."""
         if not self.waits:
-            answer, following = self.block(x, state, final)
-            return self.around(x, [])[0] + answer, following
-        waiting = torch.cat([state[-1], x], 1)
-        answer, following = self.block(x, state[:-1], final)
-        count = answer.shape[1]
-        return self.around(waiting[:, :count], [])[0] + answer, [*following, waiting[:, count:]]
+            output, following = self.block(x, state, final)
+            return self.around(x, [])[0] + output, following
+        delay_line = torch.cat([state[-1], x], 1)
+        output, following = self.block(x, state[:-1], final)
+        count = output.shape[1]
+        return self.around(delay_line[:, :count], [])[0] + output, [*following, delay_line[:, count:]]

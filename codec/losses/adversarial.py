@@ -1,8 +1,8 @@
 """Adversarial losses on the judgements of several sub-discriminators, and feature matching.
 
-All are means over each logit or feature map, in fp32, then a mean or a sum over sub-discriminators.
-SoundStream divides the sum over its four sub-discriminators by K = 3; "mean" is the true mean, so that a
-weight keeps its sense with any number of them. "sum" is DAC's.
+Each loss is a mean over a logit or feature map, in fp32, then a mean or a sum over sub-discriminators.
+SoundStream divides the sum over its four sub-discriminators by K = 3. "mean" is the true mean, so that a
+weight means the same for any number of them. "sum" is DAC's.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Reduction = Literal["mean", "sum"]
 
 
 class AdversarialLoss(Protocol):
-    """What the objective asks of an adversarial loss; both take one judgement per sub-discriminator."""
+    """Interface of an adversarial loss; both methods take one `Judgement` per sub-discriminator."""
 
     def generator(self, fake: Sequence[Judgement]) -> Tensor:
-        """Loss of the codec: low when its audio is taken for real."""
+        """Loss of the codec, low for audio that the discriminator takes for real."""
         ...
 
     def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-        """Loss of the discriminator: low when it tells the two apart."""
+        """Loss of the discriminator, low for real and coded audio that it distinguishes."""
         ...
 
 
@@ -39,27 +39,30 @@ def check_reduction(reduction: Reduction) -> Reduction:
 
 
 def reduce(values: list[Tensor], reduction: Reduction) -> Tensor:
-    """Mean or sum of scalars; ValueError if there are none."""
+    """Mean or sum of scalars; ValueError without any."""
     if not values:
-        raise ValueError("nothing was judged: choose a discriminator, or a loss without adversarial parts")
+        raise ValueError(
+            "an adversarial loss needs a discriminator: choose one, or a loss without adversarial parts"
+        )
     return torch.stack(values).mean() if reduction == "mean" else torch.stack(values).sum()
 
 
 class Hinge:
     """Hinge loss (arXiv:2107.03312 eq. 1 and 2): max(0, 1 - D) for real and max(0, 1 + D) for coded audio.
 
-    The codec's own loss is max(0, 1 - D) as well, as SoundStream and EnCodec print it, not -D.
+    The codec's loss is max(0, 1 - D) as well, as printed by SoundStream and EnCodec, not -D. `reduction` is
+    over sub-discriminators.
     """
 
     def __init__(self, reduction: Reduction = "mean"):
         self.reduction: Reduction = check_reduction(reduction)
 
     def generator(self, fake: Sequence[Judgement]) -> Tensor:
-        """Scalar; 1 where the discriminator is undecided (D = 0)."""
+        """Scalar; 1 for an undecided discriminator (D = 0)."""
         return reduce([functional.relu(1 - one.logits.float()).mean() for one in fake], self.reduction)
 
     def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-        """Scalar; 2 where the discriminator is undecided (D = 0)."""
+        """Scalar; 2 for an undecided discriminator (D = 0)."""
         losses = [
             functional.relu(1 - a.logits.float()).mean() + functional.relu(1 + b.logits.float()).mean()
             for a, b in zip(real, fake, strict=True)
@@ -68,9 +71,9 @@ class Hinge:
 
 
 class LeastSquares:
-    """Least-squares loss (LSGAN, arXiv:1611.04076): logits are drawn to 1 for real and 0 for coded audio.
+    """Least-squares loss (LSGAN, arXiv:1611.04076): targets 1 for the logits of real, 0 for coded audio.
 
-    What HiFi-GAN and DAC's released code train with; DAC's paper says hinge.
+    Used by HiFi-GAN and by DAC's released code; DAC's paper has the hinge loss.
     """
 
     def __init__(self, reduction: Reduction = "sum"):
@@ -93,8 +96,8 @@ class FeatureMatching:
     """L1 distance between a discriminator's feature maps of real and of coded audio.
 
     `reduction="mean"` averages over maps, then sub-discriminators (SoundStream, EnCodec); "sum" adds all maps
-    (DAC). `relative` divides each map's distance by the mean of |D(real)| (EnCodec, arXiv:2210.13438), but by
-    `floor` at least: a discriminator with features near zero would otherwise send it to tens of thousands.
+    (DAC). `relative` divides each map's distance by the mean of |D(real)| (EnCodec, arXiv:2210.13438), at
+    least by `floor`: features near zero would otherwise raise the loss to tens of thousands.
     """
 
     def __init__(self, relative: bool = False, reduction: Reduction = "mean", floor: float = 1e-3):
@@ -114,6 +117,6 @@ class FeatureMatching:
     def distance(self, real: Tensor, fake: Tensor) -> Tensor:
         """Mean absolute difference of one map."""
         real = real.detach().float()
-        # A mean's gradient comes in the default layout, this one in the map's, which may be channels last.
+        # The gradient of a mean has the default layout, that of a sum the map's, possibly channels last.
         distance = functional.l1_loss(fake.float(), real, reduction="sum") / real.numel()
         return distance / real.abs().mean().clamp(min=self.floor) if self.relative else distance

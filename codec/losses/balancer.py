@@ -1,4 +1,4 @@
-"""Loss balancer: weights set each loss's share of the gradient at the audio, whatever the loss's scale."""
+"""Loss balancer: a weight is a loss's share of the gradient at the audio, independent of the loss's scale."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TINY = 1e-12
 class Balancer(nn.Module):
     """EnCodec's balancer (arXiv:2210.13438): g~_i = R * w_i / sum(w) * g_i / <||g_i||>.
 
-    g_i is the gradient of loss i at the decoder's output, `<||g_i||>` the average norm of one example's
-    gradient, over the batch, all processes and (exponentially, `decay`, without start-up bias) over steps;
-    R is `total_norm`. The averages are buffers, so that a resumed training goes on with them. Each loss costs
-    a backward pass of its own through the discriminator.
+    g_i is the gradient of loss i at the decoder's output `[B, C, T]`. `<||g_i||>` is the average norm of one
+    example's gradient, over the batch, all processes and, exponentially with `decay` and bias correction,
+    over steps. R is `total_norm`. The averages are buffers, so they survive a resume. Each loss costs one
+    backward pass through the discriminator.
 
         gradient = balancer.balance(losses, weights, audio)
         audio.backward(gradient)
@@ -33,10 +33,10 @@ class Balancer(nn.Module):
             self.register_buffer(f"norm_{name}", torch.zeros(2))  # decayed sum of norms, and of ones
 
     def balance(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], output: Tensor) -> Tensor:
-        """Combined gradient of the scalar `losses` at `output` `[B, C, T]`; the averages take a step.
+        """Combined gradient of the scalar `losses` at `output` `[B, C, T]`; updates the averages.
 
-        Weights are shares of those given here, so a loss may join later. A gradient that is not finite is
-        returned as such, for the caller to skip the step, but never enters the averages.
+        Weights are relative to the sum over `losses`, so a loss may join later. A gradient that is not finite
+        is returned, for the caller to skip the step, but never enters the averages.
         """
         names = [name for name in losses if weights[name] > 0]
         if not names:
@@ -53,15 +53,15 @@ class Balancer(nn.Module):
         return combined.to(output.dtype)
 
     def restart(self) -> None:
-        """Forget the averages: gradients that come now are of another scale."""
+        """Reset the averages before gradients of another scale."""
         for average in self.buffers():
             average.zero_()
 
     def track(self, name: str, norm: Tensor) -> Tensor:
-        """Let the average of one loss take a step and return it; a norm that is not finite is left out."""
+        """Update the average norm of one loss and return it; a norm that is not finite is left out."""
         average = self.get_buffer(f"norm_{name}")
-        stepped = self.decay * average + torch.stack([norm, torch.ones_like(norm)])
-        average.copy_(torch.where(norm.isfinite(), stepped, average))
+        next_average = self.decay * average + torch.stack([norm, torch.ones_like(norm)])
+        average.copy_(torch.where(norm.isfinite(), next_average, average))
         return self.average(name)
 
     def average(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is minimised: named losses and their weights."""
+"""Training objective: named losses and their weights."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from codec.losses.balancer import Balancer
 
 
 class LossGroup(nn.Module):
-    """Several losses of one computation: a scalar for each of `names`, weighed one by one."""
+    """Several losses of one computation: a scalar for each of `names`, each with its own weight."""
 
     names: tuple[str, ...]
 
     def forward(
         self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Compare `[B, C, T]` with `[B, C, T]`; random parts are drawn from a CPU `generator`."""
+        """Compare `[B, C, T]` with `[B, C, T]`; all randomness comes from a CPU `generator`."""
         raise NotImplementedError
 
 
 class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
-    `weights` names the keys of `reconstruction`, or the names of a `LossGroup` there, "adversarial" and
-    "feature_matching"; a loss of weight 0 is not computed. `balancer`, a factory called with the names, sets
-    the scale of gradients instead of that of losses; the trainer then backpropagates
-    `balancer.balance(losses, weights, audio)`, else `total(losses)`. Raises ValueError that lists every
-    weight without a loss, loss without a weight and impossible weight. The quantizer's own losses are
-    weighed by the quantizer.
+    The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
+    "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
+    scales gradients instead of losses: the trainer then backpropagates
+    `balancer.balance(losses, weights, audio)`, otherwise `total(losses)`. The quantizer has weights of its
+    own for its losses. Raises ValueError with a line for every weight without a loss, loss without a weight
+    and weight that is negative or not finite.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Objective(nn.Module):
 
     @property
     def needs_discriminator(self) -> bool:
-        """Whether any loss with a weight above 0 asks for judgements."""
+        """True if a loss with a weight above 0 needs a discriminator."""
         return asks_discriminator(self.weights)
 
     def reweighted(self, weights: Mapping[str, float]) -> dict[str, float]:
-        """All weights, with these in place of some; ValueError as for those of the constructor."""
+        """All weights, some replaced by `weights`; ValueError as in the constructor."""
         merged = {**self.weights, **weights}
         others = {"adversarial": self.adversarial, "feature_matching": self.feature_matching}
         problems = list(find_problems(dict(self.reconstruction.items()), merged, others))
@@ -72,7 +72,7 @@ class Objective(nn.Module):
     def reconstruction_losses(
         self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Compare audio `[B, C, T]` with `[B, C, T]`: a scalar per name, unweighted."""
+        """Unweighted scalar per name, of estimate and target `[B, C, T]`."""
         losses: dict[str, Tensor] = {}
         for name, loss in self.reconstruction.items():
             if not any(self.weights[each] > 0 for each in names_of(name, loss)):
@@ -84,7 +84,7 @@ class Objective(nn.Module):
         return {name: loss for name, loss in losses.items() if self.weights[name] > 0}
 
     def generator_losses(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> dict[str, Tensor]:
-        """What the discriminator has against the coded audio, unweighted; nothing without judgements."""
+        """Adversarial and feature-matching losses, unweighted; empty without a discriminator."""
         losses = {}
         if self.adversarial and fake and self.weights["adversarial"] > 0:
             losses["adversarial"] = self.adversarial.generator(fake)
@@ -93,7 +93,7 @@ class Objective(nn.Module):
         return losses
 
     def discriminator_loss(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-        """Scalar for the discriminator to minimise; ValueError without adversarial loss or judgements."""
+        """Discriminator loss, a scalar; ValueError without an adversarial loss or a discriminator."""
         if self.adversarial is None:
             raise ValueError("this objective has no adversarial loss to train a discriminator with")
         return self.adversarial.discriminator(real, fake)
@@ -104,37 +104,37 @@ class Objective(nn.Module):
 
 
 def names_of(name: str, loss: object) -> tuple[str, ...]:
-    """Names of the scalars that a reconstruction loss of some name gives."""
+    """Names of the scalars of one reconstruction loss: of a `LossGroup` its own, otherwise `name`."""
     return loss.names if isinstance(loss, LossGroup) else (name,)
 
 
 def asks_discriminator(weights: Mapping[str, float]) -> bool:
-    """Whether weights of losses count any that needs judgements."""
+    """Test for a weight above 0 of a loss that needs a discriminator."""
     return any(weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
 
 
 def find_problems(
     reconstruction: Mapping[str, object], weights: Mapping[str, float], others: Mapping[str, object]
 ) -> Iterator[str]:
-    """Yield one line for each thing that is wrong with the names or weights."""
-    computed = [each for name, loss in reconstruction.items() for each in names_of(name, loss)]
-    produced = [*computed, *(name for name, loss in others.items() if loss is not None)]
+    """Yield one line for each error in the names or weights."""
+    reconstruction_names = [each for name, loss in reconstruction.items() for each in names_of(name, loss)]
+    names = [*reconstruction_names, *(name for name, loss in others.items() if loss is not None)]
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             yield f"weights.{name}: must be 0 or a positive number, got {weight}"
-        if name in produced:
+        if name in names:
             continue
         if name in others:
             yield f"weights.{name}: no loss of that name is computed; set {name}, or remove the weight"
         else:
-            close = difflib.get_close_matches(name, produced, 1)
+            matches = difflib.get_close_matches(name, names, 1)
             yield f"weights.{name}: nothing produces this loss; " + (
-                f"did you mean {close[0]}?" if close else f"known are {', '.join(produced) or 'none'}"
+                f"did you mean {matches[0]}?" if matches else f"known are {', '.join(names) or 'none'}"
             )
-    for name in produced:
+    for name in names:
         if name not in weights:
             yield f"weights.{name}: missing; {name} is computed, give it a weight (0 switches it off)"
-    for name in sorted(set(computed) & set(others)):
+    for name in sorted(set(reconstruction_names) & set(others)):
         yield f"reconstruction.{name}: this name is taken by the discriminator's losses; choose another"
-    for name in sorted({name for name in computed if computed.count(name) > 1}):
+    for name in sorted({name for name in reconstruction_names if reconstruction_names.count(name) > 1}):
         yield f"reconstruction: two losses are named {name}; leave one out"

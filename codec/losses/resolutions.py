@@ -14,22 +14,24 @@ from codec.spectrogram import lean_stft, mel_filters, pad_reflect
 
 TERMS = ("mel", "linear_mel", "loudness", "complex", "magnitude")
 COMPRESSED = ("complex", "magnitude")
-SMALLEST = 1e-6  # of a bin's energy, below which compression stays linear
+SMALLEST = 1e-6  # energy of a bin; compression is linear below it
 
 
 class MultiResolutionLoss(LossGroup):
-    """Distances between STFTs at several windows (samples; hop `window / 4`): any of five terms.
+    """Distances between STFTs at several windows (samples; hop `window / 4`), any of five terms.
 
-    `mel`: L1 of log10 mels, summed over windows (DAC, arXiv:2306.06546). `linear_mel`: L1 of the mels, as
-    ESC adds it. `loudness`: squared distance of band means compressed to magnitude^`power`, summed over
-    windows; the exponent is near that of loudness, on whose scale PESQ compares. `complex`: squared distance
-    of real and imaginary parts on the same scale, averaged over `complex_windows` (ESC, arXiv:2404.19441,
-    eq. 6): the one that sees phase. `magnitude`: the same of magnitudes alone. Where the phase cannot be
-    coded, the complex term shrinks the estimate; beside it this one holds the level (Braun and Tashev,
-    arXiv:2009.12286).
+    `mel`: L1 of log10 mels, summed over windows (DAC, arXiv:2306.06546).
+    `linear_mel`: L1 of the mels, the term that ESC adds.
+    `loudness`: squared distance of band means compressed to magnitude^`power`, summed over windows. The
+    exponent is close to that of loudness, the scale of PESQ.
+    `complex`: squared distance of real and imaginary parts on the same scale, averaged over `complex_windows`
+    (ESC, arXiv:2404.19441, eq. 6). It is the only term that depends on phase.
+    `magnitude`: the same distance of magnitudes. The complex term shrinks an estimate whose phase cannot be
+    coded; this term preserves the level (Braun and Tashev, arXiv:2009.12286).
 
-    With `draw`, a step compares that many windows, of those with the complex term and of the others in
-    turn, scaled so that the expectation is that of all. Raises ValueError for impossible lists.
+    `draw` is the number of windows compared per step, taken alternately from the complex windows and the
+    others, and scaled to the expectation over all windows. Raises ValueError for unknown terms, lists of
+    different lengths, `complex_windows` outside `windows` and an impossible `draw`.
     """
 
     def __init__(
@@ -63,34 +65,34 @@ class MultiResolutionLoss(LossGroup):
     def forward(
         self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Compare `[B, C, T]` with `[B, C, T]`; a scalar a term."""
+        """Compare `[B, C, T]` with `[B, C, T]`; one scalar per term."""
         check_same_shape(estimate, target)
         losses = dict.fromkeys(self.names, estimate.new_zeros((), dtype=torch.float32))
         for window, factor, count in self.choose(generator):
             with torch.no_grad():
-                wanted = self.views(target, window)
+                target_views = self.views(target, window)
             for name, view in self.views(estimate, window).items():
                 if name in COMPRESSED:
-                    distance = (view - wanted[name]).square().sum(-1).mean() / count
+                    distance = (view - target_views[name]).square().sum(-1).mean() / count
                 elif name == "loudness":
-                    distance = (view - wanted[name]).square().mean()
+                    distance = (view - target_views[name]).square().mean()
                 else:
-                    distance = (view - wanted[name]).abs().mean()
+                    distance = (view - target_views[name]).abs().mean()
                 losses[name] = losses[name] + factor * distance
         return losses
 
     def choose(self, generator: torch.Generator | None) -> list[tuple[int, float, int]]:
-        """Windows of this step, the factor of each, and how many have a complex term in all."""
-        chosen: list[tuple[int, float, int]] = []
+        """Windows of this step, with the factor of each and the total number of complex windows."""
+        selection: list[tuple[int, float, int]] = []
         for number, group in enumerate(self.groups):
             share = len(group) if self.draw is None else (self.draw + 1 - number) // 2
             share = min(share, len(group))
             order = torch.randperm(len(group), generator=generator)[:share].tolist()
-            chosen += [(group[index], len(group) / share, len(self.groups[0])) for index in order]
-        return chosen
+            selection += [(group[index], len(group) / share, len(self.groups[0])) for index in order]
+        return selection
 
     def views(self, audio: Tensor, window: int) -> dict[str, Tensor]:
-        """Tensors of one resolution that the terms compare."""
+        """Tensor per term at one resolution, of audio `[B, C, T]`."""
         padded = pad_reflect(audio, window // 2, window // 2)
         spectrum = torch.view_as_real(lean_stft(padded, window, window // 4))
         energy = spectrum.square().sum(-1)
@@ -100,10 +102,10 @@ class MultiResolutionLoss(LossGroup):
             with torch.autocast(audio.device.type, enabled=False):
                 mels = (energy + FLOOR**2).sqrt() @ filters
             views = {"mel": mels.clamp(min=FLOOR).log10(), "linear_mel": mels}
-            if "loudness" in self.names:  # of means over a band, on the scale of single bins
+            if "loudness" in self.names:  # band means keep the scale of single bins
                 views["loudness"] = ((mels / filters.sum(0)).square() + SMALLEST) ** (self.power / 2)
         if window in self.groups[0] and set(COMPRESSED) & set(self.names):
-            # The last axis is summed: two numbers a bin, or one.
+            # The loss sums over the last axis: two values per bin, or one.
             compression = ((energy + SMALLEST) ** ((self.power - 1) / 2))[..., None]
             views["complex"] = spectrum * compression
             if "magnitude" in self.names:

@@ -15,14 +15,14 @@ from codec.spectrogram import mel
 class MultiScaleSpectralLoss(nn.Module):
     """SoundStream's reconstruction loss (arXiv:2107.03312), also EnCodec's frequency loss.
 
-    For each window s (samples; hop s / 4) the L1 norm of the mel difference plus `log_weight` times the L2
-    norm of the log-mel difference, per frame, summed over windows. `log_weight=None` is SoundStream's
-    alpha_s = sqrt(s / 2), which follows the growth of noise in a plain STFT; EnCodec takes 1 and unit-energy
-    windows (`normalized`), where nothing grows. Mels are magnitudes on the HTK scale with unit peaks; empty
-    filters, whose log would be constant, are left out.
+    Sum over windows s (samples; hop s / 4) of the L1 norm of the mel difference plus `log_weight` times the
+    L2 norm of the log-mel difference, per frame. `log_weight=None` is SoundStream's alpha_s = sqrt(s / 2),
+    the growth of noise in a plain STFT. EnCodec takes 1 and unit-energy windows (`normalized`), which keep
+    the noise level. Mels are magnitudes on the HTK scale with unit peaks. Empty filters are left out, because
+    their log would be constant.
 
-    The paper sums over frames (`average_frames=False`). Averaged, the weights 1 : 1 : 100 of the three losses
-    do not depend on the length of the crop.
+    The paper sums over frames (`average_frames=False`). With the average, the weights 1 : 1 : 100 of the
+    three losses do not depend on the length of the crop.
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class MultiScaleSpectralLoss(nn.Module):
         check_same_shape(estimate, target)
         total = estimate.new_zeros((), dtype=torch.float32)
         for window, log_weight in zip(self.windows, self.log_weights, strict=True):
-            ours, theirs = (
+            estimate_mel, target_mel = (
                 mel(audio, self.sample_rate, window, self.n_mels, slaney=False, normalized=self.normalized)
                 for audio in (estimate, target)
             )
-            logs = ours.clamp(min=FLOOR).log() - theirs.clamp(min=FLOOR).log()
-            frames = (ours - theirs).abs().sum(-1) + log_weight * torch.linalg.vector_norm(logs, dim=-1)
+            log_difference = estimate_mel.clamp(min=FLOOR).log() - target_mel.clamp(min=FLOOR).log()
+            frames = (estimate_mel - target_mel).abs().sum(-1) + log_weight * torch.linalg.vector_norm(
+                log_difference, dim=-1
+            )
             total = total + (frames.mean() if self.average_frames else frames.sum(-1).mean())
         return total
 
@@ -58,8 +60,7 @@ class MultiScaleSpectralLoss(nn.Module):
 class MultiScaleMelLoss(nn.Module):
     """DAC's mel loss (arXiv:2306.06546): L1 of log10 mels, few bins for short windows and many for long ones.
 
-    The mean over the batch of `codec.metrics.mel_distance`, where it is defined; no filter is empty at 16, 24
-    and 44.1 kHz.
+    Mean over the batch of `codec.metrics.mel_distance`. No filter is empty at 16, 24 and 44.1 kHz.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class MultiScaleMelLoss(nn.Module):
         check_windows(windows)
         if len(windows) != len(n_mels):
             raise ValueError(
-                f"n_mels has {len(n_mels)} entries for {len(windows)} windows: give one a window"
+                f"n_mels has {len(n_mels)} entries for {len(windows)} windows: give one per window"
             )
         self.sample_rate, self.windows, self.n_mels = sample_rate, tuple(windows), tuple(n_mels)
 
@@ -79,6 +80,6 @@ class MultiScaleMelLoss(nn.Module):
 
 
 def check_windows(windows: Sequence[int]) -> None:
-    """Raise ValueError unless there are windows and each has a whole hop of a quarter of it."""
+    """Raise ValueError for an empty list or a window that is not a multiple of 4 samples."""
     if not windows or min(windows) < 4 or any(window % 4 for window in windows):
         raise ValueError(f"windows must be multiples of 4 samples, at least one, got {list(windows)}")

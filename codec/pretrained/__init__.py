@@ -1,4 +1,4 @@
-"""Trained models that come with the package, by name; words for a model that is not there."""
+"""Pretrained models of the package, by name, and the error for a missing model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def pretrained_names() -> list[str]:
 
 
 def find_model(path: str | Path) -> Path:
-    """Directory of the pretrained model of this name, or `path` itself: a file or model there comes first."""
+    """Directory of the pretrained model of this name, or `path` itself, which has precedence if it exists."""
     path = Path(path)
-    taken = path.is_file() or (path / "config.yaml").is_file()
-    named = str(path) in pretrained_names() and not taken
-    return FOLDER / path if named else path
+    exists = path.is_file() or (path / "config.yaml").is_file()
+    is_name = str(path) in pretrained_names() and not exists
+    return FOLDER / path if is_name else path
 
 
 def require_model(path: str | Path) -> Path:
-    """`find_model`, or FileNotFoundError, which says how to get a model that is named as on a hub."""
-    found = find_model(path)
-    if found.exists():
-        return found
+    """`find_model`, or FileNotFoundError, with the download command for a name of the Hugging Face hub."""
+    directory = find_model(path)
+    if directory.exists():
+        return directory
     name = str(path)
-    if re.fullmatch(r"(hf:)?[A-Za-z][\w.-]*/[\w.-]+", name) and not found.parent.exists():
+    if re.fullmatch(r"(hf:)?[A-Za-z][\w.-]*/[\w.-]+", name) and not directory.parent.exists():
         name = name.removeprefix("hf:")
         folder = name.split("/")[1]
         raise FileNotFoundError(
@@ -35,5 +35,5 @@ def require_model(path: str | Path) -> Path:
             f"Hugging Face hub: `hf download {name} --local-dir {folder}`, then name {folder}"
         )
     names = pretrained_names()
-    known = f"; pretrained models of this package: {', '.join(names)}" if names else ""
-    raise FileNotFoundError(f"{path}: no such model directory or checkpoint{known}")
+    models = f"; pretrained models of this package: {', '.join(names)}" if names else ""
+    raise FileNotFoundError(f"{path}: no such model directory or checkpoint{models}")

@@ -16,15 +16,16 @@ from codec.quantizers.whitening import regression, whitening_projection
 
 
 class LFQCodebook(nn.Module):
-    """The signs of `codebook_bits` projected dimensions, 2^bits implicit codes (MAGVIT-v2, arXiv 2310.05737).
+    """Signs of `codebook_bits` projections of inputs `[N, D]`, 2^bits implicit codes (LFQ, arXiv 2310.05737).
 
-    The entropy loss wants each frame sure of its code and all frames together to use all codes alike. It is
-    computed in groups of at most ten bits (BSQ, arXiv 2406.07548, eq. 10 to 12): exact for the first part and
-    an upper bound for the second, in N x 2^10 numbers instead of N x 2^bits. Bit by bit it would not see that
-    all bits say the same. The projections start with bits that know nothing of each other.
+    The entropy loss is the mean entropy of the codes of single frames minus `diversity` times the entropy of
+    their mean, as in MAGVIT-v2. It is computed in groups of at most ten bits (BSQ, arXiv 2406.07548, eq. 10
+    to 12): exact for the first entropy and an upper bound for the second, in N x 2^10 values instead of
+    N x 2^bits. Groups of one bit would not penalize correlated bits. The initial projections give
+    uncorrelated bits.
     """
 
-    LARGEST = 10  # group of bits
+    LARGEST = 10  # bits per group
 
     straight_through_cascade = False
 
@@ -45,12 +46,12 @@ class LFQCodebook(nn.Module):
         if not 1 <= codebook_bits <= 62:
             raise ValueError(f"codebook_bits must be 1 to 62, got {codebook_bits}")
         if not inverse_temperature > 0 or not diversity >= 0:
-            got = f"{inverse_temperature} and {diversity}"
-            raise ValueError(f"inverse_temperature must be positive and diversity at least 0, got {got}")
+            values = f"{inverse_temperature} and {diversity}"
+            raise ValueError(f"inverse_temperature must be positive and diversity at least 0, got {values}")
         self.codebook_size = 2**codebook_bits
         self.inverse_temperature, self.diversity = inverse_temperature, diversity
         self.estimator = estimator
-        self.size = 1.0  # of each dimension of a code's vector
+        self.size = 1.0  # absolute value in each dimension of a code's vector
         self.in_proj = nn.Linear(dim, codebook_bits)
         self.out_proj = nn.Linear(codebook_bits, dim)
         self.standardize = Standardize(dim)
@@ -59,7 +60,7 @@ class LFQCodebook(nn.Module):
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
-        """Start with bits that are evenly used and know nothing of each other, by a pool `[N, D]`."""
+        """Fit the projections to a pool `[N, D]`: balanced, uncorrelated bits and least-squares vectors."""
         self.standardize.fit(pool)
         standard = self.standardize(pool)
         self.in_proj.weight.copy_(whitening_projection(standard, len(self.basis)))
@@ -70,15 +71,15 @@ class LFQCodebook(nn.Module):
         self.initialised.fill_(True)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """What is compared with the codes, `[N, bits]`."""
+        """Projected inputs `[N, bits]`."""
         return self.in_proj(self.standardize(inputs))
 
     def signs(self, embedded: Tensor) -> Tensor:
-        """The binary vectors `[N, bits]` that `[N, bits]` are rounded to."""
+        """Nearest binary vectors `[N, bits]` of projected inputs `[N, bits]`."""
         return torch.where(embedded > 0, self.size, -self.size)
 
     def project(self, signs: Tensor) -> Tensor:
-        """Vectors `[..., D]` of binary ones `[..., bits]`."""
+        """Vectors `[..., D]` of binary vectors `[..., bits]`."""
         return self.standardize.undo(self.out_proj(signs))
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class LFQCodebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the entropy loss of all."""
+        """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the scalar entropy loss."""
         embedded = self.embed(inputs)
         signs = self.signs(embedded.detach())
         losses = {
@@ -103,22 +104,22 @@ class LFQCodebook(nn.Module):
         return self.project(self.estimator(embedded, signs)), ((signs > 0) * self.basis).sum(-1), losses
 
     def entropy_loss(self, embedded: Tensor, used: Tensor) -> Tensor:
-        """Mean entropy of the frames plus `diversity` times what the mean frame's lacks, in nats per code."""
+        """Mean entropy of frames plus `diversity` times the entropy deficit of their mean, in nats."""
         # softmax(-inverse_temperature * distance²) over the two values of a bit is a sigmoid of 4 t x.
         logits = 4 * self.inverse_temperature * self.size * embedded
         count = used.sum().to(embedded.dtype)
         bits = functional.softplus(logits) - logits * torch.sigmoid(logits)
-        each = (bits.sum(1) * used).sum() / count.clamp(min=1)
+        frame_entropy = (bits.sum(1) * used).sum() / count.clamp(min=1)
         joint = [self.joint(group) for group in logits.tensor_split(-(-len(self.basis) // self.LARGEST), 1)]
         total = torch.cat([torch.where(used[:, None], p, 0.0).sum(0) for p in joint] + [count[None]])
         if self.training:
             total = all_reduce_with_gradient(total)
         mean = total[:-1] / total[-1].clamp(min=1)
         entropy = -torch.xlogy(mean, mean.clamp(min=1e-8)).sum()
-        return each + self.diversity * (len(self.basis) * math.log(2) - entropy)
+        return frame_entropy + self.diversity * (len(self.basis) * math.log(2) - entropy)
 
     def joint(self, logits: Tensor) -> Tensor:
-        """Probabilities `[N, 2^g]` of all values of g bits together, of the logits `[N, g]` of each."""
+        """Joint probabilities `[N, 2^g]` of g independent bits with logits `[N, g]`."""
         joint = torch.ones_like(logits[:, :1])
         for logit in logits.unbind(1):
             one = torch.sigmoid(logit)[:, None]
@@ -127,7 +128,10 @@ class LFQCodebook(nn.Module):
 
 
 class BSQCodebook(LFQCodebook):
-    """Signs of a projection on the unit sphere, ±1/√bits each: the error is bounded (arXiv 2406.07548)."""
+    """Signs of a projection of inputs `[N, D]` on the unit sphere, ±1/√bits each (BSQ, arXiv 2406.07548).
+
+    The quantization error is bounded.
+    """
 
     def __init__(
         self,
@@ -141,5 +145,5 @@ class BSQCodebook(LFQCodebook):
         self.size = codebook_bits**-0.5
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """The projected inputs `[N, bits]`, of length 1."""
+        """Projected inputs `[N, bits]` of length 1."""
         return functional.normalize(super().embed(inputs), dim=1)

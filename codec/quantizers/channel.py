@@ -1,4 +1,4 @@
-"""A Gaussian channel of a given rate: the noise of an ideal quantizer, with exact gradients."""
+"""Gaussian channel of a given rate: the noise of an ideal quantizer, with exact gradients."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from codec.quantizers.identity import Identity, no_codes
 
 
 class GaussianChannel(Identity):
-    """Adds white noise to latents `[B, D, F]` so that `bits` a latent pass, and returns the Wiener estimate.
+    """Gaussian channel of `bits` per latent: white noise on latents `[B, D, F]`, then the Wiener estimate.
 
-    Noise of variance s leaves `1/2 log2 det(I + C / s)` bits of Gaussian latents with covariance C (Cover and
-    Thomas, "Elements of Information Theory", 9.4 and 10.3). Each step solves for s. The gradient is that at a
-    fixed rate: a direction that grows takes its bits from the others, so the encoder learns a spectrum worth
-    its bits, and the decoder an error that a vector quantizer of that rate would leave. `bits[k - 1]` is the
+    The rate of noise of variance s is `1/2 log2 det(I + C / s)` bits for Gaussian latents with covariance C
+    (Cover and Thomas, "Elements of Information Theory", 9.4 and 10.3). Each step solves for s. The gradient
+    is taken at a fixed rate: a direction that grows takes bits from the others. The encoder therefore learns
+    an efficient spectrum, and the decoder the error of a vector quantizer of that rate. `bits[k - 1]` is the
     rate of `num_quantizers = k`. Mean and covariance are averages over training. Without a generator latents
     pass unchanged. Codes are empty `[B, 0, F]`.
     """
 
-    POOL = 4096  # latents that the first covariance is taken from
+    POOL = 4096  # latents for the initial covariance
     WEIGHT = 0.02  # of a batch in the averages
 
     mean: Tensor
@@ -43,7 +43,7 @@ class GaussianChannel(Identity):
         self.register_buffer("initialised", torch.tensor(False))
 
     def pool_size(self) -> int:
-        """Latents that show their covariance; 0 once it is known."""
+        """Number of latents for the initial covariance; 0 once initialized."""
         return 0 if bool(self.initialised) else max(self.POOL, 4 * self.dim)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class GaussianChannel(Identity):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantized:
-        """Pass latents through the channel, at the rate of each example's `num_quantizers`."""
+        """Pass latents `[B, D, F]` through the channel at the rate of each example's `num_quantizers`."""
         self.check_latents(latents, num_quantizers)
         if mask is not None:
             raise ValueError("a channel takes no mask: its covariance is that of all latents")
@@ -72,35 +72,41 @@ class GaussianChannel(Identity):
         return Quantized(passed, no_codes(latents), {}, latents.detach())
 
     def transmit(self, latents: Tensor, rates: Tensor, generator: torch.Generator) -> Tensor:
-        """Estimate of `[B, F, D]` behind the channel, example b at the rate `bits[rates[b]]`."""
-        away = latents - self.mean
-        used, which = rates.to(latents.device).unique(return_inverse=True)
+        """Wiener estimate of `[B, F, D]` after the channel, example b at the rate `bits[rates[b]]`."""
+        deviations = latents - self.mean
+        levels, level_of = rates.to(latents.device).unique(return_inverse=True)
         with torch.no_grad():
-            # In float64 on the CPU, where components of nearly equal strength keep their directions.
+            # In float64 on the CPU, for stable directions of components of nearly equal strength.
             strengths, directions = torch.linalg.eigh(self.covariance.cpu().double())
             strengths = strengths.clamp(min=0)
-            powers = [noise_for(strengths, self.bits[index]) for index in used.tolist()]
+            powers = [noise_for(strengths, self.bits[index]) for index in levels.tolist()]
             noise = torch.tensor(powers, dtype=torch.float64)
-            variances, axes, noise = strengths.to(away), directions.to(away), noise.to(away)[:, None]
-            kept = variances / (variances + noise)  # of each principal component, by the Wiener filter
-            wiener = (axes * kept[:, None]) @ axes.T
-            slope = kept.sum(1)  # of the rate by the logarithm of the latents' gain
-            price = (axes / (variances + noise)[:, None]) @ axes.T / 2  # of a covariance's bits
-        flat = away.reshape(-1, self.dim)
-        spent = (price * (flat.T @ flat / len(flat))).sum((1, 2)) / slope
-        # Value 1: its gradient takes back in gain the bits that growing latents would cost.
-        gain = (spent.detach() - spent).exp()[which, None, None]
-        drawn = torch.empty_like(away).normal_(generator=generator)
-        heard = away * gain + drawn * noise.sqrt()[which, None]
-        return heard @ wiener[which] + self.mean
+            variances, axes, noise = (
+                strengths.to(deviations),
+                directions.to(deviations),
+                noise.to(deviations)[:, None],
+            )
+            gains = variances / (variances + noise)  # Wiener filter of each principal component
+            wiener = (axes * gains[:, None]) @ axes.T
+            slope = gains.sum(1)  # derivative of the rate by the logarithm of the latents' gain
+            price = (axes / (variances + noise)[:, None]) @ axes.T / 2  # derivative by the covariance
+        flat = deviations.reshape(-1, self.dim)
+        bits = (price * (flat.T @ flat / len(flat))).sum((1, 2)) / slope
+        # Value 1; its gradient lowers the gain of growing latents to keep the rate.
+        gain = (bits.detach() - bits).exp()[level_of, None, None]
+        noise_sample = torch.empty_like(deviations).normal_(generator=generator)
+        received = deviations * gain + noise_sample * noise.sqrt()[level_of, None]
+        return received @ wiener[level_of] + self.mean
 
     @torch.no_grad()
     def update(self, quantized: Quantized) -> None:
-        """Move mean and covariance toward those of a batch, of all processes together."""
+        """Move mean and covariance toward those of a batch over all processes."""
         inputs = rows(quantized.inputs.float())
-        away = inputs - self.mean
+        deviations = inputs - self.mean
         count = torch.tensor([float(len(inputs))], device=inputs.device)
-        sums, total = all_reduce_sum([torch.cat([away.T @ away, away.sum(0, keepdim=True)]), count])
+        sums, total = all_reduce_sum(
+            [torch.cat([deviations.T @ deviations, deviations.sum(0, keepdim=True)]), count]
+        )
         if not torch.isfinite(sums.sum()):
             return
         means = sums / total
@@ -110,9 +116,9 @@ class GaussianChannel(Identity):
 
 
 def noise_for(variances: Tensor, bits: float) -> float:
-    """Variance of white noise that leaves `bits` of components `[D]`: `1/2 sum log2(1 + variance / noise)`.
+    """Variance of white noise for a rate of `bits = 1/2 sum log2(1 + variance / noise)` of components `[D]`.
 
-    ConfigError when all variances are 0.
+    ConfigError if all variances are 0.
     """
     largest = float(variances.max())
     if not 0 < largest < math.inf:

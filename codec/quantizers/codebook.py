@@ -15,15 +15,16 @@ from codec.quantizers.search import best, best_few, half_norms, nearest, nearest
 
 
 class Codebook(nn.Module):
-    """Nearest of `codebook_size` vectors in Euclidean distance; subclasses learn the vectors.
+    """Codebook for inputs `[N, D]`: the nearest of `codebook_size` vectors; subclasses learn the vectors.
 
-    `usage` `[K]` is the moving average of each code's share of the frames, so that nothing depends on the
-    batch size. A code is dead when its usage is below `dead_threshold` times the average code's;
-    `revive_from` says what it becomes: one of the batch's frames, or the twin of an overused code.
-    `temperature` above 0 draws training's codes by softmax(-distance / temperature) instead of the nearest.
+    `usage` `[K]` is the moving average of each code's share of the frames, independent of the batch size. A
+    code with a usage below `dead_threshold` times the mean is dead. `revive_from` is the source of its new
+    vector: "frames" of the batch, or a noisy copy of the vector of an "overused" code. With `temperature`
+    above 0, codes in training are drawn by softmax(-distance / temperature). Raises ValueError for options
+    out of range.
     """
 
-    # The gradient of the output is copied to the input past the whole residual cascade, once.
+    # The straight-through gradient skips the whole residual cascade, once.
     straight_through_cascade = True
 
     vectors: Tensor
@@ -50,10 +51,10 @@ class Codebook(nn.Module):
         if not 0 <= dead_threshold < 1:
             raise ValueError(f"dead_threshold must be at least 0 and below 1, got {dead_threshold}")
         if kmeans_iterations < 0 or kmeans_frames < 1 or not temperature >= 0:
-            got = f"{kmeans_iterations}, {kmeans_frames} and {temperature}"
+            values = f"{kmeans_iterations}, {kmeans_frames} and {temperature}"
             raise ValueError(
                 "kmeans_iterations and temperature must be at least 0 and kmeans_frames (per code) at "
-                f"least 1, got {got}"
+                f"least 1, got {values}"
             )
         self.codebook_size = codebook_size
         self.decay = decay
@@ -68,12 +69,12 @@ class Codebook(nn.Module):
         self.register_buffer("initialised", torch.tensor(kmeans_iterations == 0))
 
     def make_vectors(self, dim: int) -> None:
-        """Make `self.vectors` `[K, D]`, a buffer or a parameter."""
+        """Create `self.vectors` `[K, D]`, a buffer or a parameter."""
         raise NotImplementedError
 
     @property
     def pool_frames(self) -> int:
-        """Latents that `initialise` wants."""
+        """Number of latents that `initialise` needs."""
         return self.kmeans_frames * self.codebook_size
 
     def table(self) -> Tensor:
@@ -81,11 +82,11 @@ class Codebook(nn.Module):
         return self.vectors
 
     def sources(self) -> list[Tensor]:
-        """What `table` is computed from."""
+        """Tensors from which `table` is computed."""
         return [self.vectors]
 
     def search_table(self) -> tuple[Tensor, Tensor]:
-        """Vectors `[K, D]` and bias `[K]` with which `search.best` finds the nearest."""
+        """Vectors `[K, D]` and bias `[K]` for `search.best`."""
         with torch.no_grad():
             return self.searched(self.sources(), lambda: with_half_norms(self.table()))
 
@@ -98,12 +99,12 @@ class Codebook(nn.Module):
         return nearest_few(inputs, *self.search_table(), min(count, self.codebook_size))
 
     def continuations(self, inputs: Tensor, left: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Which of P paths and which code then, `[N, count]` each, leave least, least first.
+        """Beam step: indices of paths and codes, `[N, count]` each, of the smallest errors, best first.
 
-        `inputs` `[N, P, D]` are coded; `left` `[N, P]` is what of a path there is to code, squared.
+        `inputs` `[N, P, D]` are coded; `left` `[N, P]` is the squared residual of each of the P paths.
         """
         count = min(count, inputs.shape[1] * self.codebook_size)
-        # |x - c|² + rest = left - 2 (x·c - |c|²/2): paths are compared with each other in one search.
+        # |x - c|² + rest = left - 2 (x·c - |c|²/2): one search compares the codes of all paths.
         pairs, _ = best_few(inputs, *self.search_table(), count, -0.5 * left)
         return pairs // self.codebook_size, pairs % self.codebook_size
 
@@ -112,10 +113,10 @@ class Codebook(nn.Module):
         return functional.embedding(codes, self.table())
 
     def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The nearest code `[N]`, or in training one drawn at `temperature`."""
+        """Nearest codes `[N]`, or in training codes drawn at `temperature`."""
         if generator is None or not self.temperature:
             return nearest(inputs, table.detach())
-        # Gumbel's trick: the largest of logits with such noise is a draw from their softmax.
+        # Gumbel-max trick: the argmax of logits with Gumbel noise is a draw from their softmax.
         table = table.detach()
         logits = 2 / self.temperature * linear(inputs.detach(), table, half_norms(table))
         noise = torch.empty_like(logits).exponential_(generator=generator).log_()
@@ -124,7 +125,7 @@ class Codebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`, and losses per input `[N]` or of all; `used` `[N]` inputs count."""
+        """Vectors `[N, D]`, codes `[N]`, and losses, each `[N]` or a scalar; `used` `[N]` masks inputs."""
         table = self.table()
         codes = self.choose(inputs, table, generator)
         return functional.embedding(codes, table), codes, {}
@@ -135,7 +136,7 @@ class Codebook(nn.Module):
         self.start_usage(pool)
 
     def start_usage(self, pool: Tensor) -> None:
-        """Take each code's share of a pool `[N, D]` as its usage so far."""
+        """Set the usage of each code to its share of a pool `[N, D]`."""
         counts = torch.bincount(self.encode(pool), minlength=self.codebook_size)
         self.usage.copy_(counts / counts.sum())
         self.initialised.fill_(True)
@@ -143,9 +144,9 @@ class Codebook(nn.Module):
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Sums `[K + 1, D]` of each code's inputs and their numbers `[K + 1]`, added to those `so_far`.
+        """Sums `[K + 1, D]` of each code's inputs and their counts `[K + 1]`, added to `so_far`.
 
-        The last row takes the inputs that do not count, those with code −1.
+        The last row is for masked inputs, those with code −1.
         """
         rows = self.codebook_size + 1
         sums, counts = so_far or (inputs.new_zeros(rows, inputs.shape[1]), inputs.new_zeros(rows))
@@ -153,26 +154,26 @@ class Codebook(nn.Module):
         return sums.index_add_(0, row, inputs), counts.index_add_(0, row, inputs.new_ones(len(row)))
 
     def update(self, sums: Tensor, counts: Tensor) -> None:
-        """Learn from `statistics` summed over the processes; no-op unless all is finite."""
+        """Learn from `statistics` summed over the processes; no-op unless all are finite."""
         sums, counts = sums[:-1], counts[:-1]
         self.learn(sums, counts, torch.isfinite(sums.sum()) & (counts.sum() > 0))
 
     def learn(self, sums: Tensor, counts: Tensor, known: Tensor) -> None:
-        """Move the usage by statistics, if they are `known`: a scalar that stays on its device."""
+        """Update the usage by statistics if `known`, a bool scalar on the device, which avoids a transfer."""
         usage = torch.lerp(counts / counts.sum().clamp(min=1), self.usage, self.decay)
         self.usage.copy_(torch.where(known, usage, self.usage))
 
     def dead(self) -> Tensor:
-        """Which codes `[K]` have fallen out of use."""
+        """Mask `[K]` of dead codes."""
         return (self.usage < self.dead_threshold * self.usage.mean()) & (self.decay < 1)
 
     def replace(self, dead: Tensor, vectors: Tensor) -> None:
-        """Give dead codes new vectors `[K, D]` and the usage of an average code, so that they survive."""
+        """Give dead codes new vectors `[K, D]`, and the mean usage, so that they survive the next steps."""
         self.vectors.copy_(torch.where(dead[:, None], vectors, self.vectors))
         self.usage.copy_(torch.where(dead, self.usage.mean(), self.usage))
 
     def twins(self, seed: int) -> Tensor:
-        """Vectors `[K, D]` for dead codes: the least used gets the most used one's with a little noise."""
+        """New vectors `[K, D]` for dead codes: noisy copies, the least used code of the most used one."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.vectors.shape, generator=generator).to(self.vectors)
         twins = torch.empty_like(self.vectors)
@@ -182,17 +183,17 @@ class Codebook(nn.Module):
 
 
 class EMACodebook(Codebook):
-    """Vectors follow the moving average of their inputs (VQ-VAE, arXiv 1711.00937, appendix A.1)."""
+    """Codebook for inputs `[N, D]` of moving averages of its inputs (VQ-VAE, arXiv 1711.00937, A.1)."""
 
     def make_vectors(self, dim: int) -> None:
         """Random vectors of length 1 on average."""
         self.register_buffer("vectors", torch.randn(self.codebook_size, dim) / dim**0.5)
 
     def learn(self, sums: Tensor, counts: Tensor, known: Tensor) -> None:
-        """Move vectors and usage by statistics, if they are `known`."""
+        """Update vectors and usage by statistics if `known`."""
         super().learn(sums, counts, known)
-        # Online k-means, equal to the quotient of the two moving averages (sums over usage): it leaves a
-        # code without inputs exactly where it is, however small its usage has become.
+        # Online k-means, equal to the quotient of the two moving averages (sums over usage). The vector of
+        # a code without inputs stays exactly constant, for any usage.
         usage = self.usage.clamp(min=torch.finfo(sums.dtype).tiny)
         weight = (1 - self.decay) / counts.sum().clamp(min=1) / usage
         weight = torch.where(known, weight, 0.0)
@@ -201,9 +202,9 @@ class EMACodebook(Codebook):
 
 
 class CosineCodebook(EMACodebook):
-    """Unit vectors, found by the largest cosine and moved as the mean direction of their inputs.
+    """Codebook for inputs `[N, D]` of unit vectors: largest cosine, mean directions of the inputs.
 
-    The l2-normalised codes of ViT-VQGAN (arXiv 2110.04627, §3.2), learned by spherical k-means.
+    The l2-normalized codes of ViT-VQGAN (arXiv 2110.04627, §3.2), learned by spherical k-means.
     """
 
     def table(self) -> Tensor:
@@ -211,7 +212,7 @@ class CosineCodebook(EMACodebook):
         return functional.normalize(self.vectors, dim=1)
 
     def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The code `[N]` of the largest cosine, or one drawn by the distance of the directions."""
+        """Codes `[N]` of the largest cosine, or drawn by the distance of the directions."""
         if generator is not None and self.temperature:
             inputs = functional.normalize(inputs, dim=1)
         return super().choose(inputs, table, generator)
@@ -223,15 +224,15 @@ class CosineCodebook(EMACodebook):
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Sums `[K + 1, D]` of the inputs' directions and their numbers `[K + 1]`."""
+        """Sums `[K + 1, D]` of the inputs' directions and their counts `[K + 1]`."""
         return super().statistics(functional.normalize(inputs, dim=1), codes, so_far)
 
 
 class GradientCodebook(Codebook):
-    """Vectors are drawn to their inputs by the codebook loss (VQ-VAE, arXiv 1711.00937, eq. 3)."""
+    """Codebook for inputs `[N, D]`, trained by the codebook loss (VQ-VAE, arXiv 1711.00937, eq. 3)."""
 
     def make_vectors(self, dim: int) -> None:
-        """Random vectors of length 1 on average, to be trained."""
+        """Trainable random vectors of length 1 on average."""
         self.vectors = nn.Parameter(torch.randn(self.codebook_size, dim) / dim**0.5)
 
     def forward(
@@ -243,9 +244,9 @@ class GradientCodebook(Codebook):
 
 
 class SimVQCodebook(GradientCodebook):
-    """Frozen random vectors under one learned linear map: all codes move together (SimVQ, arXiv 2411.02038).
+    """Codebook for inputs `[N, D]`: a learned linear map of frozen random vectors (SimVQ, arXiv 2411.02038).
 
-    No code has to be revived: the map moves those that nobody uses, too.
+    The map also moves unused codes, so none has to be revived.
     """
 
     def __init__(self, dim: int, codebook_size: int = 1024):
@@ -253,7 +254,7 @@ class SimVQCodebook(GradientCodebook):
         self.kmeans_frames = 1
 
     def make_vectors(self, dim: int) -> None:
-        """Frozen vectors, N(0, 1) per entry, and the map: a step of it moves long vectors far."""
+        """Frozen vectors, N(0, 1) per entry, long enough for fast learning of the map."""
         self.register_buffer("vectors", torch.randn(self.codebook_size, dim))
         self.map = nn.Linear(dim, dim, bias=False)
 
@@ -266,7 +267,7 @@ class SimVQCodebook(GradientCodebook):
         return [self.vectors, self.map.weight]
 
     def initialise(self, pool: Tensor) -> None:
-        """Start with the spread of the pool: a codebook of another scale would have one code for all."""
+        """Scale the map to the deviation of the pool, because another scale would collapse to one code."""
         scale = pool.std() / self.table().std()
         self.map.weight.mul_(scale)
         self.initialised.fill_(True)

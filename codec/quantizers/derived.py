@@ -12,10 +12,10 @@ Value = TypeVar("Value")
 
 
 class Derived(Generic[Value]):
-    """Remembers what `compute` made, tensors, until one of the tensors it was made of is changed.
+    """Cache of tensors computed from other tensors, invalidated by a change of any source.
 
-    Nothing is remembered while gradients are wanted or a compiler traces, nor of inference tensors, which
-    do not tell when they change.
+    No cache with gradients enabled, during compilation, or for inference tensors, which have no version
+    counter.
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class Derived(Generic[Value]):
         self.value: Value | None = None
 
     def __call__(self, sources: Sequence[Tensor], compute: Callable[[], Value]) -> Value:
-        """The value of `compute()`, a function of `sources` alone."""
+        """Value of `compute()`, which must be a function of `sources` alone."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return compute()
         if any(source.is_inference() for source in sources):

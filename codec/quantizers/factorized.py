@@ -1,4 +1,4 @@
-"""Codebooks behind projections: DAC's factorised one, and BEST-RQ's that never learns."""
+"""Codebooks behind projections: DAC's factorized codebook, and BEST-RQ's frozen one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
 class FactorizedCodebook(Codebook):
-    """Projects `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
+    """Projects inputs `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
 
     DAC (arXiv 2306.06546, §3.2): few dimensions, learned by gradients. The losses compare the projections
-    before normalisation, as DAC's release does. Unlike there the codes start as the k-means centroids of the
-    projections' directions, the way back as the inverse of the way in, so that no stage begins by adding to
-    the error (`kmeans_iterations=0`: at random), and dead codes are revived (`dead_threshold=0`: never).
+    before normalization, as in DAC's release. Two differences from it: codes start as the k-means centroids
+    of the projected directions and `out_proj` as the inverse of `in_proj`, so that no stage initially adds
+    to the error (`kmeans_iterations=0`: random), and dead codes are revived (`dead_threshold=0`: never).
+    ValueError for a `codebook_dim` below 1.
     """
 
-    # Gradients pass through the projections, stage by stage; nothing is copied around the cascade.
+    # Gradients pass through the projections, stage by stage.
     straight_through_cascade = False
 
     def __init__(
@@ -59,12 +60,12 @@ class FactorizedCodebook(Codebook):
         self.projected_vectors: Derived[Tensor] = Derived()
 
     def make_vectors(self, dim: int) -> None:
-        """Random vectors, to be trained."""
+        """Trainable random vectors."""
         self.vectors = nn.Parameter(torch.randn(self.codebook_size, dim))
 
     def initialise(self, pool: Tensor) -> None:
         """Fit codes and the projection back to a pool `[N, D]`."""
-        # Projections of length 1: what one step of Adam changes must not be small beside them.
+        # Projections of length 1, so that steps of Adam are not small in comparison.
         length = self.in_proj(pool).norm(dim=1).median()
         self.in_proj.weight = cast(Tensor, self.in_proj.weight) / length
         cast(Tensor, self.in_proj.bias).div_(length)
@@ -73,22 +74,22 @@ class FactorizedCodebook(Codebook):
             functional.normalize(kmeans(directions, self.codebook_size, self.kmeans_iterations), dim=1)
         )
         inverse = torch.linalg.pinv(cast(Tensor, self.in_proj.weight))
-        self.out_proj.weight = inverse  # which the weight normalisation takes apart
+        self.out_proj.weight = inverse  # weight norm splits it into magnitude and direction
         cast(Tensor, self.out_proj.bias).copy_(-inverse @ cast(Tensor, self.in_proj.bias))
         self.start_usage(pool)
 
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Sums of nothing `[K + 1, 0]` and how often each code was used `[K + 1]`."""
+        """Empty sums `[K + 1, 0]` and the count of each code `[K + 1]`."""
         return super().statistics(inputs[:, :0], codes, so_far)
 
     def replace(self, dead: Tensor, vectors: Tensor) -> None:
-        """Give dead codes the projections of `[K, D]`."""
+        """Replace dead codes by projections of `[K, D]`."""
         super().replace(dead, self.in_proj(vectors))
 
     def search_table(self) -> tuple[Tensor, Tensor]:
-        """Unit vectors `[K, d]` and the bias 0: the length of an input does not change which is best."""
+        """Unit vectors `[K, d]` and the bias 0, which gives the order of cosines for inputs of any length."""
         with torch.no_grad():
             return self.searched([self.vectors], self.directions)
 
@@ -107,7 +108,7 @@ class FactorizedCodebook(Codebook):
         return codes, (inputs[:, None] - self.lookup(codes)).square().sum(2)
 
     def continuations(self, inputs: Tensor, left: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The best `candidates` of all paths: cosines of one path say nothing beside another's."""
+        """Best `candidates` of all paths by squared error, because cosines do not compare across paths."""
         return by_candidates(self, inputs, left, count)
 
     def table(self) -> Tensor:
@@ -115,8 +116,8 @@ class FactorizedCodebook(Codebook):
         return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
 
     def sources(self) -> list[Tensor]:
-        """What `table` is computed from."""
-        # Through the dictionaries: attributes of modules cost more than small tables of codes.
+        """Tensors from which `table` is computed."""
+        # Through the dictionaries: attribute access of modules costs more than a small lookup.
         projection = cast(nn.Module, self._modules["out_proj"])
         tensors = [self._parameters["vectors"], *projection._parameters.values()]
         if weighted := projection._modules.get("parametrizations"):
@@ -135,14 +136,15 @@ class FactorizedCodebook(Codebook):
             "commitment": (projected - vectors.detach()).square().mean(1),
             "codebook": (vectors - projected.detach()).square().mean(1),
         }
-        passed = self.estimator(projected, vectors.detach())
-        return look_up(passed, codes, self), codes, errors
+        output = self.estimator(projected, vectors.detach())
+        return look_up(output, codes, self), codes, errors
 
 
 class RandomProjectionCodebook(nn.Module):
-    """Frozen random projection and frozen unit vectors; only the way back is learned (BEST-RQ, 2202.01855).
+    """Frozen random projection of inputs `[N, D]` and frozen unit vectors (BEST-RQ, arXiv 2202.01855).
 
-    A quantizer that cannot collapse, and a target generator for masked prediction.
+    Only `out_proj` is learned. The quantizer cannot collapse, and gives targets for masked prediction.
+    Raises ValueError for sizes out of range.
     """
 
     straight_through_cascade = False
@@ -162,8 +164,8 @@ class RandomProjectionCodebook(nn.Module):
     ):
         super().__init__()
         if codebook_size < 2 or codebook_dim < 1:
-            got = f"{codebook_size} and {codebook_dim}"
-            raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {got}")
+            values = f"{codebook_size} and {codebook_dim}"
+            raise ValueError(f"codebook_size must be at least 2 and codebook_dim at least 1, got {values}")
         self.codebook_size = codebook_size
         self.estimator = estimator
         projection = nn.init.xavier_uniform_(torch.empty(codebook_dim, dim))
@@ -175,12 +177,12 @@ class RandomProjectionCodebook(nn.Module):
         self.register_buffer("initialised", torch.tensor(False))
 
     def initialise(self, pool: Tensor) -> None:
-        """Standardise what is like a pool `[N, D]`."""
+        """Fit the standardization to a pool `[N, D]`."""
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
     def project(self, inputs: Tensor) -> Tensor:
-        """Unit vectors `[N, d]` of standardised inputs `[N, D]`."""
+        """Unit vectors `[N, d]` of standardized inputs `[N, D]`."""
         return functional.normalize(self.standardize(inputs) @ self.projection.T, dim=1)
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ class RandomProjectionCodebook(nn.Module):
         return self.projected_vectors(self.sources(), lambda: self.out_proj(self.vectors))
 
     def sources(self) -> list[Tensor]:
-        """What `table` is computed from."""
+        """Tensors from which `table` is computed."""
         return [self.vectors, *self.out_proj.parameters()]
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -211,15 +213,14 @@ class RandomProjectionCodebook(nn.Module):
         """Vectors `[N, D]`, codes `[N]`; no losses."""
         projected = self.project(inputs)
         codes = self.encode(inputs.detach())
-        passed = self.estimator(projected, self.vectors[codes])
-        return look_up(passed, codes, self), codes, {}
+        output = self.estimator(projected, self.vectors[codes])
+        return look_up(output, codes, self), codes, {}
 
 
 class ProjectedLookup(torch.autograd.Function):
     """Rows `codes` of a projected table, with the gradients of `linear(inputs, weight, bias)`.
 
-    What is looked up is the same bits in `forward` as in `decode`; projecting the chosen vectors again would
-    round otherwise.
+    The lookup makes `forward` bit-exact with `decode`; another projection would round differently.
     """
 
     @staticmethod
@@ -236,7 +237,7 @@ class ProjectedLookup(torch.autograd.Function):
 
 
 def look_up(inputs: Tensor, codes: Tensor, codebook: FactorizedCodebook | RandomProjectionCodebook) -> Tensor:
-    """Projected vectors `[N, D]` of codes `[N]`; their gradient goes to inputs `[N, d]` and projection."""
+    """Projected vectors `[N, D]` of codes `[N]`, with gradients to inputs `[N, d]` and projection."""
     projection = codebook.out_proj
     if torch.compiler.is_compiling():  # compiled code rounds differently in any case
         return projection(inputs)

@@ -1,4 +1,4 @@
-"""Latents `[B, D, F]` as rows, one a frame, which a cascade of codebooks works on."""
+"""Latents `[B, D, F]` as rows, one per frame, for a cascade of codebooks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 def rows(latents: Tensor) -> Tensor:
-    """`[B, D, F]` as one row a frame, `[B * F, D]`."""
-    # One example would stay transposed without a copy, and so would all that is computed from it.
+    """Reshape `[B, D, F]` to one row per frame, `[B * F, D]`."""
+    # Without a copy the rows of one example, and all results from them, would stay transposed.
     return latents.permute(0, 2, 1).reshape(-1, latents.shape[1]).contiguous()
 
 
 def subtract(residual: Tensor, vectors: Tensor, own: bool) -> Tensor:
-    """`residual - vectors`, in the residual's `own` memory: new memory costs more than the arithmetic."""
+    """Subtract, in place if `own`, because an allocation costs more than the arithmetic."""
     return residual.sub_(vectors) if own else residual - vectors
 
 
 def columns(frames: Tensor, batch: int) -> Tensor:
-    """`[B * F, D]` back as `[B, D, F]`."""
+    """Reshape `[B * F, D]` to `[B, D, F]`."""
     return frames.view(batch, -1, frames.shape[1]).permute(0, 2, 1)
 
 
@@ -27,5 +27,5 @@ def pooled(frames: Tensor, stride: int) -> Tensor:
 
 
 def spread(frames: Tensor, stride: int) -> Tensor:
-    """Each row of `[N, D]` `stride` times, `[N * stride, D]`."""
+    """Repeat each row of `[N, D]` `stride` times, `[N * stride, D]`."""
     return frames if stride == 1 else frames.repeat_interleave(stride, 0)

@@ -1,4 +1,4 @@
-"""Finite scalar quantization (arXiv 2309.15505): every dimension is rounded to a few levels."""
+"""Finite scalar quantization (FSQ, arXiv 2309.15505): every dimension is rounded to a few levels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codec.quantizers.whitening import RunningWhitening, whitening_projection
 
 
 def check_levels(levels: Sequence[int]) -> int:
-    """The number of points of the grid of `levels`; ValueError if it is no grid or has no int64 code."""
+    """Number of points in a grid of `levels`; ValueError for levels below 2 or a number from 2^63."""
     if not levels or min(levels) < 2:
         raise ValueError(f"levels must be at least 2 in every dimension, got {list(levels)}")
     if math.prod(levels) >= 2**63:
@@ -22,11 +22,12 @@ def check_levels(levels: Sequence[int]) -> int:
 
 
 class FSQCodebook(nn.Module):
-    """The grid of `levels` as an implicit codebook of their product; nothing to learn but the projections.
+    """Grid of `levels` as an implicit codebook for inputs `[N, D]` (arXiv 2309.15505); learns projections.
 
-    Vectors and codes are a bijection computed in int64, exact for any product below 2^63. Unlike in the paper
-    the projected inputs are whitened, so that a young encoder's use more than a few of the points
-    (`whiten=False`: they are not). Made for one stage; of several, `ScaledFSQCodebook` refines better.
+    Vectors and codes are a bijection computed in int64, exact for any product of levels below 2^63. In
+    addition to the paper, `whiten` whitens the projected inputs, so that an untrained encoder uses more than
+    a few points. Intended for one stage; `ScaledFSQCodebook` is better for several. Raises ValueError for
+    impossible levels.
     """
 
     straight_through_cascade = False
@@ -58,7 +59,7 @@ class FSQCodebook(nn.Module):
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
-        """Start with what a pool `[N, D]` differs in most."""
+        """Set the projection to the principal components of a pool `[N, D]`, and fit the whitening."""
         if isinstance(self.in_proj, nn.Linear):
             self.in_proj.weight.copy_(whitening_projection(pool, len(self.levels)))
         self.whitening.fit(self.in_proj(pool))
@@ -67,21 +68,21 @@ class FSQCodebook(nn.Module):
     def statistics(
         self, inputs: Tensor, codes: Tensor, so_far: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Moments of projected inputs `[N, D]`, but of those with code −1, added to those `so_far`."""
+        """Moments of projected inputs `[N, D]`, except those with code −1, added to `so_far`."""
         sums, count = self.whitening.moments(self.in_proj(inputs), codes >= 0)
         return (sums, count) if so_far is None else (sums + so_far[0], count + so_far[1])
 
     def update(self, sums: Tensor, count: Tensor) -> None:
-        """Follow the inputs by `statistics` summed over the processes."""
+        """Update the whitening by `statistics` summed over the processes."""
         if self.whiten:
             self.whitening.learn(sums, count)
 
     def grid(self, inputs: Tensor) -> Tensor:
-        """Where inputs `[N, D]` lie between the integers of the grid, `[N, d]`."""
+        """Coordinates `[N, d]` of inputs `[N, D]` in the grid, before rounding."""
         return self.bound(self.whitening(self.in_proj(inputs)))
 
     def bound(self, projected: Tensor) -> Tensor:
-        """Squash `[N, d]` so that rounding gives `level` different integers per dimension (§3, eq. 1)."""
+        """Bound `[N, d]` so that rounding gives `levels[d]` different integers per dimension (§3, eq. 1)."""
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         return torch.tanh(projected + torch.atanh(offset / half)) * half - offset
@@ -110,11 +111,11 @@ class FSQCodebook(nn.Module):
 
 
 class ScaledFSQCodebook(nn.Module):
-    """A uniform grid of `levels` per dimension whose steps are learned: a stage of residual FSQ.
+    """Uniform grid of `levels` with learned steps for inputs `[N, d]`: one stage of residual FSQ.
 
-    The later stages of a residual FSQ see ever smaller numbers; a step per dimension, fitted to the stage's
-    own inputs and trained on, keeps their levels in use (RFSQ, arXiv 2508.15860, the learnable scale).
-    Needs `dim` = number of levels; `Projected` brings other latents there.
+    The inputs of residual FSQ shrink from stage to stage. A step per dimension, fitted to the inputs of the
+    stage and trained, keeps the levels in use (RFSQ, arXiv 2508.15860, the learnable scale). ValueError
+    unless `dim` is the number of levels; `Projected` maps latents of other dimensions.
     """
 
     straight_through_cascade = True
@@ -136,7 +137,7 @@ class ScaledFSQCodebook(nn.Module):
         self.register_buffer("initialised", torch.tensor(False))
 
     def digits(self, inputs: Tensor, steps: Tensor) -> Tensor:
-        """Which level `[N, d]` is nearest in every dimension; the grid is centred on 0."""
+        """Nearest level `[N, d]` in every dimension; the grid is centered on 0."""
         middle = (self.levels - 1) / 2
         return torch.minimum((inputs / steps + middle).round().clamp(min=0), self.levels - 1)
 
@@ -145,7 +146,7 @@ class ScaledFSQCodebook(nn.Module):
         return (digits.long() * self.basis).sum(-1)
 
     def from_digits(self, digits: Tensor) -> Tensor:
-        """Vectors `[..., d]` of digits."""
+        """Vectors `[..., d]` of digits `[..., d]`."""
         return (digits - (self.levels - 1) / 2) * self.steps
 
     def encode(self, inputs: Tensor) -> Tensor:
@@ -153,17 +154,19 @@ class ScaledFSQCodebook(nn.Module):
         return self.to_codes(self.digits(inputs, self.steps))
 
     def candidates(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest code and those that differ from it in one dimension, `[N, <= count]`, nearest first.
+        """Nearest code and codes that differ from it in one dimension, `[N, <= count]`, nearest first.
 
-        With them their squared errors.
+        The second result is their squared errors.
         """
         digits = self.digits(inputs, self.steps)
         error = inputs - self.from_digits(digits)
-        other = digits + torch.where(error >= 0, 1.0, -1.0)
-        other = torch.where((other >= 0) & (other < self.levels), other, 2 * digits - other)
-        cost = (inputs - self.from_digits(other)).square() - error.square()
+        neighbors = digits + torch.where(error >= 0, 1.0, -1.0)
+        neighbors = torch.where(
+            (neighbors >= 0) & (neighbors < self.levels), neighbors, 2 * digits - neighbors
+        )
+        cost = (inputs - self.from_digits(neighbors)).square() - error.square()
         order = cost.argsort(1)[:, : count - 1]
-        change = ((other - digits).long() * self.basis).gather(1, order)
+        change = ((neighbors - digits).long() * self.basis).gather(1, order)
         base, least = self.to_codes(digits)[:, None], error.square().sum(1, keepdim=True)
         return torch.cat([base, base + change], 1), torch.cat([least, least + cost.gather(1, order)], 1)
 
@@ -174,20 +177,20 @@ class ScaledFSQCodebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, d]`, codes `[N]` and the squared error per input `[N]`, which trains the steps."""
+        """Vectors `[N, d]`, codes `[N]` and the squared error per input `[N]`, the loss of the steps."""
         digits = self.digits(inputs, self.steps.detach())
         vectors = self.from_digits(digits)
         return vectors, self.to_codes(digits), {"codebook": (vectors - inputs).square().mean(1)}
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
-        """Set each dimension's step to the best of 40 for a pool `[N, d]`, by squared error."""
+        """Set each dimension's step to the one of 40 with the smallest squared error on a pool `[N, d]`."""
         widest = 2 * pool.abs().amax(0).clamp(min=1e-8) / (self.levels - 1)
-        tried = torch.linspace(0.05, 1, 40, device=pool.device)
+        shares = torch.linspace(0.05, 1, 40, device=pool.device)
         middle = (self.levels - 1) / 2
         errors = []
-        for share in tried:
+        for share in shares:
             digits = self.digits(pool, share * widest)
             errors.append((pool - (digits - middle) * share * widest).square().mean(0))
-        self.steps.copy_(tried[torch.stack(errors).argmin(0)] * widest)
+        self.steps.copy_(shares[torch.stack(errors).argmin(0)] * widest)
         self.initialised.fill_(True)

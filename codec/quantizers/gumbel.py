@@ -12,15 +12,15 @@ from codec.quantizers.standardize import Standardize
 
 
 class GumbelCodebook(nn.Module):
-    """Inputs attend to the keys of `codebook_size` memories and get the value of one (NWT, arXiv 2106.04283).
+    """Hard attention of inputs `[N, D]` over `codebook_size` learned memories (NWT, arXiv 2106.04283).
 
-    Training draws it by the Gumbel-softmax, hard with the soft gradient, at `temperature`; else the most
-    probable one is taken. Gradients reach inputs and memories through the softmax. Two losses keep the codes
-    in use: "diversity" is what the entropy of the mean softmax lacks, as a share of its maximum (wav2vec 2.0,
-    arXiv 2006.11477, eq. 4), and "commitment" holds the standardised inputs to the chosen keys: scores are
-    cosines times a learned sharpness, which alone let an encoder drift until all inputs point one way.
-    `Grouped` makes several heads of it. Memories start as the k-means centroids of the inputs' directions,
-    the sharpness so that a draw errs about twice as far as the nearest memory.
+    Training draws one memory by the Gumbel-softmax at `temperature`, hard in the forward pass and soft in the
+    gradient, which reaches inputs and memories. Without a generator the most probable memory is taken. Two
+    losses keep the codes in use. "diversity" is the entropy deficit of the mean softmax, as a share of the
+    maximum (wav2vec 2.0, arXiv 2006.11477, eq. 4). "commitment" is the distance of the standardized inputs to
+    the chosen keys: scores are cosines times a learned sharpness, and without the loss an encoder drifts to a
+    single direction. `Grouped` gives several heads. Memories start as the k-means centroids of the inputs'
+    directions, and the sharpness at a value for which the error of a draw is about twice the smallest.
     """
 
     straight_through_cascade = False
@@ -34,8 +34,8 @@ class GumbelCodebook(nn.Module):
         if codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
         if not temperature > 0 or kmeans_iterations < 0:
-            got = f"{temperature} and {kmeans_iterations}"
-            raise ValueError(f"temperature must be positive and kmeans_iterations at least 0, got {got}")
+            values = f"{temperature} and {kmeans_iterations}"
+            raise ValueError(f"temperature must be positive and kmeans_iterations at least 0, got {values}")
         self.codebook_size = codebook_size
         self.temperature = temperature
         self.kmeans_iterations = kmeans_iterations
@@ -48,7 +48,7 @@ class GumbelCodebook(nn.Module):
         self.register_buffer("initialised", torch.tensor(False))
 
     def initialise(self, pool: Tensor) -> None:
-        """Start memories, values and sharpness from a pool `[N, D]`."""
+        """Initialize memories, values and sharpness by a pool `[N, D]`."""
         self.standardize.fit(pool)
         self.standardize.deviation.mul_(self.standardize(pool).norm(dim=1).mean())  # now of length 1
         directions = functional.normalize(self.standardize(pool), dim=1)
@@ -62,15 +62,15 @@ class GumbelCodebook(nn.Module):
         self.initialised.fill_(True)
 
     def keys(self) -> Tensor:
-        """Unit vectors `[K, D]` that inputs are compared with."""
+        """Unit vectors `[K, D]` for comparison with inputs."""
         return functional.normalize(self.to_keys(self.memories), dim=1)
 
     def logits(self, standard: Tensor, keys: Tensor) -> Tensor:
-        """Scores `[N, K]` of standardised inputs `[N, D]`."""
+        """Scores `[N, K]` of standardized inputs `[N, D]`."""
         return self.log_sharpness.exp() * (functional.normalize(standard, dim=1) @ keys.T)
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """The most probable code `[N]` of inputs `[N, D]`."""
+        """Most probable codes `[N]` of inputs `[N, D]`."""
         return self.logits(self.standardize(inputs), self.keys()).argmax(1)
 
     def table(self) -> Tensor:
@@ -78,7 +78,7 @@ class GumbelCodebook(nn.Module):
         return self.to_values(self.memories)
 
     def sources(self) -> list[Tensor]:
-        """What `table` is computed from."""
+        """Tensors from which `table` is computed."""
         return [self.memories, self.to_values.weight, self.to_values.bias]
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class GumbelCodebook(nn.Module):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the diversity loss of all."""
+        """Vectors `[N, D]`, codes `[N]`, commitment per input `[N]` and the scalar diversity loss."""
         standard, keys = self.standardize(inputs), self.keys()
         logits = self.logits(standard, keys)
         losses = {"diversity": lacking_entropy(logits.softmax(1), used, self.training)}
@@ -99,6 +99,6 @@ class GumbelCodebook(nn.Module):
         losses["commitment"] = (standard - functional.embedding(codes, keys.detach())).square().mean(1)
         soft = logits.softmax(1)
         table = self.table()
-        # The chosen value exactly, with the gradient of the soft mixture.
+        # Exactly the chosen value, with the gradient of the soft mixture.
         mixture = (soft - soft.detach()) @ table.detach()
         return functional.embedding(codes, table) + mixture, codes, losses

@@ -1,4 +1,4 @@
-"""No codes: the latents as they are, or a variational bottleneck; what others can be compared with."""
+"""Bottlenecks without codes, as references: unchanged latents, and a variational autoencoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codec.quantizers.standardize import Standardize
 
 
 class Identity(Quantizer):
-    """Passes latents `[B, D, F]` on; its codes are empty `[B, 0, F]` and its bitrate is infinite."""
+    """Identity of latents `[B, D, F]`, with empty codes `[B, 0, F]` and infinite bitrate."""
 
     codebook_sizes = ()
 
@@ -31,8 +31,8 @@ class Identity(Quantizer):
     ) -> Quantized:
         """Return the latents, zero where masked."""
         self.check_latents(latents, num_quantizers, mask)
-        passed = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
-        return Quantized(passed, no_codes(latents), {}, latents.detach())
+        output = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
+        return Quantized(output, no_codes(latents), {}, latents.detach())
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Empty codes `[B, 0, F]`."""
@@ -45,12 +45,12 @@ class Identity(Quantizer):
 
 
 class Variational(Quantizer):
-    """Continuous latents of a variational autoencoder (arXiv 1312.6114): mean and variance of `latent_dim`.
+    """Variational bottleneck (VAE, arXiv 1312.6114) of latents `[B, D, F]`: `latent_dim` Gaussian variables.
 
-    Training draws the latents, everything else takes their mean. The loss "kl" is the divergence from N(0, 1)
-    in nats per latent dimension. Its codes are empty `[B, 0, F]` and its bitrate is infinite. It starts with
-    standardised latents and little noise: what an untrained encoder says would drown in noise of variance 1,
-    and the decoder would learn not to listen.
+    Training draws the latents; without a generator they are the mean. The loss "kl" is the divergence from
+    N(0, 1) in nats per latent dimension. Codes are empty `[B, 0, F]` and the bitrate is infinite. Latents are
+    standardized and the initial noise is small: noise of variance 1 would mask an untrained encoder, and the
+    decoder would learn to ignore it. ValueError for a `latent_dim` below 1.
     """
 
     codebook_sizes = ()
@@ -72,12 +72,12 @@ class Variational(Quantizer):
         self.register_buffer("initialised", torch.tensor(False))
 
     def pool_size(self) -> int:
-        """Latents that show their mean and spread; 0 once they are known."""
+        """Number of latents for their mean and deviation; 0 once initialized."""
         return 0 if bool(self.initialised) else 4096
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
-        """Standardise what is like a pool `[N, D]`."""
+        """Fit the standardization to a pool `[N, D]`."""
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
@@ -88,21 +88,21 @@ class Variational(Quantizer):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantized:
-        """Draw `[B, D, F]`, or without a generator return the mean; zero where masked."""
+        """Draw latents `[B, D, F]`, or return their mean without a generator; zero where masked."""
         self.check_latents(latents, num_quantizers, mask)
         with torch.autocast(latents.device.type, enabled=False):
             standard = self.standardize(latents.float().mT).mT
             mean, log_variance = self.to_moments(standard).chunk(2, 1)
             log_variance = log_variance.clamp(-30, 20)
-            drawn = mean
+            sample = mean
             if generator is not None:
                 noise = torch.empty_like(mean).normal_(generator=generator)
-                drawn = mean + noise * (0.5 * log_variance).exp()
+                sample = mean + noise * (0.5 * log_variance).exp()
             present = torch.ones_like(mean[:, :1]) if mask is None else mask[:, None].to(mean.dtype)
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(1, keepdim=True)
             kl = torch.where(present > 0, divergence, 0.0).sum() / present.sum().clamp(min=1)
-            passed = torch.where(present > 0, self.out_proj(drawn), 0.0)
-            return Quantized(passed, no_codes(latents), {"kl": kl}, latents.detach())
+            output = torch.where(present > 0, self.out_proj(sample), 0.0)
+            return Quantized(output, no_codes(latents), {"kl": kl}, latents.detach())
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Empty codes `[B, 0, F]`."""
@@ -115,5 +115,5 @@ class Variational(Quantizer):
 
 
 def no_codes(latents: Tensor) -> Tensor:
-    """Codes `[B, 0, F]`."""
+    """Empty codes `[B, 0, F]`."""
     return torch.empty(len(latents), 0, latents.shape[-1], dtype=torch.int64, device=latents.device)

@@ -1,4 +1,4 @@
-"""Lloyd's algorithm, where codebooks start."""
+"""Lloyd's algorithm for the initialization of codebooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from codec.quantizers.search import nearest
 
 
 def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
-    """Centroids `[clusters, D]` of points `[N, D]`; an empty cluster takes a new point.
+    """Centroids `[clusters, D]` of points `[N, D]`; a random point replaces an empty cluster.
 
     Deterministic for given points. With fewer points than clusters, points repeat with a little noise.
     """
@@ -23,6 +23,6 @@ def kmeans(points: Tensor, clusters: int, iterations: int) -> Tensor:
         codes = nearest(points, centroids)
         counts = points.new_zeros(clusters).index_add_(0, codes, points.new_ones(len(points)))
         sums = torch.zeros_like(centroids).index_add_(0, codes, points)
-        fresh = points[torch.randint(len(points), (clusters,), generator=generator).to(points.device)]
-        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], fresh)
+        replacements = points[torch.randint(len(points), (clusters,), generator=generator).to(points.device)]
+        centroids = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], replacements)
     return centroids

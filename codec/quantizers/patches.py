@@ -1,4 +1,4 @@
-"""Latents joined to patches of time, each quantized as one vector."""
+"""Quantization of patches of successive latents as one vector."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from codec.quantizers.base import Quantized, Quantizer
 
 
 class Patches(Quantizer):
-    """Joins `patch_length` successive latents `[B, D, F]` to one vector and quantizes that.
+    """Joins `patch_length` successive latents of `[B, D, F]` to one vector and quantizes it.
 
-    With `Grouped` over all channels, shared, this is channelwise VQ: each channel's course in time is cut
-    into patches, and one codebook serves all (quantizer-pytorch's `split_size`).
+    Within a shared `Grouped` of all channels this is channelwise VQ: one codebook for the patches in time of
+    every channel (quantizer-pytorch's `split_size`). ValueError for a `patch_length` below 1.
     """
 
     def __init__(self, dim: int, quantizer: Callable[[int], Quantizer], patch_length: int = 4):
@@ -28,7 +28,7 @@ class Patches(Quantizer):
         self.stride = patch_length * self.quantizer.stride
 
     def fold(self, latents: Tensor) -> Tensor:
-        """`[B, D, F * patch_length]` to `[B, D * patch_length, F]`."""
+        """Reshape `[B, D, F * patch_length]` to `[B, D * patch_length, F]`."""
         return latents.unflatten(2, (-1, self.patch_length)).transpose(2, 3).flatten(1, 2)
 
     def unfold(self, patches: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Patches(Quantizer):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantized:
-        """Quantize patch by patch; see `Quantizer.forward`."""
+        """Quantize patches; see `Quantizer.forward`."""
         self.check_latents(latents, num_quantizers, mask)
         inner = self.quantizer(self.fold(latents), num_quantizers, mask, generator)
         return Quantized(self.unfold(inner.latents), inner.codes, inner.losses, latents.detach())
@@ -58,26 +58,26 @@ class Patches(Quantizer):
         return self.unfold(self.quantizer.decode(codes))
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """What the inner quantizer draws."""
+        """Random number of stages `[B]` of the inner quantizer."""
         return self.quantizer.draw_num_quantizers(batch, generator)
 
     def pool_size(self) -> int:
-        """Latents of as many patches as the inner quantizer wants."""
+        """Pool size of the inner quantizer, times `patch_length`."""
         return self.quantizer.pool_size() * self.patch_length
 
     def initialise(self, pool: Tensor) -> None:
         """Fit the inner quantizer to the pool's patches."""
-        whole = pool[: len(pool) // self.patch_length * self.patch_length]
-        self.quantizer.initialise(self.fold(whole.T[None])[0].T)
+        patches = pool[: len(pool) // self.patch_length * self.patch_length]
+        self.quantizer.initialise(self.fold(patches.T[None])[0].T)
 
     def inside(self, quantized: Quantized) -> Quantized:
-        """The record as the inner quantizer knows it."""
+        """Record for the inner quantizer."""
         return quantized._replace(inputs=self.fold(quantized.inputs))
 
     def update(self, quantized: Quantized) -> None:
-        """Let the inner quantizer learn."""
+        """Update the inner quantizer."""
         self.quantizer.update(self.inside(quantized))
 
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
-        """Let the inner quantizer revive."""
+        """Revive dead codes of the inner quantizer."""
         return self.quantizer.revive(self.inside(quantized), seed)

@@ -1,4 +1,4 @@
-"""A quantizer in another number of dimensions, between learned projections."""
+"""Quantizer between learned projections to another number of dimensions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from codec.quantizers.base import Quantized, Quantizer
 class Projected(Quantizer):
     """Quantizes `quantizer_dim` projections of latents `[B, D, F]` and projects back, without bias.
 
-    EnCodec's successors search in fewer dimensions than their latents have (Mimi, arXiv 2410.00037: 512 to
-    256). `quantizer` makes the inner one from its number of dimensions.
+    Search in fewer dimensions than those of the latents, as in EnCodec's successors (Mimi, arXiv 2410.00037:
+    512 to 256). `quantizer` builds the inner quantizer from its number of dimensions. ValueError for a
+    `quantizer_dim` below 1.
     """
 
     def __init__(self, dim: int, quantizer: Callable[[int], Quantizer], quantizer_dim: int = 8):
@@ -30,7 +31,7 @@ class Projected(Quantizer):
         self.stride = self.quantizer.stride
 
     def project(self, latents: Tensor) -> Tensor:
-        """`[B, D, F]` to `[B, quantizer_dim, F]` in float32."""
+        """Project `[B, D, F]` to `[B, quantizer_dim, F]` in float32."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.in_proj(latents.float())
 
@@ -58,11 +59,11 @@ class Projected(Quantizer):
             return self.out_proj(self.quantizer.decode(codes))
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """What the inner quantizer draws."""
+        """Random number of stages `[B]` of the inner quantizer."""
         return self.quantizer.draw_num_quantizers(batch, generator)
 
     def pool_size(self) -> int:
-        """What the inner quantizer wants."""
+        """Pool size of the inner quantizer."""
         return self.quantizer.pool_size()
 
     @torch.no_grad()
@@ -71,15 +72,15 @@ class Projected(Quantizer):
         self.quantizer.initialise(self.project(pool.T[None])[0].T)
 
     def inside(self, quantized: Quantized) -> Quantized:
-        """The record as the inner quantizer knows it."""
+        """Record for the inner quantizer."""
         return quantized._replace(inputs=self.project(quantized.inputs))
 
     @torch.no_grad()
     def update(self, quantized: Quantized) -> None:
-        """Let the inner quantizer learn."""
+        """Update the inner quantizer."""
         self.quantizer.update(self.inside(quantized))
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
-        """Let the inner quantizer revive."""
+        """Revive dead codes of the inner quantizer."""
         return self.quantizer.revive(self.inside(quantized), seed)

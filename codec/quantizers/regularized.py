@@ -1,4 +1,4 @@
-"""Losses that keep a gradient codebook's vectors apart and in use."""
+"""Gradient codebook with regularizers against similar and unused vectors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from codec.quantizers.search import half_norms
 
 
 class RegularizedCodebook(GradientCodebook):
-    """A gradient codebook with two more losses, a weight of 0 in `loss_weights` turns either off.
+    """Gradient codebook for inputs `[N, D]` with two more losses; a weight of 0 switches a loss off.
 
-    "orthogonality": mean squared cosine between different vectors (arXiv 2112.00384). "diversity": what the
-    entropy of the mean soft assignment lacks of log(codebook_size), as a share of it.
+    "orthogonality": mean squared cosine between different vectors (arXiv 2112.00384). "diversity": entropy
+    deficit of the mean soft assignment, as a share of log(codebook_size).
     """
 
     SOFTNESS = 0.1  # of the assignment, as a share of the vectors' mean squared length
@@ -25,7 +25,7 @@ class RegularizedCodebook(GradientCodebook):
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Vectors `[N, D]`, codes `[N]`, the codebook error per input `[N]` and both regularizers of all."""
+        """Vectors `[N, D]`, codes `[N]`, the codebook error per input `[N]` and both scalar regularizers."""
         vectors, codes, losses = super().forward(inputs, used, generator)
         losses |= {"orthogonality": self.orthogonality(), "diversity": self.diversity(inputs, used)}
         return vectors, codes, losses
@@ -37,14 +37,14 @@ class RegularizedCodebook(GradientCodebook):
         return ((unit.T @ unit).square().sum() - size).clamp(min=0) / (size * (size - 1))
 
     def diversity(self, inputs: Tensor, used: Tensor) -> Tensor:
-        """0 when the frames of all processes together use all vectors alike, 1 when they use one."""
+        """Entropy deficit of the mean soft assignment: 0 for equal use of all vectors, 1 for a single one."""
         scale = 2 / (self.SOFTNESS * self.vectors.detach().square().sum(1).mean())
         scores = torch.addmm(half_norms(self.vectors), inputs, self.vectors.T)
         return lacking_entropy((scale * scores).softmax(1), used, self.training)
 
 
 def lacking_entropy(assignment: Tensor, used: Tensor, joint: bool) -> Tensor:
-    """What the entropy of the mean of soft assignments `[N, K]` lacks, 0 to 1; `joint`: of all processes."""
+    """Entropy deficit 1 − H(mean of assignments `[N, K]`) / log K; `joint` averages over processes."""
     share = torch.where(used[:, None], assignment, 0.0).sum(0)
     total = torch.cat([share, used.sum().to(share.dtype)[None]])
     if joint:

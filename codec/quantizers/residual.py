@@ -1,4 +1,4 @@
-"""Residual quantization: every stage codes what the stages before it left (SoundStream, Algorithm 1)."""
+"""Residual quantization: every stage codes the residual of the previous stages (SoundStream, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from codec.quantizers.derived import Derived
 from codec.quantizers.estimators import straight_through
 from codec.quantizers.frames import columns, pooled, rows, spread, subtract
 
-MOST_CODES = 4096  # of a frame
+MOST_CODES = 4096  # codes per frame
 
 
 class Residual(Quantizer):
-    """Cascade of `num_quantizers` codebooks over latents `[B, D, F]`; one codebook is plain VQ.
+    """Residual VQ (arXiv 2107.03312): `num_quantizers` codebooks for latents `[B, D, F]`, codes `[B, K, F]`.
 
-    `codebook` makes one stage from `dim`; `codebook_sizes` gives each its own size, `shared` makes one serve
-    all stages. `strides` (SNAC, arXiv 2410.14411) makes stage i see means of `strides[i]` latents; a frame of
-    codes is as long as the largest, and holds stage i's codes one after the other, coarse stages first.
-    `dropout` is the share of training examples that use only their first n codes, n drawn from `depths`,
-    by default all (SoundStream §III-C: every example; DAC: half of them; EnCodec: a list of bandwidths, of
-    which it draws one for a whole batch; here every example draws its own).
-    A loss is the sum over stages of its mean over frames; frames that drop a stage count as 0 there.
+    `codebook` builds one stage from `dim`. `codebook_sizes` are separate sizes of the stages; `shared` uses
+    one codebook for all stages. With `strides` (SNAC, arXiv 2410.14411) stage i codes means of `strides[i]`
+    latents. A frame of codes then has the largest stride, and its codes are ordered by stage, then time.
+    `dropout` is the share of training examples that use only their first n codes, with n drawn from `depths`,
+    by default 1 to K, for each example. It is 1 in SoundStream (§III-C) and 0.5 in DAC. EnCodec draws one of
+    its bandwidths for the whole batch.
+    A loss is the sum over stages of its mean over frames; a frame that drops a stage counts as 0.
     All arithmetic is float32, also under autocast. Raises ValueError for impossible sizes.
     """
 
@@ -58,10 +58,10 @@ class Residual(Quantizer):
             raise ValueError(f"num_quantizers must be at most {MOST_CODES}, got {num_quantizers}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is a share of examples, 0 to 1, got {dropout}")
-        for name, given in (("strides", strides), ("codebook_sizes", codebook_sizes)):
-            if given is not None and len(given) != num_quantizers:
+        for name, values in (("strides", strides), ("codebook_sizes", codebook_sizes)):
+            if values is not None and len(values) != num_quantizers:
                 raise ValueError(
-                    f"{name} must be num_quantizers = {num_quantizers} numbers, got {list(given)}"
+                    f"{name} must be num_quantizers = {num_quantizers} numbers, got {list(values)}"
                 )
         if shared and codebook_sizes is not None:
             raise ValueError("a shared codebook has one size: leave codebook_sizes out")
@@ -85,13 +85,13 @@ class Residual(Quantizer):
         )
         starts = [0] * len(self.strides) if shared else [0, *itertools.accumulate(self.codebook_sizes)]
         offsets = torch.tensor(starts[: len(self.strides)])
-        self.register_buffer("offsets", offsets, persistent=False)  # of each stage in the table of all
+        self.register_buffer("offsets", offsets, persistent=False)  # first row of each stage in `tables`
         self.dropout = dropout
         self.depths = tuple(range(1, self.num_quantizers + 1) if depths is None else depths)
         if not self.depths or not all(1 <= depth <= self.num_quantizers for depth in self.depths):
             raise ValueError(f"depths must be 1 to {self.num_quantizers} codes, got {list(self.depths)}")
-        around = self.codebooks[0].straight_through_cascade
-        if not around and getattr(estimator, "func", estimator) is not straight_through:
+        copies_gradient = self.codebooks[0].straight_through_cascade
+        if not copies_gradient and getattr(estimator, "func", estimator) is not straight_through:
             raise ValueError("estimator has no effect on these codebooks: set codebook.estimator")
         self.estimator = estimator
         self.loss_weights = dict(loss_weights or {})
@@ -99,17 +99,17 @@ class Residual(Quantizer):
 
     @property
     def stages(self) -> list:
-        """The codebooks, first stage first."""
+        """Codebooks in the order of stages."""
         return list(self.codebooks) * (len(self.strides) // len(self.codebooks))
 
     @property
     def learns(self) -> bool:
-        """Whether the codebooks learn from statistics of what they were given."""
+        """True if the codebooks learn from statistics of their inputs."""
         return hasattr(self.codebooks[0], "statistics")
 
     @property
     def tabular(self) -> bool:
-        """Whether every stage is a table of vectors."""
+        """True if every stage is a table of vectors."""
         return hasattr(self.codebooks[0], "table")
 
     def forward(
@@ -128,7 +128,7 @@ class Residual(Quantizer):
             if mask is not None:
                 inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
                 depth = depth * mask.reshape(-1)
-            # Where every frame uses every stage, nothing has to be masked.
+            # No mask is needed if every frame uses every stage.
             complete = self.stride == 1 or computed == self.num_quantizers
             whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
             total, codes, losses = self.quantize(inputs, depth, computed, whole, generator)
@@ -139,7 +139,7 @@ class Residual(Quantizer):
     def depth_of_frames(
         self, num_quantizers: int | Tensor | None, batch: int, frames: int, device: torch.device
     ) -> tuple[Tensor, int]:
-        """How many codes each frame of codes `[B * F]` uses, and how many have to be computed."""
+        """Number of codes of each frame `[B * F]`, and the number of codes to compute."""
         if isinstance(num_quantizers, Tensor):
             return num_quantizers.repeat_interleave(frames), self.num_quantizers
         computed = self.check_depth(num_quantizers)
@@ -148,41 +148,43 @@ class Residual(Quantizer):
     def quantize(
         self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Run the cascade on rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
-        around = bool(self.codebooks[0].straight_through_cascade)
-        residual = inputs.detach() if around else inputs
+        """Quantize rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
+        copies_gradient = bool(self.codebooks[0].straight_through_cascade)
+        residual = inputs.detach() if copies_gradient else inputs
         scale = 1 / (depth > 0).sum().clamp(min=1)
-        total, pull = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        total, commitments = torch.zeros_like(inputs), torch.zeros_like(inputs)
         losses: dict[str, Tensor] = {}
         codes: list[Tensor] = []
         for first, stage, stride in self.levels(computed):
             count = self.stride // stride
             used = (depth[:, None] > first + torch.arange(count, device=depth.device)).reshape(-1)
-            seen = pooled(residual, stride)
-            vectors, chosen, errors = stage(seen, used, generator)
-            codes.append(chosen.where(used, -1).view(len(depth), count))
+            stage_inputs = pooled(residual, stride)
+            vectors, stage_codes, errors = stage(stage_inputs, used, generator)
+            codes.append(stage_codes.where(used, -1).view(len(depth), count))
             for name, error in errors.items():
                 losses[name] = losses.get(name, 0) + (error * used).sum() * (scale / count)
-            vectors = vectors.detach() if around else vectors
-            left = subtract(seen, vectors, own=around and first > 0 and not errors)
-            if around and "commitment" in self.loss_weights:
-                counted = left if whole else left * used[:, None]
-                squares = torch.dot(counted.flatten(), counted.flatten()) * (scale / (count * self.dim))
+            vectors = vectors.detach() if copies_gradient else vectors
+            remainder = subtract(stage_inputs, vectors, own=copies_gradient and first > 0 and not errors)
+            if copies_gradient and "commitment" in self.loss_weights:
+                commitment = remainder if whole else remainder * used[:, None]
+                squares = torch.dot(commitment.flatten(), commitment.flatten()) * (scale / (count * self.dim))
                 losses["commitment"] = losses.get("commitment", 0) + squares
-                pull += spread(counted, stride)
-            kept = vectors if whole else vectors * used[:, None]
-            total += spread(kept, stride)
-            residual = left if stride == 1 else residual - spread(vectors, stride)
-        if around:
+                commitments += spread(commitment, stride)
+            masked_vectors = vectors if whole else vectors * used[:, None]
+            total += spread(masked_vectors, stride)
+            residual = remainder if stride == 1 else residual - spread(vectors, stride)
+        if copies_gradient:
             total = self.estimator(inputs, total)
             if "commitment" in losses:
-                # The gradient of all stages' commitment in one tensor: each residual's derivative is 1.
-                slope = torch.dot(inputs.flatten(), pull.flatten()) * (2 * scale / (self.dim * self.stride))
+                # One tensor for the gradient of all stages' commitment: each residual's derivative is 1.
+                slope = torch.dot(inputs.flatten(), commitments.flatten()) * (
+                    2 * scale / (self.dim * self.stride)
+                )
                 losses["commitment"] = losses["commitment"] + (slope - slope.detach())
         return total, torch.cat(codes, 1)[:, :computed], losses
 
     def levels(self, computed: int | None = None) -> Iterator[tuple[int, Any, int]]:
-        """The stages that the first `computed` codes come from: number of first code, codebook, stride."""
+        """Stages of the first `computed` codes: number of first code, codebook, stride."""
         first = 0
         for stage, stride, count in zip(self.stages, self.strides, self.per_frame, strict=True):
             if computed is None or first < computed:
@@ -190,11 +192,11 @@ class Residual(Quantizer):
             first += count
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """Quantizer dropout: codes that each example of a training batch uses, int64 `[B]`."""
+        """Quantizer dropout: number of codes for each example of a training batch, int64 `[B]`."""
         if self.dropout == 0:
             return None
-        drawn = torch.tensor(self.depths)[torch.randint(len(self.depths), (batch,), generator=generator)]
-        return drawn.where(torch.rand(batch, generator=generator) < self.dropout, self.num_quantizers)
+        depths = torch.tensor(self.depths)[torch.randint(len(self.depths), (batch,), generator=generator)]
+        return depths.where(torch.rand(batch, generator=generator) < self.dropout, self.num_quantizers)
 
     @torch.no_grad()
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
@@ -216,9 +218,9 @@ class Residual(Quantizer):
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, any prefix k of a frame's codes.
+        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, the first k codes of each frame.
 
-        For a tracer, which needs a constant k, codes of -1 stand for those that are not there.
+        A tracer needs a constant k: there codes of -1 fill missing stages.
         """
         self.check_codes(codes)
         with torch.autocast(codes.device.type, enabled=False):
@@ -228,15 +230,16 @@ class Residual(Quantizer):
             total: Tensor | None = None
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
-                given = frames[:, first : first + count]
-                chosen = functional.pad(given, (0, count - given.shape[1]), value=-1).reshape(-1)
-                vectors = stage.lookup(chosen.clamp(min=0)) * (chosen >= 0)[:, None]
+                stage_codes = frames[:, first : first + count]
+                missing = count - stage_codes.shape[1]
+                padded_codes = functional.pad(stage_codes, (0, missing), value=-1).reshape(-1)
+                vectors = stage.lookup(padded_codes.clamp(min=0)) * (padded_codes >= 0)[:, None]
                 total = spread(vectors, stride) if total is None else total + spread(vectors, stride)
             assert total is not None
             return columns(total, len(codes))
 
     def sum_of_vectors(self, codes: Tensor) -> Tensor:
-        """Sum `[B * F, D]` of the vectors that codes `[B, k, F]` name, from one table of all stages'."""
+        """Sum `[B * F, D]` of the vectors of codes `[B, k, F]`, by one lookup in a table of all stages."""
         stages = list(self.codebooks)
         sources = [tensor for stage in stages for tensor in cast(Any, stage).sources()]
         table = self.tables(sources, lambda: torch.cat([cast(Any, stage).table() for stage in stages]))
@@ -246,27 +249,27 @@ class Residual(Quantizer):
         return functional.embedding_bag(rows.view(-1, depth), table, mode="sum")
 
     def pool_size(self) -> int:
-        """Latents that the codebooks' start wants; 0 once they have started."""
-        wanted = [
+        """Number of latents that the codebooks need for `initialise`; 0 once initialized."""
+        sizes = [
             stage.pool_frames * stride
             for stage, stride in zip(self.stages, self.strides, strict=True)
             if hasattr(stage, "pool_frames") and not bool(stage.initialised)
         ]
-        return max(wanted, default=0)
+        return max(sizes, default=0)
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
-        """Fit stage after stage by k-means to what the stages before left of a pool `[N, D]`."""
+        """Initialize each stage by the residual that the previous stages leave of a pool `[N, D]`."""
         residual = pool[: len(pool) // self.stride * self.stride].float()
-        started: list[Tensor] = []
+        pools: list[Tensor] = []
         for _, stage, stride in self.levels():
             if not hasattr(stage, "pool_frames"):
                 return
             inputs = pooled(residual, stride)
-            # A shared codebook starts from what it will meet in all stages, as far as they are known.
-            started = [*started, inputs] if len(self.codebooks) == 1 else [inputs]
-            stage.initialise(torch.cat(started))
-            # On a GPU sums of the same numbers may differ in their last bits from process to process.
+            # A shared codebook is fitted to the inputs of all stages so far.
+            pools = [*pools, inputs] if len(self.codebooks) == 1 else [inputs]
+            stage.initialise(torch.cat(pools))
+            # Sums of the same values on different GPUs may differ in their last bits.
             for tensor in stage.state_dict().values():
                 if tensor.is_floating_point():
                     broadcast(tensor)
@@ -274,22 +277,22 @@ class Residual(Quantizer):
 
     @torch.no_grad()
     def update(self, quantized: Quantized) -> None:
-        """Move the codebooks towards this batch's latents, summed over all processes."""
+        """Update the codebooks by statistics of this batch, summed over all processes."""
         if not self.learns:
             return
-        found: dict[Any, tuple[Tensor, Tensor]] = {}  # a shared codebook collects from all stages
+        statistics: dict[Any, tuple[Tensor, Tensor]] = {}  # per codebook; of all stages for a shared one
         with torch.autocast(quantized.inputs.device.type, enabled=False):
             for stage, inputs, codes in self.cascade(quantized):
-                found[stage] = stage.statistics(inputs, codes, found.get(stage))
-        totals = iter(all_reduce_sum([tensor for pair in found.values() for tensor in pair]))
-        for stage, sums, counts in zip(found, totals, totals, strict=True):
+                statistics[stage] = stage.statistics(inputs, codes, statistics.get(stage))
+        totals = iter(all_reduce_sum([tensor for pair in statistics.values() for tensor in pair]))
+        for stage, sums, counts in zip(statistics, totals, totals, strict=True):
             stage.update(sums, counts)
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
         """Replace dead codes by stage inputs of the joint batch, or by twins of overused codes.
 
-        All processes choose alike. A shared codebook takes inputs of its first stage.
+        The result is the same on all processes. A shared codebook takes inputs of its first stage.
         """
         replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
         if not isinstance(self.codebooks[0], Codebook):
@@ -301,10 +304,10 @@ class Residual(Quantizer):
                 for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
             ]
         for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
-            vectors, known = candidate[:, :-1], candidate[:, -1] > 0
+            vectors, available = candidate[:, :-1], candidate[:, -1] > 0
             if stage.revive_from == "overused":
-                vectors, known = stage.twins(seed), torch.ones_like(known)
-            dead = stage.dead() & known & torch.isfinite(vectors).all(1)
+                vectors, available = stage.twins(seed), torch.ones_like(available)
+            dead = stage.dead() & available & torch.isfinite(vectors).all(1)
             stage.replace(dead, vectors)
             replaced[first] = dead.sum()
         return replaced
@@ -312,9 +315,9 @@ class Residual(Quantizer):
     def candidates(
         self, stage: Codebook, inputs: Tensor, codes: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """For each code a random stage input of the joint batch and the flag 1, `[codebook_size, D + 1]`.
+        """Random stage input of the joint batch per code, and the flag 1, `[codebook_size, D + 1]`.
 
-        A row that another process holds, or that dropped this stage, is zero here, its flag too.
+        Rows of other processes, and rows that dropped this stage, are zero with the flag 0.
         """
         picks = picked_rows(len(inputs) * world_size(), stage.codebook_size, generator)
         picks = picks.to(inputs.device) - rank() * len(inputs)
@@ -324,16 +327,16 @@ class Residual(Quantizer):
         return torch.where(held[:, None], row, 0.0)
 
     def cascade(self, quantized: Quantized) -> Iterator[tuple[Codebook, Tensor, Tensor]]:
-        """Each stage with its inputs `[N, D]` and codes `[N]` in a batch that was quantized before."""
+        """Yield each stage with its inputs `[N, D]` and codes `[N]` in a quantized batch."""
         residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
         for first, stage, stride in self.levels(codes.shape[1]):
-            chosen = codes[:, first : first + self.stride // stride].reshape(-1)
-            yield stage, pooled(residual, stride), chosen
+            stage_codes = codes[:, first : first + self.stride // stride].reshape(-1)
+            yield stage, pooled(residual, stride), stage_codes
             if first + self.stride // stride < codes.shape[1]:
-                vectors = spread(stage.lookup(chosen.clamp(min=0)), stride)
+                vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
                 residual = subtract(residual, vectors, own=first > 0)
 
 
 def picked_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` row numbers below `total`, different ones as long as there are enough."""
+    """Random row numbers `[count]` below `total`, distinct if `count <= total`."""
     return torch.randperm(total, generator=generator).repeat(-(-count // total))[:count]

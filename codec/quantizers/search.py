@@ -1,4 +1,4 @@
-"""Exhaustive search in a codebook: the one hot loop of vector quantization."""
+"""Exhaustive nearest-neighbor search in a codebook, the hot loop of vector quantization."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 
 from codec.layers.linear import linear
 
-# Scores held at a time: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
+# Scores in memory: tiles of some megabytes stay in the cache, and 2^18 codes need no more than 2^10.
 TILE = 2**21
 
 
 def half_norms(vectors: Tensor) -> Tensor:
-    """`-|c|²/2` `[K]` of vectors `[K, D]`: the bias that turns inner products into Euclidean order."""
+    """Bias `-|c|²/2` `[K]` of vectors `[K, D]`: with it inner products have the order of distances."""
     return -0.5 * vectors.square().sum(1)
 
 
 def with_half_norms(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors `[K, D]` and their `half_norms`: what `best` needs to find the nearest."""
+    """Vectors `[K, D]` and their `half_norms`, the arguments of `best` for a nearest-neighbor search."""
     return vectors, half_norms(vectors)
 
 
 def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     """Index `[N]` of the vector `[K, D]` nearest to each point `[N, D]`; the lower index wins a tie."""
-    # argmin |x - c|² = argmax x·c - |c|²/2: the term |x|² is the same for all vectors.
+    # argmin |x - c|² = argmax x·c - |c|²/2, because the term |x|² is the same for all vectors.
     return best(points, vectors, half_norms(vectors))
 
 
@@ -41,40 +41,40 @@ def best(points: Tensor, vectors: Tensor, bias: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.addmm(bias, points, vectors.T).argmax(1)
     tiles = evenly(points, max(1, TILE // len(vectors)))
-    found = [first_maximum(linear(tile, vectors, bias)) for tile in tiles]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    indices = [first_maximum(linear(tile, vectors, bias)) for tile in tiles]
+    return indices[0] if len(indices) == 1 else torch.cat(indices)
 
 
 def best_few(
     points: Tensor, vectors: Tensor, bias: Tensor, count: int, offsets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The largest `x·c + bias + offset` over P points a row `[N, P, D]` and K vectors, largest first.
+    """Largest `x·c + bias + offset` over P points per row `[N, P, D]` and K vectors, largest first.
 
-    Indices `[N, count]` of the P * K pairs, point by point, and values; `offsets` are `[N, P]`.
+    Returns indices `[N, count]` of the P * K pairs, point by point, and values; `offsets` are `[N, P]`.
     """
     points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
     offsets = points.new_zeros(points.shape[:2]) if offsets is None else offsets
     most = max(1, TILE // (points.shape[1] * len(vectors)))
-    found = [
+    results = [
         largest(linear(tile.flatten(0, 1), vectors, bias).view(*tile.shape[:2], -1), count, offset)
         for tile, offset in zip(evenly(points, most), evenly(offsets, most), strict=True)
     ]
-    return torch.cat([indices for indices, _ in found]), torch.cat([values for _, values in found])
+    return torch.cat([indices for indices, _ in results]), torch.cat([values for _, values in results])
 
 
 def evenly(rows: Tensor, most: int) -> Sequence[Tensor]:
-    """Rows `[N, ...]` in as few pieces of at most `most` rows as there can be, of almost the same length."""
+    """Split rows `[N, ...]` into the smallest number of nearly equal pieces of at most `most` rows."""
     return rows.split(-(-len(rows) // -(-len(rows) // most)))
 
 
 def blocks_of(scores: Tensor) -> int:
-    """In how many blocks to search for maxima, blocks' maxima first: on a CPU up to three times faster."""
+    """Number of blocks for a two-level search for maxima, up to three times faster on a CPU; 1 for none."""
     count = 16 if scores.shape[1] >= 512 else 8  # narrower blocks than 32 are slow
     return count if scores.device.type == "cpu" and scores.shape[1] in range(256, 2**62, count) else 1
 
 
 def first_maximum(scores: Tensor) -> Tensor:
-    """`scores.argmax(1)` of `[N, K]`."""
+    """Compute `scores.argmax(1)` of `[N, K]`."""
     if (blocks := blocks_of(scores)) == 1:
         return scores.argmax(1)
     rows, width = len(scores), scores.shape[1] // blocks
@@ -104,7 +104,7 @@ def largest(scores: Tensor, count: int, offsets: Tensor) -> tuple[Tensor, Tensor
         position = inside.argmax(1, keepdim=True)
         indices.append(block * width + position)
         values.append(value)
-        # Taken out, the next largest of its block stands for it.
+        # Without the maximum, its block is represented by the next largest score.
         blocks.index_copy_(0, row, inside.scatter_(1, position, -torch.inf))
         maxima.scatter_(1, block, inside.amax(1, keepdim=True) + offsets.gather(1, block))
     return torch.cat(indices, 1), torch.cat(values, 1)

@@ -1,4 +1,4 @@
-"""A semantic and an acoustic quantizer of the same latents, side by side (Mimi)."""
+"""Semantic and acoustic quantizer of the same latents in parallel (Mimi)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from codec.quantizers.base import Quantized, Quantizer
 class Split(Quantizer):
     """Quantizes the same latents `[B, D, F]` twice and adds the results: Mimi's split RVQ (arXiv 2410.00037).
 
-    The semantic branch's codes come first. The acoustic branch codes the latents themselves, not what the
-    semantic one left, so that those codes need not be semantic for its sake; the branches' projections
-    (`Projected`) decide what each sees. Losses are sums over both.
+    Semantic codes come first. The acoustic branch codes the latents, not the residual of the semantic branch,
+    so that semantic codes need not serve the reconstruction. Each branch may have its own projection
+    (`Projected`). Losses are sums over both. ValueError for different strides or weights of the same loss.
     """
 
     def __init__(self, dim: int, semantic: Callable[[int], Quantizer], acoustic: Callable[[int], Quantizer]):
@@ -25,7 +25,10 @@ class Split(Quantizer):
         self.dim = dim
         self.semantic, self.acoustic = semantic(dim), acoustic(dim)
         if self.semantic.stride != self.acoustic.stride:
-            raise ValueError("semantic and acoustic must have as many latents per frame of codes")
+            raise ValueError(
+                "semantic and acoustic must have the same number of latents per frame of codes (stride), got "
+                f"{self.semantic.stride} and {self.acoustic.stride}"
+            )
         self.stride = self.semantic.stride
         self.codebook_sizes = self.semantic.codebook_sizes + self.acoustic.codebook_sizes
         self.loss_weights = self.semantic.loss_weights | self.acoustic.loss_weights
@@ -34,13 +37,13 @@ class Split(Quantizer):
                 raise ValueError(f"loss_weights.{name} must be the same for semantic and acoustic")
 
     def branches(self, codes: Tensor) -> list[tuple[Quantizer, Tensor]]:
-        """Each branch with its codes of `[B, k, F]`, if it has any."""
+        """Branches with their share of codes `[B, k, F]`, except branches without codes."""
         first = self.semantic.num_quantizers
         parts = [(self.semantic, codes[:, :first]), (self.acoustic, codes[:, first:])]
-        return [(branch, given) for branch, given in parts if given.shape[1]]
+        return [(branch, branch_codes) for branch, branch_codes in parts if branch_codes.shape[1]]
 
     def depths(self, num_quantizers: int | Tensor | None) -> list:
-        """How many codes to ask of each branch; no second entry if the first has them all."""
+        """Number of codes of each branch; one entry if all are semantic."""
         first = self.semantic.num_quantizers
         if num_quantizers is None:
             return [None, None]
@@ -58,36 +61,36 @@ class Split(Quantizer):
     ) -> Quantized:
         """Quantize with both branches; see `Quantizer.forward`."""
         self.check_latents(latents, num_quantizers, mask)
-        found = [
+        results = [
             branch(latents, depth, mask, generator)
             for branch, depth in zip(
                 (self.semantic, self.acoustic), self.depths(num_quantizers), strict=False
             )
         ]
-        total = found[0].latents if len(found) == 1 else found[0].latents + found[1].latents
+        total = results[0].latents if len(results) == 1 else results[0].latents + results[1].latents
         losses: dict[str, Any] = {}
-        for name, loss in itertools.chain.from_iterable(one.losses.items() for one in found):
+        for name, loss in itertools.chain.from_iterable(result.losses.items() for result in results):
             losses[name] = losses.get(name, 0) + loss
-        return Quantized(total, torch.cat([one.codes for one in found], 1), losses, latents.detach())
+        return Quantized(total, torch.cat([result.codes for result in results], 1), losses, latents.detach())
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Semantic codes, then acoustic ones."""
+        """Semantic, then acoustic codes `[B, num_quantizers, F]`."""
         depths = self.depths(num_quantizers)
         branches = zip((self.semantic, self.acoustic), depths, strict=False)
         return torch.cat([branch.encode(latents, depth, beam) for branch, depth in branches], 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Sum of what the branches decode."""
-        decoded = [branch.decode(given) for branch, given in self.branches(codes)]
-        return decoded[0] if len(decoded) == 1 else decoded[0] + decoded[1]
+        """Sum of the branches' latents `[B, D, F]`."""
+        latents = [branch.decode(branch_codes) for branch, branch_codes in self.branches(codes)]
+        return latents[0] if len(latents) == 1 else latents[0] + latents[1]
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:
-        """All semantic codes, and as many acoustic ones as that branch draws."""
-        drawn = self.acoustic.draw_num_quantizers(batch, generator)
-        return None if drawn is None else drawn + self.semantic.num_quantizers
+        """Number of codes `[B]`: all semantic codes plus the acoustic branch's random number."""
+        depths = self.acoustic.draw_num_quantizers(batch, generator)
+        return None if depths is None else depths + self.semantic.num_quantizers
 
     def pool_size(self) -> int:
-        """What the more demanding branch wants."""
+        """Larger pool size of the two branches."""
         return max(self.semantic.pool_size(), self.acoustic.pool_size())
 
     def initialise(self, pool: Tensor) -> None:
@@ -96,12 +99,12 @@ class Split(Quantizer):
         self.acoustic.initialise(pool)
 
     def update(self, quantized: Quantized) -> None:
-        """Let both branches learn."""
+        """Update both branches."""
         for branch, codes in self.branches(quantized.codes):
             branch.update(quantized._replace(codes=codes))
 
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
-        """Let both branches revive."""
+        """Revive dead codes of both branches."""
         counts = [
             branch.revive(quantized._replace(codes=codes), seed + number)
             for number, (branch, codes) in enumerate(self.branches(quantized.codes))

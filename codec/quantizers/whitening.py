@@ -1,4 +1,4 @@
-"""Numbers of like strength that know nothing of each other, for quantizers that round each by itself."""
+"""Whitening: zero-mean, unit-variance, decorrelated inputs for scalar quantizers (FSQ, LFQ)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn import functional
 
 
 class RunningWhitening(nn.Module):
-    """Takes numbers `[N, d]` to mean 0, variance 1 and no correlation, by averages over training.
+    """Whitens inputs `[N, d]` to mean 0, variance 1 and no correlation, by averages over training.
 
-    Of numbers that say the same, or whose scale grows while the encoder learns, few levels are used. `ridge`,
-    a share of their mean variance, keeps directions that hold less than that from becoming as loud as the
-    others: at first they are noise. A batch weighs 4 %, half of that every 200 updates: the averages forget
-    a young encoder, and come to rest. If they followed for ever, nothing would keep latents from growing.
+    Correlated inputs, and inputs that grow during training, use only a few levels. `ridge`, a share of the
+    mean variance, limits the gain of weaker directions, which initially are noise. The weight of a batch is
+    4 %, halved every 200 updates: the averages forget the untrained encoder and then settle. Averages that
+    continue to follow would let latents grow without bound.
     """
 
     mean: Tensor
@@ -30,28 +30,28 @@ class RunningWhitening(nn.Module):
         self.register_buffer("updates", torch.tensor(0))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Whitened `[N, d]`."""
-        # A copy, that `update` may come before the gradients as with other codebooks.
+        """Whiten `[N, d]`."""
+        # A copy, because `update` may change the matrix before the backward pass.
         return (inputs - self.mean) @ self.matrix.T.clone()
 
     def fit(self, pool: Tensor) -> None:
-        """Begin with mean and covariance of a pool `[N, d]`."""
+        """Set mean and covariance to those of a pool `[N, d]`."""
         self.mean.copy_(pool.mean(0))
         self.move(*self.moments(pool, torch.ones_like(pool[:, 0])), torch.ones(()).to(pool))
 
     def moments(self, inputs: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums `[d + 1, d]` of the `used` deviations' products and of deviations, and their number `[1]`."""
-        away = torch.where(used[:, None] > 0, inputs - self.mean, 0.0)
-        return torch.cat([away.T @ away, away.sum(0, keepdim=True)]), used.sum().to(inputs)[None]
+        """Sums `[d + 1, d]` of products of deviations and of deviations, and their count `[1]`, of `used`."""
+        centered = torch.where(used[:, None] > 0, inputs - self.mean, 0.0)
+        return torch.cat([centered.T @ centered, centered.sum(0, keepdim=True)]), used.sum().to(inputs)[None]
 
     def learn(self, sums: Tensor, count: Tensor) -> None:
-        """Learn from `moments` summed over the processes; no-op unless all is finite."""
-        known = torch.isfinite(sums.sum()) & (count > 0).all()
-        self.move(torch.where(known, sums, 0.0), count, known * 0.04 * 0.5 ** (self.updates / 200))
-        self.updates.add_(known)
+        """Learn from `moments` summed over the processes; no-op unless all are finite."""
+        finite = torch.isfinite(sums.sum()) & (count > 0).all()
+        self.move(torch.where(finite, sums, 0.0), count, finite * 0.04 * 0.5 ** (self.updates / 200))
+        self.updates.add_(finite)
 
     def move(self, sums: Tensor, count: Tensor, weight: Tensor) -> None:
-        """Move the averages towards those of a batch, and solve for what whitens."""
+        """Move the averages toward those of a batch, and compute the whitening matrix."""
         means = sums / count.clamp(min=1)
         shift = weight * means[-1]
         self.mean.add_(shift)
@@ -63,22 +63,22 @@ class RunningWhitening(nn.Module):
 
 
 def whitening_projection(inputs: Tensor, count: int) -> Tensor:
-    """Projection `[count, D]` of inputs `[N, D]` to numbers of variance 1, uncorrelated for `count` up to D.
+    """Whitening projection `[count, D]` of inputs `[N, D]`: variance 1, uncorrelated for `count` up to D.
 
-    The `count` strongest principal components at equal strength, turned at random (Gong and Lazebnik 2011,
-    "Iterative quantization", where signs are taken of them, too): no number has less to say than another.
+    The `count` strongest principal components, scaled to equal strength and rotated at random, as for the
+    signs in "Iterative quantization" (Gong and Lazebnik 2011): all outputs are equally informative.
     """
-    # In float64 on the CPU: components of nearly equal strength turn with the rounding of float32.
+    # In float64 on the CPU: rounding in float32 rotates components of nearly equal strength.
     strengths, axes = torch.linalg.eigh(inputs.T.cpu().double().cov())
-    kept = min(count, inputs.shape[1])
-    equal = axes[:, -kept:] / strengths[-kept:].clamp(min=max(1e-6 * float(strengths[-1]), 1e-12)).sqrt()
+    rank = min(count, inputs.shape[1])
+    whitened = axes[:, -rank:] / strengths[-rank:].clamp(min=max(1e-6 * float(strengths[-1]), 1e-12)).sqrt()
     generator = torch.Generator().manual_seed(count)
-    turn = nn.init.orthogonal_(torch.empty(count, kept), generator=generator)
-    return (functional.normalize(turn, dim=1).to(equal) @ equal.T).to(inputs)
+    rotation = nn.init.orthogonal_(torch.empty(count, rank), generator=generator)
+    return (functional.normalize(rotation, dim=1).to(whitened) @ whitened.T).to(inputs)
 
 
 def regression(numbers: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight `[D, d]` and bias `[D]` that say inputs `[N, D]` best by numbers `[N, d]`."""
-    known = torch.cat([numbers, torch.ones_like(numbers[:, :1])], 1).cpu().double()
-    solved = (torch.linalg.pinv(known.T @ known) @ (known.T @ inputs.cpu().double())).to(inputs)
-    return solved[:-1].T, solved[-1]
+    """Weight `[D, d]` and bias `[D]` of the least-squares regression of inputs `[N, D]` on `[N, d]`."""
+    design = torch.cat([numbers, torch.ones_like(numbers[:, :1])], 1).cpu().double()
+    solution = (torch.linalg.pinv(design.T @ design) @ (design.T @ inputs.cpu().double())).to(inputs)
+    return solution[:-1].T, solution[-1]
