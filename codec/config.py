@@ -42,7 +42,7 @@ def locate(target: str) -> Any:
             if error.name and not ".".join(parts[:end]).startswith(error.name):
                 raise
             continue
-        attribute = functools.reduce(lambda value, name: getattr(value, name, None), parts[end:], value_)
+        attribute = functools.reduce(lambda value, name: getattr(value, name, None), parts[end:], attribute)
         if callable(attribute):
             return attribute
         break
