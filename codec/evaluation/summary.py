@@ -1,4 +1,4 @@
-"""One evaluation in numbers: means of scores, three bitrates, what the codes carry."""
+"""Summary of an evaluation: mean scores, three bitrates, codebook statistics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Record = dict[str, Any]
 
 
 def summarise(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
-    """Means over files at every depth; nominal, entropy-coded and file rates; usage of the codebooks.
+    """Mean scores at each point; nominal, entropy-coded and file bitrates; codebook statistics.
 
-    The entropy-coded rate is the sum over stages of the entropy of how often each code occurs in these
-    files: what an ideal coder with one fixed table a stage needs. From few frames it is too low. What a
-    classical codec spends is entropy-coded already: its payload is all three but the file's.
+    The entropy-coded rate is the sum over stages of the entropy of the codes' frequencies in these files,
+    the rate of an ideal coder with one fixed table per stage. It is underestimated from few frames. For a
+    classical codec, nominal and entropy-coded rates are that of its payload.
     """
     counts = count_all(system, records)
     statistics = codebook_statistics(counts)
@@ -54,13 +54,13 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
 
 
 def mean(rows: Sequence[Record], name: str) -> float | None:
-    """Mean of the cells that are not empty."""
+    """Mean of the values of a column that are not None; None without any."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return float(np.mean(values)) if values else None
 
 
 def rate_of(records: Sequence[Record], place: int, key: str) -> float | None:
-    """kbit/s that all files together took at a point; None unless it is known of each."""
+    """Bitrate in kbit/s of all files together at a point; None if it is missing for a file."""
     spent = [record["points"][place][key] for record in records]
     if None in spent:
         return None
@@ -68,16 +68,16 @@ def rate_of(records: Sequence[Record], place: int, key: str) -> float | None:
 
 
 def count_all(system: System, records: Sequence[Record]) -> list[Tensor]:
-    """How often each code of each stage occurs in all records."""
+    """Number of occurrences of each code of each stage in all records."""
     counts: list[Tensor] = []
     for record in records:
         if record["codes"]:
-            found = count_codes(torch.tensor(record["codes"])[None], system.codebook_sizes)
-            counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
+            new = count_codes(torch.tensor(record["codes"])[None], system.codebook_sizes)
+            counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
     return counts
 
 
 def domain_of(name: str) -> str:
-    """The first sub-folder of a file's name; files beside it are of no domain."""
+    """Domain of a file: the first folder of its name, or `.` without a folder."""
     parts = PurePath(name).parts
     return parts[0] if len(parts) > 1 else "."
