@@ -140,15 +140,15 @@ def apply_filters(
 ) -> np.ndarray:
     """Apply all filters to a crop `[C, T]` with one FFT and mirrored ends; the result is within ±1."""
     samples = audio.shape[1]
-    before = round(PADDING * sample_rate)
-    length = -(-(samples + 2 * before) // 512) * 512  # FFTs are fast for products of small primes
+    padding = round(PADDING * sample_rate)
+    length = -(-(samples + 2 * padding) // 512) * 512  # FFTs are fast for products of small primes
     frequencies = bins(length, sample_rate)
     gains = [gain for part in filters if (gain := part.gains(frequencies, random)) is not None]
     if not gains:
         return audio
-    padded = np.pad(audio, ((0, 0), (before, length - samples - before)), mode="reflect")
+    padded = np.pad(audio, ((0, 0), (padding, length - samples - padding)), mode="reflect")
     spectrum = np.fft.rfft(padded) * np.prod(gains, axis=0, dtype=np.float32)
-    return held(np.fft.irfft(spectrum, length)[:, before : before + samples])
+    return held(np.fft.irfft(spectrum, length)[:, padding : padding + samples])
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,10 @@ def locate_own(target: str) -> Any:
     other packages (`codec.layers.torch.hub.load`). Only modules of `MODEL_CLASS` are imported.
     """
     if MODEL_CLASS.fullmatch(str(target)):
-        found = locate(target)
+        member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):
-            if kind(found) and allowed.fullmatch(f"{found.__module__}.{found.__qualname__}"):
-                return found
+            if kind(member) and allowed.fullmatch(f"{member.__module__}.{member.__qualname__}"):
+                return member
     raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
 
 

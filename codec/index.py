@@ -51,18 +51,18 @@ def scan(
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
     stated = [_state(folder, path) for path in paths]
-    done = {file.path: cache[file.path] for file in stated if _unchanged(file, cache, check_content)}
+    examined = {file.path: cache[file.path] for file in stated if _unchanged(file, cache, check_content)}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         try:
-            todo = [file for file in stated if file.path not in done]
+            todo = [file for file in stated if file.path not in examined]
             for file in _examine_all(folder, todo, check_content, pool, progress):
-                done[file.path] = file, check_content
+                examined[file.path] = file, check_content
         finally:
             # After Ctrl-C too: stop soon, and cache the files examined so far.
             pool.shutdown(cancel_futures=True)
-            if done != cache:
-                _save_cache(cache_file, done)
-    entries = sorted([*(file for file, _ in done.values()), *unreadable], key=lambda file: file.path)
+            if examined != cache:
+                _save_cache(cache_file, examined)
+    entries = sorted([*(file for file, _ in examined.values()), *unreadable], key=lambda file: file.path)
     index = Index(folder, tuple(entries), dict(ignored))
     return index.require_usable() if require_usable else index
 

@@ -140,7 +140,7 @@ class Sweep(Sweeper):
         """ConfigError if two runs would be the same, or if none can start."""
         from codec.run import resolve  # imports Lightning, which would delay a launcher's workers
 
-        seen: dict[str, Job] = {}
+        distinct: dict[str, Job] = {}
         refusals = []
         for job in jobs:
             composed = self.compose(job)
@@ -150,14 +150,14 @@ class Sweep(Sweeper):
                 refusals.append(str(error))
                 continue
             key = json.dumps([config["seed"], essence(config)], sort_keys=True)
-            if key in seen:
-                twin = seen[key].swept
+            if key in distinct:
+                twin = distinct[key].swept
                 axes = ", ".join(axis for axis in job.swept if job.swept[axis] != twin[axis])
                 raise ConfigError(
                     f"{axes or 'a value given twice'}: makes no difference: {folder_name(twin)} and "
                     f"{folder_name(job.swept)} would be the same run; leave one out"
                 )
-            seen[key] = job
+            distinct[key] = job
         if len(refusals) == len(jobs):
             raise ConfigError(refusals[0])
 
@@ -196,9 +196,9 @@ class Sweep(Sweeper):
         """Print the unfinished runs with their reasons; returns their number."""
         jobs = list({job.folder: job for job in self.jobs}.values())
         unfinished = [job for job in jobs if job.state.get("status") != "done"]
-        before = sum(job.state.get("ended", begun) < begun for job in jobs if job not in unfinished)
+        earlier = sum(job.state.get("ended", begun) < begun for job in jobs if job not in unfinished)
         folder = jobs[0].folder.parent
-        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {before} of them before")
+        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {earlier} of them before")
         for job in unfinished:
             state = job.state
             reason = state.get("error") or "the same command again starts or continues it"
@@ -220,14 +220,14 @@ def folder_name(swept: Mapping[str, str]) -> str:
 
 def check_unchanged(job: Job) -> None:
     """ConfigError if the folder holds a run with other options than the job's."""
-    begun = (job.folder / "checkpoints" / "last.ckpt").is_file()
-    before, now = (
+    has_checkpoint = (job.folder / "checkpoints" / "last.ckpt").is_file()
+    previous, current = (
         {option for option in options if not option.startswith((*OWN, "search"))}
         for options in (job.state.get("overrides", job.overrides), job.overrides)
     )
-    if not begun or before == now:
+    if not has_checkpoint or previous == current:
         return
-    changed = ", ".join(sorted(before ^ now))
+    changed = ", ".join(sorted(previous ^ current))
     raise ConfigError(
         f"{job.folder} was made with other options ({changed}): give this sweep another name=..., or remove "
         "that folder"

@@ -85,11 +85,11 @@ class Telemetry(Callback):
         number, place = module.locate(max(step - 1, 0))
         base = module.stages[number].lr
         base = optimizer.defaults["lr"] if base is None else base
-        before, now = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
-        if step and abs(now - before) > 0.01 * before:
+        old, new = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
+        if step and abs(new - old) > 0.01 * old:
             self.say(
                 trainer,
-                f"the learning rate goes from {before:.3g} to {now:.3g}, because its options are others than "
+                f"the learning rate goes from {old:.3g} to {new:.3g}, because its options are others than "
                 "before. A cosine spans trainer.max_steps unless optimizer.schedule.total_steps is given",
             )
 
@@ -170,8 +170,8 @@ class Telemetry(Callback):
         words = f"elapsed {tqdm.format_interval(elapsed)}"
         if trainer.max_steps < 0 or not done:
             return words
-        left = (trainer.max_steps - trainer.global_step) * elapsed / done
-        return f"{words}, left {tqdm.format_interval(left)}"
+        remaining = (trainer.max_steps - trainer.global_step) * elapsed / done
+        return f"{words}, left {tqdm.format_interval(remaining)}"
 
     def say(self, trainer: lightning.Trainer, text: str) -> None:
         """Print a line above the bar, on the first process."""

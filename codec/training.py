@@ -91,8 +91,8 @@ class CodecTraining(lightning.LightningModule):
             )
         self.has_discriminator = any(True for _ in discriminator.parameters())
         codec.quantizer.check_loss_weights()
-        whole = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
-        self.stages = list(stages) or [whole]
+        only_stage = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
+        self.stages = list(stages) or [only_stage]
         check_stages(self.stages, codec, objective, self.has_discriminator)
         self.schedules = [stage.course(optimization.schedule) for stage in self.stages]
         self.weights = [objective.reweighted(stage.weights or {}) for stage in self.stages]

@@ -179,13 +179,13 @@ class BitstreamReader:
     def salvaged(self, tables: EntropyTables | None, num_quantizers: int) -> Iterator[Chunk]:
         """Yield all chunks in order; damaged ones with a problem instead of codes."""
         position, frame, problem = self.begin, 0, ""
-        left = 2 * self.length  # bound of bytes read: real chunks do not overlap, forged ones may
+        budget = 2 * self.length  # bound of bytes read: real chunks do not overlap, forged ones may
         while position < self.length:
             skipped = 1
             try:
                 head = self.read_head(position)
-                left -= self.size(head)
-                skipped = 1 if left > 0 else self.size(head)
+                budget -= self.size(head)
+                skipped = 1 if budget > 0 else self.size(head)
                 parts, _ = self.read_stages(position, head)
                 skipped = self.size(head)  # an intact chunk contains no other chunk
                 start = head.index * self.header.chunk_frames

@@ -199,7 +199,7 @@ def unpack_end(data: bytes, header: Header, seed: int) -> End:
     if data[: len(END)] != END:
         raise CorruptError("no end record: the file is truncated, or bytes were added")
     end = End(*END_START.unpack(unsealed(data, seed))[1:])
-    whole = -(-end.samples // header.hop_length), -(-end.frames // header.chunk_frames)
-    if end.samples < 1 or whole != (end.frames, end.chunks):
+    expected = -(-end.samples // header.hop_length), -(-end.frames // header.chunk_frames)
+    if end.samples < 1 or expected != (end.frames, end.chunks):
         raise CorruptError(f"{end.chunks} chunks, {end.frames} frames and {end.samples} samples do not agree")
     return end

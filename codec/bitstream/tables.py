@@ -58,8 +58,8 @@ def read(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> EntropyTabl
             require(type(source) is int and type(shift) is int, f"contexts of stage {stage}")
             require(0 <= source <= stage and -MOST_FRAMES_BACK <= shift <= 0, f"contexts of stage {stage}")
             require(source < stage or shift < 0, f"a context of stage {stage}: it is the code itself")
-        placed = place_contexts([(source, shift) for source, shift in pairs], sizes)
-        stages.append(read_stage(stage, alphabet(sizes[stage]), placed, arrays))
+        stage_contexts = place_contexts([(source, shift) for source, shift in pairs], sizes)
+        stages.append(read_stage(stage, alphabet(sizes[stage]), stage_contexts, arrays))
     return EntropyTables(str(metadata["codec_id"]), tuple(sizes), tuple(stages))
 
 

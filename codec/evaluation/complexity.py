@@ -33,7 +33,7 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
             times.append(time.perf_counter() - began)
         return round(1000 * min(times) * codec.sample_rate / audio.shape[-1], 3)
 
-    before = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         return {
@@ -46,7 +46,7 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
             else torch.cuda.get_device_name(audio.device),
         }
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
 
 
 @torch.inference_mode()

@@ -97,11 +97,11 @@ def evaluate_system(
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
     results = [records.done[name] for _, _, name in numbered if name in records.done]
-    whole = [record for record in results if "error" not in record]
-    if not whole:
+    scored = [record for record in results if "error" not in record]
+    if not scored:
         raise DataError(f"none of {len(files)} files could be evaluated")
     names = [*SCORES, *(metric.name for metric in options.metrics)]
-    summary = summarise(system, whole, names)
+    summary = summarise(system, scored, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
     summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
     if isinstance(system, OwnCodec):
@@ -271,13 +271,13 @@ def write_tables(
     output: Path, records: Sequence[dict[str, Any]], names: Sequence[str], summary: dict[str, Any]
 ) -> None:
     """Write `files.csv`, `depths.csv`, `failures.csv` if there are any, and `summary.json`."""
-    whole = [record for record in records if "error" not in record]
-    rows = [{"file": record["file"], **point} for record in whole for point in record["points"]]
-    deepest = [{"file": record["file"], **record["points"][-1]} for record in whole]
+    scored = [record for record in records if "error" not in record]
+    rows = [{"file": record["file"], **point} for record in scored for point in record["points"]]
+    deepest = [{"file": record["file"], **record["points"][-1]} for record in scored]
     write_table(output / "depths.csv", rows, ["file", "num_quantizers", *names])
     write_table(output / "files.csv", deepest, ["file", *names])
     failures = [{"file": r["file"], "metric": "", "reason": r["error"]} for r in records if "error" in r]
-    for record in whole:
+    for record in scored:
         failures += [
             {"file": record["file"], "metric": cell, "reason": reason}
             for cell, reason in record["reasons"].items()

@@ -32,12 +32,12 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
     points = []
     for place, depth in enumerate(point["num_quantizers"] for point in records[0]["points"]):
         rows = [record["points"][place] for record in records]
-        spent, whole = (rate_of(records, place, key) for key in ("bits", "file_bits"))
+        payload, file_rate = (rate_of(records, place, key) for key in ("bits", "file_bits"))
         nominal = system.bitrate(depth)
         rates = {
-            "kbit/s": nominal / 1000 if nominal is not None else spent,
-            "kbit/s_entropy": sum(bits[:depth]) * described["frame_rate"] / 1000 if depth else spent,
-            "kbit/s_file": whole,
+            "kbit/s": nominal / 1000 if nominal is not None else payload,
+            "kbit/s_entropy": sum(bits[:depth]) * described["frame_rate"] / 1000 if depth else payload,
+            "kbit/s_file": file_rate,
         }
         points.append({"num_quantizers": depth, **{name: mean(rows, name) for name in metrics}, **rates})
     return {
@@ -61,10 +61,10 @@ def mean(rows: Sequence[Record], name: str) -> float | None:
 
 def rate_of(records: Sequence[Record], place: int, key: str) -> float | None:
     """Bitrate in kbit/s of all files together at a point; None if it is missing for a file."""
-    spent = [record["points"][place][key] for record in records]
-    if None in spent:
+    bits = [record["points"][place][key] for record in records]
+    if None in bits:
         return None
-    return sum(spent) / sum(record["seconds"] for record in records) / 1000
+    return sum(bits) / sum(record["seconds"] for record in records) / 1000
 
 
 def count_all(system: System, records: Sequence[Record]) -> list[Tensor]:

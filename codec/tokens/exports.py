@@ -70,13 +70,13 @@ def hf_row(tokens: TokenDataset, i: int) -> dict[str, Any]:
 
 def portions(tokens: TokenDataset, part: Sequence[int], most_codes: int) -> Iterator[range]:
     """Split into ranges of successive utterances with at most `most_codes` codes, or one longer utterance."""
-    begin = seen = 0
+    begin = codes = 0
     for n, i in enumerate(part):
         size = int(tokens.index.n_frames[i]) * tokens.num_quantizers
-        if n > begin and seen + size > most_codes:
+        if n > begin and codes + size > most_codes:
             yield range(part[begin], part[n - 1] + 1)
-            begin, seen = n, 0
-        seen += size
+            begin, codes = n, 0
+        codes += size
     if len(part):
         yield range(part[begin], part[-1] + 1)
 

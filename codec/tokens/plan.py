@@ -145,8 +145,8 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
     ConfigError if the folder holds other files, or a dataset of another codec, other options or files.
     """
     work = output / WORK
-    done = (output / META_FILE).is_file()
-    plan = output / META_FILE if done else work / PLAN_FILE
+    complete = (output / META_FILE).is_file()
+    plan = output / META_FILE if complete else work / PLAN_FILE
     if not plan.is_file():
         foreign = output.exists() and any(entry.name != WORK for entry in output.iterdir())
         if foreign and not plan.is_file():  # checked again: another job may have written it just now
@@ -162,9 +162,9 @@ def begin(output: Path, about: Mapping[str, Any]) -> bool:
     if differing:
         changes = ", ".join(change(name, stored.get(name), about.get(name)) for name in differing)
         raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
-    if done:
+    if complete:
         shutil.rmtree(work, ignore_errors=True)
-    return done
+    return complete
 
 
 def change(name: str, before: Any, after: Any) -> str:

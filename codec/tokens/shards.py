@@ -64,9 +64,9 @@ def write_shard(
 ) -> None:
     """Write the tokens of a shard, then its note; `outcomes` has every source of the shard."""
     ordered = [outcomes[number] for number in plan.shards[shard]]
-    done = [outcome for outcome in ordered if not isinstance(outcome, str)]
+    encoded = [outcome for outcome in ordered if not isinstance(outcome, str)]
     save = save_arrow if about["layout"] == "arrow" else save_npy
-    rows = iter(save(output, shard, done, about) if done else [])
+    rows = iter(save(output, shard, encoded, about) if encoded else [])
     lines: list[dict[str, Any]] = [{"shard": shard, "device": device}]
     for number, outcome in zip(plan.shards[shard], ordered, strict=True):
         path = plan.sources[number].path

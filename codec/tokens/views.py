@@ -49,8 +49,8 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int]
 
     With `codebook_sizes`, ValueError for a token of another codebook than that of its position.
     """
-    whole = tokens.shape[-1] // num_quantizers * num_quantizers
-    codes = tokens[..., :whole].unflatten(-1, (-1, num_quantizers)).transpose(-1, -2)
+    length = tokens.shape[-1] // num_quantizers * num_quantizers
+    codes = tokens[..., :length].unflatten(-1, (-1, num_quantizers)).transpose(-1, -2)
     if codebook_sizes is None:
         return codes
     codes = codes - offsets(codebook_sizes, num_quantizers, codes)
