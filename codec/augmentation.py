@@ -1,6 +1,6 @@
-"""What happens to a training crop, so that few recordings go further: speed, a second voice, filters, levels.
+"""Augmentation of training crops: speed, mixing, filters, loudness and gain.
 
-Crops are float32 `[C, T]`. Everything is drawn from the generator that is passed in, and what is off draws
+Crops are float32 `[C, T]`. All random draws use the generator passed in; a disabled augmentation draws
 nothing.
 """
 
@@ -15,7 +15,7 @@ from numpy.random import Generator
 
 from codec.audio import rms
 
-FINEST_RATIO = 128  # largest denominator; soxr takes twice as long for ratios that are not of small numbers
+FINEST_RATIO = 128  # largest denominator; soxr takes twice as long for ratios of large numbers
 PADDING = 0.05  # seconds mirrored at each end before filtering: the filters ring for less
 OCTAVES = 62.5 * 2.0 ** np.arange(9)  # Hz
 STEEPNESS = 8  # order of the Butterworth response
@@ -35,26 +35,26 @@ def check_probability(probability: float) -> None:
 
 
 def happens(probability: float, random: Generator) -> bool:
-    """True with the given probability; nothing is drawn for 0."""
+    """True with probability `probability`; no draw for 0."""
     return probability > 0 and random.random() < probability
 
 
 def uniform(limits: Sequence[float], random: Generator) -> float:
-    """A value drawn uniformly from (lowest, highest)."""
+    """Draw uniformly from (lowest, highest)."""
     lowest, highest = limits
     return random.uniform(lowest, highest)
 
 
 def held(audio: np.ndarray) -> np.ndarray:
-    """The crop, scaled to a peak of 1 if it is higher."""
+    """Scale a crop down to a peak of 1 if it is higher."""
     return audio / max(1.0, float(np.abs(audio).max()))
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A second crop under the first.
+    """Mixes a second crop into the first.
 
-    probability: of a crop to be mixed.
+    probability: probability of mixing.
     level_db: the second crop's RMS relative to the first's, drawn uniformly from (lowest, highest) dB.
     """
 
@@ -66,24 +66,24 @@ class Mix:
         check_range("level_db", self.level_db, "in dB")
 
     def apply(self, first: np.ndarray, second: np.ndarray, random: Generator) -> np.ndarray:
-        """The sum `[C, T]`, held within ±1."""
+        """Sum `[C, T]` of both crops, scaled to within ±1."""
         level = 10 ** (uniform(self.level_db, random) / 20)
         return held(first + second * np.float32(level * rms(first) / max(rms(second), 1e-9)))
 
 
 class Filter(Protocol):
-    """A linear filter without delay."""
+    """Zero-phase linear filter."""
 
     def gains(self, frequencies: np.ndarray, random: Generator) -> np.ndarray | None:
-        """Linear gain at each of the `frequencies` `[F]` in Hz; None leaves the crop as it is."""
+        """Linear gain at each of the `frequencies` `[F]` in Hz; None for no filtering."""
         ...
 
 
 @dataclass(frozen=True)
 class Equalizer:
-    """A random smooth frequency response, as of another microphone or room.
+    """Random smooth frequency response, as of another microphone or room.
 
-    probability: of a crop to be filtered.
+    probability: probability of filtering.
     gain_db: each octave's gain is drawn uniformly from (lowest, highest) dB; between octaves it is linear in
         dB over log-frequency.
     """
@@ -96,7 +96,7 @@ class Equalizer:
         check_range("gain_db", self.gain_db, "in dB")
 
     def gains(self, frequencies: np.ndarray, random: Generator) -> np.ndarray | None:
-        """As in `Filter`."""
+        """Gains, see `Filter`."""
         if not happens(self.probability, random):
             return None
         levels = [uniform(self.gain_db, random) for _ in OCTAVES]
@@ -106,9 +106,9 @@ class Equalizer:
 
 @dataclass(frozen=True)
 class BandLimit:
-    """A low-pass at a random frequency, as of a telephone or an old recording.
+    """Low-pass with a random cutoff, as of a telephone or an old recording.
 
-    probability: of a crop to be filtered.
+    probability: probability of filtering.
     cutoff_hz: the frequency at −3 dB is drawn log-uniformly from (lowest, highest) Hz; the response is that
         of a Butterworth filter of order 8.
     """
@@ -121,7 +121,7 @@ class BandLimit:
         check_range("cutoff_hz", self.cutoff_hz, "in Hz", above=0)
 
     def gains(self, frequencies: np.ndarray, random: Generator) -> np.ndarray | None:
-        """As in `Filter`."""
+        """Gains, see `Filter`."""
         if not happens(self.probability, random):
             return None
         lowest, highest = self.cutoff_hz
@@ -138,30 +138,30 @@ def bins(length: int, sample_rate: int) -> np.ndarray:
 def apply_filters(
     audio: np.ndarray, sample_rate: int, filters: Sequence[Filter], random: Generator
 ) -> np.ndarray:
-    """The crop `[C, T]` through all filters with one transform, held within ±1; mirrored at its ends."""
+    """Apply all filters to a crop `[C, T]` with one FFT and mirrored ends; the result is within ±1."""
     samples = audio.shape[1]
-    before = round(PADDING * sample_rate)
-    length = -(-(samples + 2 * before) // 512) * 512  # the transform is fast for a product of small numbers
+    padding = round(PADDING * sample_rate)
+    length = -(-(samples + 2 * padding) // 512) * 512  # FFTs are fast for products of small primes
     frequencies = bins(length, sample_rate)
-    gains = [found for part in filters if (found := part.gains(frequencies, random)) is not None]
+    gains = [gain for part in filters if (gain := part.gains(frequencies, random)) is not None]
     if not gains:
         return audio
-    padded = np.pad(audio, ((0, 0), (before, length - samples - before)), mode="reflect")
+    padded = np.pad(audio, ((0, 0), (padding, length - samples - padding)), mode="reflect")
     spectrum = np.fft.rfft(padded) * np.prod(gains, axis=0, dtype=np.float32)
-    return held(np.fft.irfft(spectrum, length)[:, before : before + samples])
+    return held(np.fft.irfft(spectrum, length)[:, padding : padding + samples])
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training crop, in this order; levels in dB relative to full scale.
+    """Augmentation of a training crop; levels in dB relative to full scale.
 
-    silence_db: a crop with an RMS below this is drawn again, up to 8 times; None takes all.
-    speed: play each crop at a speed drawn uniformly from (slowest, fastest), pitch and tempo together; 1.0
-        where the file is too short for a faster one.
-    mix: a second crop under the first.
-    filters: by names of their own.
-    loudness_db: scale each crop to this RMS.
-    gain_db: then a gain drawn uniformly from (lowest, highest) dB. A changed crop is held within ±1.
+    silence_db: a crop with an RMS below this is drawn again, up to 8 times; None accepts all crops.
+    speed: playback speed drawn uniformly from (slowest, fastest), changing pitch and tempo; 1.0 if the file
+        is too short for a faster one.
+    mix: mixing with a second crop.
+    filters: filters by arbitrary names.
+    loudness_db: RMS that each crop is scaled to.
+    gain_db: gain after that, drawn uniformly from (lowest, highest) dB. A scaled crop stays within ±1.
     """
 
     silence_db: float | None = -60.0
@@ -178,18 +178,18 @@ class Augmentation:
             check_range("speed", self.speed, "as factors", above=0)
 
     def is_quiet(self, audio: np.ndarray) -> bool:
-        """Whether a crop is below `silence_db`."""
+        """True if a crop's RMS is below `silence_db`."""
         return self.silence_db is not None and rms(audio) < 10 ** (self.silence_db / 20)
 
     def draw_speed(self, sample_rate: int, target_rate: int, random: Generator) -> Fraction | int:
-        """The speed of a crop of a file of `sample_rate` Hz, rounded to one that is fast to resample."""
+        """Draw a speed for a file of `sample_rate` Hz, rounded to a ratio that is fast to resample."""
         if self.speed is None:
             return 1
         ratio = uniform(self.speed, random) * sample_rate / target_rate
         return Fraction(ratio).limit_denominator(FINEST_RATIO) * Fraction(target_rate, sample_rate)
 
     def apply(self, audio: np.ndarray, sample_rate: int, random: Generator) -> np.ndarray:
-        """The crop `[C, T]`, filtered and at its new level."""
+        """Filter and scale a crop `[C, T]`."""
         audio = apply_filters(audio, sample_rate, list(self.filters.values()), random)
         scale = 1.0
         if self.loudness_db is not None and not self.is_quiet(audio):

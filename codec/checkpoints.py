@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and stopping on a signal without losing a step."""
+"""Atomic checkpoints, and callbacks that stop on a signal without losing a step."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from codec.workers import STOPPING
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
-PATIENCE = 10  # seconds that a step may take to begin after a signal
+PATIENCE = 10  # seconds from a signal to the start of the next step, at most
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process; ConfigError that names the process which has it already.
+    """Lock a run folder; ConfigError, with the other process's id, if it is locked already.
 
-    The system gives the folder back however the process ends. A folder that stayed empty is removed.
+    The operating system releases the lock when the process ends. A folder that stays empty is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
@@ -63,7 +63,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def reason_in_words(error: BaseException, folder: Path) -> str:
-    """Why nothing could be written to a folder: torch hides a full disk behind a message of its own."""
+    """Reason for a failed write to a folder; torch replaces the error of a full disk by its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -76,8 +76,8 @@ def reason_in_words(error: BaseException, folder: Path) -> str:
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint under a temporary name, flushes it to the disk, then renames it.
 
-    A kill or a full disk leaves the previous checkpoint as it was. When one cannot be written, training
-    goes on and the failure is logged: the next one may succeed, and nothing was lost that was saved.
+    A kill or a full disk leaves the previous checkpoint intact. A failed write is logged and training
+    continues.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -94,7 +94,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             log.error("%s NOT saved: %s. %s; training goes on.", path, reason, previous)
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", *_: Any, **__: Any) -> dict[str, Any]:
-        """Load what `save_checkpoint` saved, without unpickling any object."""
+        """Load a checkpoint without unpickling arbitrary objects (`weights_only`)."""
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -125,19 +125,19 @@ def checkpoint_callbacks(
 
 
 def forget_best(callbacks: Iterable[Callback]) -> None:
-    """Let `best.ckpt` be replaced by the next score, whatever it is: scores before it mean something else."""
+    """Discard the best score, so that the next one replaces `best.ckpt`: stages are not comparable."""
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint):
             callback.best_k_models.clear()
 
 
 def is_healthy(module: Any) -> bool:
-    """True after a finite step. After another one the weights may be ruined, and are not worth saving."""
+    """True after a finite step. After any other, the weights may contain NaN and are not saved."""
     return not getattr(module, "skipped_in_a_row", 0)
 
 
 class HealthyCheckpoint(ModelCheckpoint):
-    """Saves nothing after a step that was not finite, nor for a score that is not; keeps no absolute path."""
+    """Saves only after finite steps and for finite scores; its state holds no absolute paths."""
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
@@ -155,22 +155,22 @@ class HealthyCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Key of Lightning's own callback, under which earlier checkpoints have their best score."""
+        """Key of `ModelCheckpoint`, for compatibility with earlier checkpoints."""
         return super().state_key.replace(HealthyCheckpoint.__name__, ModelCheckpoint.__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        """Best score and its file by name: the run folder may be moved."""
+        """State with file names instead of paths, so that the run folder can be moved."""
         return placed(super().state_dict(), "")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score if its file lies in this run's folder."""
+        """Restore the best score if its file is in this run's folder."""
         state = placed(state_dict, str(self.dirpath))
         state["best_k_models"] = {k: v for k, v in state["best_k_models"].items() if os.path.exists(k)}
         super().load_state_dict(state)
 
 
 def placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """State of a `ModelCheckpoint` with its files in another folder."""
+    """State of a `ModelCheckpoint` with all paths moved to another folder."""
 
     def place(path: str) -> str:
         return os.path.join(folder, os.path.basename(path)) if path else path
@@ -181,10 +181,10 @@ def placed(state: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 class LastCheckpoint(HealthyCheckpoint):
-    """Saves every `save_every` steps, after each validation, and before an error ends the run.
+    """Saves `last.ckpt` every `save_every` steps, after each validation, and before an error ends the run.
 
-    A resumed run needs the best score so far. A save that falls due in a step that is not finite waits for
-    the next one.
+    The save after a validation stores the best score for a resumed run. A save due at a step that is not
+    finite is postponed to the next finite step.
     """
 
     def __init__(self, save_every: int, **options: Any) -> None:
@@ -195,13 +195,13 @@ class LastCheckpoint(HealthyCheckpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Save when a save is due, also one that a skipped step put off."""
+        """Save if a save is due, or was postponed by a skipped step."""
         self.due = self.due or trainer.global_step % self.save_every == 0
         if self.due:
             self.save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save `last.ckpt`; this callback stands behind the one that keeps the best."""
+        """Save `last.ckpt`, after the callback of `best.ckpt` has updated its score."""
         self.due = True
         self.save(trainer)
 
@@ -214,11 +214,11 @@ class LastCheckpoint(HealthyCheckpoint):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save what was done before an error between two steps, as of data that vanished."""
+        """Save after an error between two steps, such as missing data."""
         progress = trainer.fit_loop.epoch_loop.batch_progress.total
         between = progress.ready == progress.completed > 0
         if isinstance(exception, Exception) and between and is_healthy(pl_module):
-            # Not by `trainer.save_checkpoint`, which waits for the other processes.
+            # `trainer.save_checkpoint` would wait for the other processes.
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.checkpoint_io.save_checkpoint(state, self.path)
 
@@ -229,17 +229,17 @@ class LastCheckpoint(HealthyCheckpoint):
 
 
 class StoppedWaiting(Exception):
-    """A signal came while training waited for data, and no step followed it for `PATIENCE` seconds."""
+    """No step started within `PATIENCE` seconds of a signal that was received while waiting for data."""
 
 
 class StopOnSignal(Callback):
-    """On SIGINT, SIGTERM, SIGHUP or SIGUSR1 finish the step, save `last.ckpt` and stop, on all processes.
+    """On SIGINT, SIGTERM, SIGHUP or SIGUSR1, finishes the step, saves `last.ckpt` and stops all processes.
 
-    The last two come of a closed terminal, unless nohup ignores it, and before a job's time is up. A step
-    that was not finite is not saved: `last.ckpt` stays the one before it. When the next step does not begin
-    because its data do not come, StoppedWaiting ends the training.
+    SIGHUP is sent by a closing terminal and is ignored under nohup; SIGUSR1 by a scheduler before the time
+    limit. After a step that is not finite, the previous `last.ckpt` stays. If the next step does not start
+    for lack of data, StoppedWaiting ends the training.
 
-    A second SIGINT interrupts at once. `received` is the signal that stopped the run, if one did.
+    A second SIGINT interrupts at once. `received` is the signal that stopped the run, None without one.
     """
 
     def __init__(self, checkpoint: Path):
@@ -249,15 +249,15 @@ class StopOnSignal(Callback):
         self.waiting = True
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take over the signals as soon as Lightning has set its own handlers."""
-        # No hook lies between that and the start of the workers, which may take a second; Lightning's handler
-        # would end the training without saving it, and without the other processes.
+        """Install the signal handlers as soon as Lightning has set its own."""
+        # Lightning has no hook between its handlers and the start of the workers, which may take a second;
+        # its handler would end this process alone, without a checkpoint.
         connector: Any = trainer._signal_connector
         register = connector.register_signal_handlers
         connector.register_signal_handlers = lambda: (register(), self.take_over())
 
     def take_over(self) -> None:
-        """Answer the signals from now on."""
+        """Install the signal handlers."""
         handlers = {number: self.receive for number in STOPPING}
         if hasattr(signal, "SIGHUP"):
             if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -266,7 +266,7 @@ class StopOnSignal(Callback):
         self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
     def receive(self, number: int, frame: Any) -> None:
-        """Remember the signal until the step is done."""
+        """Store the signal until the step is done."""
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -276,51 +276,51 @@ class StopOnSignal(Callback):
             signal.alarm(PATIENCE)
 
     def give_up(self, number: int, frame: Any) -> None:
-        """End the training where it waits."""
+        """Raise StoppedWaiting if no step has started."""
         if self.waiting:
             raise StoppedWaiting
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Wait for data no longer."""
+        """Mark the data as received."""
         self.waiting = False
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Stop if any process got a signal: the others would wait for it for ever."""
+        """Stop all processes if one received a signal; otherwise the others would wait for it forever."""
         flag = torch.tensor(int(self.received is not None), device=pl_module.device)
         if int(all_reduce_sum([flag])[0]):
             self.received = self.received or signal.SIGTERM
             if is_healthy(pl_module):
                 trainer.save_checkpoint(self.checkpoint)
             trainer.should_stop = True
-            # Lightning would validate before it stops; whoever sent the signal may not wait that long.
+            # Lightning would validate before it stops; a scheduler may kill the job before that ends.
             trainer.limit_val_batches = 0
         else:
             self.waiting = True
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Wait for no data: validation clips are in memory."""
+        """Mark the data as received: validation clips are in memory."""
         self.waiting = False
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Wait for the next batch."""
+        """Mark the next batch as awaited."""
         self.waiting = True
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self.restore()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: Any
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self.restore()
 
     def restore(self) -> None:
-        """Put back the handlers from before training."""
+        """Restore the handlers from before training."""
         self.waiting = False
         if self.received and hasattr(signal, "alarm"):
             signal.alarm(0)
@@ -329,7 +329,7 @@ class StopOnSignal(Callback):
 
 
 def leave_terminal() -> None:
-    """Print to nowhere from now on, unless to a file: to a reader that is gone it would be an error."""
+    """Redirect stdout and stderr to null unless they are files: writing to a closed terminal would fail."""
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,4 +1,4 @@
-"""Configs: find them, check them against the constructors they name, build what they describe."""
+"""Configs: find them, check them against constructors' signatures, build the objects they describe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
-# The wheel carries the configs inside the package; a checkout has them beside it. Inside is looked at first,
-# because beside an installed package lies whatever else was installed.
+# A wheel has the configs inside the package, a checkout next to it. The inside is searched first, because
+# an installed package has other packages next to it.
 CONFIG_DIR = next(
     p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if (p / "train.yaml").is_file()
 )
@@ -27,47 +27,47 @@ MODEL_FUNCTION = re.compile(r"codec\.quantizers\.estimators\.\w+", re.ASCII)
 
 
 class ConfigError(ValueError):
-    """What is wrong with a config, one line a problem, each with the option's path."""
+    """Invalid config: one line per problem, each with the option's path and a remedy."""
 
 
 def locate(target: str) -> Any:
-    """Class or function at a dotted path; ConfigError when there is none."""
+    """Class or function at a dotted path; ConfigError if there is none."""
     parts = str(target).split(".")
     if not all(map(str.isidentifier, parts)):
         raise ConfigError(f"expected the dotted name of a class or function, got {target!r}")
     for end in range(len(parts), 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(parts[:end]))
+            attribute: Any = importlib.import_module(".".join(parts[:end]))
         except ModuleNotFoundError as error:
             if error.name and not ".".join(parts[:end]).startswith(error.name):
                 raise
             continue
-        found = functools.reduce(lambda value, name: getattr(value, name, None), parts[end:], found)
-        if callable(found):
-            return found
+        attribute = functools.reduce(lambda value, name: getattr(value, name, None), parts[end:], attribute)
+        if callable(attribute):
+            return attribute
         break
     raise ConfigError(f"there is no class or function {target!r} to import")
 
 
 def locate_own(target: str) -> Any:
-    """Part of a model that this package defines, at a dotted path; ConfigError for anything else.
+    """Model class or function of this package at a dotted path; ConfigError for anything else.
 
-    A class is judged by the module that defines it, because a path may walk through our modules into
-    others' (`codec.layers.torch.hub.load`). Nothing but the modules of `MODEL_CLASS` is imported on the way.
+    The defining module of a class is checked, because a path may lead through modules of this package into
+    other packages (`codec.layers.torch.hub.load`). Only modules of `MODEL_CLASS` are imported.
     """
     if MODEL_CLASS.fullmatch(str(target)):
-        found = locate(target)
+        member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):
-            if kind(found) and allowed.fullmatch(f"{found.__module__}.{found.__qualname__}"):
-                return found
+            if kind(member) and allowed.fullmatch(f"{member.__module__}.{member.__qualname__}"):
+                return member
     raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
 
 
 def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any:
-    """Build what a plain config describes: each mapping with `_target_` becomes the call of that target.
+    """Build an object from a plain config: each mapping with `_target_` becomes a call of that target.
 
-    `_partial_: true` gives a `functools.partial` instead. A ValueError of a constructor becomes a
-    ConfigError that names the option's path.
+    `_partial_: true` returns a `functools.partial` instead. A constructor's ValueError becomes a
+    ConfigError with the option's path.
     """
     if isinstance(node, Mapping):
         built = {key: build(value, find, f"{path}.{key}".lstrip(".")) for key, value in node.items()}
@@ -80,7 +80,7 @@ def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any
             raise
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path or node[TARGET]}: {error}") from error
-        except (RuntimeError, OverflowError) as error:  # as of sizes beyond all memory
+        except (RuntimeError, OverflowError) as error:  # such as sizes that exceed the memory
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ConfigError(f"{path or node[TARGET]}: cannot be built: {reason}") from error
     if isinstance(node, Sequence) and not isinstance(node, str):
@@ -89,7 +89,7 @@ def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any
 
 
 def complete(config: Mapping[str, Any], name: str, *arguments: Any) -> Any:
-    """Call a partial of the config with what it lacks; ConfigError that names it when it refuses."""
+    """Call a partial of the config with more arguments; its ValueError becomes a ConfigError with `name`."""
     try:
         return build(config[name], path=name)(*arguments)
     except ValueError as error:
@@ -142,7 +142,7 @@ def find_problems(node: Any, find: Callable[[str], Any], path: str) -> Iterator[
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain config value can be meant for a parameter annotated with `hint`."""
+    """True if a plain config value is valid for a parameter annotated with `hint`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (isinstance(value, Mapping) and TARGET in value):
         return True
@@ -160,7 +160,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, str)
     container = origin or hint
     if container is Callable:
-        return False  # what can be called has a `_target_`
+        return False  # a callable needs a `_target_`
     if not inspect.isclass(container):
         return True
     if issubclass(container, Mapping):
@@ -186,8 +186,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, arguments))
     if hint is type(None):
         return "null"
-    ours = inspect.isclass(hint) and hint.__module__.startswith("codec.") and not is_dataclass(hint)
-    if origin is Callable or ours:
+    is_part = inspect.isclass(hint) and hint.__module__.startswith("codec.") and not is_dataclass(hint)
+    if origin is Callable or is_part:
         return f"a part with its {TARGET}"
     if origin is not None and arguments and issubclass(origin, Sequence):
         return f"list of {describe(arguments[0])}"
@@ -195,6 +195,6 @@ def describe(hint: Any) -> str:
 
 
 def in_quotes(value: str) -> str:
-    """Any text as Hydra's grammar takes it in an override."""
+    """Quote any text for a Hydra override."""
     # Inside quotes Hydra keeps a backslash as it is, unless a quote follows it.
     return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"

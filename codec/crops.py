@@ -1,4 +1,4 @@
-"""Pieces of audio files: training crops, each a pure function of its number, and validation clips."""
+"""Training crops, each a pure function of its number, and validation clips."""
 
 import itertools
 import logging
@@ -19,8 +19,8 @@ from codec.inventory import DataError, IndexedFile
 
 log = logging.getLogger(__name__)
 
-QUIET_DRAWS, FAILED_DRAWS = 8, 50  # draws for one crop that may be rejected: as silence, on broken files
-PAUSES = 1, 2, 4, 8, 15, 30  # seconds; what a network folder has to come back
+QUIET_DRAWS, FAILED_DRAWS = 8, 50  # most draws of a crop that are rejected as silent, or as unreadable
+PAUSES = 1, 2, 4, 8, 15, 30  # seconds between attempts, for a network folder to return
 
 
 class Batch(NamedTuple):
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a crop begins: at sample `start` of a file played `speed` times as fast, at the crops' rate."""
+    """Source of a crop: a file, the first sample at the crops' rate, and the playback speed."""
 
     file: IndexedFile
     start: int
@@ -39,13 +39,13 @@ class Place(NamedTuple):
 
 
 class Crops(Dataset[Batch]):
-    """Random crops of audio files: crop number n is a pure function of the seed, n and the files.
+    """Random crops of audio files: crop n is a pure function of the seed, n and the files.
 
-    folders: lists of files with absolute paths. Files are drawn by duration (within a folder, and among
-        folders by `weights` when given), starts uniformly.
+    folders: lists of files with absolute paths. Folders are drawn by `weights` or duration, files within a
+        folder by duration, starts uniformly.
     shape: length of a crop in samples, sample rate in Hz, channels.
-    Silence is drawn again; so is a file that turned out broken, which is logged once. When nothing can be
-        read any more, as of a network folder that is away, drawing waits for a minute.
+    Silent crops and unreadable files are drawn again; an unreadable file is logged once. If no file can be
+        read, as in a disconnected network folder, drawing is retried for a minute.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Crops(Dataset[Batch]):
         self.reported: set[str] = set()
 
     def crop(self, number: int) -> np.ndarray:
-        """Crop `number`, float32 `[C, T]`. `DataError` when 50 draws for it met broken files."""
+        """Crop `number`, float32 `[C, T]`; `DataError` after 50 draws of unreadable files."""
         return self._draw(number)[0]
 
     def source(self, number: int) -> list[str]:
-        """Paths that were tried for crop `number`, then for one mixed with it; both end with their own."""
+        """Paths drawn for crop `number`, then for the crop mixed with it; the last path of each is used."""
         return self._draw(number)[1]
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        """A whole batch at once: one copy of each crop, and one transfer from a worker."""
+        """Load a batch: one copy of each crop, and one transfer from a worker."""
         audio = np.stack([self.crop(number) for number in numbers])
         return Batch(torch.from_numpy(audio), torch.tensor(numbers, dtype=torch.int64))
 
@@ -135,7 +135,7 @@ class Crops(Dataset[Batch]):
 def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count: int) -> Tensor:
     """Up to `count` clips `[N, C, T]` of `shape` (samples, Hz, channels), evenly spread over the files.
 
-    Shorter files are left out; when all are, clips are as long as the longest file.
+    Shorter files are skipped; if all files are shorter, clips are as long as the longest file.
     """
     length, sample_rate, channels = shape
     lengths = [resampled_length(file.frames, file.sample_rate, sample_rate) for file in files]

@@ -1,4 +1,4 @@
-"""Folders of audio as endless, exactly repeatable training batches; the validation clips beside them."""
+"""Data module: endless, exactly reproducible training batches and validation clips."""
 
 import itertools
 import logging
@@ -22,11 +22,11 @@ from codec.partition import separate
 from codec.workers import WorkerLoader
 
 log = logging.getLogger(__name__)
-FEW_HELD_OUT = 4  # files; below, scores say more about the recordings than about the codec
+FEW_HELD_OUT = 4  # files; with fewer, scores depend more on the recordings than on the codec
 
 
 def check_above(limit: int, **options: float) -> None:
-    """ValueError that names the option which is not above `limit`."""
+    """ValueError with the name of an option that is not above `limit`."""
     for name, value in options.items():
         if not limit < value < float("inf"):
             raise ValueError(f"{name} must be {'positive' if limit == 0 else '0 or more'}, got {value}")
@@ -34,10 +34,10 @@ def check_above(limit: int, **options: float) -> None:
 
 @dataclass(frozen=True)
 class Validation:
-    """The held-out part: a share of files or duration, see `split`, and its clips scored during training.
+    """Validation set: the held-out share of files or duration, see `split`, and the clips taken from it.
 
     `clips` of `seconds` (None: twice the training crop, at least one second) are spread evenly over the
-    files that are long enough; if none is, clips are as long as the longest of them.
+    files that are long enough; if all are shorter, clips are as long as the longest file.
     """
 
     fraction: float = 0.05
@@ -51,10 +51,11 @@ class Validation:
 
 
 class CropBatches(Sampler[list[int]]):
-    """Endless crop numbers, batch after batch, from where training stands.
+    """Endless batches of crop numbers.
 
-    Processes get equal contiguous parts of a batch: together they see what a single one would. Each
-    iterator asks how many crops were `seen`: those that were prefetched but not used come again.
+    Each process gets an equal contiguous part of a batch, so that batches are the same for any number of
+    processes. Each iterator starts at `seen()`: crops that were prefetched but not trained on are produced
+    again after a resume.
     """
 
     def __init__(self, batch_size: int, seen: Callable[[], int], rank: int, world_size: int) -> None:
@@ -71,21 +72,21 @@ class CropBatches(Sampler[list[int]]):
 
 
 class ClipBatches(list[Batch]):
-    """Validation batches in memory. A type of its own: Lightning takes a plain list for several loaders."""
+    """Validation batches in memory; a subclass, because Lightning treats a plain list as several loaders."""
 
 
 class AudioData(LightningDataModule):
-    """Training batches and validation clips from one folder of audio or several.
+    """Training batches and validation clips from one or more folders of audio.
 
-    root: folder or folders, searched with all sub-folders; `weights`: how often each is drawn (None: by
-        duration).
-    batch_size: crops of `segment_seconds` in a step, of all processes together.
-    augmentation, validation: what happens to the crops; the held-out part.
-    index: makes the `Index` of a folder; `codec.index.scan` or a partial of it.
-    generate: called with a root that holds no audio, to write some.
+    root: folder or folders, searched recursively; `weights`: relative probabilities of the folders (None:
+        by duration).
+    batch_size: crops of `segment_seconds` per step, over all processes.
+    augmentation, validation: augmentation of the crops; size of the validation set.
+    index: function that returns the `Index` of a folder: `codec.index.scan` or a partial of it.
+    generate: function that writes audio into a root without any.
 
-    Raises `ValueError` for an impossible option and, when the folders are read, `DataError` if one has no
-    usable file. After `setup`, `indexes` says what the folders hold and `valid_files` what is held out.
+    Raises `ValueError` for an invalid option and, when the folders are read, `DataError` if one has no
+    usable file. After `setup`, `indexes` lists the folders' contents and `valid_files` the held-out paths.
     """
 
     def __init__(
@@ -121,23 +122,23 @@ class AudioData(LightningDataModule):
         self.make_index, self.generate = index, generate
         self.seen = 0
         self.indexes: list[Index] = []
-        self.known: dict[str, str] = {}  # of a run that goes on: parts of its recordings by identity
+        self.known: dict[str, str] = {}  # in a resumed run: parts of its recordings by identity
         self.trained: list[list[IndexedFile]] = []  # by root
         self.valid: list[IndexedFile] = []
         self.valid_files: list[str] = []
 
     def prepare_data(self) -> None:
-        """Write audio where there is none and `generate` is given; read the folders, filling their caches."""
+        """Generate audio for roots without any, if `generate` is given; index the folders and cache that."""
         for root in self.roots:
             if self.generate is not None and not has_audio(root):
                 self.generate(root)
         self.indexes = self.indexes or [self.make_index(root) for root in self.roots]
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the files into training and validation; `DataError` when a folder has nothing usable."""
+        """Split the files into training and validation; `DataError` if a folder has no usable file."""
         if self.valid:
             return
-        # Other processes than the one that prepared find the folders' indexes in the cache.
+        # Processes that did not run `prepare_data` read the indexes from the cache.
         indexes = self.indexes or [self.make_index(root) for root in self.roots]
         self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
         roots: list[Any] = []
@@ -160,44 +161,44 @@ class AudioData(LightningDataModule):
                 )
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This process's part of the endless training batches, from the first crop not used yet."""
+        """Loader of this process's part of the endless training batches, from the first unused crop on."""
         process = distributed.rank(), distributed.world_size()
         return WorkerLoader(
             self.train_crops,
             batch_sampler=CropBatches(self.batch_size, lambda: self.seen, *process),
             num_workers=self.num_workers,
-            collate_fn=Batch._make,  # they come whole
+            collate_fn=Batch._make,  # items are whole batches
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # from the global one it would draw; a resumed run would differ
+            generator=torch.Generator(),  # draws from the global one would make a resumed run differ
         )
 
     def val_dataloader(self) -> ClipBatches:
-        """This process's part of the validation clips; the same ones every time."""
+        """Batches of this process's part of the validation clips, the same in every validation."""
         seconds = self.validation.seconds or max(1.0, 2 * self.segment_length / self.sample_rate)
         shape = round(seconds * self.sample_rate), *self.shape[1:]
         clips = read_clips(self.valid, shape, self.validation.clips)
         world_size = distributed.world_size()
-        # Every process gets equally many, or one would wait for ever for the others' last batch.
+        # Each process needs the same number, or one would wait forever for the others' last batch.
         padded = -(-len(clips) // world_size) * world_size
         numbers = torch.arange(distributed.rank(), padded, world_size) % len(clips)
         portions = numbers.split(max(1, self.batch_size // world_size))
         return ClipBatches(Batch(clips[portion], portion) for portion in portions)
 
     def crops(self, start: int, count: int) -> Tensor:
-        """Training crops number `start` and following: `[count, C, T]`. They do not count as used."""
+        """Training crops `start` to `start + count`: `[count, C, T]`, not counted as used."""
         return self.train_crops.__getitems__(range(start, start + count)).audio
 
     def source(self, number: int) -> list[str]:
-        """Paths that were tried for crop `number`; the last one is the crop's."""
+        """Paths drawn for crop `number`, see `Crops.source`."""
         return self.train_crops.source(number)
 
     def advance(self) -> None:
-        """Count one batch of all processes as used; the training step calls it."""
+        """Count one batch of all processes as used; called by the training step."""
         self.seen += self.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of crops that training has used."""
+        """Number of crops used in training."""
         return {"seen": self.seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -206,7 +207,7 @@ class AudioData(LightningDataModule):
 
 
 def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFile]) -> str:
-    """Files and minutes that are held out, and trained on."""
+    """Number of files and minutes for validation and for training, as text."""
     named = {"held out for validation": held_out, "trained on": list(trained)}
     minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
     # A folder with a single file has it on both sides.
@@ -219,9 +220,9 @@ def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFil
 
 
 def skip_short(index: Index, length: int, sample_rate: int) -> Index:
-    """The index with files of less than `length` samples at `sample_rate` Hz marked as too short.
+    """Index with files of less than `length` samples at `sample_rate` Hz marked as too short.
 
-    `DataError` when nothing usable is left.
+    `DataError` if no usable file remains.
     """
     needed = f"segment_seconds is {length / sample_rate:.3f} s"
     files = [
@@ -230,9 +231,9 @@ def skip_short(index: Index, length: int, sample_rate: int) -> Index:
         else file
         for file in index.files
     ]
-    kept = replace(index, files=tuple(files))
+    marked = replace(index, files=tuple(files))
     try:
-        return kept.require_usable()
+        return marked.require_usable()
     except DataError as error:
         if not index.usable:
             raise

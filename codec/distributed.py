@@ -1,4 +1,4 @@
-"""Sums and gathers over processes, resolved at call time: modules are built before the process group is."""
+"""Collectives over processes; rank and world size are read per call, as modules precede the process group."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributed.nn import functional as nn_functional
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """Number of processes in the group; 1 without a process group."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -30,13 +30,13 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def broadcast(tensor: Tensor) -> None:
-    """Overwrite a tensor by the first process's."""
+    """Overwrite a tensor with that of rank 0."""
     if world_size() > 1:
         distributed.broadcast(tensor, 0)
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate equally many rows `[N, ...]` of every process, in rank order: `[W * N, ...]`."""
+    """Concatenate the rows `[N, ...]` of all processes in rank order: `[W * N, ...]`; N must be equal."""
     if world_size() == 1:
         return rows
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
@@ -45,7 +45,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 
 def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum over all processes; gradients pass through it to every process's part."""
+    """Sum over all processes; differentiable with respect to every process's tensor."""
     if world_size() == 1:
         return tensor
     return nn_functional.all_reduce(tensor)

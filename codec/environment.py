@@ -1,4 +1,4 @@
-"""Parts of a user's account that libraries rely on and containers lack."""
+"""Parts of a user's account that libraries require and containers may lack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def complete_environment() -> None:
-    """Name a user without a name, as torch asks for it on import, and a home where nothing can be written."""
+    """Set `LOGNAME`, which torch's import requires, and `HOME`, to an absent folder, if they are missing."""
     try:
         getpass.getuser()
     except (KeyError, OSError, ImportError):
@@ -18,8 +18,8 @@ def complete_environment() -> None:
 
 
 def escape_unprintable() -> None:
-    """Let a terminal or file without UTF-8 show names as escapes, instead of an error."""
+    """Print characters that stdout or stderr cannot encode as escapes, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # a test's or a notebook's may have none
+        reconfigure = getattr(stream, "reconfigure", None)  # absent in tests and notebooks
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")

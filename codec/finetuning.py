@@ -1,4 +1,4 @@
-"""`weights=PATH`: train a saved codec further, its architecture and weights taken from there."""
+"""`weights=PATH`: fine-tune a saved codec, with its architecture and weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from codec.export.huggingface import load_any
 from codec.model import Codec, load
 from codec.resume import find_checkpoint
 
-BROUGHT = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
+MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 
 
 def adopt(composed: Any) -> tuple[Any, Codec | None]:
-    """A composed config with the model of its `weights`, and that codec; itself and None without any.
+    """Composed config with the model of its `weights`, and that codec; `composed` and None without weights.
 
-    A run that is resumed goes on from its own checkpoint: then the codec is of that, and the path is not
-    read. ConfigError for options that the model brings itself.
+    A resumed run loads the codec of its own checkpoint instead; the path is not read. ConfigError for
+    options that the saved model determines.
     """
     path = composed.get("weights")
     if path is None:
@@ -30,11 +30,11 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
         raise ConfigError(f"weights: expected a run, a saved codec or a transformers directory, got {path!r}")
     tasks = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     keys = [override.partition("=")[0].lstrip("+~") for override in tasks]
-    given = [key for key in keys if key.split(".")[0] in BROUGHT]
-    if given or composed.get("sweep"):
-        too_much = ", ".join(given) or "sweep"
+    conflicting = [key for key in keys if key.split(".")[0] in MODEL_OPTIONS]
+    if conflicting or composed.get("sweep"):
+        options = ", ".join(conflicting) or "sweep"
         raise ConfigError(
-            f"weights={path} brings its architecture: leave out {too_much}, or leave out weights"
+            f"weights={path} brings its architecture: leave out {options}, or leave out weights"
         )
     checkpoint = find_checkpoint(Path(composed.run_dir), composed.resume)
     codec = load(checkpoint) if checkpoint else load_any(Path(path))
@@ -43,7 +43,7 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
 
 
 def with_model(composed: Any, model: dict[str, Any]) -> Any:
-    """A composed config whose model is this one."""
+    """Copy of a composed config with the model replaced by `model`."""
     changed = copy.deepcopy(composed)
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
     parts |= {"channels": model["autoencoder"].get("audio_channels", 1), "model": model}

@@ -1,4 +1,4 @@
-"""Scanning a folder of audio, with a memory of the files that did not change; its held-out part."""
+"""Index of a folder of audio, with a cache for unchanged files; split into training and validation."""
 
 import difflib
 import hashlib
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
-UNKNOWN = -1  # time of last change of a file whose state could not be read
-Cache = dict[str, tuple[IndexedFile, bool]]  # with whether the content was checked
+UNKNOWN = -1  # modification time of a file whose state could not be read
+Cache = dict[str, tuple[IndexedFile, bool]]  # True if the content was checked
 
 
 def scan(
@@ -38,37 +38,37 @@ def scan(
     progress: bool = True,
     require_usable: bool = True,
 ) -> Index:
-    """Index all audio files below `root`; files that did not change since the last scan come from a cache.
+    """Index all audio files below `root`; entries of unchanged files are read from a cache.
 
-    With `check_content` every file is decoded once (in blocks, on `workers` threads) to find the
-    truncated, silent, clipped and non-finite ones; without it only headers are read. Links to folders
-    are followed, each folder once; what our commands have written below `root` is left out. Raises
-    `DataError` when the folder is missing, not a folder, not readable, or (unless `require_usable` is off)
-    holds no usable file.
+    With `check_content` every file is decoded once (in blocks, on `workers` threads) to find
+    truncated, silent, clipped and non-finite files; without it only headers are read. Links to folders
+    are followed, each folder once; outputs of codec commands below `root` are skipped. Raises
+    `DataError` if the folder is missing, not a folder, not readable, or (with `require_usable`) holds no
+    usable file.
     """
     folder = require_folder(root)
     paths, unreadable, ignored = _walk(folder)
     cache_file = _cache_file(folder, cache_dir)
     cache = _load_cache(cache_file)
     stated = [_state(folder, path) for path in paths]
-    done = {file.path: cache[file.path] for file in stated if _unchanged(file, cache, check_content)}
+    examined = {file.path: cache[file.path] for file in stated if _unchanged(file, cache, check_content)}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         try:
-            todo = [file for file in stated if file.path not in done]
+            todo = [file for file in stated if file.path not in examined]
             for file in _examine_all(folder, todo, check_content, pool, progress):
-                done[file.path] = file, check_content
+                examined[file.path] = file, check_content
         finally:
-            # Also after Ctrl-C: stop soon, and keep what was examined so far.
+            # After Ctrl-C too: stop soon, and cache the files examined so far.
             pool.shutdown(cancel_futures=True)
-            if done != cache:
-                _save_cache(cache_file, done)
-    found = sorted([*(file for file, _ in done.values()), *unreadable], key=lambda file: file.path)
-    index = Index(folder, tuple(found), dict(ignored))
+            if examined != cache:
+                _save_cache(cache_file, examined)
+    entries = sorted([*(file for file, _ in examined.values()), *unreadable], key=lambda file: file.path)
+    index = Index(folder, tuple(entries), dict(ignored))
     return index.require_usable() if require_usable else index
 
 
 def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
-    """Index these files by their headers, below the folder that they have in common; each of them once."""
+    """Index files by their headers, relative to their common folder; duplicates are indexed once."""
     absolute = sorted({os.path.abspath(path) for path in paths})
     root = os.path.commonpath([os.path.dirname(path) for path in absolute])
     states = [_state(root, os.path.relpath(path, root).replace(os.sep, "/")) for path in absolute]
@@ -77,19 +77,19 @@ def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
 
 
 def has_audio(root: str | os.PathLike[str]) -> bool:
-    """Whether `root` is a folder with at least one file whose name says that it is audio."""
+    """True if `root` is a folder with at least one file with an audio extension."""
     return os.path.isdir(root) and bool(_walk(os.fspath(root))[0])
 
 
 def split(
     files: Sequence[IndexedFile], valid_fraction: float
 ) -> tuple[tuple[IndexedFile, ...], tuple[IndexedFile, ...]]:
-    """Training and validation files; a hash of its path decides for each file alone.
+    """Split into training and validation files by a hash of each path.
 
-    So adding files moves no other file, except in folders so small that the hash leaves one side
-    empty: then the file closest to the limit changes sides. Where those that the hash chose are on average
-    twice or half as long as all, the share is one of the duration instead: files are chosen in the order of
-    their hashes as far as they fit into it. A single file is used for both.
+    Adding files moves no other file, except in folders so small that the hash leaves one side empty: then
+    the file closest to the limit changes sides. If the mean duration of the validation files is above twice
+    or below half of the mean of all, `valid_fraction` is of the duration instead: files are added in the
+    order of their hashes as long as they fit. A single file is used for both.
     """
     if not 0 < valid_fraction < 1:
         raise ConfigError(f"valid_fraction must lie between 0 and 1, got {valid_fraction}")
@@ -109,12 +109,12 @@ def split(
 
 def _fitting(ranked: Sequence[IndexedFile], share: float, total: float) -> list[IndexedFile]:
     chosen: list[IndexedFile] = []
-    left = share * total
-    most = min(max(1, int(len(ranked) * max(share, 0.5))), len(ranked) - 1)  # training needs variety, too
+    remaining = share * total
+    most = min(max(1, int(len(ranked) * max(share, 0.5))), len(ranked) - 1)  # keeps variety for training
     for file in ranked:
-        if file.seconds <= left and len(chosen) < most:
+        if file.seconds <= remaining and len(chosen) < most:
             chosen.append(file)
-            left -= file.seconds
+            remaining -= file.seconds
     return chosen or [min(ranked, key=lambda file: file.seconds)]
 
 
@@ -124,7 +124,7 @@ def _position(path: str) -> float:
 
 
 def require_folder(root: str | os.PathLike[str]) -> str:
-    """Absolute path of a folder; `DataError` when it is missing, not a folder or not readable."""
+    """Absolute path of a folder; `DataError` if it is missing, not a folder or not readable."""
     folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
     if os.path.isfile(folder):
         raise DataError(f"{printable(folder)} is a file: name the folder that holds the audio files")
@@ -146,7 +146,7 @@ def _walk(root: str) -> tuple[list[str], list[IndexedFile], Counter[str]]:
     unreadable: list[IndexedFile] = []
     ignored: Counter[str] = Counter()
     visited: set[tuple[int, int]] = set()
-    # Links wait until all real folders are done, so that a file keeps its real path whatever links to it.
+    # Links are followed after all real folders, so that a file with links to it keeps its real path.
     folders, links = [""], list[str]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
@@ -191,7 +191,7 @@ def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
     if file.path not in cache:
         return False
     cached, checked = cache[file.path]
-    # Whoever asks for headers alone gets the same answer, whether or not the content was looked at before.
+    # A scan of headers alone must give the same result with and without an earlier check of the content.
     enough = checked if check_content else not checked or cached.problem is None
     return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and enough
 
@@ -199,7 +199,7 @@ def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
 def _examine_all(
     root: str, files: list[IndexedFile], check_content: bool, pool: ThreadPoolExecutor, progress: bool
 ) -> Iterator[IndexedFile]:
-    # A log file needs no line every half second.
+    # Without a terminal, a line per half second would fill the log.
     interval = 0.5 if sys.stderr.isatty() else 30.0
     options = {"unit": "file", "delay": 1.0, "mininterval": interval, "disable": not progress}
     with tqdm(total=len(files), desc=f"scanning {printable(root)}", **options) as bar:
@@ -222,17 +222,17 @@ def _examine(root: str, file: IndexedFile, check_content: bool) -> IndexedFile:
             if check_content:
                 levels = measure(decode_blocks(opened, path), path)
     except AudioError as error:
-        # An error of the system (permissions) can go away without the file changing: never reuse it.
-        known = UNKNOWN if isinstance(error.__cause__, OSError) else file.mtime_ns
-        return IndexedFile(file.path, file.size, known, *info, problem=error.reason)
+        # A system error (permissions) can be resolved without a change of the file: never reuse it.
+        mtime_ns = UNKNOWN if isinstance(error.__cause__, OSError) else file.mtime_ns
+        return IndexedFile(file.path, file.size, mtime_ns, *info, problem=error.reason)
     remark = CANCELLING if levels.cancels else f"libmpg123 says: {lines[0]}" if lines else None
     return IndexedFile(file.path, file.size, file.mtime_ns, *info, *levels[:3], remark=remark)
 
 
 def _printing(path: str, check_content: bool) -> AbstractContextManager[list[str]]:
-    """Catch what libmpg123 prints of an MP3: of those that are as they should be, it prints nothing."""
-    sound = check_content and os.path.isfile(path) and not may_be_odd(path)
-    return nullcontext([]) if sound else quiet(path)
+    """Capture libmpg123's messages about an MP3; regular files, for which it prints none, are not wrapped."""
+    regular = check_content and os.path.isfile(path) and not may_be_odd(path)
+    return nullcontext([]) if regular else quiet(path)
 
 
 def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:

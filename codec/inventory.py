@@ -1,4 +1,4 @@
-"""What was found in a folder of audio: its files, how long they are, and what is wrong with them."""
+"""Inventory of a folder of audio: its files, their headers and levels, and their problems."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ EXTENSIONS = frozenset({
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd",
     ".caf", ".w64", ".rf64", ".sph", ".voc",
 })
-# Audio that libsndfile does not read: named with a way to convert it, never passed over.
+# Audio formats that libsndfile does not read: reported with a way to convert them, never ignored.
 FOREIGN_EXTENSIONS = frozenset({
     ".m4a", ".m4b", ".aac", ".adts", ".alac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3", ".3gp",
     ".dsf", ".tta", ".shn", ".ra", ".mp2", ".spx",
 })
 # fmt: on
-CLIPPED_SHARE = 1e-3  # share of clipped samples from which a file is mentioned; it stays usable
+CLIPPED_SHARE = 1e-3  # files with a larger share of clipped samples are reported, but stay usable
 
 
 class DataError(ValueError):
-    """A folder that cannot be used: missing, not readable, or without a single usable audio file."""
+    """An unusable folder: missing, not readable, or without a usable audio file."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedFile:
-    """One file: its header, its level (0 where the content was not checked) and what is wrong with it.
+    """One file: its header, its levels (0 if the content was not checked) and its problem.
 
     `path` is relative to the root, with `/` between folders and surrogate escapes for bytes that are
     not UTF-8. `peak` and `rms` are linear (1 = full scale); `clipped` is the share of samples at full
     scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read. A file with a
-    `remark` is usable, but not as one expects.
+    `remark` is usable but unusual.
     """
 
     path: str
@@ -52,7 +52,7 @@ class IndexedFile:
 
     @property
     def info(self) -> AudioInfo:
-        """Length, rate and channels as `audio.read_info` gives them."""
+        """Length, rate and channels, as returned by `audio.read_info`."""
         return AudioInfo(self.frames, self.sample_rate, self.channels)
 
     @property
@@ -61,13 +61,13 @@ class IndexedFile:
         return self.frames / self.sample_rate if self.sample_rate else 0.0
 
     def below(self, root: str) -> IndexedFile:
-        """The same file with an absolute path."""
+        """Copy with an absolute path below `root`."""
         return replace(self, path=os.path.join(root, self.path))
 
 
 @dataclass(frozen=True)
 class Index:
-    """The audio files below `root` (sorted by path), and how many others were `ignored` by extension."""
+    """Audio files below `root`, sorted by path, and the number of `ignored` files by extension."""
 
     root: str
     files: tuple[IndexedFile, ...]
@@ -75,37 +75,37 @@ class Index:
 
     @property
     def usable(self) -> tuple[IndexedFile, ...]:
-        """The files without a problem."""
+        """Files without a problem."""
         return tuple(file for file in self.files if file.problem is None)
 
     @property
     def problems(self) -> tuple[IndexedFile, ...]:
-        """The files with a problem."""
+        """Files with a problem."""
         return tuple(file for file in self.files if file.problem is not None)
 
     @property
     def clipped(self) -> tuple[IndexedFile, ...]:
-        """Usable files of which more than 0.1 % of the samples are clipped."""
+        """Usable files with more than 0.1 % clipped samples."""
         return tuple(file for file in self.usable if file.clipped > CLIPPED_SHARE)
 
     @property
     def remarked(self) -> tuple[IndexedFile, ...]:
-        """Usable files that there is something to say about."""
+        """Usable files with a remark."""
         return tuple(file for file in self.usable if file.remark is not None)
 
     def require_usable(self) -> Index:
-        """Return the index itself; `DataError` with the reasons when no file is usable."""
+        """Return the index itself; `DataError` with the reasons if no file is usable."""
         if self.usable:
             return self
         where = f"no usable audio file in {printable(self.root)}: "
         if self.files:
             raise DataError(where + "; ".join(_grouped(self.problems)))
         others = ", ".join(f"{count} {suffix}" for suffix, count in Counter(self.ignored).most_common(5))
-        found = f"it holds only other files ({others})" if others else "it is empty"
-        raise DataError(f"{where}{found}; looked in all its sub-folders for {' '.join(sorted(EXTENSIONS))}")
+        reason = f"it holds only other files ({others})" if others else "it is empty"
+        raise DataError(f"{where}{reason}; looked in all its sub-folders for {' '.join(sorted(EXTENSIONS))}")
 
     def summary(self) -> str:
-        """Hours, formats, rates and channels of the usable files, and the problems counted: a few lines."""
+        """Summary in a few lines: duration, formats, rates and channels of usable files, and problems."""
         usable = self.usable
         minutes = sum(file.seconds for file in usable) / 60
         length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
@@ -128,7 +128,7 @@ class Index:
         return "\n".join(lines)
 
     def report(self) -> str:
-        """The summary, then one line for each file that is skipped or clipped, with its reason."""
+        """Summary, then one line for each skipped, clipped or remarked file, with its reason."""
         skipped = [f"skipped  {printable(file.path)}: {file.problem}" for file in self.problems]
         clipped = [
             f"clipped  {printable(file.path)}: {file.clipped:.1%} of its samples" for file in self.clipped
@@ -152,8 +152,8 @@ def _grouped(problems: Sequence[IndexedFile]) -> list[str]:
     return [f"{len(files)} {kind} ({_names(files)})" for kind, files in _by_kind(problems)]
 
 
-def _by_kind(found: Sequence[IndexedFile]) -> list[tuple[str, list[IndexedFile]]]:
+def _by_kind(entries: Sequence[IndexedFile]) -> list[tuple[str, list[IndexedFile]]]:
     groups: dict[str, list[IndexedFile]] = {}
-    for file in found:
+    for file in entries:
         groups.setdefault((file.problem or file.remark or "").split(":")[0], []).append(file)
     return sorted(groups.items(), key=lambda group: -len(group[1]))

@@ -1,4 +1,4 @@
-"""TensorBoard, wandb and MLflow: how each takes a clip, and what it costs when one fails."""
+"""TensorBoard, wandb and MLflow: resuming their runs, sending clips, and handling their failures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from codec.pictures import read_picture
 
 log = logging.getLogger(__name__)
 LIBRARIES = "wandb>=0.22", "mlflow>=3.5"  # as in pyproject.toml
-RUN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # the arguments that name a run to go on with
+RUN_ID = {"WandbLogger": "id", "MLFlowLogger": "run_id"}  # arguments for the id of a run to resume
 IDS_FILE = "logger_runs.json"
 
 
 class Clip(NamedTuple):
-    """A validation clip at a step: its sounds `[C, T]` by name, their wav files, and a picture of them."""
+    """Validation clip at a step: its sounds `[C, T]` by name, their wav files, and their spectrograms."""
 
     name: str
     step: int
@@ -36,56 +36,56 @@ class Clip(NamedTuple):
 
 
 def build_logger(node: Mapping[str, Any] | None) -> Logger | None:
-    """The logger that a config describes; ConfigError that says what to install when a library is missing."""
+    """Build the logger of a config; ConfigError with the package to install if its library is missing."""
     try:
         return build(node, path="logger") if node else None
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"logger: {error}\nlogger=wandb and logger=mlflow need more than the rest: "
+            f"logger: {error}\nlogger=wandb and logger=mlflow need another package: "
             + " or ".join(f'pip install "{library}"' for library in LIBRARIES)
         ) from error
 
 
 def same_run(node: Mapping[str, Any] | None, folder: Path, resumed: bool) -> Mapping[str, Any] | None:
-    """A logger's config that goes on with the run folder's own run if that is resumed, else begins one."""
+    """Logger config with the id of the run folder's run if it is resumed, else of a new run."""
     name = (node or {}).get("_target_", "").rpartition(".")[2]
     key = RUN_ID.get(name, "")
     if not node or not key or node.get(key):
         return node
-    known = read_ids(folder).get(name) if resumed else None
-    if known is None and name == "WandbLogger":  # MLflow chooses its ids itself
-        known = secrets.token_hex(4)
-    return {**node, key: known} if known else node
+    run_id = read_ids(folder).get(name) if resumed else None
+    if run_id is None and name == "WandbLogger":  # MLflow chooses its ids itself
+        run_id = secrets.token_hex(4)
+    return {**node, key: run_id} if run_id else node
 
 
 def remember_runs(folder: Path, loggers: Iterable[Logger]) -> None:
-    """Keep in the run folder what the loggers' servers call this run."""
-    found = {type(logger).__name__: logger for logger in loggers}
-    ids = {name: found[name].version for name in RUN_ID.keys() & found.keys()}
+    """Store the loggers' run ids in the run folder."""
+    by_name = {type(logger).__name__: logger for logger in loggers}
+    ids = {name: by_name[name].version for name in RUN_ID.keys() & by_name.keys()}
     if ids:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / IDS_FILE, json.dumps(read_ids(folder) | ids) + "\n")
 
 
 def read_ids(folder: Path) -> dict[str, str]:
-    """Ids of a run by logger; none that are not there or damaged, which costs a second run on a server."""
+    """Run ids by logger; empty if the file is missing or damaged, which starts a new run on the server."""
     try:
-        known = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+        ids = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return ids if isinstance(ids, dict) else {}
 
 
 def logger_failure(error: BaseException) -> BaseException | None:
-    """What the system or a logger's own library refused; None for any other error."""
-    # Lightning's TensorBoard logger wraps what its writer's thread met in a ValueError.
+    """Cause of an error from the system or a logger's library; None for any other error."""
+    # Lightning's TensorBoard logger wraps errors of its writer thread in a ValueError.
     cause = error.__cause__ if isinstance(error, ValueError) else error
     foreign = type(cause).__module__.partition(".")[0] in ("wandb", "mlflow")
     return cause if foreign or isinstance(cause, OSError) else None
 
 
 def to_loggers(trainer: lightning.Trainer, send: Callable[[Logger], None]) -> None:
-    """Let every logger have something; one that cannot write any more is left out from then on."""
+    """Call `send` for every logger; a logger that fails is logged and removed."""
     for logger in list(trainer.loggers):
         try:
             send(logger)
@@ -98,7 +98,7 @@ def to_loggers(trainer: lightning.Trainer, send: Callable[[Logger], None]) -> No
 
 
 def send_clip(logger: Logger, clip: Clip) -> None:
-    """Add a clip to a logger that takes audio and pictures."""
+    """Send a clip's audio and spectrograms to a logger that accepts them."""
     if isinstance(logger, TensorBoardLogger):
         board: Any = logger.experiment
         for name, audio in clip.sounds.items():
@@ -114,6 +114,6 @@ def send_clip(logger: Logger, clip: Clip) -> None:
 
 
 def close(logger: Logger) -> None:
-    """End a logger's run; otherwise wandb would put the next one of this process, as of a sweep, into it."""
+    """End a logger's run; wandb would otherwise log the next run of this process, as in a sweep, into it."""
     if isinstance(logger, WandbLogger):
         importlib.import_module("wandb").finish()

@@ -1,4 +1,4 @@
-"""metrics.csv: every logged number of a run, kept across resumes."""
+"""metrics.csv: all logged metrics of a run, kept across resumes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class MetricsCSV(Logger):
-    """Appends rows to a csv file; a new metric adds a column, an empty cell means "not measured here".
+    """Appends rows to a csv file; a new metric adds a column, an empty cell means "not measured".
 
-    Lightning's own csv logger deletes the file of a run that is resumed. A row that a full disk refuses is
-    logged as missing; training goes on.
+    Lightning's own csv logger deletes the file when a run is resumed. A row that cannot be written, as on a
+    full disk, is logged as missing and training continues.
     """
 
     def __init__(self, path: str | Path):
@@ -30,12 +30,12 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the file lies in the run folder itself."""
+        """Empty: the file is in the run folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: the file lies in the run folder itself."""
+        """Empty: the file is in the run folder itself."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def rewind(self, step: int, scored: bool = True) -> None:
-        """Forget rows after a step, from where the run goes on; without `scored`, validation's of it, too."""
+        """Delete the rows after a step, before a resume; without `scored`, also this step's validation."""
         if self.path.is_file():
             rows = [row for row in self.read() if int(row["step"]) <= step]
             if not scored:
@@ -51,7 +51,7 @@ class MetricsCSV(Logger):
             self.rewrite(rows)
 
     def read(self) -> list[dict[str, str]]:
-        """All rows; a row that a kill cut short is dropped."""
+        """Read all rows; a row truncated by a kill is dropped."""
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if row["step"].isdigit() and None not in row.values()]
@@ -59,7 +59,7 @@ class MetricsCSV(Logger):
         return rows
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
-        """Replace the file, at once or not at all."""
+        """Replace the file atomically."""
         with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, restval="")
             writer.writeheader()
@@ -67,7 +67,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add one row of numbers at a step."""
+        """Append one row of metrics at a step."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         new = [name for name in ("step", *metrics) if name not in self.columns]
         row = {"step": str(step or 0)} | {name: f"{value:.6g}" for name, value in metrics.items()}
@@ -84,12 +84,12 @@ class MetricsCSV(Logger):
 
 
 def has_scores(row: dict[str, str]) -> bool:
-    """True for a row of a validation."""
+    """True for a row with validation scores."""
     return any(name.startswith("valid/") and value for name, value in row.items())
 
 
 def quiet_libraries() -> None:
-    """Silence Lightning's warnings about things that this project does on purpose."""
+    """Silence Lightning's warnings about intended behavior."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

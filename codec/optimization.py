@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and clipping of the two players; what does not learn at all."""
+"""Optimizers, learning-rate schedules, gradient clipping and frozen submodules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Exponential:
-    """Linear warm-up, then `gamma` per step: a pure function of the step, so a resume has nothing to load."""
+    """Linear warm-up, then decay by `gamma` per step; a pure function of the step, without state."""
 
     warmup_steps: int = 0
     gamma: float = 1.0
@@ -30,7 +30,7 @@ class Exponential:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up, then half a cosine from 1 down to `final` at `total_steps`, None for a stage's last."""
+    """Linear warm-up, then half a cosine from 1 to `final` at `total_steps` (None: at the stage's end)."""
 
     warmup_steps: int = 0
     total_steps: int | None = None
@@ -52,11 +52,11 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How generator and discriminator learn: optimizer factories, one schedule, a gradient norm limit each.
+    """Optimizer factories of generator and discriminator, one schedule, and a gradient norm limit each.
 
-    `generator` and `discriminator` make an optimizer from parameters. A limit of 0 clips nothing. A step
-    trains the discriminator with `discriminator_update_probability` (EnCodec, arXiv 2210.13438: 2/3), so
-    that it does not win.
+    `generator` and `discriminator` build an optimizer from parameters. A limit of 0 disables clipping. A
+    step trains the discriminator with `discriminator_update_probability` (EnCodec, arXiv 2210.13438: 2/3),
+    so that it does not overpower the generator.
     """
 
     generator: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -76,37 +76,38 @@ class Optimization:
             )
 
     def updates_discriminator(self, seed: int) -> bool:
-        """Whether the step with this seed trains the discriminator: the same answer on all processes."""
+        """True if the step with this seed trains the discriminator; the same on all processes."""
         return float(np.random.default_rng(seed).random()) < self.discriminator_update_probability
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float, base: float | None = None) -> None:
-    """Put a schedule's factor on a base learning rate, None for the optimizer's own."""
+    """Set the learning rate to `factor` times `base`, None for the optimizer's own."""
     for group in optimizer.param_groups:
         group["lr"] = (optimizer.defaults["lr"] if base is None else base) * factor
 
 
 def learns(module: nn.Module) -> bool:
-    """Whether gradients train any of a module's parameters."""
+    """True if any of a module's parameters requires gradients."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
-    """Scale an optimizer's gradients down to a total norm of `limit`; returns the norm before."""
+    """Scale an optimizer's gradients to a total norm of at most `limit`; returns the norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return nn.utils.clip_grad_norm_(parameters, limit if limit else math.inf)
 
 
 def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
-    """Let gradients train all of a codec but these parts; ValueError for unknown ones or if none is left."""
+    """Require gradients of all submodules but `names`; ValueError for unknown names or if none remains."""
     codec.requires_grad_(True)
     modules = {name: module for name, module in codec.named_modules() if not name.startswith("quantizer.")}
     for name in names:
         if not name or name not in modules:
             close = difflib.get_close_matches(name, modules, 1) or ["autoencoder.encoder"]
-            known = ", ".join(known for known in modules if known and known.count(".") < 2)
+            choices = ", ".join(part for part in modules if part and part.count(".") < 2)
             raise ValueError(
-                f"freeze: the codec has no part {name!r}; did you mean {close[0]}? It has {known}, and theirs"
+                f"freeze: the codec has no part {name!r}; did you mean {close[0]}? "
+                f"Parts: {choices}, and their submodules"
             )
         modules[name].requires_grad_(False)
     if not learns(codec):

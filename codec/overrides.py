@@ -1,4 +1,4 @@
-"""Check the names in `codec-train a=1 group=option` before Hydra does, to say what was meant."""
+"""Check the names in `codec-train a=1 group=option` before Hydra does, and suggest similar ones."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ OVERRIDE = re.compile(r"[+~]*[a-zA-Z_][\w./@:]*=")
 
 
 def check_names(arguments: Sequence[str]) -> None:
-    """ConfigError that names every unknown option, and the one that was probably meant.
+    """ConfigError with every unknown option and the most similar valid one.
 
-    Arguments with a prefix (`+`, `~`), flags and Hydra's own options are left to Hydra. Options on
-    `hydra.searchpath` and in `--config-dir` count as ours do.
+    Arguments with a prefix (`+`, `~`), flags and Hydra's own options are checked by Hydra alone. Options on
+    `hydra.searchpath` and in `--config-dir` are valid too.
     """
     check_readable(arguments)
-    given = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
-    plain = [(key, value) for key, value in given if key.replace(".", "").isidentifier()]
+    pairs = [argument.partition("=")[::2] for argument in arguments if "=" in argument]
+    plain = [(key, value) for key, value in pairs if key.replace(".", "").isidentifier()]
     plain = [(key, value) for key, value in plain if key.split(".")[0] != "hydra"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         path = search_path(arguments)
         options = {key: options_of(key, path) for key, _ in plain if "." not in key}
-        # What is no list of names, as choice(...) and glob(...), is Hydra's to read.
+        # Functions such as choice(...) and glob(...) are checked by Hydra.
         groups = {key: [] if "(" in value else value.split(",") for key, value in plain if options.get(key)}
-        named = [(key, name) for key, names in groups.items() for name in names]
-        problems = [problem for key, name in named if (problem := unknown_choice(key, name, options[key]))]
+        choices = [(key, name) for key, names in groups.items() for name in names]
+        problems = [problem for key, name in choices if (problem := unknown_choice(key, name, options[key]))]
         if not problems:
             chosen = [f"{key}={names[0]}" for key, names in groups.items() if names]
             composed: Any = OmegaConf.to_container(compose("train", [*path, *chosen]), resolve=False)
@@ -47,7 +47,7 @@ def check_names(arguments: Sequence[str]) -> None:
 
 
 def check_readable(arguments: Iterable[str]) -> None:
-    """ConfigError that shows how to quote the first value which Hydra's grammar does not take."""
+    """ConfigError, with an example of quoting, for the first value that Hydra's grammar rejects."""
     parser = OverridesParser.create()
     for argument in filter(OVERRIDE.match, arguments):
         try:
@@ -62,7 +62,7 @@ def check_readable(arguments: Iterable[str]) -> None:
 
 
 def search_path(arguments: Sequence[str]) -> list[str]:
-    """Override of `hydra.searchpath` that finds what the arguments add to it, `--config-dir` included."""
+    """Override of `hydra.searchpath` from the arguments, including `--config-dir`."""
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in ("--config-dir", "-cd"):
@@ -72,20 +72,20 @@ def search_path(arguments: Sequence[str]) -> list[str]:
 
 
 def options_of(group: str, path: Sequence[str]) -> list[str]:
-    """Names that a config group has to choose from; none if there is no such group."""
+    """Options of a config group; empty if there is no such group."""
     loader: Any = GlobalHydra.instance().config_loader()
     return sorted(loader.get_group_options(group, config_name="train", overrides=list(path)))
 
 
 def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
-    """What is wrong with `group=name`; nothing if there is such an option."""
+    """Problem with `group=name`; empty if the option exists."""
     if name in options or name in ("null", "''"):
         return ""
     return f"{group}={name}: there is no such option{meant(name, options)}; there are {', '.join(options)}"
 
 
 def unknown_key(key: str, config: Mapping[str, Any]) -> str:
-    """What is wrong with a dotted key of the composed config; nothing if it exists, or lies below a value."""
+    """Problem with a dotted key of the composed config; empty if it exists, or is below a plain value."""
     node: Any = config
     path = key.split(".")
     for depth, name in enumerate(path):
@@ -102,6 +102,6 @@ def unknown_key(key: str, config: Mapping[str, Any]) -> str:
 
 
 def meant(name: str, options: Iterable[str], where: str = "") -> str:
-    """`; did you mean ...?` if an option is close."""
+    """Suggestion `; did you mean ...?` of the most similar option; empty without one."""
     close = difflib.get_close_matches(name, list(options), 1)
     return f"; did you mean {f'{where}.' if where else ''}{close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""Training and held-out recordings, told apart by content, wherever they lie."""
+"""Partition of recordings into training and held-out parts, identified by content instead of path."""
 
 from __future__ import annotations
 
@@ -22,65 +22,65 @@ Files = Sequence[IndexedFile]
 
 
 def identity(file: IndexedFile) -> str:
-    """Name of what a file, with an absolute path, holds; of where it lies if its content was not checked."""
+    """Identity of a recording by its content; by its absolute path if the content was not checked."""
     if file.rms:
         content = [*file.info, float(file.peak).hex(), float(file.rms).hex()]
-        found = " ".join(map(str, content)).encode()
+        key = " ".join(map(str, content)).encode()
     else:
-        found = os.fsencode(os.path.realpath(file.path))
-    return hashlib.sha256(found).hexdigest()[:16]
+        key = os.fsencode(os.path.realpath(file.path))
+    return hashlib.sha256(key).hexdigest()[:16]
 
 
 def separate(
     roots: Sequence[tuple[Files, Files]], known: Mapping[str, str] | None = None
 ) -> tuple[list[list[IndexedFile]], list[IndexedFile]]:
-    """Training files of each root, and all that is held out, without one recording in both.
+    """Training files of each root, and all held-out files, with no recording in both.
 
-    roots: what is trained and held out below each; with overlaps, one file may be on different sides.
-    known: part of recordings by identity, as of a run that goes on; they stay where they were.
+    roots: training and held-out files of each root; the parts of overlapping roots may contradict.
+    known: parts of recordings by identity, as in a resumed run; these recordings keep their parts.
     """
     known = known or {}
     everything = {file.path: identity(file) for root in roots for part in root for file in part}
-    # A root of one file has it on both sides. It stays for training where other roots hold out.
+    # A root of one file has it in both parts. It is used for training if other roots hold out files.
     proposed = {
         everything[file.path] for train, valid in roots if list(train) != list(valid) for file in valid
     }
     held = {
         one for one in everything.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
     }
-    if not held or held == set(everything.values()):  # as of a single recording, which has to serve as both
+    if not held or held == set(everything.values()):  # such as a single recording, used in both parts
         return [list(train) for train, _ in roots], [file for _, valid in roots for file in valid]
     valid: dict[str, IndexedFile] = {}
     trained: list[list[IndexedFile]] = []
-    moved = 0
-    for train, out in roots:
-        below = {file.path: file for file in (*train, *out)}
+    num_moved = 0
+    for train, held_files in roots:
+        below = {file.path: file for file in (*train, *held_files)}
         trained.append([below[path] for path in sorted(below) if everything[path] not in held])
-        for file in sorted((*out, *train), key=lambda file: file.path):
+        for file in sorted((*held_files, *train), key=lambda file: file.path):
             if everything[file.path] in held:
                 valid.setdefault(everything[file.path], file)
-        moved += sum(everything[file.path] in held for file in train)
-    if moved:
-        log.info("%d files are held out because they are, or were, elsewhere too", moved)
+        num_moved += sum(everything[file.path] in held for file in train)
+    if num_moved:
+        log.info("%d files are held out because they are, or were, elsewhere too", num_moved)
     return trained, list(valid.values())
 
 
 def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedFile]:
-    """Files that training holds out of a folder: those that the models' runs did, else a share of it.
+    """Held-out files of a folder: those held out in a model's run and, of files in no run, a `share`.
 
-    What one of the models was trained on is left out. ConfigError when nothing remains.
+    Files that any model was trained on are removed. ConfigError if none remains.
     """
-    kept = {file.path for file in split(index.usable, share)[1]}
-    runs = [known for known in map(parts_near, map(Path, models)) if known]
+    paths = {file.path for file in split(index.usable, share)[1]}
+    runs = [parts_of_run for parts_of_run in map(parts_near, map(Path, models)) if parts_of_run]
     for file in index.usable if runs else ():
-        parts = {known.get(identity(file.below(index.root))) for known in runs}
+        parts = {parts_of_run.get(identity(file.below(index.root))) for parts_of_run in runs}
         if TRAINED in parts:
-            kept.discard(file.path)
+            paths.discard(file.path)
         elif HELD_OUT in parts:
-            kept.add(file.path)
-    if not kept:
+            paths.add(file.path)
+    if not paths:
         raise ConfigError(f"--held-out: the models were trained on all recordings in {printable(index.root)}")
-    return [file for file in index.usable if file.path in kept]
+    return [file for file in index.usable if file.path in paths]
 
 
 def write_record(
@@ -88,7 +88,7 @@ def write_record(
 ) -> None:
     """Write the training and held-out recordings into a run folder.
 
-    Rows of `before` whose recordings are missing stay: a folder that comes back keeps its parts.
+    Rows of `before` with missing recordings are kept: a folder that is connected again keeps its parts.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -107,7 +107,7 @@ def write_record(
 
 
 def read_record(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows of a run folder's record by identity; none if there is no record."""
+    """Rows of a run folder's record by identity; empty without a record."""
     try:
         with (folder / RECORD).open(encoding="utf-8", newline="") as file:
             return {row["identity"]: row for row in csv.DictReader(file)}
@@ -116,7 +116,7 @@ def read_record(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def parts_near(model: Path) -> dict[str, str]:
-    """Parts of recordings by identity, of the run that a model, checkpoint or run folder belongs to."""
+    """Parts of recordings by identity, from the run of a model, checkpoint or run folder."""
     for folder in (model, model.parent, model.parent.parent):
         rows = read_record(folder)
         if rows:
@@ -125,7 +125,7 @@ def parts_near(model: Path) -> dict[str, str]:
 
 
 def say_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[IndexedFile]) -> None:
-    """Warn when a run goes on with other recordings than its record names."""
+    """Warn if a resumed run has other recordings than its record."""
     now = {identity(file): printable(os.path.basename(file.path)) for file in files}
     gone = [row["file"] for name, row in before.items() if name not in now]
     new = [file for name, file in now.items() if name not in before]

@@ -20,12 +20,12 @@ RANGE = 80.0  # dB below the original's peak
 
 
 def decibels(audio: Tensor) -> Tensor:
-    """Log magnitudes `[bins, frames]` in dB of the mean of the channels of `[C, T]`."""
+    """Log magnitudes `[bins, frames]` in dB of the channels' mean of audio `[C, T]`."""
     return 20 * magnitude(audio.mean(0)[None, None], WINDOW)[0, 0].T.clamp(min=1e-7).log10()
 
 
 def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = "") -> Figure:
-    """Figure with both spectrograms `[C, T]` on the original's dB scale, axes in s and Hz."""
+    """Figure with the spectrograms of both signals `[C, T]` on the original's dB scale, axes in s and Hz."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     top = float(decibels(original).max())
@@ -50,9 +50,9 @@ def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int,
 
 
 def mel_picture(audio: np.ndarray, sample_rate: int, top: float | None = None) -> tuple[bytes, float]:
-    """PNG of 96 mel bins of audio `[C, T]`, one pixel a bin and frame, and the dB of its brightest.
+    """PNG of 96 mel bins of audio `[C, T]`, one pixel per bin and frame, and the dB of its brightest pixel.
 
-    `top` takes another picture's scale, for comparing them.
+    `top` sets the dB of the brightest color, to compare pictures.
     """
     bins = mel(torch.from_numpy(audio).mean(0)[None, None], sample_rate, WINDOW, 96)[0, 0].T
     levels = 20 * bins.clamp(min=1e-7).log10()
@@ -65,11 +65,11 @@ def mel_picture(audio: np.ndarray, sample_rate: int, top: float | None = None) -
 def save_spectrogram_pair(
     path: str | Path, original: Tensor, reconstruction: Tensor, sample_rate: int, title: str = ""
 ) -> None:
-    """Write the pair as a PNG, whole or not at all."""
+    """Write both spectrograms as a PNG, atomically."""
     with torch.no_grad():
         figure = spectrogram_pair(original, reconstruction, sample_rate, title)
     with written_whole(path) as temporary, warnings.catch_warnings():
-        # A title may be in any script; the file's name tells what its boxes stand for.
+        # A title may be in any script; the file's name has the characters that the font lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         figure.savefig(temporary, dpi=100, format="png")
 

@@ -1,6 +1,6 @@
-"""Run a sweep's runs as Ray tasks: `codec-train -m hydra/launcher=ray ...`, on this machine or a cluster.
+"""Hydra launcher for Ray: `codec-train -m hydra/launcher=ray ...`, on this machine or a cluster.
 
-The launcher that Hydra's authors published needs a cloudpickle that joblib no longer works with.
+Hydra's own Ray launcher requires a version of cloudpickle that is incompatible with joblib.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from codec.config import ConfigError
 
-TARGET = "hydra_plugins.codec.RayLauncher"  # Hydra builds plugins of its own namespace alone
+TARGET = "hydra_plugins.codec.RayLauncher"  # Hydra loads plugins from its own namespace only
 
 
 class RayLauncher(Launcher):
-    """One Ray task a run. `init` goes to `ray.init` (`address: auto` joins a cluster), `remote` to each task.
+    """Launches each run as a Ray task.
 
-    `remote` says what a run occupies: `num_cpus`, `num_gpus`, or `resources`. The run folders have to lie
-    where every machine sees them.
+    init: arguments of `ray.init`; `address: auto` joins a cluster.
+    remote: arguments of `ray.remote`, the resources of a run: `num_cpus`, `num_gpus`, `resources`.
+    The run folders must be on a file system that all machines share.
     """
 
     def __init__(self, init: Mapping[str, Any] | None = None, remote: Mapping[str, Any] | None = None):
@@ -35,17 +36,17 @@ class RayLauncher(Launcher):
 
     @classmethod
     def install(cls) -> None:
-        """Make `hydra/launcher=ray` known to Hydra."""
+        """Register `hydra/launcher=ray` with Hydra."""
         Plugins.instance().class_name_to_class[TARGET] = cls
         node = {"_target_": TARGET, "init": {"include_dashboard": False}, "remote": {"num_cpus": 1}}
         ConfigStore.instance().store(group="hydra/launcher", name="ray", node=OmegaConf.create(node))
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra composed and what a run does."""
+        """Store the composed config and the task function."""
         self.work = (hydra_context, config, task_function)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; one whose process dies is returned as failed, the others go on."""
+        """Run all jobs; a job whose process dies is returned as failed, and the others continue."""
         try:
             import ray  # pyright: ignore[reportMissingImports]
             from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
@@ -82,7 +83,7 @@ def execute(
     task_function: TaskFunction,
     state: dict[Any, Any],
 ) -> JobReturn:
-    """One job, in a process of Ray's."""
+    """Run one job in a Ray worker process."""
     os.chdir(config.hydra.runtime.cwd)
     setup_globals()
     Singleton.set_state(state)

@@ -1,4 +1,4 @@
-"""Whether a run folder holds a run to go on with, and whether it is this one."""
+"""Resuming: find a run folder's checkpoint, and check that it fits the config."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from codec.training import CodecTraining
 
 
 def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
-    """Whether a run folder has all that is made of its last checkpoint, and made since."""
-    made = [folder / "model" / CONFIG_FILE, *([folder / "evaluation" / "summary.json"] if evaluated else [])]
-    written = checkpoint.stat().st_mtime_ns
-    return all(path.is_file() and path.stat().st_mtime_ns >= written for path in made)
+    """True if the exported model, and the evaluation if `evaluated`, are newer than the checkpoint."""
+    outputs = [folder / "model" / CONFIG_FILE]
+    if evaluated:
+        outputs.append(folder / "evaluation" / "summary.json")
+    time = checkpoint.stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= time for path in outputs)
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """Checkpoint to go on from; ConfigError if the run folder is taken and nobody asked to resume."""
+    """Checkpoint to resume from; ConfigError if the folder holds a run and `resume` is null."""
     last = folder / "checkpoints" / "last.ckpt"
     if resume == "auto":
         return last if last.is_file() else None
@@ -36,19 +38,19 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Steps that a checkpoint has behind it."""
+    """Number of training steps before a checkpoint."""
     return int(open_checkpoint(checkpoint)["global_step"])
 
 
 def what_is_saved(checkpoint: Path) -> str:
-    """Step of the checkpoint that a resumed run begins with, in words."""
+    """Sentence on the checkpoint, and its step, that a resumed run starts from."""
     if not checkpoint.is_file():
         return "no checkpoint is saved"
     return f"{checkpoint.name} is of step {checkpoint_step(checkpoint)}: resume=auto goes on from it"
 
 
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
-    """ConfigError that names every option in which the model differs from the checkpoint's."""
+    """ConfigError that lists every model option that differs from the checkpoint's."""
     saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
     changed = [
         f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
@@ -60,21 +62,21 @@ def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
 
 
 def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
-    """ConfigError unless a checkpoint has the weights that this run needs, and began with its stages."""
+    """ConfigError unless a checkpoint has this run's weights and stages."""
     check_same_parts(checkpoint, module)
     check_same_stages(checkpoint, module.stages)
 
 
 def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
-    """ConfigError unless a checkpoint has the weights that discriminator and loss of this run need."""
+    """ConfigError unless a checkpoint has all weights of this run, discriminator and loss included."""
     saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
-    # Channels of stages that have not begun come and go; those that have begun are compared as stages.
-    shapes, wanted = (
+    # Channels of later stages may be added or removed; those of stages so far are compared as stages.
+    saved_shapes, shapes = (
         {(k, v.shape) for k, v in state.items() if not k.startswith("stand_ins.")}
         for state in (saved, current)
     )
-    if shapes != wanted:
-        first = ", ".join(sorted({key for key, _ in shapes ^ wanted})[:3])
+    if saved_shapes != shapes:
+        first = ", ".join(sorted({key for key, _ in saved_shapes ^ shapes})[:3])
         raise ConfigError(
             f"{checkpoint} was made with another discriminator or loss, or an older version "
             f"({first} differ): use those, or another name="
@@ -82,18 +84,21 @@ def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
 
 
 def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
-    """ConfigError unless the stages that a checkpoint has begun are those of this run.
+    """ConfigError unless the stages that a checkpoint has begun are the same in this run.
 
-    The last of them may become longer, or shorter down to the steps that it has behind it.
+    The steps of the last of them may change, but not below the number already done.
     """
     saved, now = open_checkpoint(checkpoint).get("stages", []), plain(stages)
     number, last = locate([stage["steps"] for stage in saved], max(checkpoint_step(checkpoint) - 1, 0))
-    begun, given = saved[: number + 1], now[: number + 1]
-    if len(begun) == len(given) == number + 1 and given[-1]["steps"] > last:
-        given[-1]["steps"] = begun[-1]["steps"]
-    if begun == given:
+    begun, current = saved[: number + 1], now[: number + 1]
+    if len(begun) == len(current) == number + 1 and current[-1]["steps"] > last:
+        current[-1]["steps"] = begun[-1]["steps"]
+    if begun == current:
         return
-    before, after = (flatten({f"stages[{i}]": one for i, one in enumerate(some)}) for some in (begun, given))
+    before, after = (
+        flatten({f"stages[{i}]": stage for i, stage in enumerate(plain_stages)})
+        for plain_stages in (begun, current)
+    )
     changed = [
         f"{key}: {before.get(key)} in the checkpoint, {after.get(key)} now"
         for key in before | after
@@ -107,7 +112,7 @@ def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of a nested config by their paths."""
+    """Leaves of a nested config by their dotted paths."""
     if not isinstance(node, dict):
         return {path: node}
     return {

@@ -1,4 +1,4 @@
-"""One training run: a folder with its config, checkpoints, numbers, samples and the finished model."""
+"""Training run: a folder with config, checkpoints, metrics, samples and the exported model."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ BUILT = (
 
 
 def train(composed: Any) -> int:
-    """Train what a composed config describes; returns the exit status.
+    """Run the training of a composed config; returns the exit status.
 
     130 and 143 after SIGINT and SIGTERM, 129 and 138 after SIGHUP and SIGUSR1, with everything saved.
-    ConfigError for what the user can mend.
+    ConfigError for mistakes in the config.
     """
     composed, codec = adopt(composed)
     config = resolve(composed)
@@ -68,13 +68,13 @@ def train(composed: Any) -> int:
 
 
 def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | None = None) -> int:
-    """Train what a resolved config describes in its folder, of several processes as the first or not."""
+    """Run the training of a resolved config in its folder; `first` marks the first of several processes."""
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
         check_same_model(checkpoint, config["model"])
-        step, wanted = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
-        if step > wanted > 0 or (step == wanted and is_finished(folder, checkpoint, config["evaluate"] > 0)):
-            print(f"{checkpoint} is at step {step} of {wanted} already; nothing to do")
+        step, end = checkpoint_step(checkpoint), config["trainer"]["max_steps"]
+        if step > end > 0 or (step == end and is_finished(folder, checkpoint, config["evaluate"] > 0)):
+            print(f"{checkpoint} is at step {step} of {end} already; nothing to do")
             print(whereabouts(folder, config))
             return 0
     metrics = perceptual_metrics(config) if first else []
@@ -82,9 +82,9 @@ def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | N
     data, module = build_parts(config, codec)
     if checkpoint:
         check_same_training(checkpoint, module)
-    before = read_record(checkpoint.parent.parent) if checkpoint else {}
-    data.known = {name: row.get("part", "") for name, row in before.items()}
-    if first:  # before anything is written: what cannot be used leaves no run folder
+    record = read_record(checkpoint.parent.parent) if checkpoint else {}
+    data.known = {name: row.get("part", "") for name, row in record.items()}
+    if first:  # before anything is written: unusable data must leave no run folder
         data.prepare_data()
         data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
@@ -93,14 +93,14 @@ def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | N
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
-        say_changes(before, [*itertools.chain(*data.trained), *data.valid])
-        write_record(folder, data.trained, data.valid, before)
+        say_changes(record, [*itertools.chain(*data.trained), *data.valid])
+        write_record(folder, data.trained, data.valid, record)
     fit(trainer, module, data, checkpoint)
     return finish(config, module, data, stop, trainer, metrics)
 
 
 def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, checkpoint: Path | None) -> None:
-    """Train; ConfigError for what the user can mend."""
+    """Train; ConfigError and DataError with the step of the last checkpoint."""
     loggers, last = trainer.loggers, Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
     try:
         if trainer.is_global_zero:
@@ -112,11 +112,11 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
         raise ConfigError(f"{error}{saved}") from error
     except ChildProcessError as error:
         raise DataError(f"{error}; {what_is_saved(last)}") from error
-    except DataError as error:  # a loading process's is wrapped in its traceback
+    except DataError as error:  # in a worker's traceback, if a worker raised it
         reason = str(error).rpartition("DataError: ")[2].strip()
         raise DataError(f"{reason}; {what_is_saved(last)}") from error
     except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning makes an exit with status 1
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into exit status 1
             raise error.__context__ from None
         raise
     except Exception as error:
@@ -129,7 +129,7 @@ def fit(trainer: lightning.Trainer, module: CodecTraining, data: AudioData, chec
 
 
 def resolve(composed: Any) -> dict[str, Any]:
-    """Plain, checked config of what Hydra composed, its quantizer at the sweep's bitrate if there is one."""
+    """Plain, checked config of a composed one; with `sweep`, the quantizer has the sweep's bitrate."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"{', '.join(missing)}: has no default; give it as {missing[0]}=...")
@@ -145,7 +145,7 @@ def resolve(composed: Any) -> dict[str, Any]:
 
 
 def to_plain(composed: Any) -> dict[str, Any]:
-    """Resolve a composed config; with stages they set `trainer.max_steps`, and what follows it spans each."""
+    """Resolve a composed config; `training.stages` set `trainer.max_steps`, and schedules span a stage."""
     steps = composed.trainer.max_steps
     if composed.training.stages:
         composed = copy.deepcopy(composed)
@@ -159,7 +159,7 @@ def to_plain(composed: Any) -> dict[str, Any]:
 
 
 def check_plain_options(config: dict[str, Any]) -> None:
-    """ConfigError for options that belong to no constructor, or to one that takes them unseen."""
+    """ConfigError for invalid options that no constructor checks."""
     if not fits(config["seed"], int) or not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {config['seed']!r}")
     check_options(config["trainer"])
@@ -170,9 +170,9 @@ def check_plain_options(config: dict[str, Any]) -> None:
 
 
 def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[AudioData, CodecTraining]:
-    """Build the data and the module that trains on it: on the codec of a file, or on a new one."""
+    """Build the data and the training module, with the given codec or a new one."""
     data = build(config["data"], path="data")
-    with torch.device("meta"):  # what is too large to be trained may be too large to be built
+    with torch.device("meta"):  # a model with impossible strides may not fit into memory
         hop_length = (codec or build_codec(config["model"])).hop_length
     if hop_length > data.segment_length:
         raise ConfigError(
@@ -185,13 +185,13 @@ def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[Aud
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write the resolved config of this run."""
+    """Write `config.yaml`, the resolved config of this run."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def describe(config: dict[str, Any], module: CodecTraining, folder: Path, checkpoint: Path | None) -> str:
-    """What is about to be trained, for the terminal."""
+    """Summary of the run for the terminal: start and end, rates, bitrate, parameters, stages."""
     codec = module.codec
     millions = {
         "codec": sum(count_parameters(codec).values()) / 1e6,
@@ -216,7 +216,7 @@ def finish(
     trainer: lightning.Trainer,
     metrics: Sequence[PerceptualMetric],
 ) -> int:
-    """Save the averaged codec, evaluate it, say where everything is."""
+    """Save the averaged codec, evaluate it, print the paths of all outputs; returns the exit status."""
     folder = Path(trainer.default_root_dir)
     if not stop.received and is_healthy(module):
         trainer.save_checkpoint(stop.checkpoint)
@@ -258,7 +258,7 @@ def finish(
 
 
 def perceptual_metrics(config: dict[str, Any]) -> list[PerceptualMetric]:
-    """What the final evaluation scores with, too; ConfigError, before training, for what is not there."""
+    """Perceptual metrics of the final evaluation; ConfigError, before training, for a missing one."""
     names = config["metrics"] if config["evaluate"] else None
     if not fits(names, str | list | None):
         raise ConfigError(f"metrics: expected speech, music, all or names of metrics, got {names!r}")
@@ -273,15 +273,15 @@ def perceptual_metrics(config: dict[str, Any]) -> list[PerceptualMetric]:
 
 
 def whereabouts(folder: Path, config: dict[str, Any]) -> str:
-    """Where everything is that a run has made, and what to run next."""
+    """Paths of a run's outputs, and the next command."""
     board = "TensorBoard" in (config["logger"] or {}).get("_target_", "")
-    made = {
+    outputs = {
         "model": "model",
         "evaluation": "originals, reconstructions, spectrograms of held-out files",
         "samples": "samples while it trained",
         "metrics.csv": "numbers",
     }
-    lines = [f"{what}: {folder}/{name}" for name, what in made.items() if (folder / name).exists()]
+    lines = [f"{title}: {folder}/{name}" for name, title in outputs.items() if (folder / name).exists()]
     lines += [f"curves: tensorboard --logdir {folder}"] if board else []
     if config["data"].get("generate"):
         lines.append("next, on your own recordings: codec-train data.root=/path/to/wavs name=mine")

@@ -1,6 +1,6 @@
-"""Let Optuna pick the values of a sweep: `codec-train -m search=optuna a.b=interval(1,9)`; extra `sweep`.
+"""Hyperparameter search with Optuna: `codec-train -m search=optuna a.b=interval(1,9)`; extra `sweep`.
 
-Hydra's own plugin for Optuna works with versions before 3 alone, and cannot go on after an interruption.
+Hydra's own plugin requires Optuna before version 3 and cannot resume after an interruption.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ Values = dict[str, str]
 
 
 class Search:
-    """`trials` runs whose options Optuna's TPE picks to improve `metric`; trials and values outlive a stop.
+    """Resumable search: `trials` runs whose options Optuna's TPE suggests to improve `metric`.
 
-    `parallel` trials are picked at a time without knowing of each other. Raises ValueError for impossible
-    numbers and metrics.
+    `parallel` trials are suggested at a time, without each other's results. ValueError for numbers below 1.
     """
 
     def __init__(self, trials: int = 20, metric: str = "mel", *, parallel: int = 1, seed: int = 0):
@@ -35,7 +34,7 @@ class Search:
         folder: Path,
         start: Callable[[list[Values]], list[Path]],
     ) -> str:
-        """Pick values and let `start` run them and name their folders; returns the best, in words."""
+        """Call `start` with suggested values, which returns their run folders; returns the best as text."""
         try:
             import optuna  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
@@ -43,7 +42,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         space = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
         if not space:
-            raise ConfigError("search=optuna: nothing to pick: give options as a,b or interval(low,high)")
+            raise ConfigError("search=optuna: no option to search: give options as a,b or interval(low,high)")
         study = open_study(optuna, folder, self)
         states = optuna.trial.TrialState
         while len(ended := study.get_trials(states=(states.COMPLETE, states.FAIL))) < self.trials:
@@ -61,7 +60,7 @@ class Search:
 
 
 def open_study(optuna: Any, folder: Path, search: Search) -> Any:
-    """The folder's study of a metric; trials that a stop cut short are asked for again first."""
+    """Study of a metric in a folder; interrupted trials are enqueued again."""
     folder.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "optuna.log"))
     storage = optuna.storages.JournalStorage(backend)
@@ -71,7 +70,7 @@ def open_study(optuna: Any, folder: Path, search: Search) -> Any:
         direction="minimize" if search.metric in LOWER_IS_BETTER else "maximize",
         load_if_exists=True,
     )
-    # A start that goes on must not draw what the one before drew.
+    # A resumed search must not draw the same values again.
     study.sampler = optuna.samplers.TPESampler(seed=search.seed + len(study.get_trials()))
     for trial in study.get_trials():
         if trial.state == optuna.trial.TrialState.RUNNING:
@@ -81,14 +80,14 @@ def open_study(optuna: Any, folder: Path, search: Search) -> Any:
 
 
 def pick(trial: Any, key: str, override: Override) -> str:
-    """One option's value as it is written in an override."""
+    """Suggested value of an option, as text for an override."""
     sweep = override.value()
     log = isinstance(sweep, IntervalSweep | RangeSweep) and "log" in (sweep.tags or ())
     if isinstance(sweep, IntervalSweep):
         low, high = float(sweep.start or 0), float(sweep.end or 0)
         if isinstance(sweep.start, int) and isinstance(sweep.end, int):
             return str(trial.suggest_int(key, int(low), int(high), log=log))
-        # Four digits are plenty to choose from, and a folder's name stays readable.
+        # Four digits keep a folder's name readable.
         return f"{trial.suggest_float(key, low, high, log=log):.4g}"
     if isinstance(sweep, ChoiceSweep | RangeSweep):
         return str(trial.suggest_categorical(key, list(override.sweep_string_iterator())))
@@ -96,12 +95,12 @@ def pick(trial: Any, key: str, override: Override) -> str:
 
 
 def score(place: Path, metric: str) -> float | None:
-    """What a run scored; None when it failed. ConfigError for a metric that no run has."""
+    """Score of a run; None if the run failed. ConfigError for a metric that is not in its summary."""
     path = place / "evaluation" / "summary.json"
     if not path.is_file():
         return None
     summary: Mapping[str, Any] = read_json(path)
     if not isinstance(summary.get(metric), float):
-        known = ", ".join(key for key, value in summary.items() if isinstance(value, float))
-        raise ConfigError(f"search.metric: expected one of {known}, got {metric!r}")
+        names = ", ".join(key for key, value in summary.items() if isinstance(value, float))
+        raise ConfigError(f"search.metric: expected one of {names}, got {metric!r}")
     return summary[metric]

@@ -1,4 +1,4 @@
-"""Stages of a run: a pure function of the step, so that a resume has nothing to load."""
+"""Training stages: a pure function of the step, without state to restore on resume."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from codec.quantizers.channel import GaussianChannel
 from codec.quantizers.identity import Identity
 
 BOTTLENECKS = ("codes", "channel", "none")
-ENDLESS = sys.maxsize  # steps of the one stage of a run without stages
+ENDLESS = sys.maxsize  # steps of the only stage of a run without `training.stages`
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run that begins with fresh optimizers and counts from its own first step.
+    """Part of a run with fresh optimizers and its own step count.
 
-    `bottleneck` "none" gives the decoder the encoder's latents; the quantizer rests (ESC, arXiv 2404.19441).
-    "channel" adds the noise that an ideal quantizer of the same bits would leave, see `GaussianChannel`.
-    Codebooks start from the latents of the first stage that quantizes and does not freeze them.
-    `freeze` names submodules of the codec that stay as they are, `adversarial` lets the discriminator join,
-    `weights` replace some of the loss's. `lr` is the codec's base learning rate, None for the optimizer's,
-    and `schedule` its course, None for the optimizer's; a `Cosine` without `total_steps` spans the stage.
+    `bottleneck` "none" passes the latents to the decoder without the quantizer (ESC, arXiv 2404.19441).
+    "channel" adds the noise of an ideal quantizer of the same bitrate, see `GaussianChannel`.
+    Codebooks are initialized from the latents of the first stage that quantizes and does not freeze them.
+    `freeze` lists submodules of the codec that are not trained, `adversarial` adds the discriminator, and
+    `weights` override weights of the loss. `lr` is the codec's base learning rate and `schedule` its
+    schedule, None for the optimizer's; a `Cosine` without `total_steps` spans the stage.
     """
 
     name: str
@@ -53,16 +53,16 @@ class Stage:
 
     @property
     def frozen(self) -> list[str]:
-        """Submodules of the codec that nothing changes, a quantizer that rests among them."""
+        """Submodules of the codec that are not trained, including an unused quantizer."""
         return [*self.freeze, *([] if self.bottleneck == "codes" else ["quantizer"])]
 
     @property
     def teaches_quantizer(self) -> bool:
-        """True if codebooks, or the covariance of a channel, learn from the latents."""
+        """True if codebooks, or the covariance of a channel, are updated from the latents."""
         return self.bottleneck == "channel" or "quantizer" not in self.frozen
 
     def course(self, default: Exponential | Cosine) -> Exponential | Cosine:
-        """The schedule of the stage's steps; ValueError when it spans a stage that has no end."""
+        """Learning-rate schedule of the stage; ValueError if it spans an endless stage."""
         schedule = self.schedule or default
         if not isinstance(schedule, Cosine) or schedule.total_steps is not None:
             return schedule
@@ -74,7 +74,7 @@ class Stage:
         return replace(schedule, total_steps=self.steps)
 
     def __str__(self) -> str:
-        """What the stage does, for the terminal."""
+        """Summary of the stage's options, for the terminal."""
         parts = [
             f"{self.steps} steps",
             {"codes": "", "channel": "Gaussian channel", "none": "not quantized"}[self.bottleneck],
@@ -88,9 +88,9 @@ class Stage:
 
 
 def locate(lengths: Sequence[int], step: int) -> tuple[int, int]:
-    """Number of the stage that a step of the run belongs to, and the step within it, both from 0.
+    """Index of the stage that contains a step of the run, and the step within it, both from 0.
 
-    `lengths` are the stages' steps. Behind them all the last stage goes on.
+    `lengths` are the stages' steps. Steps beyond their sum belong to the last stage.
     """
     number = 0
     while number < len(lengths) - 1 and step >= lengths[number]:
@@ -100,7 +100,7 @@ def locate(lengths: Sequence[int], step: int) -> tuple[int, int]:
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
-    """`stage 2/3 codebooks`, for people; empty in a run without stages."""
+    """Label of a stage for the terminal, `stage 2/3 codebooks`; empty in a run without stages."""
     name = stages[number].name
     return f"stage {number + 1}/{len(stages)} {name}" if name else ""
 
@@ -108,29 +108,29 @@ def label(stages: Sequence[Stage], number: int) -> str:
 def check_stages(
     stages: Sequence[Stage], codec: Codec, objective: Objective, has_discriminator: bool
 ) -> None:
-    """Freeze what no stage trains; ValueError for what a stage names but the run lacks, or trains nothing."""
+    """Freeze the submodules that no stage trains; ValueError for a stage that cannot be trained."""
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names) or (len(names) > 1 and "" in names):
         raise ValueError(f"stages: each needs a name of its own, got {names}")
-    asked = False
+    any_adversarial = False
     for stage in stages:
         where = f"stages: {stage.name}: " if stage.name else ""
         try:
             freeze_submodules(codec, stage.frozen)
-            asks = asks_discriminator(objective.reweighted(stage.weights or {}))
+            adversarial = asks_discriminator(objective.reweighted(stage.weights or {}))
         except ValueError as error:
             raise ValueError(f"{where}{error}") from error
-        if stage.name and stage.adversarial and not (asks and has_discriminator):
+        if stage.name and stage.adversarial and not (adversarial and has_discriminator):
             raise ValueError(
                 f"{where}adversarial needs a discriminator, and a weight of adversarial or feature_matching "
                 "above 0: choose both, or adversarial: false"
             )
-        asked = asked or asks
-    if has_discriminator and not asked:
+        any_adversarial = any_adversarial or adversarial
+    if has_discriminator and not any_adversarial:
         raise ValueError(
             "this loss has no part for a discriminator: choose discriminator=none or another loss"
         )
-    if asked and not has_discriminator:
+    if any_adversarial and not has_discriminator:
         raise ValueError("this loss needs a discriminator: choose one, or a loss without (loss=mel)")
     freeze_submodules(codec, sorted(set.intersection(*(set(stage.frozen) for stage in stages))))
 
@@ -142,28 +142,28 @@ def reconstruct(
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Quantized]:
-    """`Codec.forward` with this quantizer; frozen parts before the first that learns cost no backward."""
+    """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts."""
     quantized = quantizer(codec.latents(audio), num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
     return estimate[..., : audio.shape[-1]], quantized
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
-    """Bottlenecks of stages without codes, by name; ValueError for a channel without a rate."""
+    """Bottlenecks of stages without codes, by name; ValueError for a channel without a bitrate."""
     used = {stage.bottleneck for stage in stages}
-    made: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
+    modules: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
     if "channel" in used:
         if not quantizer.codebook_sizes:
             raise ValueError("stages: a channel takes its rate from a quantizer with codes: choose one")
         depths = range(1, quantizer.num_quantizers + 1)
         rates = [quantizer.bits_per_frame(depth) / quantizer.stride for depth in depths]
-        made["channel"] = GaussianChannel(quantizer.dim, rates)
-    return nn.ModuleDict(made)
+        modules["channel"] = GaussianChannel(quantizer.dim, rates)
+    return nn.ModuleDict(modules)
 
 
 @torch.no_grad()
 def start_quantizer(quantizer: Quantizer, codec: Codec, data: AudioData) -> None:
-    """Fit a quantizer to `pool_size` latents of training crops, of all processes together."""
+    """Initialize a quantizer from `pool_size` latents of training crops, gathered from all processes."""
     frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
     crops = -(-quantizer.pool_size() // frames)
     crops += -crops % data.batch_size
@@ -178,14 +178,14 @@ def start_quantizer(quantizer: Quantizer, codec: Codec, data: AudioData) -> None
 
 
 def plain(stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """Stages as a checkpoint keeps them: numbers, text, lists."""
+    """Stages as plain numbers, strings and lists, for a checkpoint."""
     return [asdict(stage) | {"freeze": list(stage.freeze)} for stage in stages if stage.name]
 
 
 def settle(config: dict[str, Any], max_steps: int | None) -> None:
-    """Make stages of the mappings in `training.stages`, and `trainer.max_steps` the sum of their steps.
+    """Add `_target_` to the mappings in `training.stages`; set `trainer.max_steps` to the sum of steps.
 
-    ConfigError for stages that cannot be read, and for a `max_steps` that is another number.
+    ConfigError for invalid stages, and for a `max_steps` that is not their sum.
     """
     training = config["training"]
     if isinstance(training["stages"], list):

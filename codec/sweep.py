@@ -1,7 +1,7 @@
-"""Many runs from one command (`codec-train -m`): each in a folder named by its options, done once.
+"""Sweeps (`codec-train -m`): many runs from one command, each in a folder named by its options.
 
-Hydra makes the grid and starts the runs, here or through a launcher (joblib, submitit, Ray). What this adds:
-a run that is done is not done again, one that was interrupted goes on, one that fails stops no other.
+Hydra builds the grid and starts the runs, here or through a launcher (joblib, submitit, Ray). On a restart,
+finished runs are skipped and interrupted ones resumed; a failed run does not stop the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from codec.config import ConfigError, build, in_quotes, validate
 from codec.evaluation.results import RESULT, essence, read_json
 from codec.files import written_whole
 
-OWN = ("run_dir=", "name=", "resume=")  # options that a sweep gives each of its runs
+OWN = ("run_dir=", "name=", "resume=")  # options that a sweep sets for each run
 
 
 class Job(NamedTuple):
-    """One run of a sweep: its folder, what it differs in, and all its overrides."""
+    """One run of a sweep: its folder, its swept options, and all its overrides."""
 
     folder: Path
     swept: dict[str, str]
@@ -41,7 +41,7 @@ class Job(NamedTuple):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the run's result.json says; empty when there is none, or a kill left it damaged."""
+        """Content of the run's result.json; empty if it is missing or damaged."""
         try:
             return read_json(self.folder / RESULT)
         except (OSError, ValueError):
@@ -49,14 +49,14 @@ class Job(NamedTuple):
 
 
 class Sweep(Sweeper):
-    """Hydra's grid over all combinations of `a=1,2 b=3,4`, made to be started again; see this module."""
+    """Resumable version of Hydra's grid over all combinations of `a=1,2 b=3,4`."""
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None):
         super().__init__()
         self.params = params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra composed, and the launcher that it names."""
+        """Store the composed config and build its launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -64,15 +64,15 @@ class Sweep(Sweeper):
 
     @classmethod
     def install(cls) -> None:
-        """Stand in for Hydra's own grid, which may come from Hydra's namespace alone."""
+        """Replace Hydra's grid sweeper under its name: Hydra loads plugins from its own namespace only."""
         Plugins.instance().class_name_to_class[BasicSweeperConf._target_] = cls
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run what is not done, say how it went; leaves by SystemExit: 0 when every run is done."""
+        """Run the unfinished jobs and print a summary; raises SystemExit, with 0 if every run is done."""
         assert self.hydra_context and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        overrides = parser.parse_overrides(given)
+        texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        overrides = parser.parse_overrides(texts)
         self.jobs: list[Job] = []
         status, begun = 0, time.time()
         try:
@@ -89,7 +89,7 @@ class Sweep(Sweeper):
         raise SystemExit(status or (1 if failed else 0))
 
     def grid(self, overrides: Sequence[Override]) -> None:
-        """Run every combination of the values given."""
+        """Run every combination of the swept values."""
         swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
         jobs = [
             self.job({part.partition("=")[0]: part.partition("=")[2] for part in combination}, swept)
@@ -99,7 +99,7 @@ class Sweep(Sweeper):
         self.run(jobs)
 
     def search(self, overrides: Sequence[Override]) -> str:
-        """Run what a search picks, until it has seen enough; returns what it found."""
+        """Run the trials of a search; returns a line with the best one."""
         assert self.config is not None
         node = OmegaConf.to_container(self.config.search, resolve=True)
         validate(node, path="search")
@@ -117,17 +117,17 @@ class Sweep(Sweeper):
         return build(node, path="search").run(overrides, Path(self.config.run_dir), start)
 
     def job(self, options: Mapping[str, str], swept: Collection[str]) -> Job:
-        """One run with its folder, which the swept options name."""
+        """Job with these options, in a folder named after the swept ones."""
         assert self.config is not None
         base, title = Path(self.config.run_dir), str(self.config.name)
-        different = {key.lstrip("+"): value for key, value in options.items() if key in swept}
-        slug = folder_name(different)
-        own = {"run_dir": in_quotes(str(base / slug)), "name": in_quotes(f"{title}/{slug}")}
-        overrides = {"resume": "auto", **options, **own}
-        return Job(base / slug, different, [f"{key}={value}" for key, value in overrides.items()])
+        swept_values = {key.lstrip("+"): value for key, value in options.items() if key in swept}
+        slug = folder_name(swept_values)
+        run_options = {"run_dir": in_quotes(str(base / slug)), "name": in_quotes(f"{title}/{slug}")}
+        overrides = {"resume": "auto", **options, **run_options}
+        return Job(base / slug, swept_values, [f"{key}={value}" for key, value in overrides.items()])
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run those of the jobs that are not done."""
+        """Run the jobs that are not done."""
         for job in jobs:
             check_unchanged(job)
         self.jobs += jobs
@@ -138,9 +138,9 @@ class Sweep(Sweeper):
 
     def check_distinct(self, jobs: Sequence[Job]) -> None:
         """ConfigError if two runs would be the same, or if none can start."""
-        from codec.run import resolve  # which imports Lightning: not what the workers of a launcher wait for
+        from codec.run import resolve  # imports Lightning, which would delay a launcher's workers
 
-        seen: dict[str, Job] = {}
+        distinct: dict[str, Job] = {}
         refusals = []
         for job in jobs:
             composed = self.compose(job)
@@ -150,19 +150,19 @@ class Sweep(Sweeper):
                 refusals.append(str(error))
                 continue
             key = json.dumps([config["seed"], essence(config)], sort_keys=True)
-            if key in seen:
-                twin = seen[key].swept
+            if key in distinct:
+                twin = distinct[key].swept
                 axes = ", ".join(axis for axis in job.swept if job.swept[axis] != twin[axis])
                 raise ConfigError(
                     f"{axes or 'a value given twice'}: makes no difference: {folder_name(twin)} and "
                     f"{folder_name(job.swept)} would be the same run; leave one out"
                 )
-            seen[key] = job
+            distinct[key] = job
         if len(refusals) == len(jobs):
             raise ConfigError(refusals[0])
 
     def compose(self, job: Job) -> DictConfig:
-        """A run's config as Hydra makes it; ConfigError for an option that what was swept does not have."""
+        """Composed config of a run; ConfigError for an option that a swept choice does not have."""
         assert self.hydra_context and self.config is not None
         try:
             composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(job.overrides))
@@ -176,9 +176,9 @@ class Sweep(Sweeper):
         return composed
 
     def launch(self, jobs: Sequence[Job]) -> None:
-        """Start the runs; those that a launcher gave up on when a process of its own died, once more."""
+        """Start the runs; start those again that a launcher abandoned after one of its processes died."""
         assert self.launcher
-        # A cluster's queue still holds the others when one job breaks: to submit them twice would be wrong.
+        # A cluster's queue still holds the other jobs when one breaks: they must not be submitted twice.
         queued = "submitit" in type(self.launcher).__module__
         while jobs:
             try:
@@ -187,18 +187,18 @@ class Sweep(Sweeper):
                 raise
             except Exception as error:
                 print(f"error: the launcher stopped: {type(error).__name__}: {error}", file=sys.stderr)
-            left = [job for job in jobs if job.state.get("status") == "waiting"]
-            if queued or len(left) == len(jobs):
+            remaining = [job for job in jobs if job.state.get("status") == "waiting"]
+            if queued or len(remaining) == len(jobs):
                 return
-            jobs = left
+            jobs = remaining
 
     def summarise(self, begun: float) -> int:
-        """Print how every run ended; returns how many are not done."""
+        """Print the unfinished runs with their reasons; returns their number."""
         jobs = list({job.folder: job for job in self.jobs}.values())
         unfinished = [job for job in jobs if job.state.get("status") != "done"]
-        before = sum(job.state.get("ended", begun) < begun for job in jobs if job not in unfinished)
+        earlier = sum(job.state.get("ended", begun) < begun for job in jobs if job not in unfinished)
         folder = jobs[0].folder.parent
-        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {before} of them before")
+        print(f"\n{folder}: {len(jobs) - len(unfinished)} of {len(jobs)} runs done, {earlier} of them before")
         for job in unfinished:
             state = job.state
             reason = state.get("error") or "the same command again starts or continues it"
@@ -209,7 +209,7 @@ class Sweep(Sweeper):
 
 
 def folder_name(swept: Mapping[str, str]) -> str:
-    """`quantizer=rvq,seed=1`: a run's swept options by name, in characters that every file system takes."""
+    """Folder name of a run, `quantizer=rvq,seed=1`: its sorted swept options in portable characters."""
     bare = str.maketrans("", "", "[]'\" ")
     plain = ",".join(f"{key}={value.translate(bare)}" for key, value in sorted(swept.items()))
     safe = re.sub(r"[^\w.+=,-]+", "-", plain, flags=re.ASCII)
@@ -219,15 +219,15 @@ def folder_name(swept: Mapping[str, str]) -> str:
 
 
 def check_unchanged(job: Job) -> None:
-    """ConfigError if the folder holds a run with other options, not comparable with this sweep's."""
-    begun = (job.folder / "checkpoints" / "last.ckpt").is_file()
-    before, now = (
+    """ConfigError if the folder holds a run with other options than the job's."""
+    has_checkpoint = (job.folder / "checkpoints" / "last.ckpt").is_file()
+    previous, current = (
         {option for option in options if not option.startswith((*OWN, "search"))}
         for options in (job.state.get("overrides", job.overrides), job.overrides)
     )
-    if not begun or before == now:
+    if not has_checkpoint or previous == current:
         return
-    changed = ", ".join(sorted(before ^ now))
+    changed = ", ".join(sorted(previous ^ current))
     raise ConfigError(
         f"{job.folder} was made with other options ({changed}): give this sweep another name=..., or remove "
         "that folder"
@@ -235,16 +235,16 @@ def check_unchanged(job: Job) -> None:
 
 
 def recorded(folder: Path, command: Callable[[], int]) -> int:
-    """Run one run of a sweep; its folder's result.json says `done` only after everything else is written.
+    """Execute a run of a sweep; the status in result.json is `done` only after all else is written.
 
-    Returns 0, or 1 after a failure, which it prints. KeyboardInterrupt when a signal stopped the run.
+    Returns 0, or 1 after printing an error. KeyboardInterrupt if a signal stopped the run.
     """
     began = time.time()
     record(folder, status="running", error=None, traceback=None)
     try:
         status = command()
     except Exception as error:
-        # A sweep goes on after any failure of one of its runs; what it was stands in the folder.
+        # A sweep continues after any failure of a run; result.json keeps the reason.
         reason = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         trace = None if isinstance(error, ConfigError) else traceback.format_exc()
         record(folder, status="failed", error=reason, traceback=trace)
@@ -258,7 +258,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
 
 
 def record(folder: Path, **changes: Any) -> None:
-    """Change what a run's result.json says, at once or not at all."""
+    """Update a run's result.json atomically; None removes a key."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULT
     try:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: numbers, a progress bar, audio samples, warnings in words."""
+"""Training telemetry: metrics, a progress bar, audio samples, and warnings of failing runs."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from codec.stages import label
 from codec.training import CodecTraining, Step
 
 log = logging.getLogger(__name__)
-SETTLED = 500  # steps; before, codebooks follow an encoder that has hardly learned
+SETTLED = 500  # steps; earlier statistics are of an encoder that is hardly trained
 
 
 def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
-    """Share of the latents' energy that is left after each stage, in dB (0 is all of it)."""
+    """Energy of the residual after each quantizer, in dB relative to the latents' energy."""
     codes = quantizer.encode(latents)
     energy = latents.float().square().sum()
-    left = [
+    shares = [
         (latents - quantizer.decode(codes[:, : k + 1])).square().sum() / energy for k in range(codes.shape[1])
     ]
-    return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in left]
+    return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in shares]
 
 
 class Telemetry(Callback):
-    """Every `every` steps: losses, codebook health and speed to all loggers and the progress bar.
+    """Sends losses, codebook health and speed to all loggers and the progress bar, every `every` steps.
 
-    What the data folders hold, skipped files with their reasons, is written to `report` at the start. Without
-    a terminal, or a wish for a `bar`, each report is a line.
+    The contents of the data folders, with the reason for each skipped file, are written to `report` at the
+    start. Without a terminal, or with `bar=False`, each report is printed as a line.
     """
 
     def __init__(self, every: int, report: Path, bar: bool = True):
@@ -58,7 +58,7 @@ class Telemetry(Callback):
         self.best: dict[str, float] = {}
         self.warned: set[str] = set()
         self.waited = 0.0
-        self.place, self.label = 0, ""  # the step within its stage, and what people call that
+        self.place, self.label = 0, ""  # step within its stage, and the stage's label
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock and, on the first process, the bar."""
@@ -68,7 +68,7 @@ class Telemetry(Callback):
             self.data_report.write_text(folders, encoding="utf-8")
         self.began = self.started = time.monotonic()
         self.first = trainer.global_step
-        # In a file or a job's log a bar would be one endless line; there each report is a line instead.
+        # In a file or a job's log a bar would be one endless line.
         self.terminal = self.wants_bar and sys.stderr.isatty()
         self.bar = tqdm(
             total=trainer.max_steps,
@@ -80,29 +80,29 @@ class Telemetry(Callback):
         self.say_new_rate(trainer, pl_module)
 
     def say_new_rate(self, trainer: lightning.Trainer, module: CodecTraining) -> None:
-        """Warn when a run goes on with another learning rate than its last step had."""
+        """Warn if a resumed run's learning rate differs from that of its last step."""
         optimizer, step = trainer.optimizers[0], trainer.global_step
         number, place = module.locate(max(step - 1, 0))
         base = module.stages[number].lr
         base = optimizer.defaults["lr"] if base is None else base
-        before, now = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
-        if step and abs(now - before) > 0.01 * before:
+        old, new = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
+        if step and abs(new - old) > 0.01 * old:
             self.say(
                 trainer,
-                f"the learning rate goes from {before:.3g} to {now:.3g}, because its options are others than "
+                f"the learning rate goes from {old:.3g} to {new:.3g}, because its options are others than "
                 "before. A cosine spans trainer.max_steps unless optimizer.schedule.total_steps is given",
             )
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Time since the last step ended was spent waiting for data; show the stage that begins."""
+        """Count the time since the last step as waiting for data; show the current stage."""
         assert isinstance(pl_module, CodecTraining)
         self.waited += time.monotonic() - pl_module.step_ended
         number, self.place = pl_module.locate(trainer.global_step)
         self.label = label(pl_module.stages, number)
         self.bar.set_description(self.label, refresh=False)
-        if self.place == 0:  # losses of two stages are not comparable
+        if self.place == 0:  # the losses of two stages are not comparable
             self.best.clear()
 
     def on_train_batch_end(
@@ -113,9 +113,9 @@ class Telemetry(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Collect a step; report when it is time, and at the end of a stage."""
+        """Collect a step; report every `every` steps and at the end of a stage."""
         assert isinstance(pl_module, CodecTraining)
-        if self.steps:  # latents are large, and wanted of the last step alone
+        if self.steps:  # latents are large, and only those of the last step are used
             self.steps[-1] = self.steps[-1]._replace(latents=None)
         self.steps.append(outputs["step"])
         self.bar.update()
@@ -124,7 +124,7 @@ class Telemetry(Callback):
             self.report(trainer, pl_module, batch)
 
     def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
-        """Send the numbers of the steps since the last report everywhere."""
+        """Send the metrics since the last report to loggers, bar and terminal."""
         elapsed = time.monotonic() - self.began
         waited = all_gather_rows(torch.tensor([self.waited], device=module.device)).max().item()
         seconds = batch.audio.shape[0] * batch.audio.shape[-1] / module.codec.sample_rate
@@ -165,13 +165,13 @@ class Telemetry(Callback):
         self.began = time.monotonic()
 
     def clock(self, trainer: lightning.Trainer) -> str:
-        """Elapsed time, and the time left at the speed so far."""
+        """Elapsed time, and estimated time left."""
         elapsed, done = time.monotonic() - self.started, trainer.global_step - self.first
         words = f"elapsed {tqdm.format_interval(elapsed)}"
         if trainer.max_steps < 0 or not done:
             return words
-        left = (trainer.max_steps - trainer.global_step) * elapsed / done
-        return f"{words}, left {tqdm.format_interval(left)}"
+        remaining = (trainer.max_steps - trainer.global_step) * elapsed / done
+        return f"{words}, left {tqdm.format_interval(remaining)}"
 
     def say(self, trainer: lightning.Trainer, text: str) -> None:
         """Print a line above the bar, on the first process."""
@@ -181,7 +181,7 @@ class Telemetry(Callback):
                 tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Print the validation scores; its time is no waiting."""
+        """Print and log the validation scores; restart the clock, so that validation is no waiting time."""
         scores = {
             name.removeprefix("valid/"): float(score)
             for name, score in trainer.callback_metrics.items()
@@ -199,7 +199,7 @@ class Telemetry(Callback):
 
 
 def average_losses(steps: list[Step]) -> dict[str, float]:
-    """Mean of every loss over the steps that computed it and were not skipped, and over all processes."""
+    """Mean of each loss over all processes and the steps that computed it, without skipped steps."""
     names = {name: None for step in steps for name in step.losses}
     values = {
         name: [step.losses[name] for step in steps if step.finite and name in step.losses] for name in names
@@ -212,9 +212,9 @@ def average_losses(steps: list[Step]) -> dict[str, float]:
 
 
 def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]:
-    """Per stage usage, perplexity, normalised entropy, replaced codes, and energy left after it in dB.
+    """Usage, perplexity, normalized entropy, replaced codes and residual energy in dB of each quantizer.
 
-    Of the codes and latents of all processes.
+    Computed from the codes and latents of all processes.
     """
     if not quantizer.codebook_sizes:
         return {}
@@ -224,7 +224,7 @@ def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]
     if replaced:
         health["replaced"] = torch.stack(replaced).sum(0)
     latents = steps[-1].latents
-    # Hundreds of codes a frame (channelwise VQ) would take long; NaN latents were skipped, and that was said.
+    # Hundreds of codes per frame (channelwise VQ) would take long; NaN latents are logged as skipped steps.
     if latents is not None and quantizer.num_quantizers <= 64:
         latents = all_gather_rows(latents)
         if bool(torch.isfinite(latents).all()):
@@ -238,7 +238,7 @@ def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]
 def short_summary(
     losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
 ) -> dict:
-    """The few numbers that fit a progress bar."""
+    """Losses, codebook usage and speed, for the progress bar."""
     shown = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
     usage = [value for name, value in codebook.items() if "/usage_" in name]
     if usage:
@@ -248,7 +248,7 @@ def short_summary(
 
 
 def diverging(losses: Mapping[str, float], best: dict[str, float]) -> list[str]:
-    """Warn of losses at twice the lowest value so far, which `best` keeps."""
+    """Warnings of losses above twice their lowest value; `best` holds the lowest values and is updated."""
     for name, value in losses.items():
         best[name] = min(value, best.get(name, value))
     return [
@@ -262,7 +262,7 @@ def diverging(losses: Mapping[str, float], best: dict[str, float]) -> list[str]:
 def warnings_in_words(
     losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float], num_workers: int
 ) -> list[str]:
-    """What a practitioner would worry about in these numbers, and what to try."""
+    """Warnings of codebook collapse, a dominant discriminator and slow data, each with a remedy."""
     warnings = []
     collapsed = [
         name.rpartition("_")[2] for name, value in codebook.items() if "/entropy_" in name and value < 0.2
@@ -289,7 +289,7 @@ def warnings_in_words(
 
 
 class Samples(Callback):
-    """Writes the first validation clips, originals once and reconstructions each time, as wav and picture."""
+    """Writes the first `count` validation clips, original and reconstruction, as wav and spectrogram."""
 
     def __init__(self, directory: Path, count: int = 4):
         self.directory = directory
@@ -304,7 +304,7 @@ class Samples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save the clips of this batch that are among the first `count`."""
+        """Save the clips of this batch with numbers below `count`."""
         assert isinstance(pl_module, CodecTraining)
         rate = pl_module.codec.sample_rate
         for number, original, estimate in zip(batch.numbers.tolist(), batch.audio, outputs, strict=True):
@@ -319,7 +319,7 @@ class Samples(Callback):
                 to_loggers(trainer, partial(send_clip, clip=clip))
 
     def write(self, number: int, step: int, original: Tensor, estimate: Tensor, rate: int) -> Clip:
-        """Write wav and picture of one clip."""
+        """Write wav files and spectrograms of one clip."""
         self.directory.mkdir(parents=True, exist_ok=True)
         mark_output(self.directory)
         stem = f"clip-{number}-step-{step:07d}"

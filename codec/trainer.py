@@ -1,4 +1,4 @@
-"""Lightning's trainer: what may be asked of it, how many processes it has, what this project adds to it."""
+"""Lightning's trainer: allowed options, launching of processes, and this project's callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from codec.validations import MissedValidation
 
 # Codebooks and optimizers need float32 weights: Lightning's other precisions have none.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-# Players do not learn in every step, nor all of a codec in every stage.
+# The discriminator is not updated in every step, nor all of the codec in every stage.
 SEVERAL = "ddp_find_unused_parameters_true"
-# Options of Lightning that mean nothing here, or mean something else, and what to use instead.
+# Options of Lightning that have no effect here, or another one, and their replacements.
 LENGTH, VALIDATION = "trainer.max_steps", "trainer.val_check_interval, in steps"
 REFUSED = {
     **dict.fromkeys(("max_epochs", "min_epochs", "min_steps", "fast_dev_run"), LENGTH),
@@ -47,13 +47,13 @@ REFUSED = {
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """ConfigError for options of the trainer that it would ignore, misread or refuse in riddles."""
+    """ConfigError for trainer options that have no effect, another meaning, or an invalid value."""
     for name in ("max_steps", "val_check_interval", "log_every_n_steps"):
         if not fits(options[name], int) or (options[name] < 1 and (name, options[name]) != ("max_steps", -1)):
             raise ConfigError(f"trainer.{name}: expected a number of steps above 0, got {options[name]!r}")
     if str(options.get("precision")) not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise ConfigError(f"trainer.precision: expected one of {known}, got {options.get('precision')!r}")
+        choices = ", ".join(PRECISIONS)
+        raise ConfigError(f"trainer.precision: expected one of {choices}, got {options.get('precision')!r}")
     refused = [name for name in options if name in REFUSED and options[name] is not None]
     if refused:
         raise ConfigError(
@@ -62,7 +62,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_launch(options: Mapping[str, Any]) -> None:
-    """ConfigError when torchrun has started several processes that would each train the same run alone."""
+    """ConfigError if torchrun has started several processes and the config has one device."""
     if not TorchElasticEnvironment.detect() or os.environ.get("WORLD_SIZE") == "1":
         return
     if options["strategy"] == "auto" and str(options["devices"]) == "1":
@@ -74,7 +74,7 @@ def check_launch(options: Mapping[str, Any]) -> None:
 
 
 def check_sweep(trainer: lightning.Trainer) -> None:
-    """ConfigError for a sweep of several processes: each that Lightning starts runs the command again."""
+    """ConfigError for a sweep with several processes: each process would run the whole sweep."""
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweep and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher) and trainer.world_size > 1:
         raise ConfigError(
@@ -88,16 +88,16 @@ def build_trainer(
 ) -> lightning.Trainer:
     """Build Lightning's trainer with this project's checkpoints, logs and telemetry.
 
-    Several processes without a strategy of their own get the one of `trainer=ddp`.
+    Several processes with `strategy: auto` use that of `trainer=ddp`.
     """
     options = dict(config["trainer"])
     bar = bool(options.pop("enable_progress_bar", True))
-    added = build(options.pop("callbacks", None) or [], path="trainer.callbacks")
+    extra = build(options.pop("callbacks", None) or [], path="trainer.callbacks")
     table = MetricsCSV(folder / "metrics.csv")
     table.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     logger = build_logger(same_run(config["logger"], folder, checkpoint is not None))
     callbacks: list[Callback] = [
-        *(added if isinstance(added, list) else [added]),
+        *(extra if isinstance(extra, list) else [extra]),
         Telemetry(options["log_every_n_steps"], folder / "data.txt", bar),
         Samples(folder / "samples"),
         *complete(config, "checkpoint", folder / "checkpoints"),
@@ -130,9 +130,6 @@ def build_trainer(
 
 
 def launcher() -> list[LightningEnvironment]:
-    """Lightning's own way to start processes, in a job of Slurm whose processes srun did not start.
-
-    There Lightning would wait for the others, or refuse to start.
-    """
+    """Lightning's own launcher for a Slurm job without srun, where Lightning would wait for other tasks."""
     alone = "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ
     return [LightningEnvironment()] if alone and not TorchElasticEnvironment.detect() else []

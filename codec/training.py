@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says why and what to try."""
+    """Training cannot continue; the message contains the cause and a remedy."""
 
 
 class Step(NamedTuple):
-    """What one training step leaves for telemetry, without gradients.
+    """Detached outputs of one training step, for telemetry.
 
     `losses` are unweighted; `latents` `[B, D, F]` are the quantizer's inputs and `codes` `[B, K, F]` its
-    codes; `replaced` counts revived codes per stage, None when none were looked for.
+    codes; `replaced` is the number of revived codes per quantizer, None without a search for dead codes.
     """
 
     losses: dict[str, Tensor]
@@ -52,13 +52,13 @@ class Step(NamedTuple):
 
 
 class CodecTraining(lightning.LightningModule):
-    """Trains a codec against a discriminator: `adversarial_from` steps of reconstruction alone, then both.
+    """Trains a codec on reconstruction losses and, from step `adversarial_from`, against a discriminator.
 
     Each batch is one generator forward, one discriminator step on its detached output, one generator step,
-    one codebook update, and counts as one `global_step`. What is random in a step is drawn from the data's
-    seed and the step, so a resumed run repeats an uninterrupted one. Submodules of the codec named in
-    `freeze` stay as they are; a quantizer is frozen as a whole. With `stages` each says what it freezes and
-    whether both play, and begins with fresh optimizers and averaged weights.
+    one codebook update, and counts as one `global_step`. All random draws are seeded with the data's seed
+    and the step, so that a resumed run repeats an uninterrupted one. Submodules of the codec in `freeze`
+    are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and the use of the
+    discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CodecTraining(lightning.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.strict_loading = False  # check_same_training compares, and allows channels that come or go
+        self.strict_loading = False  # check_same_training compares, except for channels of later stages
         if adversarial_from < 0 or revive_every < 1 or max_skipped < 1 or not 0 <= average_decay < 1:
             raise ValueError(
                 "adversarial_from must be at least 0, revive_every and max_skipped at least 1 and "
@@ -87,16 +87,16 @@ class CodecTraining(lightning.LightningModule):
             )
         if stages and (adversarial_from or freeze):
             raise ValueError(
-                "stages say what is adversarial and frozen: set adversarial_from=0 and freeze=[] beside them"
+                "stages set adversarial and freeze themselves: set adversarial_from=0 and freeze=[]"
             )
         self.has_discriminator = any(True for _ in discriminator.parameters())
         codec.quantizer.check_loss_weights()
-        whole = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
-        self.stages = list(stages) or [whole]
+        only_stage = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
+        self.stages = list(stages) or [only_stage]
         check_stages(self.stages, codec, objective, self.has_discriminator)
         self.schedules = [stage.course(optimization.schedule) for stage in self.stages]
         self.weights = [objective.reweighted(stage.weights or {}) for stage in self.stages]
-        self.number, self.place = 0, 0  # of the stage, and of the step in it
+        self.number, self.place = 0, 0  # index of the stage, and of the step within it
         self.codec = codec
         self.average = copy.deepcopy(codec).requires_grad_(False).eval()
         self.discriminator = discriminator
@@ -117,22 +117,22 @@ class CodecTraining(lightning.LightningModule):
 
     @property
     def stage(self) -> Stage:
-        """The stage that is trained now."""
+        """Current training stage."""
         return self.stages[self.number]
 
     @property
     def quantizer(self) -> Quantizer:
-        """What the stage quantizes with."""
+        """Bottleneck of the current stage."""
         return self.quantizer_of(self.stage, self.codec)
 
     def quantizer_of(self, stage: Stage, codec: Codec) -> Quantizer:
-        """The codec's quantizer, or what stands in for it in a stage without codes."""
+        """Bottleneck of a stage: the codec's quantizer, or the module that replaces it without codes."""
         coded = stage.bottleneck == "codes"
         return codec.quantizer if coded else cast(Quantizer, self.stand_ins[stage.bottleneck])
 
     @property
     def audio_data(self) -> AudioData:
-        """The data this run trains on."""
+        """Data module of the trainer."""
         return cast(AudioData, cast(Any, self.trainer).datamodule)
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -151,22 +151,22 @@ class CodecTraining(lightning.LightningModule):
         return [make(module.parameters(), **options) for make, module in players]
 
     def on_train_start(self) -> None:
-        """Enter the stage that a new or resumed run is in."""
+        """Enter the stage of the current step."""
         self.enter_stage()
         self.step_ended = time.monotonic()
 
     def on_train_batch_start(self, *arguments: Any) -> None:
-        """Enter the next stage when its turn has come."""
+        """Enter the next stage at its first step."""
         number, self.place = self.locate(self.global_step)
         if number != self.number:
             self.enter_stage()
 
     def locate(self, step: int) -> tuple[int, int]:
-        """Number of the stage of a step of the run, and the step within it."""
+        """Index of the stage that contains a step of the run, and the step within it."""
         return locate([stage.steps for stage in self.stages], step)
 
     def enter_stage(self) -> None:
-        """Let learn what the stage trains; at its first step begin anew what adapts to a training."""
+        """Freeze and weight as the stage requires; at its first step reset optimizers, balancer, average."""
         self.number, self.place = self.locate(self.global_step)
         freeze_submodules(self.codec, self.stage.frozen)
         self.objective.weights = self.weights[self.number]
@@ -179,16 +179,16 @@ class CodecTraining(lightning.LightningModule):
             optimizer.state.clear()
         if self.objective.balancer:
             self.objective.balancer.restart()
-        # Frozen parts of the average are then, and stay, those that the others learn with.
+        # Frozen parts of the average must equal those with which the other parts are trained.
         self.average.load_state_dict(self.codec.state_dict())
         forget_best(self.trainer.checkpoint_callbacks)
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        """Note when all is done with a step, the saving of checkpoints included."""
+        """Record the end of a step, after checkpoints are saved."""
         self.step_ended = time.monotonic()
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """Train both players on one batch."""
+        """Train generator and discriminator on one batch."""
         optimizers = self.players()
         audio = batch.audio
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
@@ -213,35 +213,35 @@ class CodecTraining(lightning.LightningModule):
         return {"step": Step(detached, quantized.inputs, quantized.codes, replaced, finite)}
 
     def players(self) -> list[LightningOptimizer]:
-        """The optimizers at this step's learning rate; only the generator's steps are counted."""
-        made: Any = self.optimizers()
-        optimizers: list[LightningOptimizer] = made if isinstance(made, list) else [made]
+        """Optimizers at this step's learning rate; only the generator's steps are counted."""
+        result: Any = self.optimizers()
+        optimizers: list[LightningOptimizer] = result if isinstance(result, list) else [result]
         factor = self.schedules[self.number].factor(self.place)
         for optimizer, base in zip(optimizers, (self.stage.lr, None), strict=False):
             set_learning_rate(optimizer.optimizer, factor, base)
         for optimizer in optimizers[1:]:
-            # Lightning counts each optimizer's steps; max_steps, checkpoints and logs are to mean batches.
+            # Lightning counts each optimizer's steps; max_steps, checkpoints and logs must count batches.
             optimizer._on_before_step = optimizer._on_after_step = do_nothing
         return optimizers
 
     def draw_num_quantizers(self, batch_size: int) -> Tensor | None:
-        """Quantizer dropout for this process's part of the joint batch."""
+        """Quantizer dropout: a `num_quantizers` `[B]` for this process's part of the joint batch."""
         generator = torch.Generator().manual_seed(self.step_seed())
         drawn = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
         start = rank() * batch_size
         return None if drawn is None else drawn[start : start + batch_size].to(self.device)
 
     def step_seed(self) -> int:
-        """A seed for what this step draws, the same on all processes."""
+        """Seed of this step's random draws, the same on all processes."""
         return int(np.random.SeedSequence((self.audio_data.seed, self.global_step)).generate_state(1)[0])
 
     def discriminator_loss(self, audio: Tensor, estimate: Tensor) -> Tensor:
-        """How badly the discriminator tells `audio` from `estimate`."""
+        """Discriminator loss on real and reconstructed audio."""
         judged = self.discriminator(torch.cat([audio, estimate]))
         return self.objective.discriminator_loss(*split_judgements(judged, len(audio)))
 
     def adversarial_losses(self, audio: Tensor, estimate: Tensor) -> dict[str, Tensor]:
-        """What the discriminator, itself frozen, says of the estimate."""
+        """Adversarial and feature-matching losses of the estimate; the discriminator is frozen."""
         self.discriminator.requires_grad_(False)
         try:
             with parametrize.cached():
@@ -252,10 +252,10 @@ class CodecTraining(lightning.LightningModule):
             self.discriminator.requires_grad_(True)
 
     def generator_total(self, losses: dict[str, Tensor], estimate: Tensor, quantized: Quantized) -> Tensor:
-        """What the generator minimises: the objective's losses, balanced or not, and the quantizer's."""
+        """Loss that the generator minimizes: the objective's losses, balanced or not, and the quantizer's."""
         if self.objective.balancer:
             # The gradient of this product at the estimate is the balanced gradient. Examples are summed, not
-            # averaged as in other losses, but the processes' gradients will be averaged.
+            # averaged as in other losses, but DDP averages the processes' gradients.
             gradient = self.objective.balancer.balance(losses, self.objective.weights, estimate)
             total = (estimate * gradient).sum() * world_size()
         else:
@@ -265,28 +265,28 @@ class CodecTraining(lightning.LightningModule):
         return total
 
     def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> bool:
-        """One optimizer step; False when its gradients were not finite and it was skipped."""
+        """Take one optimizer step; False if it was skipped because a gradient was not finite."""
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
         return bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip each player's gradients; drop them when not finite, which makes the step do nothing."""
+        """Clip an optimizer's gradients; drop them if not finite, so that the step changes nothing."""
         name = self.player_name(optimizer)
         limit = getattr(self.optimization, f"{name}_clip")
-        # Gradients are summed over the processes by now, so all of them decide alike.
+        # Gradients are already reduced over the processes, so all of them take the same branch.
         self.gradient_norms[name] = norm = float(clip_gradients(optimizer, limit))
         if not np.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
 
     def player_name(self, optimizer: Optimizer) -> str:
-        """`generator` or `discriminator`, whose optimizer this is."""
+        """Name of the network that an optimizer trains: `generator` or `discriminator`."""
         return "generator" if optimizer is self.trainer.optimizers[0] else "discriminator"
 
     @torch.no_grad()
     def after_step(self, quantized: Quantized) -> Tensor | None:
-        """Update codebooks and averaged weights; returns how many codes each stage revived, if it looked."""
+        """Update codebooks and averaged weights; returns the number of revived codes, see `Step`."""
         replaced = self.update_quantizer(quantized) if self.stage.teaches_quantizer else None
         done = self.place + 1
         decay = min(self.average_decay, done / (done + 10))
@@ -298,13 +298,13 @@ class CodecTraining(lightning.LightningModule):
         return replaced
 
     def update_quantizer(self, quantized: Quantized) -> Tensor | None:
-        """Teach the codebooks one batch; how many codes each stage revived, if it was time to look."""
+        """Update the codebooks with one batch; every `revive_every` steps, revive dead codes."""
         self.quantizer.update(quantized)
         due = self.stage.bottleneck == "codes" and self.global_step % self.revive_every == 0
         return self.quantizer.revive(quantized, self.step_seed()) if due else None
 
     def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
-        """Say which losses were not finite and on which files; TrainingFailed after too many in a row."""
+        """Log the losses that were not finite and their files; TrainingFailed after too many in a row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         names = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["gradients"]
@@ -326,7 +326,7 @@ class CodecTraining(lightning.LightningModule):
         quantizer = self.quantizer_of(trained, self.average)
         estimate = reconstruct(self.average, quantizer, audio)[0].float()
         for name, score in SCORES.items():
-            # For best.ckpt; Telemetry logs it, at the step that samples and checkpoints are named after.
+            # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
             mean = score(estimate, audio, self.codec.sample_rate).mean()
             self.log(
                 f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
@@ -334,7 +334,7 @@ class CodecTraining(lightning.LightningModule):
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plain model config, all that `codec.load` needs beside the weights, and the stages."""
+        """Add the model's plain config, for `codec.load`, and the stages."""
         checkpoint["model"] = self.codec.config
         checkpoint["stages"] = plain(self.stages)
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere: descriptions and weights that are read, and models that are built, within bounds."""
+"""Untrusted files: bounded reading of descriptions and weights, and bounded building of models."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.nn.modules import module as registration
 
 from codec.config import ConfigError
 
-MOST_BYTES = 2**18  # of a description; those of the largest models take some 2^13
+MOST_BYTES = 2**18  # of a description; those of the largest models have about 2^13
 MOST_VALUES, DEEPEST = 2**13, 32
-MOST_TENSORS, LONGEST_HEADER = 2**14, 2**22  # of weights; the largest models have some 2^11 and 2^18 bytes
-LARGEST = 2**20  # number in the description of a small model; a large one's may reach its number of weights
+MOST_TENSORS, LONGEST_HEADER = 2**14, 2**22  # of weights; the largest models have about 2^11, 2^18 bytes
+LARGEST = 2**20  # number in a small model's description; in a large one's, at most the number of weights
 APART = "weights and config do not belong together"
 
 
 def read_small(path: Path) -> str:
-    """Text of a description; ConfigError when it is larger than any, or not UTF-8."""
+    """Text of a description; ConfigError if it is larger than `MOST_BYTES`, or not UTF-8."""
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -36,7 +36,7 @@ def read_small(path: Path) -> str:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Reads YAML without aliases: a few lines of them stand for more values than any memory holds."""
+    """YAML loader that refuses aliases: a few lines of them can expand beyond any memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose the next node; YAMLError for an alias."""
@@ -46,27 +46,27 @@ class PlainLoader(yaml.SafeLoader):
 
 
 class PlainDumper(yaml.SafeDumper):
-    """Writes YAML without aliases."""
+    """YAML dumper that writes no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write out each value, also one that is there twice."""
+        """Always True: repeated values are written out."""
         return True
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file; ConfigError when it is damaged, too large, or has aliases."""
+    """Content of a YAML file; ConfigError if it is damaged, too large, or has aliases."""
     text = read_small(path)
     try:
         return yaml.load(text, PlainLoader)
-    # PyYAML lets through what Python's own types refuse: a 13th month, a number of 5,000 digits.
+    # PyYAML passes on errors of Python's types: a 13th month, a number of 5,000 digits.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
 
 
 def check_plain(node: Any, path: str = "model", largest: int = 2**63) -> None:
-    """ConfigError unless a description is of plain values, not too many, too deep or too large.
+    """ConfigError unless a description has plain values only, within the limits of number, depth and size.
 
-    Interpolations are refused: a description is complete, and nothing of this machine goes into it.
+    Interpolations are refused: they could insert values of this machine into a description.
     """
     todo, count = [(path, node, 0)], 0
     while todo:
@@ -89,14 +89,14 @@ def check_plain(node: Any, path: str = "model", largest: int = 2**63) -> None:
 
 
 def number(value: int) -> str:
-    """A whole number in few characters, however large."""
+    """Short text for an integer of any size."""
     return f"{value:.4g}" if abs(value) < 2**1000 else f"a number of {value.bit_length()} bits"
 
 
 @contextmanager
 def bounded_building(tensors: int) -> Iterator[None]:
-    """Let no more be built in this thread than weights of so many tensors can fill; ConfigError stops it."""
-    # A normalised convolution registers its parts, and itself, about three times a tensor.
+    """Bound the modules, parameters and buffers built in this thread by `tensors`; ConfigError beyond it."""
+    # A normalized convolution registers its parts, and itself, about three times per tensor.
     left, thread = 4 * tensors + 4096, threading.get_ident()
 
     def count(*_: Any) -> None:
@@ -121,7 +121,7 @@ def bounded_building(tensors: int) -> Iterator[None]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; ConfigError when it is damaged, or has more than any model."""
+    """Tensors of a safetensors file; ConfigError if it is damaged, or has more than `MOST_TENSORS`."""
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > LONGEST_HEADER:
@@ -130,14 +130,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, "pt") as file:
-            found = len(file.keys())
-        if found > MOST_TENSORS:
-            raise ConfigError(f"{path}: {found} tensors; the largest model has fewer than {MOST_TENSORS}")
+            count = len(file.keys())
+        if count > MOST_TENSORS:
+            raise ConfigError(f"{path}: {count} tensors; the largest model has fewer than {MOST_TENSORS}")
         return load_file(path)
     except SafetensorError as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
 
 
 def size_of(weights: Mapping[str, Tensor]) -> int:
-    """Numbers in all tensors together."""
+    """Total number of elements of all tensors."""
     return sum(tensor.numel() for tensor in weights.values())

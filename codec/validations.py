@@ -1,4 +1,4 @@
-"""Validations that a kill or a signal interrupted, made up for when the run goes on."""
+"""Repetition of an interrupted validation when a run is resumed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from codec.logs import MetricsCSV
 
 
 class MissedValidation(Callback):
-    """Validates first when a run goes on from a checkpoint whose step has no scores yet.
+    """Validates first if a run is resumed from a checkpoint whose step has no scores yet.
 
-    `last.ckpt` may be written just before the validation of its step: of a run that is killed then, nothing
-    else is left. Scores that it had written to `table` already are replaced.
+    `last.ckpt` may be written just before the validation of its step, and the run killed during it. Scores
+    of that step in `table` are replaced.
     """
 
     def __init__(self, table: MetricsCSV) -> None:
@@ -22,7 +22,7 @@ class MissedValidation(Callback):
         self.due = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Flag of a checkpoint whose step has no scores yet."""
+        """Flag of a step without scores, for its checkpoint."""
         return {"due": self.due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ class MissedValidation(Callback):
         self.due = bool(state_dict["due"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validate as soon as the state is restored: no hook lies there if all steps are done already."""
+        """Validate as soon as the state is restored; Lightning calls no hook then if all steps are done."""
         loop: Any = trainer.fit_loop
         set_up = loop.setup_data
 
@@ -43,7 +43,7 @@ class MissedValidation(Callback):
         loop.setup_data = set_up_and_validate
 
     def make_up(self, trainer: lightning.Trainer) -> None:
-        """Validate now, outside the steps."""
+        """Validate now, outside the training loop."""
         self.table.rewind(trainer.global_step, scored=False)
         trainer.validating = True
         loop = trainer.fit_loop.epoch_loop.val_loop
@@ -54,9 +54,9 @@ class MissedValidation(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        """Note that a validation follows, before anything is saved."""
+        """Set the flag if a validation follows, before a checkpoint is saved."""
         self.due = trainer.global_step % int(trainer.val_check_interval) == 0
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Note that it is done, before anything is saved."""
+        """Clear the flag, before a checkpoint is saved."""
         self.due = False

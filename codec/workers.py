@@ -1,4 +1,4 @@
-"""Loading processes that outlive the signals which stop a training, and no longer than the program."""
+"""DataLoader whose workers ignore SIGINT and SIGTERM, so the main process can save a checkpoint first."""
 
 import atexit
 import errno
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"
 STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-LIMIT = 600  # seconds that one batch may take
+LIMIT = 600  # seconds to wait for one batch
 TOO_SMALL = (
     "shared memory is too small: start the container with --shm-size=1g, or load in one process "
     "(data.num_workers=0 to train, --workers 0 to encode)"
@@ -27,11 +27,11 @@ TOO_SMALL = (
 
 
 class WorkerLoader(DataLoader):
-    """A `DataLoader` whose workers leave it to the main process to answer the signals that stop a run.
+    """DataLoader whose workers ignore the signals that stop a run.
 
-    These reach all processes of a job; a worker that dies of them takes the training along. Batches come
-    through pipes: in shared memory, which containers have little of, one that finds no room is lost, and
-    waited for without end.
+    A scheduler signals all processes of a job, and a worker killed by a signal would end the training.
+    Batches are sent through pipes: containers have little shared memory, and a batch that does not fit into
+    it would be lost and awaited forever.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -42,31 +42,31 @@ class WorkerLoader(DataLoader):
         super().__init__(*arguments, worker_init_fn=prepare, timeout=limit, **options)
 
     def __iter__(self) -> Any:
-        """Start the workers, or ask those that run for the next batches."""
+        """Start the workers, or reset persistent ones."""
         try:
             with held_signals():
                 return super().__iter__()
         except OSError as error:
-            if error.errno != errno.ENOSPC:  # of the semaphores between processes
+            if error.errno != errno.ENOSPC:  # no room for the semaphores between processes
                 raise
             raise ChildProcessError(f"loading processes cannot start: {TOO_SMALL}") from error
 
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Hold back the signals that stop a run, from this thread and the processes that it starts meanwhile."""
+    """Block the signals that stop a run, in this thread and in the processes that it starts meanwhile."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where a job has no signals to send
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def prepare_worker(ending: Any, worker: int) -> None:
-    """Set up a loading process: one thread; no signal to stop ends it before the program is `ending`."""
+    """Set up a worker: one thread, ignored signals; SIGTERM ends it only if the program is `ending`."""
     torch.set_num_threads(1)
     ForkingPickler.register(Tensor, by_value)
     for number in STOPPING:
@@ -88,13 +88,13 @@ def end_with(parent: int) -> None:
 
 
 def by_value(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
-    """Pickle a tensor with its content, instead of a place in shared memory."""
+    """Pickle a tensor by value instead of by its address in shared memory."""
     return torch.from_numpy, (tensor.numpy(),)
 
 
 @contextmanager
 def named_losses() -> Iterator[None]:
-    """Turn torch's errors about loading processes that died or hang into a `ChildProcessError` in words."""
+    """Convert torch's errors about dead or hanging workers into a `ChildProcessError` with a remedy."""
     try:
         yield
     except RuntimeError as error:

@@ -170,7 +170,7 @@ def test_a_damaged_chunk_is_an_error_or_silence(tmp_path, codec, recordings, tab
     assert run(decompress_main, saved, path, "-o", wav) == 2
     assert "chunk 1, from 0.40 s on" in capsys.readouterr().err
     assert run(decompress_main, saved, path, "-o", wav, "--salvage") == 1
-    assert "a.codec: 0.40 to 0.80 s are lost: its checksum does not fit" in capsys.readouterr().out
+    assert "a.codec: 0.40 to 0.80 s are lost: its checksum does not match" in capsys.readouterr().out
     found, whole = read_audio(wav)[0], expected(codec, source)
     assert found.shape == whole.shape and not found[:, 6400:12800].any()
     assert np.abs(found - whole)[:, :6400].max() < 1e-4

@@ -326,8 +326,8 @@ LOST = "{name: lost, steps: 2, "
     [
         ((), [], "trainer.max_steps=null is the sum of training.stages, and they are empty"),
         (ALL, ["trainer.max_steps=11"], "max_steps=11, but training.stages have 10 steps: set .*=null"),
-        (ALL, ["training.adversarial_from=2"], "set adversarial_from=0 and freeze=.. beside them"),
-        (ALL, ["training.freeze=[quantizer]"], "set adversarial_from=0 and freeze=.. beside them"),
+        (ALL, ["training.adversarial_from=2"], "stages set adversarial and freeze themselves"),
+        (ALL, ["training.freeze=[quantizer]"], "stages set adversarial and freeze themselves"),
         ((PLAIN, PLAIN), [], r"each needs a name of its own, got \['plain', 'plain'\]"),
         (("{name: lost, steps: 0}",), [], r"stages\[0\]: steps must be at least 1"),
         ((LOST + "lr: -1}",), [], r"stages\[0\]: .*lr at least 0, got 2 and -1"),

@@ -98,7 +98,7 @@ def test_first_stages_and_refusals(tokens, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="num_quantizers must be 1 to 3"):
         main([*arguments, "--num-quantizers", "7"])
     monkeypatch.setattr(TokenDataset, "codebook_sizes", (64, 32, 64))
-    with pytest.raises(ConfigError, match=r"stages of one size, these have \[32, 64\]"):
+    with pytest.raises(ConfigError, match=r"codebooks of one size, got \[32, 64\]"):
         export_codec_bpe(tokens, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bpe"]
 

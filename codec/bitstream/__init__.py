@@ -1,1 +1,1 @@
-"""Codes in few bytes: entropy coding, and the `.codec` files that hold it."""
+"""Entropy coding of codes, and the `.codec` file format."""

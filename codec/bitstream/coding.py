@@ -1,4 +1,4 @@
-"""Integers to bytes and back, on every machine alike: bits side by side, and a range coder (Martin 1979)."""
+"""Bit packing and a range coder (Martin 1979), with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import chain, repeat
 import numpy as np
 
 TOP, BOTTOM = 1 << 64, 1 << 48
-"""The range is kept between these; two bytes leave whenever it falls below BOTTOM."""
+"""Bounds of the range; two bytes are written whenever it falls below BOTTOM."""
 
 
 class CorruptError(ValueError):
-    """Bytes that no encoder writes."""
+    """Invalid bytes, which no encoder writes."""
 
 
 def pack_bits(values: np.ndarray, bits: int) -> bytes:
-    """Non-negative integers `[F]` below 2^bits, `bits` each, the highest first; zeros fill the last byte."""
+    """Pack integers `[F]` in [0, 2^bits), most significant bit first; zeros fill the last byte."""
     places = np.arange(bits - 1, -1, -1)
     return np.packbits((values[:, None] >> places & 1).astype(np.uint8)).tobytes()
 
 
 def unpack_bits(data: bytes, bits: int, count: int) -> np.ndarray:
-    """The `count` integers, int64, that `pack_bits` wrote; CorruptError for any other bytes."""
+    """Inverse of `pack_bits`: `count` integers, int64; CorruptError for any other bytes."""
     if len(data) != -(-count * bits // 8):
         raise CorruptError(f"{len(data)} bytes do not hold {count} numbers of {bits} bits")
     unpacked = np.unpackbits(np.frombuffer(data, np.uint8))
@@ -34,7 +34,7 @@ def unpack_bits(data: bytes, bits: int, count: int) -> np.ndarray:
 
 
 def encode_intervals(starts: Iterable[int], frequencies: Iterable[int], totals: Iterable[int]) -> bytes:
-    """Code symbols that hold `[start, start + frequency)` of `total`, at most 2^32, into few bytes."""
+    """Range-encode symbols with the intervals `[start, start + frequency)` of `total`, at most 2^32."""
     out = bytearray()
     low, width = 0, TOP
     for start, frequency, total in zip(starts, frequencies, totals, strict=True):
@@ -48,19 +48,19 @@ def encode_intervals(starts: Iterable[int], frequencies: Iterable[int], totals: 
             out += (low >> 48).to_bytes(2, "big")
             low = low << 16 & TOP - 1
             width <<= 16
-    for kept in range(0, 65, 8):  # the fewest bytes of any number in [low, low + width)
-        value = -(-low >> 64 - kept) << 64 - kept
+    for size in range(0, 65, 8):  # bits of the shortest number in [low, low + width)
+        value = -(-low >> 64 - size) << 64 - size
         if value < low + width:
             break
     if value >= TOP:
         value -= TOP
         add_carry(out)
-    # The decoder reads zeros behind the end, so that they need not be written.
+    # The decoder reads zeros beyond the end, so trailing zeros are omitted.
     return bytes(out + value.to_bytes(8, "big")).rstrip(b"\0")
 
 
 def add_carry(out: bytearray) -> None:
-    """Add one to the number that the bytes written so far are."""
+    """Add one to the bytes written so far, as a big-endian number."""
     last = len(out) - 1
     while out[last] == 255:
         out[last] = 0
@@ -69,7 +69,7 @@ def add_carry(out: bytearray) -> None:
 
 
 class RangeDecoder:
-    """Reads back what `encode_intervals` wrote; any other bytes give symbols too, or CorruptError."""
+    """Range decoder, inverse of `encode_intervals`; other bytes give arbitrary symbols or CorruptError."""
 
     def __init__(self, data: bytes):
         padded = data + bytes(8 + len(data) % 2)
@@ -79,9 +79,9 @@ class RangeDecoder:
             self.offset = self.offset << 16 | next(self.words)
 
     def symbol(self, cumulative: np.ndarray) -> int:
-        """The next symbol; `cumulative` `[V]` are the sums of the frequencies up to and with each symbol."""
+        """Decode the next symbol; `cumulative` `[V]` is the inclusive cumulative sum of the frequencies."""
         share = self.width // int(cumulative[-1])
-        # The remainder of the division belongs to no symbol.
+        # The remainder of the division is assigned to no symbol.
         symbol = int(cumulative.searchsorted(self.offset // share, side="right"))
         if symbol == len(cumulative):
             raise CorruptError("bytes that no encoder writes")

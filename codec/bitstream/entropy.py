@@ -1,8 +1,8 @@
-"""How likely each code is, from integer tables: what a range coder needs, and the same on every machine.
+"""Entropy model: symbol frequencies for the range coder from integer tables, the same on every machine.
 
-A stage's table gives symbol x the frequency 2^(bias[x] + sum over contexts of embedding . output[:, x]), all
-in integers: fixed-point logarithms, then a table of powers of two. The contexts are codes that the decoder
-has already: of earlier frames and of the stages below (a log-bilinear model, Mnih and Hinton 2007).
+The frequency of symbol x is 2^(bias[x] + sum over contexts of embedding . output[:, x]), all in integers:
+fixed-point logarithms, then a table of powers of two. Contexts are codes already decoded, of earlier frames
+and of the stages below (a log-bilinear model, Mnih and Hinton 2007).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from codec.config import ConfigError
 FORMAT = "codec entropy tables 1"
 LOG_BITS = 10  # fractional bits of bias, and of embeddings times output
 POWER_BITS = 8  # fractional bits of the exponents in POWERS
-ALPHABET_BITS = 12  # of a code that are modelled; the lower bits of a larger one are stored as they are
-BLOCK = 64  # frames worked on at a time: their frequencies stay in the processor's cache
+ALPHABET_BITS = 12  # modeled bits of a code; the lower bits of larger codes are stored raw
+BLOCK = 64  # frames per block: their frequencies stay in the processor's cache
 
 
 def integer_powers() -> np.ndarray:
-    """floor(2^(16 - i / 256)) for i in 0..4095, int32, by integer square roots."""
+    """Table of floor(2^(16 - i / 256)) for i in 0..4095, int32, by integer square roots."""
     powers = []
     for i in range(16 << POWER_BITS):
         root = 1 << (16 << POWER_BITS) - i
@@ -42,21 +42,21 @@ POWERS = integer_powers()
 
 
 class TablesError(ConfigError):
-    """Entropy tables that are missing, damaged or of another codec: which, and why."""
+    """Missing or damaged entropy tables, or tables of another codec."""
 
 
 def low_bits(codebook_size: int) -> int:
-    """How many bits of a code are stored as they are, because the codebook is too large to model whole."""
+    """Number of low bits of a code that are stored raw; 0 unless the codebook exceeds `ALPHABET_BITS`."""
     return max(0, (codebook_size - 1).bit_length() - ALPHABET_BITS)
 
 
 def alphabet(codebook_size: int) -> int:
-    """Number of symbols: the values of a code without its low bits."""
+    """Number of symbols, the values of a code without its low bits."""
     return (codebook_size - 1 >> low_bits(codebook_size)) + 1
 
 
 class Context(NamedTuple):
-    """The symbol of `stage` at `shift` <= 0 frames, whose embeddings are rows from `first` to `missing`."""
+    """Symbol of `stage` at `shift` <= 0 frames; its embeddings are rows `first` to `missing`."""
 
     stage: int
     shift: int
@@ -65,7 +65,7 @@ class Context(NamedTuple):
 
 
 def place_contexts(pairs: Sequence[tuple[int, int]], codebook_sizes: Sequence[int]) -> tuple[Context, ...]:
-    """Contexts of (stage, shift) pairs, whose rows follow each other."""
+    """Contexts of (stage, shift) pairs with consecutive rows of embeddings."""
     placed, first = [], 0
     for stage, shift in pairs:
         missing = first + alphabet(codebook_sizes[stage])
@@ -76,10 +76,10 @@ def place_contexts(pairs: Sequence[tuple[int, int]], codebook_sizes: Sequence[in
 
 @dataclass(frozen=True)
 class StageTables:
-    """The tables of one stage with V symbols; contexts in it and in the stages below.
+    """Tables of one stage with V symbols; contexts are in this stage and in the stages below.
 
-    `bias` int32 `[V]` and `embeddings` int8 `[N, R]` times `output` int8 `[R, V]` are bits * 2^LOG_BITS.
-    Static tables are those with no contexts.
+    `bias` int32 `[V]` and `embeddings` int8 `[N, R]` times `output` int8 `[R, V]` are in bits * 2^LOG_BITS.
+    Static tables have no contexts.
     """
 
     bias: np.ndarray
@@ -88,7 +88,7 @@ class StageTables:
     contexts: tuple[Context, ...] = ()
 
     def encode(self, symbols: np.ndarray) -> bytes:
-        """Bytes of the last row of symbols `[K, F]`; the rows above it are the stages below."""
+        """Encode the last row of symbols `[K, F]`; the other rows are the stages below."""
         blocks = list(self.intervals(symbols))
         return encode_intervals(*(np.concatenate(part).tolist() for part in zip(*blocks, strict=True)))
 
@@ -98,18 +98,18 @@ class StageTables:
         return float(sum(np.log2(totals / frequencies).sum() for _, frequencies, totals in blocks))
 
     def intervals(self, symbols: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Start, frequency and total of the last row's symbols, block by block."""
+        """Yield start, frequency and total of the last row's symbols for each block of frames."""
         rows = self.rows(symbols, self.contexts)
         for begin in range(0, symbols.shape[1], BLOCK):
             cumulative = self.cumulative(self.logits(rows[:, begin : begin + BLOCK]))
-            wanted = symbols[-1, begin : begin + BLOCK, None].astype(np.int64)
-            ends = np.take_along_axis(cumulative, wanted, axis=1)[:, 0]
-            before = np.take_along_axis(cumulative, np.maximum(wanted - 1, 0), axis=1)[:, 0]
-            starts = np.where(wanted[:, 0] > 0, before, 0)
+            targets = symbols[-1, begin : begin + BLOCK, None].astype(np.int64)
+            ends = np.take_along_axis(cumulative, targets, axis=1)[:, 0]
+            before = np.take_along_axis(cumulative, np.maximum(targets - 1, 0), axis=1)[:, 0]
+            starts = np.where(targets[:, 0] > 0, before, 0)
             yield starts, ends - starts, cumulative[:, -1]
 
     def decode(self, data: bytes, below: np.ndarray) -> np.ndarray:
-        """The symbols int64 `[F]` that `encode` wrote, given those of the stages below, `[K - 1, F]`."""
+        """Decode symbols int64 `[F]`, given those of the stages below, `[K - 1, F]`."""
         decoder, (stage, frames) = RangeDecoder(data), below.shape
         lower = self.rows(below, [context for context in self.contexts if context.stage < stage])
         own = [context for context in self.contexts if context.stage == stage]
@@ -127,7 +127,7 @@ class StageTables:
         return np.array(symbols, np.int64)
 
     def rows(self, symbols: np.ndarray, contexts: Sequence[Context]) -> np.ndarray:
-        """Rows of `embeddings`, `[contexts, F]`, for symbols `[K, F]`."""
+        """Row indices of `embeddings`, `[contexts, F]`, for symbols `[K, F]`."""
         frames = symbols.shape[1]
         rows = np.empty((len(contexts), frames), np.int64)
         for row, context in zip(rows, contexts, strict=True):
@@ -137,12 +137,12 @@ class StageTables:
         return rows
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """Logarithms int32 `[F, V]` of the frequencies, with the embeddings in `rows`."""
+        """Fixed-point logarithms int32 `[F, V]` of the frequencies, for embeddings `rows`."""
         hidden = self.embeddings[rows].sum(axis=0, dtype=np.int32)
         return np.einsum("fr,rv->fv", hidden, self.output.astype(np.int32)) + self.bias
 
     def cumulative(self, logits: np.ndarray) -> np.ndarray:
-        """Sums int32 `[..., V]` of the frequencies, 1 to 2^16 each, up to and with each symbol."""
+        """Inclusive cumulative sums int32 `[..., V]` of the frequencies, which are 1 to 2^16."""
         below = logits.max(axis=-1, keepdims=True) - logits
         below >>= LOG_BITS - POWER_BITS
         np.minimum(below, len(POWERS) - 1, out=below)
@@ -151,20 +151,20 @@ class StageTables:
 
 @dataclass(frozen=True)
 class EntropyTables:
-    """Tables of all stages of the codec that `codec_id` names."""
+    """Tables of all stages of the codec with id `codec_id`."""
 
     codec_id: str
     codebook_sizes: tuple[int, ...]
     stages: tuple[StageTables, ...]
 
     def encode(self, codes: np.ndarray) -> bytes:
-        """Bytes of the last stage's codes `[F]` in `[K, F]`, given those of the stages below."""
+        """Encode the last stage's codes of `[K, F]`, given those of the stages below."""
         codes, bits = codes.astype(np.int64), low_bits(self.codebook_sizes[len(codes) - 1])
         low = pack_bits(codes[-1] & (1 << bits) - 1, bits)
         return low + self.stages[len(codes) - 1].encode(self.symbols(codes))
 
     def decode(self, data: bytes, below: np.ndarray) -> np.ndarray:
-        """The codes int64 `[F]` of the next stage above `below` `[K, F]`; CorruptError for foreign bytes."""
+        """Decode codes int64 `[F]` of the stage above `below` `[K, F]`; CorruptError for invalid bytes."""
         stage, frames = below.shape
         bits = low_bits(self.codebook_sizes[stage])
         low = -(-frames * bits // 8)
@@ -186,7 +186,7 @@ class EntropyTables:
 
     @cached_property
     def tables_id(self) -> str:
-        """The first 32 digits of a hexadecimal SHA-256 of the tables."""
+        """First 32 hexadecimal digits of the tables' SHA-256."""
         digest = hashlib.sha256(json.dumps(self.metadata(), sort_keys=True).encode())
         for name, array in sorted(self.arrays().items()):
             digest.update(f"{name} {array.dtype} {list(array.shape)}".encode())
@@ -194,7 +194,7 @@ class EntropyTables:
         return digest.hexdigest()[:32]
 
     def metadata(self) -> dict[str, str]:
-        """What is stored beside the arrays."""
+        """Metadata of the tables' file: format, codec id, codebook sizes and contexts."""
         contexts = [[[c.stage, c.shift] for c in stage.contexts] for stage in self.stages]
         return {
             "format": FORMAT,
@@ -204,7 +204,7 @@ class EntropyTables:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays, by the names that they have in the file; little-endian on every machine."""
+        """Arrays by their names in the file, little-endian on every machine."""
         kinds = {"bias": "<i4", "output": "i1", "embeddings": "i1"}
         return {
             f"{stage}.{name}": np.ascontiguousarray(getattr(tables, name), kind)

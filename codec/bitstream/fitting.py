@@ -1,4 +1,4 @@
-"""Fits entropy tables to codes: logistic regression in floats, kept as integers where they save bits."""
+"""Fitting of entropy tables to codes: multinomial logistic regression in floats, rounded to integers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from codec.bitstream.entropy import (
 )
 from codec.config import ConfigError
 
-RANK = 32  # numbers that stand for a context's symbol
+RANK = 32  # dimension of a context's embeddings
 UNIT = 2 ** (LOG_BITS // 2)  # of embeddings and outputs; their products have LOG_BITS fractional bits
 BATCH, EPOCHS, RATE = 2048, 4, 0.02
-WEIGHT_DECAY = 0.3  # what other speakers gain most from, of 0 to 2
+WEIGHT_DECAY = 0.3  # best of 0 to 2 on held-out speakers
 LEAST_STEPS, MOST_STEPS = 200, 4000
-HELD_OUT = 10  # every tenth piece decides whether contexts help
-PIECE = 1000  # frames; longer sequences are cut, so that a start without contexts is learned
+HELD_OUT = 10  # every tenth piece is held out, to compare contexts with static tables
+PIECE = 1000  # frames; longer sequences are cut, to train starts without contexts
 
 
 class Fit(NamedTuple):
-    """Tables, and the bits per symbol of held-out codes by stage: with static tables, and with these."""
+    """Tables, and bits per symbol of held-out codes by stage, with static tables and with these."""
 
     tables: EntropyTables
     static_bits: tuple[float, ...]
@@ -47,21 +47,22 @@ def fit_tables(
     max_frames: int = 2_000_000,
     device: str | torch.device = "cpu",
 ) -> Fit:
-    """Tables of a codec from sequences of codes `[K, F]`, one a recording; the same for the same sequences.
+    """Fit tables to sequences of codes `[K, F]`, one per recording; deterministic.
 
-    At most the first `max_frames` frames are used: shuffle what is longer. Stages whose held-out codes take
-    no fewer bits with contexts get static tables. ConfigError for too few codes, ValueError for other ones.
+    At most the first `max_frames` frames are used: shuffle a longer corpus. A stage gets static tables
+    unless contexts save bits on held-out codes. ConfigError for too few codes, ValueError for codes of
+    other codebooks.
     """
     if not codebook_sizes:
         raise ConfigError("this codec's quantizer keeps no codes to fit tables to")
     pieces = collect(sequences, tuple(codebook_sizes), max_frames)
-    held_out, kept = pieces[::HELD_OUT], [p for i, p in enumerate(pieces) if i % HELD_OUT]
-    if not kept:
+    held_out, training = pieces[::HELD_OUT], [p for i, p in enumerate(pieces) if i % HELD_OUT]
+    if not training:
         raise ConfigError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
     frames, fits = sum(piece.shape[1] for piece in held_out), []
     for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", disable=None):
-        static = fit_static([piece[stage] for piece in kept], alphabet(codebook_sizes[stage]))
-        fitted = fit_contexts(kept, stage, codebook_sizes, static, device)
+        static = fit_static([piece[stage] for piece in training], alphabet(codebook_sizes[stage]))
+        fitted = fit_contexts(training, stage, codebook_sizes, static, device)
         static_bits, fitted_bits = (
             sum(tables.bits(piece[: stage + 1]) for piece in held_out) / frames for tables in (static, fitted)
         )
@@ -74,7 +75,7 @@ def fit_tables(
 def collect(
     sequences: Iterable[np.ndarray], codebook_sizes: tuple[int, ...], max_frames: int
 ) -> list[np.ndarray]:
-    """Symbols `[K, <= PIECE]` of the first `max_frames` frames."""
+    """Pieces of symbols `[K, <= PIECE]` of the first `max_frames` frames."""
     shifts = np.array([low_bits(size) for size in codebook_sizes])[:, None]
     sizes, pieces, frames = np.array(codebook_sizes)[:, None], [], 0
     for codes in sequences:
@@ -89,7 +90,7 @@ def collect(
 
 
 def fit_static(symbols: Sequence[np.ndarray], size: int) -> StageTables:
-    """Tables without contexts."""
+    """Fit tables without contexts to the symbols' frequencies."""
     counts = np.bincount(np.concatenate(symbols), minlength=size) + 0.5
     bias = np.round(np.log2(counts / counts.max()) * 2**LOG_BITS).astype(np.int32)
     return StageTables(bias, np.zeros((0, size), np.int8), np.zeros((0, 0), np.int8))
@@ -102,7 +103,7 @@ def fit_contexts(
     static: StageTables,
     device: str | torch.device,
 ) -> StageTables:
-    """Tables with the stage's two last symbols, and of each stage below the current and the last."""
+    """Fit tables with contexts: the stage's last two symbols, current and last of each stage below."""
     pairs = [(stage, -1), (stage, -2)] + [(below, shift) for below in range(stage) for shift in (0, -1)]
     contexts = place_contexts(pairs, codebook_sizes)
     empty = StageTables(static.bias, static.output, static.embeddings, contexts)
@@ -115,7 +116,7 @@ def fit_contexts(
 
 
 class LogBilinear(nn.Module):
-    """Logarithms to base 2 of the symbols' frequencies, from the rows of their contexts."""
+    """Log-bilinear model: base-2 logarithms of the symbols' frequencies from the rows of their contexts."""
 
     def __init__(self, contexts: Sequence[Context], bias: Tensor):
         super().__init__()
@@ -131,8 +132,8 @@ class LogBilinear(nn.Module):
 
     @torch.no_grad()
     def tables(self, contexts: tuple[Context, ...]) -> StageTables:
-        """The nearest integer tables."""
-        # Of equal reach on both sides of the product, so that neither is rounded more than it has to be.
+        """Round to the nearest integer tables."""
+        # Equal ranges of both factors minimize the rounding error of their product.
         ratio = (self.output.abs().amax(1) / self.embeddings.abs().amax(0)).clamp(1e-3, 1e3).sqrt()
         embeddings, output = self.embeddings * ratio, self.output / ratio[:, None]
         bias = (self.bias - self.bias.max()) * 2**LOG_BITS
@@ -145,7 +146,7 @@ class LogBilinear(nn.Module):
 
 
 def train(model: LogBilinear, rows: Tensor, symbols: Tensor, steps: int, device: str | torch.device) -> None:
-    """Fit by AdamW, with a rate that rises over a tenth of the steps and falls to zero."""
+    """Fit by AdamW, with a learning rate that rises over a tenth of the steps and falls to zero."""
     vectors = {"params": [model.embeddings, model.output], "weight_decay": WEIGHT_DECAY}
     optimizer = torch.optim.AdamW([vectors, {"params": [model.bias], "weight_decay": 0}], lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)

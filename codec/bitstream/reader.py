@@ -1,4 +1,4 @@
-"""Reads `.codec` files, also hostile ones: nothing is believed that is not checked."""
+"""Reader of `.codec` files, with every field validated: files may be malicious."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from codec.bitstream.records import (
 )
 from codec.config import ConfigError
 
-WINDOW = 2**16  # bytes searched at a time for the next whole chunk
+WINDOW = 2**16  # bytes read at a time in the search for the next intact chunk
 
 
 class Chunk(NamedTuple):
-    """Codes int64 `[K, frames]` from frame `start` on, or the `problem` that they were lost to."""
+    """Codes int64 `[K, frames]` from frame `start` on; None with a `problem` if they are lost."""
 
     start: int
     frames: int
@@ -44,10 +44,10 @@ class Chunk(NamedTuple):
 
 
 class BitstreamReader:
-    """Reads a `.codec` file, `with BitstreamReader(path) as reader`; BitstreamError for what is not whole.
+    """Reads a `.codec` file, `with BitstreamReader(path) as reader`; BitstreamError if it is damaged.
 
-    With `salvage`, only the header has to be whole: `end` is None where the end record is lost, and damaged
-    chunks are returned with the `problem` that they have.
+    With `salvage`, only the header must be intact: `end` is None if the end record is lost, and damaged
+    chunks are returned with their `problem`.
     """
 
     def __init__(self, path: str | os.PathLike[str], salvage: bool = False):
@@ -75,16 +75,16 @@ class BitstreamReader:
         self.file.close()
 
     def read(self, position: int, size: int) -> bytes:
-        """Up to `size` bytes from `position` on: never more than there are."""
+        """Read up to `size` bytes from `position` on, without exceeding the file's length."""
         self.file.seek(position)
         return self.file.read(max(0, min(size, self.length - position)))
 
     def read_end(self) -> End | None:
-        """The end record; CorruptError, or None to salvage, where it is lost or promises too much."""
+        """Read the end record; if it is damaged or has too many chunks, CorruptError, or None in salvage."""
         try:
             end = unpack_end(self.read(max(0, self.length - END_BYTES), END_BYTES), self.header, self.seed)
             if (end.chunks - 1) * self.header.least_chunk_bytes > self.length:
-                raise CorruptError(f"{end.chunks} chunks are promised, in {self.length} bytes")
+                raise CorruptError(f"{end.chunks} chunks do not fit into {self.length} bytes")
         except CorruptError:
             if self.salvage:
                 return None
@@ -93,7 +93,7 @@ class BitstreamReader:
 
     @property
     def most_frames(self) -> int:
-        """The frames that there are; without an end record, that so many bytes can hold."""
+        """Number of frames; without an end record, an upper bound from the file size."""
         if self.end:
             return self.end.frames
         return (self.length // self.header.least_chunk_bytes + 1) * self.header.chunk_frames
@@ -101,7 +101,7 @@ class BitstreamReader:
     def chunks(
         self, tables: EntropyTables | None = None, num_quantizers: int | None = None
     ) -> Iterator[Chunk]:
-        """Chunk by chunk, the codes of the first stages; TablesError unless `tables` are the file's own."""
+        """Yield the chunks with codes of the first `num_quantizers`; TablesError for other `tables`."""
         require_tables(self.header, tables)
         count = len(self.header.codebook_sizes)
         if num_quantizers is not None and not 1 <= num_quantizers <= count:
@@ -118,7 +118,7 @@ class BitstreamReader:
             yield Chunk(start, head.frames, codes)
 
     def stored(self) -> Iterator[tuple[Head, list[bytes]]]:
-        """Each chunk's head and its stages' bytes; BitstreamError at the first that is damaged."""
+        """Yield each chunk's head and its stages' bytes; BitstreamError at the first damaged chunk."""
         if self.end is None:
             raise BitstreamError(self.path, "no end record: read it with salvage")
         position, digest, end = self.begin, 0, self.end
@@ -128,7 +128,10 @@ class BitstreamReader:
                 parts, crc = self.read_stages(position, head)
                 frames = min(self.header.chunk_frames, end.frames - index * self.header.chunk_frames)
                 if head.index != index or head.frames != frames:
-                    raise CorruptError(f"chunk {head.index} of {head.frames} frames is in its place")
+                    raise CorruptError(
+                        f"expected chunk {index} of {frames} frames, "
+                        f"found chunk {head.index} of {head.frames} frames"
+                    )
             except CorruptError as error:
                 raise self.damaged(index, error) from error
             yield head, parts
@@ -137,21 +140,21 @@ class BitstreamReader:
         if position != self.length - END_BYTES:
             raise BitstreamError(self.path, "bytes between the last chunk and the end record")
         if digest != end.digest:
-            raise BitstreamError(self.path, "its chunks are not those that it was written with")
+            raise BitstreamError(self.path, "the chunks do not match the end record's checksum")
 
     def size(self, head: Head) -> int:
-        """Bytes of a chunk."""
+        """Size of a chunk in bytes."""
         return self.header.head_bytes + sum(head.sizes) + CRC.size
 
     def read_head(self, position: int) -> Head:
-        """Head of the chunk at `position`; CorruptError when it is damaged, or promises too much."""
+        """Read the head of the chunk at `position`; CorruptError if it is damaged or exceeds the file."""
         head = unpack_head(self.read(position, self.header.head_bytes), self.header, self.seed)
         if position + self.size(head) > self.length:
             raise CorruptError("truncated")
         return head
 
     def read_stages(self, position: int, head: Head) -> tuple[list[bytes], bytes]:
-        """Stages' bytes and CRC of the chunk at `position`; CorruptError when it is damaged."""
+        """Read stages' bytes and CRC of the chunk at `position`; CorruptError if it is damaged."""
         data = self.read(position, self.size(head))
         begin = self.header.head_bytes
         content = unsealed(data[begin:], CRC.unpack_from(data, begin - CRC.size)[0])
@@ -159,7 +162,7 @@ class BitstreamReader:
         return [content[a:b] for a, b in pairwise(cuts)], data[-CRC.size :]
 
     def decode(self, head: Head, parts: list[bytes], tables: EntropyTables | None) -> np.ndarray:
-        """Codes int64 `[len(parts), F]`; CorruptError for bytes that no writer wrote."""
+        """Decode codes int64 `[len(parts), F]`; CorruptError for invalid bytes."""
         codes = np.zeros((len(parts), head.frames), np.int64)
         for stage, (part, raw) in enumerate(zip(parts, head.raw, strict=False)):
             size = self.header.codebook_sizes[stage]
@@ -174,20 +177,20 @@ class BitstreamReader:
         return codes
 
     def salvaged(self, tables: EntropyTables | None, num_quantizers: int) -> Iterator[Chunk]:
-        """All chunks in order, the damaged ones with their problem and without codes."""
+        """Yield all chunks in order; damaged ones with a problem instead of codes."""
         position, frame, problem = self.begin, 0, ""
-        left = 2 * self.length  # real chunks do not overlap: only forged ones make more to read
+        budget = 2 * self.length  # bound of bytes read: real chunks do not overlap, forged ones may
         while position < self.length:
             skipped = 1
             try:
                 head = self.read_head(position)
-                left -= self.size(head)
-                skipped = 1 if left > 0 else self.size(head)
+                budget -= self.size(head)
+                skipped = 1 if budget > 0 else self.size(head)
                 parts, _ = self.read_stages(position, head)
-                skipped = self.size(head)  # as it was written: no other chunk is within
+                skipped = self.size(head)  # an intact chunk contains no other chunk
                 start = head.index * self.header.chunk_frames
                 if start < frame or start + head.frames > self.most_frames:
-                    raise CorruptError(f"chunk {head.index} is in its place")
+                    raise CorruptError(f"unexpected chunk {head.index} at frame {frame}")
                 codes = self.decode(head, parts[:num_quantizers], tables)
             except CorruptError as error:
                 problem = problem or str(error)
@@ -202,7 +205,7 @@ class BitstreamReader:
             yield Chunk(frame, self.end.frames - frame, None, problem or "lost")
 
     def find_chunk(self, position: int) -> int:
-        """Where the next head is that its checksum fits, or the file's end."""
+        """Position of the next head with a matching checksum, or the file's length."""
         size = self.header.head_bytes - CRC.size
         while position + size + CRC.size <= self.length:
             begin, block = self.window
@@ -210,25 +213,25 @@ class BitstreamReader:
             if not begin <= position <= last:
                 self.window = position, self.read(position, WINDOW)
                 continue
-            found = block.find(CHUNK, position - begin)
-            if found < 0:
+            marker = block.find(CHUNK, position - begin)
+            if marker < 0:
                 position = begin + len(block) - len(CHUNK) + 1
-            elif begin + found > last:
-                position = begin + found
-            elif CRC.unpack_from(block, found + size)[0] == crc32(block[found : found + size], self.seed):
-                return begin + found
+            elif begin + marker > last:
+                position = begin + marker
+            elif CRC.unpack_from(block, marker + size)[0] == crc32(block[marker : marker + size], self.seed):
+                return begin + marker
             else:
-                position = begin + found + 1
+                position = begin + marker + 1
         return self.length
 
     def damaged(self, index: int, error: Exception) -> BitstreamError:
-        """The error of a chunk, with its place."""
+        """Error with the chunk's index and time."""
         seconds = index * self.header.chunk_frames * self.header.hop_length / self.header.sample_rate
         return BitstreamError(self.path, f"chunk {index}, from {seconds:.2f} s on: {error}")
 
 
 def require_tables(header: Header, tables: EntropyTables | None) -> None:
-    """TablesError unless `tables` are those that the header names."""
+    """TablesError unless `tables` have the id in the header."""
     if not header.tables_id:
         return
     if tables is None:
@@ -242,7 +245,7 @@ def require_tables(header: Header, tables: EntropyTables | None) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read; BitstreamError for what is none, as a FIFO that would block for ever."""
+    """Open a regular file for reading; BitstreamError for others, such as a FIFO that would block forever."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BitstreamError(path, "not a regular file")

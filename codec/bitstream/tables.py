@@ -1,4 +1,4 @@
-"""The file of a codec's entropy tables: written whole, checked when it is read."""
+"""File of a codec's entropy tables: written atomically, validated on reading."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST_CONTEXTS, LARGEST_RANK, LARGEST_BIAS = 256, 128, 2**24  # so that no sum in
 
 
 def save_tables(tables: EntropyTables, path: str | Path) -> None:
-    """Write the tables; the file appears complete or not at all, or OSError says why."""
+    """Write the tables atomically; OSError if that fails."""
     with written_whole(path, durable=True) as temporary:
         temporary.write_bytes(save(tables.arrays(), tables.metadata()))
 
 
 def load_tables(path: str | Path) -> EntropyTables:
-    """Read tables, whatever the file holds; TablesError when it is damaged or not such a file."""
+    """Read tables from an untrusted file; TablesError if it is damaged or has another format."""
     path = Path(path)
     if not path.is_file():
         raise TablesError(f"{path}: no such file; make it with codec-fit-entropy")
@@ -46,7 +46,7 @@ def load_tables(path: str | Path) -> EntropyTables:
 
 
 def read(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> EntropyTables:
-    """Tables from a file's content; ValueError, TypeError or KeyError for what is none."""
+    """Build tables from a file's content; ValueError, TypeError or KeyError if it is invalid."""
     sizes, contexts = json.loads(metadata["codebook_sizes"]), json.loads(metadata["contexts"])
     require(isinstance(sizes, list) and 1 <= len(sizes) <= MOST_STAGES, "codebook_sizes")
     require(all(type(size) is int and 1 <= size <= LARGEST_CODEBOOK for size in sizes), "codebook_sizes")
@@ -58,15 +58,15 @@ def read(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> EntropyTabl
             require(type(source) is int and type(shift) is int, f"contexts of stage {stage}")
             require(0 <= source <= stage and -MOST_FRAMES_BACK <= shift <= 0, f"contexts of stage {stage}")
             require(source < stage or shift < 0, f"a context of stage {stage}: it is the code itself")
-        placed = place_contexts([(source, shift) for source, shift in pairs], sizes)
-        stages.append(read_stage(stage, alphabet(sizes[stage]), placed, arrays))
+        stage_contexts = place_contexts([(source, shift) for source, shift in pairs], sizes)
+        stages.append(read_stage(stage, alphabet(sizes[stage]), stage_contexts, arrays))
     return EntropyTables(str(metadata["codec_id"]), tuple(sizes), tuple(stages))
 
 
 def read_stage(
     stage: int, symbols: int, contexts: tuple[Context, ...], arrays: dict[str, np.ndarray]
 ) -> StageTables:
-    """One stage's tables; ValueError unless shapes, types and values are those that coding can use."""
+    """Build one stage's tables; ValueError for wrong shapes, types or values."""
     bias, output, embeddings = (arrays[f"{stage}.{name}"] for name in ("bias", "output", "embeddings"))
     rows, rank = contexts[-1].missing + 1 if contexts else 0, embeddings.shape[-1]
     for array, shape, kind in (
@@ -81,6 +81,6 @@ def read_stage(
 
 
 def require(good: bool, what: str) -> None:
-    """ValueError unless good."""
+    """ValueError, with `what` as its subject, unless `good`."""
     if not good:
         raise ValueError(f"{what} cannot be used")

@@ -1,1 +1,1 @@
-"""Measuring codecs: scores, rates, costs, and the page that compares them."""
+"""Evaluation of codecs: scores, bitrates, complexity, and the page that compares them."""

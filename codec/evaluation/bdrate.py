@@ -1,4 +1,4 @@
-"""Bjøntegaard's delta rate: how many more bits a codec needs than another for the same quality."""
+"""Bjøntegaard delta rate: relative difference in bitrate of two codecs at equal quality."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def bd_rate(
     """Mean difference of bitrate in % against the anchor, at equal quality; negative is better.
 
     Curves are `(kbit/s, quality)` points. Log rate is interpolated over quality by monotone piecewise cubics
-    (Fritsch and Carlson 1980, harmonic slopes) and integrated over the range that both reach (VCEG-M33, with
-    the interpolation of JCTVC-B055). ValueError when a curve has fewer than two points, does not rise with
-    its rate, or the two have no quality in common.
+    (Fritsch and Carlson 1980, harmonic slopes) and integrated over the common range of quality (VCEG-M33,
+    with the interpolation of JCTVC-B055). ValueError if a curve has fewer than two points or does not rise
+    with its rate, or if the curves have no quality in common.
     """
-    ours, theirs = (prepared(points, lower_is_better) for points in (curve, anchor))
-    low, high = max(ours[0][0], theirs[0][0]), min(ours[0][-1], theirs[0][-1])
+    tested, reference = (prepared(points, lower_is_better) for points in (curve, anchor))
+    low, high = max(tested[0][0], reference[0][0]), min(tested[0][-1], reference[0][-1])
     if high <= low:
         raise ValueError(f"no quality in common: {span(curve)} and {span(anchor)}")
-    difference = (integral(*ours, low, high) - integral(*theirs, low, high)) / (high - low)
+    difference = (integral(*tested, low, high) - integral(*reference, low, high)) / (high - low)
     return 100 * math.expm1(difference)
 
 
 def span(points: Sequence[tuple[float, float]]) -> str:
-    """The range of quality of a curve, for a reader."""
+    """Range of quality of a curve, as text."""
     scores = [score for _, score in points]
     return f"{min(scores):.3g} to {max(scores):.3g}"
 

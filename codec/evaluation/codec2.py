@@ -1,4 +1,4 @@
-"""Codec 2 of pycodec2: speech at 0.7 to 3.2 kbit/s (Rowe), as a baseline."""
+"""Baseline Codec 2 (Rowe) by pycodec2: speech at 0.7 to 3.2 kbit/s."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MODES = {3.2: 3200, 2.4: 2400, 1.6: 1600, 1.4: 1400, 1.3: 1300, 1.2: 1200, 0.7: 
 
 
 class Codec2:
-    """Codes the channels' mean at one of the bitrates; ConfigError for another, or without pycodec2."""
+    """Codec 2 of the channels' mean at one bitrate; ConfigError for an unknown one, or without pycodec2."""
 
     def __init__(self, kbps: float, sample_rate: int):
         if kbps not in MODES:
-            known = ", ".join(f"codec2_{rate:g}" for rate in MODES)
-            raise ConfigError(f"baseline codec2_{kbps:g}: there are {known}")
+            choices = ", ".join(f"codec2_{rate:g}" for rate in MODES)
+            raise ConfigError(f"baseline codec2_{kbps:g}: there are {choices}")
         try:
             self.library: Any = importlib.import_module("pycodec2")
         except ImportError as error:
@@ -30,18 +30,18 @@ class Codec2:
         self.mode, self.sample_rate = MODES[kbps], sample_rate
 
     def identity(self) -> dict[str, Any]:
-        """What the results depend on."""
+        """Version of pycodec2, on which the results depend."""
         return {"pycodec2": importlib.metadata.version("pycodec2")}
 
     def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """What becomes of `[C, T]`, the bits of its frames, those of a file, whose frames are whole bytes."""
+        """Reconstruction of `[C, T]`, bits of its frames, and bits of a file with frames of whole bytes."""
         narrow = resample(samples.mean(0, keepdims=True), self.sample_rate, RATE)[0]
         encoder, decoder = (self.library.Codec2(self.mode) for _ in range(2))
         size = encoder.samples_per_frame()
         pcm = np.clip(np.round(narrow * 32768), -32768, 32767).astype(np.int16)
         frames = np.pad(pcm, (0, -len(pcm) % size)).reshape(-1, size)
         coded = [encoder.encode(frame) for frame in frames]
-        heard = np.concatenate([decoder.decode(frame) for frame in coded]).astype(np.float32) / 32768
-        wide = resample(heard[None], RATE, self.sample_rate)
+        decoded = np.concatenate([decoder.decode(frame) for frame in coded]).astype(np.float32) / 32768
+        wide = resample(decoded[None], RATE, self.sample_rate)
         bits = len(coded) * encoder.bits_per_frame()
         return wide.repeat(len(samples), 0), bits, 8 * sum(map(len, coded))

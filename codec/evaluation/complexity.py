@@ -1,4 +1,4 @@
-"""What coding costs: time, multiplications, and the samples that a codec has to wait for."""
+"""Complexity of coding: time, multiply–accumulates, algorithmic latency and receptive fields."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codec.model import Codec
 
-CONTEXT = 2.0  # s of audio to each side of the frame whose reach is measured
+CONTEXT = 2.0  # s of audio on each side of the frame whose receptive field is measured
 
 
 def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1) -> dict[str, Any]:
-    """Milliseconds that a second of audio takes to encode and to decode, on some threads; the fastest run."""
+    """Milliseconds to encode and to decode one second of audio on `threads`; minimum of three runs."""
     audio = audio[..., : round(seconds * codec.sample_rate)]
     codes = codec.encode(audio)
     latents = codec.latents(audio)
@@ -29,11 +29,11 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
         times = []
         for _ in range(repeats):
             began = time.perf_counter()
-            work().cpu()  # a GPU is still at work when it has been told what to do
+            work().cpu()  # waits for a GPU, whose kernels run asynchronously
             times.append(time.perf_counter() - began)
         return round(1000 * min(times) * codec.sample_rate / audio.shape[-1], 3)
 
-    before = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         return {
@@ -46,12 +46,12 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
             else torch.cuda.get_device_name(audio.device),
         }
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
 
 
 @torch.inference_mode()
 def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
-    """Speed in multiples of real time on one and all threads, MACs of the parts, latency and fields."""
+    """Real-time factors on one and all threads, MACs of the parts, latency and receptive fields."""
     threads = os.cpu_count() or 1
     one, all_threads = (time_coding(codec, audio, threads=number) for number in (1, threads))
     return {
@@ -66,7 +66,7 @@ def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
 
 
 def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **named: Any) -> int:
-    """Operations of oneDNN's matrix product, which torch's counter does not know."""
+    """Operations of oneDNN's matrix product, which torch's counter lacks."""
     return 2 * math.prod(input_shape) * weight_shape[0]
 
 
@@ -79,7 +79,7 @@ def count_transform(input_shape: Sequence[int], *rest: Any, **named: Any) -> int
 def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
     """Multiply–accumulates per second of audio of encoder, quantizer (coding and decoding) and decoder.
 
-    Convolutions, matrix products and Fourier transforms; work on single samples is not counted.
+    Counts convolutions, matrix products and Fourier transforms; elementwise operations are not counted.
     """
     frames = max(1, round(seconds * codec.frame_rate))
     device = next(codec.parameters()).device
@@ -90,9 +90,9 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
         counted = {aten._fft_r2c: count_transform, aten._fft_c2r: count_transform}
         counted |= {torch.ops.mkldnn._linear_pointwise: count_linear}
         counter = FlopCounterMode(display=False, custom_mapping=counted)
-        # Fused recurrent layers are one operation that cannot be counted; the plain ones are many that can.
+        # Fused recurrent layers are one operation without a count; the unfused ones are matrix products.
         with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
-            warnings.simplefilter("ignore", UserWarning)  # of an option of other hardware
+            warnings.simplefilter("ignore", UserWarning)  # about an option of other hardware
             with torch.backends.mkldnn.flags(enabled=False), counter:
                 work()
         return round(counter.get_total_flops() / 2 * codec.sample_rate / audio.shape[-1])
@@ -108,16 +108,17 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
 
 
 def reach(codec: Codec) -> dict[str, float | None]:
-    """Milliseconds: `latency` until a sample can be given back, and what encoder and decoder see.
+    """Algorithmic latency and receptive fields in milliseconds, without computing time.
 
-    `encoder_field` is the audio that decides on one latent, `decoder_field` the audio that a latent changes;
-    None where no bound is known, as with recurrent layers. Computing takes no time here.
+    `latency` is the delay until a sample can be decoded, `encoder_field` the span of audio that a latent
+    depends on, `decoder_field` the span of audio that depends on a latent. A field is None if it is
+    unbounded, as with recurrent layers.
     """
     first, last = encoder_reach(codec)
     begin, end = decoder_reach(codec)
     network = codec.autoencoder
     hop, stride = network.hop_length, codec.quantizer.stride
-    # Codes of one frame come together: the last of its latents is what the first has to wait for.
+    # A frame is coded as a whole: its first latent waits for the last.
     latency = (stride - 1) * hop + last - begin + 1
     milliseconds = 1000 / codec.sample_rate
     bounded = [None not in context for context in (network.encoder_context, network.decoder_context)]
@@ -129,14 +130,14 @@ def reach(codec: Codec) -> dict[str, float | None]:
 
 
 def middle(codec: Codec) -> int:
-    """A latent with `CONTEXT` on both sides, of twice as many and one."""
+    """Index of a latent at the start of a frame, with at least `CONTEXT` before it."""
     return math.ceil(CONTEXT * codec.sample_rate / codec.autoencoder.hop_length / codec.quantizer.stride) * (
         codec.quantizer.stride
     )
 
 
 def encoder_reach(codec: Codec) -> tuple[int, int]:
-    """First and last sample, relative to the first of its hop, on which a latent depends: by its gradient."""
+    """First and last sample, relative to its hop's first, that a latent depends on, from its gradient."""
     hop, place = codec.autoencoder.hop_length, middle(codec)
     device = next(codec.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +151,7 @@ def encoder_reach(codec: Codec) -> tuple[int, int]:
 
 
 def decoder_reach(codec: Codec) -> tuple[int, int]:
-    """First and last sample, relative to the first of its hop, that change with a latent: by changing it."""
+    """First and last sample, relative to its hop's first, that depend on a latent, by perturbing it."""
     hop, place = codec.autoencoder.hop_length, middle(codec)
     device = next(codec.parameters()).device
     shape = (1, codec.autoencoder.latent_dim, 2 * place + codec.quantizer.stride)

@@ -1,4 +1,4 @@
-"""Judge a codec on whole recordings: a table, and every pair to listen to and to look at."""
+"""Evaluation of a codec on recordings: tables of scores, and audio and spectrograms of every pair."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from codec.model import Codec
 from codec.pictures import save_spectrogram_pair
 
 log = logging.getLogger(__name__)
-drawing = threading.Lock()  # matplotlib draws one picture at a time
+drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: of each file the first `max_seconds`, compared at `sample_rate` in `channels`.
+    """Evaluation options: the first `max_seconds` of a file, compared at `sample_rate` in `channels`.
 
-    Files are named relative to `root`, its sub-folders are domains. As many files are evaluated at a time as
-    there are `processes`, which compute the `metrics`. The first `pictures` files get spectrograms.
+    File names are relative to `root`, whose sub-folders are domains. The number of `processes`, which compute
+    the `metrics`, is that of files evaluated at a time. The first `pictures` files get spectrograms.
     """
 
     sample_rate: int
@@ -63,10 +63,10 @@ def evaluate(
     pictures: int = 16,
     metrics: Sequence[PerceptualMetric] = (),
 ) -> dict[str, Any]:
-    """Code audio files at several depths on the codec's device; write wavs, pictures, tables, `summary.json`.
+    """Code files with several numbers of quantizers; write wavs, spectrograms, tables and `summary.json`.
 
-    Of a longer file the first `max_seconds` are used. Unreadable files are logged and left out. `files.csv`
-    has each file's scores with all stages, `depths.csv` those of every depth. Returns the summary.
+    The first `max_seconds` of each file are used. Unreadable files are logged and skipped. `files.csv` has
+    each file's scores with all quantizers, `depths.csv` those of each number. Returns the summary.
     """
     options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures, metrics)
     try:
@@ -80,10 +80,10 @@ def evaluate(
 def evaluate_system(
     system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
 ) -> dict[str, Any]:
-    """`evaluate` for anything that codes audio, by several threads; with `resume` only what is not done yet.
+    """`evaluate` any system on several threads; with `resume`, finished files are skipped.
 
-    A file or metric that fails leaves its reason in `failures.csv`. DataError when none could be evaluated,
-    ConfigError when the folder holds the results of something else.
+    Reasons for failed files and metrics are written to `failures.csv`. DataError if no file could be
+    evaluated, ConfigError if the folder holds another evaluation.
     """
     output.mkdir(parents=True, exist_ok=True)
     mark_output(output)
@@ -96,24 +96,24 @@ def evaluate_system(
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
-    found = [records.done[name] for _, _, name in numbered if name in records.done]
-    whole = [record for record in found if "error" not in record]
-    if not whole:
+    results = [records.done[name] for _, _, name in numbered if name in records.done]
+    scored = [record for record in results if "error" not in record]
+    if not scored:
         raise DataError(f"none of {len(files)} files could be evaluated")
     names = [*SCORES, *(metric.name for metric in options.metrics)]
-    summary = summarise(system, whole, names)
+    summary = summarise(system, scored, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
     summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
     if isinstance(system, OwnCodec):
         summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
-    write_tables(output, found, names, summary)
+    write_tables(output, results, names, summary)
     return summary
 
 
 def evaluate_files(
     system: System, todo: Sequence[tuple[int, str, str]], output: Path, options: Options, records: Records
 ) -> None:
-    """Evaluate numbered files on several threads, each with a process for the metrics of others."""
+    """Evaluate numbered files on several threads, each with its own metric process."""
     processes: queue.SimpleQueue[MetricProcess] = queue.SimpleQueue()
     for process in options.processes:
         processes.put(process)
@@ -143,7 +143,7 @@ def evaluate_files(
 def evaluate_file(
     system: System, entry: tuple[int, str, str], output: Path, options: Options, process: MetricProcess
 ) -> dict[str, Any]:
-    """The record of one file: scores of each point, codes; or the error that it ended with."""
+    """Record of one file: scores of each point, and codes; or its error."""
     number, path, name = entry
     record = {"file": name, "number": number, "stamp": stamp(path)}
     try:
@@ -158,7 +158,7 @@ def evaluate_file(
         record["codes"] = codes[0].tolist() if codes is not None else []
         picture = number <= options.pictures
         write_pair(output, number, path, audio, estimate, options.sample_rate, picture=picture)
-    except (ValueError, RuntimeError) as error:  # of this file alone: the others go on
+    except (ValueError, RuntimeError) as error:  # fails this file only
         if not isinstance(error, AudioError):
             log.warning("%s, %s: %s", system.name, name, error)
         else:
@@ -170,7 +170,7 @@ def evaluate_file(
 def score(
     point: Point, estimate: Tensor, audio: Tensor, options: Options, process: MetricProcess, reasons: dict
 ) -> dict[str, Any]:
-    """Every metric of one reconstruction `[C, T]`; None, and its reason, where a metric failed."""
+    """Score one reconstruction `[C, T]` with every metric; a failed one is None, its reason in `reasons`."""
     row: dict[str, Any] = {
         "num_quantizers": point.num_quantizers,
         "bits": point.bits,
@@ -189,7 +189,7 @@ def score(
 
 
 def fitted(audio: Tensor, options: Options, system: System) -> Tensor:
-    """Audio `[C, T]` at the rate and with the channels that a system codes."""
+    """Convert audio `[C, T]` to the sample rate and channels of a system."""
     if options.sample_rate != system.sample_rate:
         audio = torch.from_numpy(resample(audio.numpy(), options.sample_rate, system.sample_rate))
     if options.channels != system.channels:
@@ -198,7 +198,7 @@ def fitted(audio: Tensor, options: Options, system: System) -> Tensor:
 
 
 def returned(estimate: Tensor, options: Options, system: System, length: int) -> Tensor:
-    """What a system made of it, back at the options' rate and channels, `length` samples."""
+    """Convert a system's output `[C, T]` back to the options' rate and channels, padded to `length`."""
     if options.channels != system.channels:
         estimate = estimate.mean(0, keepdim=True).expand(options.channels, -1)
     if options.sample_rate != system.sample_rate:
@@ -207,35 +207,35 @@ def returned(estimate: Tensor, options: Options, system: System, length: int) ->
 
 
 def read_clip(path: str, sample_rate: int, channels: int, max_seconds: float) -> np.ndarray:
-    """The beginning of a file, `[C, T]`."""
+    """Read the first `max_seconds` of a file, `[C, T]`."""
     info = read_info(path)
     length = resampled_length(info.frames, info.sample_rate, sample_rate)
     return read_segment(path, 0, min(length, round(max_seconds * sample_rate)), sample_rate, channels)
 
 
 def first_clip(system: OwnCodec, files: Sequence[str], max_seconds: float) -> Tensor:
-    """The first readable file `[1, C, T]`, where the codec is."""
+    """Clip `[1, C, T]` of the first readable file, on the codec's device."""
     device = next(system.codec.parameters()).device
     clips = read_clips(system, files, max_seconds)
     return next(clips).to(device)
 
 
 def read_clips(system: System, files: Sequence[str], max_seconds: float) -> Iterator[Tensor]:
-    """Readable files `[1, C, T]` as a system takes them."""
+    """Yield clips `[1, C, T]` of the readable files at a system's rate and channels."""
     for path in files:
         try:
             yield torch.from_numpy(read_clip(path, system.sample_rate, system.channels, max_seconds))[None]
         except AudioError:
-            continue  # its record says so
+            continue  # its record has the error
 
 
 def shown(path: str, root: Path | None) -> str:
-    """How a file is named in tables."""
+    """Name of a file in tables."""
     return printable(os.path.relpath(path, root) if root else path)
 
 
 def stamp(path: str) -> list[int]:
-    """Size and time of the last change: another file of the same name is evaluated again."""
+    """Size and modification time; a changed file of the same name is evaluated again."""
     try:
         status = os.stat(path)
     except OSError:
@@ -244,7 +244,7 @@ def stamp(path: str) -> list[int]:
 
 
 def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
-    """Whether a record has everything that is asked for; a file that failed is tried again."""
+    """True if a record has no error, is of the unchanged file, and has all metrics in these versions."""
     if record is None or "error" in record or record["stamp"] != stamp(path):
         return False
     return all(record["metrics"].get(metric.name) == metric.version for metric in options.metrics)
@@ -253,7 +253,7 @@ def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
 def write_pair(
     output: Path, number: int, name: str, original: Tensor, estimate: Tensor, rate: int, picture: bool
 ) -> None:
-    """Write original and reconstruction `[C, T]` side by side, and their spectrograms."""
+    """Write original and reconstruction `[C, T]`, and their spectrograms if `picture`."""
     stem = stem_of(number, name)
     write_wav(output / f"{stem}.original.wav", original.numpy(), rate)
     write_wav(output / f"{stem}.reconstruction.wav", estimate.clamp(-1, 1).numpy(), rate)
@@ -263,7 +263,7 @@ def write_pair(
 
 
 def stem_of(number: int, name: str) -> str:
-    """How the wavs of a file begin."""
+    """Prefix of the names of a file's outputs."""
     return f"{number:03d}-{Path(printable(name)).stem[:60]}"
 
 
@@ -271,13 +271,13 @@ def write_tables(
     output: Path, records: Sequence[dict[str, Any]], names: Sequence[str], summary: dict[str, Any]
 ) -> None:
     """Write `files.csv`, `depths.csv`, `failures.csv` if there are any, and `summary.json`."""
-    whole = [record for record in records if "error" not in record]
-    rows = [{"file": record["file"], **point} for record in whole for point in record["points"]]
-    deepest = [{"file": record["file"], **record["points"][-1]} for record in whole]
+    scored = [record for record in records if "error" not in record]
+    rows = [{"file": record["file"], **point} for record in scored for point in record["points"]]
+    deepest = [{"file": record["file"], **record["points"][-1]} for record in scored]
     write_table(output / "depths.csv", rows, ["file", "num_quantizers", *names])
     write_table(output / "files.csv", deepest, ["file", *names])
     failures = [{"file": r["file"], "metric": "", "reason": r["error"]} for r in records if "error" in r]
-    for record in whole:
+    for record in scored:
         failures += [
             {"file": record["file"], "metric": cell, "reason": reason}
             for cell, reason in record["reasons"].items()
@@ -290,7 +290,7 @@ def write_tables(
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write rows as csv, whole or not at all; None is an empty cell."""
+    """Write rows as csv, atomically; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -299,12 +299,12 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[st
 
 
 def print_summary(summary: dict[str, Any], output: Path) -> None:
-    """Print the scores and where the audio is."""
+    """Print the scores and the paths of audio and tables."""
     print(f"{scores_line(summary)}\nlisten and look: {output}/001-*; each file's scores: {output}/files.csv")
 
 
 def scores_line(summary: dict[str, Any]) -> str:
-    """Our scores, for a terminal."""
+    """Scores as one line, for a terminal."""
     files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
     scores = {

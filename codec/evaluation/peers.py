@@ -1,4 +1,4 @@
-"""Published codecs beside ours: EnCodec, DAC and Mimi of `transformers`, from a local folder."""
+"""Published codecs for comparison: EnCodec, DAC and Mimi of `transformers`, from a local folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KINDS = ("encodec", "dac", "mimi")
 
 
 class Peer:
-    """A model that `save_pretrained` wrote, at several depths; audio is padded to whole frames for it.
+    """Model saved by `save_pretrained`, with several numbers of quantizers; audio is padded to whole frames.
 
-    ConfigError when the folder holds none of `KINDS`, or `transformers` is not installed. Nothing is
-    downloaded, and weights are read from safetensors alone.
+    ConfigError if the folder holds no model of `KINDS`, or `transformers` is not installed. Nothing is
+    downloaded, and weights are read from safetensors only.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Peer:
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
-        """The weights' hash and the depths."""
+        """Hash of the weights, and the depths."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {list(tensor.shape)}".encode())
@@ -63,11 +63,11 @@ class Peer:
         return {"peer": self.kind, "weights": digest.hexdigest(), "depths": self.depths}
 
     def describe(self) -> dict[str, Any]:
-        """Rates and sizes."""
+        """Frame rate, token rate and number of parameters by part."""
         parts: dict[str, int] = {}
         for name, part in self.model.named_children():
-            known = name if name in ("encoder", "decoder", "quantizer") else "other"
-            parts[known] = parts.get(known, 0) + sum(p.numel() for p in part.parameters())
+            key = name if name in ("encoder", "decoder", "quantizer") else "other"
+            parts[key] = parts.get(key, 0) + sum(p.numel() for p in part.parameters())
         return {
             "frame_rate": self.frame_rate,
             "tokens_per_second": self.frame_rate * len(self.codebook_sizes),
@@ -75,17 +75,17 @@ class Peer:
         }
 
     def bitrate(self, num_quantizers: int) -> float:
-        """Nominal bit/s."""
+        """Nominal bitrate in bit/s."""
         return sum(map(math.log2, self.codebook_sizes[:num_quantizers])) * self.frame_rate
 
     def encode(self, audio: Tensor) -> Any:
-        """What the model makes of audio `[1, C, T]` with all its stages; EnCodec's codes are by chunk."""
+        """Encode audio `[1, C, T]` with all quantizers; EnCodec's codes are split into chunks."""
         if self.kind == "encodec":
             return self.model.encode(audio, bandwidth=max(self.model.config.target_bandwidths))
         return self.model.encode(audio)
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """Encode once, decode every depth."""
+        """Encode once and decode with each number of quantizers."""
         length = audio.shape[-1]
         audio = functional.pad(audio.to(self.model.device), (0, -length % self.hop_length))
         encoded = self.encode(audio)
@@ -95,12 +95,12 @@ class Peer:
         return codes, self.points(encoded, codes.shape[2], length)
 
     def points(self, encoded: Any, frames: int, length: int) -> Iterator[Point]:
-        """Reconstructions by the first stages."""
+        """Yield the reconstructions from the first quantizers."""
         for depth in self.depths:
             if self.kind == "encodec":
                 padding = {"last_frame_pad_length": getattr(encoded, "last_frame_pad_length", 0)}
-                kept = encoded.audio_codes[:, :, :depth]
-                decoded = self.model.decode(kept, encoded.audio_scales, **padding)
+                codes = encoded.audio_codes[:, :, :depth]
+                decoded = self.model.decode(codes, encoded.audio_scales, **padding)
             else:
                 decoded = self.model.decode(audio_codes=encoded.audio_codes[:, :depth])
             estimate = decoded.audio_values
@@ -110,7 +110,7 @@ class Peer:
 
 
 def kind_of(path: Path) -> str:
-    """The `model_type` of a folder's config.json; ConfigError unless it is one of `KINDS`."""
+    """Read `model_type` of a folder's config.json; ConfigError unless it is one of `KINDS`."""
     try:
         kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Perceptual metrics that other packages compute: which there are, and processes that survive them."""
+"""Perceptual metrics of other packages: their catalog, and subprocesses that isolate their crashes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import numpy as np
 from codec.audio import resample
 from codec.config import PACKAGE, ConfigError
 
-TIMEOUT = 300.0  # seconds for one score; the first of a process includes compiling
+TIMEOUT = 300.0  # seconds for one score; the first of a process includes compilation
 
 
 @dataclass(frozen=True)
 class PerceptualMetric:
-    """A metric, the `rate` in Hz that it is fed with (None: the audio's own), and the package behind it.
+    """Metric with its input `rate` in Hz (None: the audio's own) and its package.
 
-    A plug-in's `function` is `module:function` or `file.py:function`; it gets estimate and reference (float32
-    `[T]`), their rate and the `paths`, and returns a number. Its attributes `sample_rate` and
-    `lower_is_better` say what they are called.
+    A plug-in's `function` is `module:function` or `file.py:function`. It is called with estimate and
+    reference (float32 `[T]`), their rate and the `paths`, and returns a number. Its attributes `sample_rate`
+    and `lower_is_better` are optional.
     """
 
     name: str
@@ -41,7 +41,7 @@ class PerceptualMetric:
 
     @property
     def install(self) -> str:
-        """What to do where it is not installed."""
+        """Advice on installing the metric."""
         if self.function:
             return "the module has to be importable, or the path of a .py file"
         return f"pip install '{self.package}', or all with pip install 'neural-audio-codec[metrics]'"
@@ -60,7 +60,7 @@ CATALOG = {
         PerceptualMetric("dnsmos_p808", "speechmos", 16000),
     )
 }
-# Each has an intrusive metric and one without reference, as far as there is one: they disagree.
+# Groups combine intrusive metrics and, if available, one without reference, because they disagree.
 GROUPS = {
     "speech": ("stoi", "estoi", "pesq_wb", "visqol_speech", "dnsmos_p808"),
     "music": ("visqol_audio", "zimtohrli"),
@@ -69,7 +69,7 @@ GROUPS = {
 
 
 class MetricProcess:
-    """A process that scores; started when it is needed, killed when it hangs, replaced when it died."""
+    """Subprocess that computes scores: started on demand, killed if it hangs, replaced if it dies."""
 
     def __init__(self, timeout: float = TIMEOUT):
         self.timeout = timeout
@@ -77,13 +77,13 @@ class MetricProcess:
         self.errors: Any = None
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The running process."""
+        """Start the process if it is not running; returns it."""
         if self.process is None:
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-            # One thread each: several run side by side.
+            # One thread each, because several processes run in parallel.
             threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
             self.process = subprocess.Popen(
-                # -P: the files beside it are no one else's modules.
+                # -P: without the script's folder in sys.path, whose files are no top-level modules.
                 [sys.executable, "-P", str(PACKAGE / "evaluation" / "scorers.py")],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -93,7 +93,7 @@ class MetricProcess:
         return self.process
 
     def ask(self, metric: PerceptualMetric, audio: np.ndarray, rate: int) -> dict[str, Any]:
-        """The answer about audio `[2, T]`; a `reason` of a process that crashed or took too long."""
+        """Send a request with audio `[2, T]`; returns the answer, or a `reason` after a crash or timeout."""
         process = self.start()
         assert process.stdin and process.stdout
         request = {"name": metric.name, "function": metric.function or metric.name, "paths": metric.paths}
@@ -105,41 +105,41 @@ class MetricProcess:
             process.stdin.write(json.dumps(request).encode() + b"\n" + audio.astype("<f4").tobytes())
             process.stdin.flush()
             line = process.stdout.readline()
-        except OSError:  # it died before it had read everything
+        except OSError:  # the process died before it had read everything
             line = b""
         finally:
             watchdog.cancel()
         return json.loads(line) if line.endswith(b"\n") else {"reason": self.bury(late.is_set())}
 
     def bury(self, late: bool) -> str:
-        """Why the process is dead; the next question starts another."""
+        """Clean up a dead process; returns the reason for its death."""
         assert self.process
         status = self.process.wait()
         self.errors.seek(0)
-        said = self.errors.read().decode("utf-8", "replace").strip().splitlines()
+        output = self.errors.read().decode("utf-8", "replace").strip().splitlines()
         self.close()
         if late:
             return f"took more than {self.timeout:g} s and was stopped"
         name = signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
-        return f"crashed ({name}){': ' + said[-1] if said else ''}"
+        return f"crashed ({name}){': ' + output[-1] if output else ''}"
 
     def score(
         self, metric: PerceptualMetric, estimate: np.ndarray, reference: np.ndarray, rate: int
     ) -> tuple[float | None, str]:
-        """Score of the channels' mean of `[C, T]` within ±1, at the rate that the metric needs; or why."""
+        """Score of the channels' mean of `[C, T]` at the metric's rate, within ±1; or None and a reason."""
         pair = np.stack([estimate.mean(0), reference.mean(0)]).clip(-1, 1)
         pair = resample(pair, rate, metric.rate or rate).clip(-1, 1)
-        said = self.ask(metric, pair, metric.rate or rate)
-        return said.get("value"), said.get("reason", "")
+        answer = self.ask(metric, pair, metric.rate or rate)
+        return answer.get("value"), answer.get("reason", "")
 
     def check(self, metric: PerceptualMetric) -> PerceptualMetric:
-        """The metric with what its function says of itself; ConfigError that says how to install it."""
-        said = self.ask(metric, np.zeros((2, 0), np.float32), 0)
-        if "reason" in said:
-            advice = f"; {metric.install}" if said.get("missing") or metric.function else ""
-            raise ConfigError(f"metric {metric.name}: {said['reason']}{advice}")
-        rate = said.get("rate") or metric.rate
-        return replace(metric, rate=rate, lower=said.get("lower", metric.lower), version=said["version"])
+        """Metric with the rate, direction and version of its function; ConfigError if it is missing."""
+        answer = self.ask(metric, np.zeros((2, 0), np.float32), 0)
+        if "reason" in answer:
+            advice = f"; {metric.install}" if answer.get("missing") or metric.function else ""
+            raise ConfigError(f"metric {metric.name}: {answer['reason']}{advice}")
+        rate = answer.get("rate") or metric.rate
+        return replace(metric, rate=rate, lower=answer.get("lower", metric.lower), version=answer["version"])
 
     def close(self) -> None:
         """End the process."""
@@ -149,7 +149,7 @@ class MetricProcess:
             self.process.wait()
             for stream in (self.process.stdout, self.errors):
                 stream.close()
-            with contextlib.suppress(OSError):  # what it had not read is lost with it
+            with contextlib.suppress(OSError):  # unread input is lost
                 self.process.stdin.close()
             self.process = None
 
@@ -157,34 +157,35 @@ class MetricProcess:
 def choose_metrics(
     names: Sequence[str], plugins: Sequence[str] = ()
 ) -> tuple[list[PerceptualMetric], list[str]]:
-    """Metrics by name or group, and plug-ins as `NAME=MODULE:FUNCTION[,PATH...]`; what is left out, and why.
+    """Select metrics by name or group, and plug-ins; returns them and the reasons for omitted ones.
 
-    Of a group those that are installed are taken; one that was asked for by name raises ConfigError.
+    Plug-ins are `NAME=MODULE:FUNCTION[,PATH...]`. Missing metrics of a group are omitted; ConfigError for a
+    missing one selected by name.
     """
-    asked: dict[str, tuple[PerceptualMetric, bool]] = {}
+    selected: dict[str, tuple[PerceptualMetric, bool]] = {}
     for name in names:
         if name not in CATALOG and name not in GROUPS:
-            known = ", ".join([*GROUPS, *CATALOG])
-            raise ConfigError(f"--metrics: no metric {name!r}; there are {known}")
+            choices = ", ".join([*GROUPS, *CATALOG])
+            raise ConfigError(f"--metrics: no metric {name!r}; there are {choices}")
         for member in GROUPS.get(name, (name,)):
-            _, optional = asked.get(member, (None, True))
-            asked[member] = CATALOG[member], optional and name in GROUPS
+            _, optional = selected.get(member, (None, True))
+            selected[member] = CATALOG[member], optional and name in GROUPS
     for text in plugins:
         name, _, rest = text.partition("=")
         function, *paths = rest.split(",")
-        if not name.isidentifier() or name in asked or ":" not in function:
+        if not name.isidentifier() or name in selected or ":" not in function:
             raise ConfigError(f"--metric {text}: expected NAME=MODULE:FUNCTION or NAME=FILE.py:FUNCTION,PATH")
-        asked[name] = PerceptualMetric(name, "", None, function, tuple(paths)), False
-    chosen, left_out = [], []
+        selected[name] = PerceptualMetric(name, "", None, function, tuple(paths)), False
+    chosen, omitted = [], []
     process = MetricProcess()
     try:
-        for metric, optional in asked.values():
+        for metric, optional in selected.values():
             try:
                 chosen.append(process.check(metric))
             except ConfigError as error:
                 if not optional:
                     raise
-                left_out.append(str(error))
+                omitted.append(str(error))
     finally:
         process.close()
-    return chosen, left_out
+    return chosen, omitted

@@ -1,4 +1,4 @@
-"""Results by file, a line of JSON each: what is kept of an evaluation that was stopped."""
+"""Results by file as JSON lines, from which an interrupted evaluation is resumed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from codec.config import ConfigError
 
 
 class Records:
-    """Records of files by name in a file of JSON lines; the first line says what they are results of.
+    """Records of files by name in a file of JSON lines; the first line is the evaluation's `identity`.
 
-    With `resume` those of an equal `identity` are kept; those of another are refused by ConfigError. A line
-    that a kill cut short is dropped. Without, the file is begun anew.
+    With `resume`, existing records are kept, except for a last line truncated by a kill; ConfigError if
+    their identity differs. Without `resume` the file is replaced.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool):
@@ -36,7 +36,7 @@ class Records:
             path.write_text(json.dumps(head) + "\n", encoding="utf-8")
 
     def whole_lines(self) -> list[dict[str, Any]]:
-        """What the file holds; a last line without an end is cut off."""
+        """Read all complete lines; an incomplete last line is removed from the file."""
         if not self.path.is_file():
             return []
         content = self.path.read_bytes()
@@ -50,7 +50,7 @@ class Records:
             raise ConfigError(f"{self.path}: damaged ({error}): give --fresh to replace it") from error
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record; a later one of the same file takes its place."""
+        """Append a record, which replaces an earlier one of the same file."""
         line = json.dumps(record) + "\n"
         with self.lock, self.path.open("a", encoding="utf-8") as file:
             self.done[record["file"]] = record

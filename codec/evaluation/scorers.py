@@ -1,7 +1,8 @@
-"""Perceptual metrics of other packages, and the process they run in, which `perceptual.py` starts.
+"""Perceptual metrics of other packages, and their subprocess, which `perceptual.py` starts.
 
-Apart from everything else, because compiled code of others crashes, hangs and prints. It imports no torch,
-reads requests on its standard input, a line of JSON and then the samples, and answers on its standard output.
+A process of its own, because compiled code of other packages may crash, hang and print. It does not import
+torch. Requests on standard input are a line of JSON and then the samples; answers are lines of JSON on
+standard output.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ Score = Callable[[np.ndarray, np.ndarray, int], float]  # estimate [T], referenc
 
 
 def stoi(extended: bool) -> Score:
-    """STOI, 0 to 1 (Taal 2011), or extended STOI (Jensen 2016), of pystoi, which resamples to 10 kHz."""
+    """STOI, 0 to 1 (Taal 2011), or extended STOI (Jensen 2016), by pystoi, which resamples to 10 kHz."""
     measure = importlib.import_module("pystoi").stoi
     return lambda estimate, reference, rate: measure(reference, estimate, rate, extended=extended)
 
 
 def pesq(mode: str) -> Score:
-    """PESQ, MOS-LQO (ITU-T P.862.1 of 8 kHz, P.862.2 of 16 kHz)."""
+    """PESQ, MOS-LQO (ITU-T P.862.1 at 8 kHz, P.862.2 at 16 kHz)."""
     measure = importlib.import_module("pesq").pesq
     return lambda estimate, reference, rate: measure(rate, reference, estimate, mode)
 
 
 def visqol(mode: str) -> Score:
-    """ViSQOL v3, MOS-LQO (Chinen 2020): speech of 16 kHz by its lattice model, audio of 48 kHz."""
+    """ViSQOL v3, MOS-LQO (Chinen 2020): speech at 16 kHz by its lattice model, audio at 48 kHz."""
     api = importlib.import_module("visqol").VisqolApi()
-    # Without its lattice model the package scores speech by a polynomial: another scale.
+    # Without its lattice model the package scores speech by a polynomial, on another scale.
     api.create(mode=mode, use_lattice_model=True if mode == "speech" else None)
     mapper = type(getattr(api._manager, "quality_mapper", None)).__name__
     if mode == "speech" and mapper != "TFLiteSpeechQualityMapper":
@@ -50,13 +51,13 @@ def visqol(mode: str) -> Score:
 
 
 def zimtohrli() -> Score:
-    """Zimtohrli, MOS (Google 2024), of 48 kHz."""
+    """Zimtohrli, MOS (Google 2024), at 48 kHz."""
     measure = importlib.import_module("zimtohrli").mos_from_signals
     return lambda estimate, reference, rate: measure(reference, estimate)
 
 
 class OneModel:
-    """onnxruntime as DNSMOS sees it: on one thread, without the model whose three scores nobody reads.
+    """Replacement of onnxruntime for DNSMOS: one thread, and zeros instead of the unused P.835 model.
 
     That model takes nine tenths of the time.
     """
@@ -65,7 +66,7 @@ class OneModel:
         self.runtime = importlib.import_module("onnxruntime")
 
     def InferenceSession(self, path: str) -> Any:
-        """Session of a model's file, or one that answers zeros."""
+        """Session of a model file; of the unused model, one that returns zeros."""
         if Path(path).name == "sig_bak_ovr.onnx":
             return SimpleNamespace(run=lambda outputs, inputs: [np.zeros((1, 3), np.float32)])
         options = self.runtime.SessionOptions()
@@ -74,7 +75,7 @@ class OneModel:
 
 
 def dnsmos_p808() -> Score:
-    """DNSMOS P.808, MOS (Reddy 2021), of 16 kHz, without the reference; of speechmos."""
+    """DNSMOS P.808, MOS (Reddy 2021), at 16 kHz, without a reference; by speechmos."""
     dnsmos: Any = importlib.import_module("speechmos.dnsmos")
     dnsmos.ort = OneModel()
     return lambda estimate, reference, rate: dnsmos.run(estimate, rate)["p808_mos"]
@@ -93,7 +94,7 @@ FACTORIES: dict[str, Callable[[], Score]] = {
 
 
 def plugin(place: str) -> Any:
-    """The function that `module:function` or `file.py:function` names."""
+    """Import the function at `module:function` or `file.py:function`."""
     module, _, name = place.rpartition(":")
     if module.endswith(".py"):
         spec = importlib.util.spec_from_file_location(Path(module).stem, module)
@@ -108,39 +109,39 @@ def plugin(place: str) -> Any:
 
 
 def load(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """The scoring function that a request names, and what is to be known of it."""
+    """Scoring function of a request, and its properties: version, rate, direction."""
     if request["function"] in FACTORIES:
         score = FACTORIES[request["function"]]()
         package = request["package"]
         return score, {"version": f"{package} {importlib.metadata.version(package)}"}
     function, paths = plugin(request["function"]), request["paths"]
-    known = {
+    properties = {
         "version": request["function"],
         "rate": getattr(function, "sample_rate", None),
         "lower": bool(getattr(function, "lower_is_better", False)),
     }
-    return (lambda estimate, reference, rate: function(estimate, reference, rate, *paths)), known
+    return (lambda estimate, reference, rate: function(estimate, reference, rate, *paths)), properties
 
 
 def answer(request: dict[str, Any], stream: BinaryIO, loaded: dict[str, Any]) -> dict[str, Any]:
-    """Score the samples that follow a request, or say what is known of the metric if there are none."""
+    """Score the samples that follow a request; without samples, return the metric's properties."""
     count = request["samples"]
     audio = np.frombuffer(stream.read(8 * count), np.float32).reshape(2, count)
     try:
         if request["name"] not in loaded:
             loaded[request["name"]] = load(request)
-        score, known = loaded[request["name"]]
+        score, properties = loaded[request["name"]]
         if not count:
-            return known
+            return properties
         value = float(score(audio[0].copy(), audio[1].copy(), request["rate"]))
         return {"value": value} if np.isfinite(value) else {"reason": f"the score is {value}"}
-    except Exception as error:  # whatever a foreign metric raises is the reason of an empty cell
+    except Exception as error:  # any error of a metric is reported as the reason for an empty cell
         missing = isinstance(error, ImportError | importlib.metadata.PackageNotFoundError)
         return {"reason": f"{type(error).__name__}: {error}".strip(), "missing": missing}
 
 
 def refuse_network() -> None:
-    """Make connections fail: a metric that would download its weights has to be given them."""
+    """Make network connections fail: weights must be given as local files, not downloaded."""
 
     def refuse(self: socket.socket, address: Any) -> None:
         raise OSError(f"no metric may open a connection, this one tried {address}: give it local files")
@@ -151,15 +152,15 @@ def refuse_network() -> None:
 
 def main() -> None:
     """Answer requests until the standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the evaluation's, which closes the pipes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the evaluation closes the pipes
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a metric prints is no answer
+    os.dup2(2, 1)  # the output of a metric must not mix with answers
     refuse_network()
-    sys.path.append(os.getcwd())  # plug-ins lie where the user is
+    sys.path.append(os.getcwd())  # plug-ins may be in the working directory
     loaded: dict[str, Any] = {}
     while line := sys.stdin.buffer.readline():
-        said = answer(json.loads(line), sys.stdin.buffer, loaded)
-        answers.write(json.dumps(said).encode() + b"\n")
+        reply = answer(json.loads(line), sys.stdin.buffer, loaded)
+        answers.write(json.dumps(reply).encode() + b"\n")
         answers.flush()
 
 

@@ -1,4 +1,4 @@
-"""Do the tokens stay? The share of codes that change with what should not matter; what a stage adds."""
+"""Token stability: codes that change under batching, streaming, shift, gain, re-encoding; stage energies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ GAIN = 10 ** (6 / 20)
 
 @torch.inference_mode()
 def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
-    """Shares of codes, over clips `[1, C, T]` of any lengths, that differ from those of the clip alone.
+    """Shares of codes, over clips `[1, C, T]` of any lengths, that change under a perturbation.
 
-    `batch`: in a batch of four; `chunks`: streamed in pieces, where the codec can stream; `shift`: one sample
-    later (frames compared at their place); `gain_up`, `gain_down`: by 6 dB; `reencode`: of the decoded audio.
-    Empty for a quantizer without codes.
+    `batch`: in a batch of four; `chunks`: streamed, if the codec can stream; `shift`: delayed by one sample
+    (same frames compared); `gain_up`, `gain_down`: by 6 dB; `reencode`: of the decoded audio. Empty for a
+    quantizer without codes.
     """
     if not codec.quantizer.codebook_sizes:
         return {}
@@ -43,37 +43,37 @@ def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
 
 
 def powers(audio: Tensor) -> Tensor:
-    """Levels `[4, 1, 1]` of a batch: the first is the clip as it is, the others are not."""
+    """Gains `[4, 1, 1]` of a batch: 1 for the first item, others for the rest."""
     return torch.tensor([1.0, 0.5, -1.0, 0.25], device=audio.device)[:, None, None]
 
 
 def can_stream(codec: Any) -> bool:
-    """Test for a codec with a streaming form."""
+    """True if a codec has a streaming form."""
     try:
         return hasattr(codec, "streaming") and bool(codec.streaming())
     except NotStreamable:
         return False
 
 
-def stream(codec: Any, audio: Tensor, pieces: int = 7) -> Tensor:
-    """Codes of audio that comes in pieces of odd lengths."""
-    length = -(-audio.shape[-1] // pieces)
+def stream(codec: Any, audio: Tensor, chunks: int = 7) -> Tensor:
+    """Codes of audio that is streamed in `chunks` of arbitrary length."""
+    length = -(-audio.shape[-1] // chunks)
     with codec.streaming(batch=1) as streaming:
-        parts = [streaming.encode(piece) for piece in audio.split(length, dim=-1)]
+        parts = [streaming.encode(chunk) for chunk in audio.split(length, dim=-1)]
         parts.append(streaming.encode(audio[..., :0], final=True))
     return torch.cat(parts, dim=-1)
 
 
 @torch.inference_mode()
 def stage_energy(codec: Codec, clips: Iterable[Tensor]) -> list[float]:
-    """Share of the latents' energy that is left after each stage: 1 means that a stage added nothing."""
+    """Energy of the residual after each stage, relative to the latents' energy."""
     stages = len(codec.quantizer.codebook_sizes)
-    left, whole = torch.zeros(stages, dtype=torch.float64), 0.0
+    residual, energy = torch.zeros(stages, dtype=torch.float64), 0.0
     for audio in clips:
         latents = codec.latents(audio)
         codes = codec.quantizer.encode(latents)
-        whole += float(latents.double().square().sum())
+        energy += float(latents.double().square().sum())
         for stage in range(stages):
             error = latents - codec.quantizer.decode(codes[:, : stage + 1])
-            left[stage] += float(error.double().square().sum())
-    return [round(value, 4) for value in (left / max(whole, 1e-30)).tolist()]
+            residual[stage] += float(error.double().square().sum())
+    return [round(value, 4) for value in (residual / max(energy, 1e-30)).tolist()]

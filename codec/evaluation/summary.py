@@ -1,4 +1,4 @@
-"""One evaluation in numbers: means of scores, three bitrates, what the codes carry."""
+"""Summary of an evaluation: mean scores, three bitrates, codebook statistics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Record = dict[str, Any]
 
 
 def summarise(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
-    """Means over files at every depth; nominal, entropy-coded and file rates; usage of the codebooks.
+    """Mean scores at each point; nominal, entropy-coded and file bitrates; codebook statistics.
 
-    The entropy-coded rate is the sum over stages of the entropy of how often each code occurs in these
-    files: what an ideal coder with one fixed table a stage needs. From few frames it is too low. What a
-    classical codec spends is entropy-coded already: its payload is all three but the file's.
+    The entropy-coded rate is the sum over stages of the entropy of the codes' frequencies in these files,
+    the rate of an ideal coder with one fixed table per stage. It is underestimated from few frames. For a
+    classical codec, nominal and entropy-coded rates are that of its payload.
     """
     counts = count_all(system, records)
     statistics = codebook_statistics(counts)
@@ -32,12 +32,12 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
     points = []
     for place, depth in enumerate(point["num_quantizers"] for point in records[0]["points"]):
         rows = [record["points"][place] for record in records]
-        spent, whole = (rate_of(records, place, key) for key in ("bits", "file_bits"))
+        payload, file_rate = (rate_of(records, place, key) for key in ("bits", "file_bits"))
         nominal = system.bitrate(depth)
         rates = {
-            "kbit/s": nominal / 1000 if nominal is not None else spent,
-            "kbit/s_entropy": sum(bits[:depth]) * described["frame_rate"] / 1000 if depth else spent,
-            "kbit/s_file": whole,
+            "kbit/s": nominal / 1000 if nominal is not None else payload,
+            "kbit/s_entropy": sum(bits[:depth]) * described["frame_rate"] / 1000 if depth else payload,
+            "kbit/s_file": file_rate,
         }
         points.append({"num_quantizers": depth, **{name: mean(rows, name) for name in metrics}, **rates})
     return {
@@ -54,30 +54,30 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
 
 
 def mean(rows: Sequence[Record], name: str) -> float | None:
-    """Mean of the cells that are not empty."""
+    """Mean of the values of a column that are not None; None without any."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return float(np.mean(values)) if values else None
 
 
 def rate_of(records: Sequence[Record], place: int, key: str) -> float | None:
-    """kbit/s that all files together took at a point; None unless it is known of each."""
-    spent = [record["points"][place][key] for record in records]
-    if None in spent:
+    """Bitrate in kbit/s of all files together at a point; None if it is missing for a file."""
+    bits = [record["points"][place][key] for record in records]
+    if None in bits:
         return None
-    return sum(spent) / sum(record["seconds"] for record in records) / 1000
+    return sum(bits) / sum(record["seconds"] for record in records) / 1000
 
 
 def count_all(system: System, records: Sequence[Record]) -> list[Tensor]:
-    """How often each code of each stage occurs in all records."""
+    """Number of occurrences of each code of each stage in all records."""
     counts: list[Tensor] = []
     for record in records:
         if record["codes"]:
-            found = count_codes(torch.tensor(record["codes"])[None], system.codebook_sizes)
-            counts = [a + b for a, b in zip(counts, found, strict=True)] if counts else found
+            new = count_codes(torch.tensor(record["codes"])[None], system.codebook_sizes)
+            counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
     return counts
 
 
 def domain_of(name: str) -> str:
-    """The first sub-folder of a file's name; files beside it are of no domain."""
+    """Domain of a file: the first folder of its name, or `.` without a folder."""
     parts = PurePath(name).parts
     return parts[0] if len(parts) > 1 else "."

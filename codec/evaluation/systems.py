@@ -1,4 +1,4 @@
-"""What can be evaluated: something that codes audio and gives it back, at one rate or several."""
+"""Systems under evaluation: interface of codecs with one or several bitrates, and this package's codec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from codec.model import Codec, count_parameters
 
 
 class Point(NamedTuple):
-    """One reconstruction `[1, C, T]`: of how many stages (0: no codes), bits of payload and file if known."""
+    """Reconstruction `[1, C, T]`, number of quantizers (0: no codes), bits of payload and file if known."""
 
     num_quantizers: int
     estimate: Tensor
@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 class System(Protocol):
-    """A codec of ours, a published or a classical one; audio is `[1, C, T]` at its `sample_rate` in Hz."""
+    """Interface of a codec under evaluation; audio is `[1, C, T]` at its `sample_rate` in Hz."""
 
     name: str
     sample_rate: int
@@ -31,26 +31,26 @@ class System(Protocol):
     codebook_sizes: Sequence[int]
 
     def identity(self) -> dict[str, Any]:
-        """What its results depend on: those of an equal identity are not computed again."""
+        """All that the results depend on; results of an equal identity are reused."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What a summary says of it beside its scores: plain numbers and words."""
+        """Further entries of the summary, as plain numbers and text."""
         ...
 
     def bitrate(self, num_quantizers: int) -> float | None:
-        """Nominal bit/s of a point; None where only what was spent is known, or where there are no codes."""
+        """Nominal bitrate of a point in bit/s; None without codes, or if only the spent bits are known."""
         ...
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterable[Point]]:
-        """Codes `[1, K, F]` if it has any, and its reconstructions, the best last."""
+        """Codes `[1, K, F]`, None without any, and the reconstructions, the best last."""
         ...
 
 
 class OwnCodec:
-    """A `Codec` at several depths, whose `.codec` files are written with `tables`, or without.
+    """`Codec` with several numbers of quantizers; `.codec` files use the entropy `tables`, if given.
 
-    With a `beam` above 1 every depth is encoded on its own: the best path of few codes is another one.
+    With a `beam` above 1 each number is encoded separately, because the best path of fewer codes differs.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class OwnCodec:
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
-        """The codec's id, the depths, the tables' id."""
+        """Codec's id, depths, tables' id, and beam if above 1."""
         tables = self.tables.tables_id if self.tables else None
         beam = {"beam": self.beam} if self.beam > 1 else {}
         return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam}
 
     def describe(self) -> dict[str, Any]:
-        """Rates and sizes."""
+        """Frame rate, token rate and number of parameters by part."""
         return {
             "frame_rate": self.codec.frame_rate,
             "tokens_per_second": self.codec.frame_rate * len(self.codebook_sizes),
@@ -82,35 +82,35 @@ class OwnCodec:
         }
 
     def bitrate(self, num_quantizers: int) -> float | None:
-        """Nominal bit/s; None of a codec without codes."""
+        """Nominal bitrate in bit/s; None without codes."""
         return self.codec.bitrate(num_quantizers) if num_quantizers else None
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """Encode, once if the search is greedy, and decode every depth."""
+        """Encode, once if the search is greedy, and decode with each number of quantizers."""
         audio = audio.to(next(self.codec.parameters()).device)
         latents = self.codec.latents(audio)
         codes = self.codec.quantizer.encode(latents, beam=self.beam)
         return codes, self.points(audio, latents, codes)
 
     def points(self, audio: Tensor, latents: Tensor, codes: Tensor) -> Iterator[Point]:
-        """Reconstructions by the first stages; one without quantization where there are no codes."""
+        """Yield the reconstructions from the first quantizers; without codes, an unquantized one."""
         for depth in self.depths:
             if depth:
-                kept = codes[:, :depth]
+                prefix = codes[:, :depth]
                 if self.beam > 1 and depth < codes.shape[1]:
-                    kept = self.codec.quantizer.encode(latents, depth, self.beam)
-                estimate = self.codec.decode(kept, audio.shape[-1])
-                bits = round(self.codec.quantizer.bits_per_frame(depth) * kept.shape[2])
-                yield Point(depth, estimate, bits, self.file_bits(kept, audio.shape[-1]))
+                    prefix = self.codec.quantizer.encode(latents, depth, self.beam)
+                estimate = self.codec.decode(prefix, audio.shape[-1])
+                bits = round(self.codec.quantizer.bits_per_frame(depth) * prefix.shape[2])
+                yield Point(depth, estimate, bits, self.file_bits(prefix, audio.shape[-1]))
             else:
                 yield Point(0, self.codec(audio)[0])
 
 
-def depths_of(num_quantizers: int, asked: Sequence[int] | None = None, most: int = 8) -> list[int]:
-    """Numbers of stages to decode: those `asked` for that exist, and all; else at most `most`, evenly."""
+def depths_of(num_quantizers: int, depths: Sequence[int] | None = None, most: int = 8) -> list[int]:
+    """Numbers of quantizers to decode: the valid `depths` and all; by default up to `most`, evenly spaced."""
     if not num_quantizers:
         return [0]
-    if asked is not None:
-        return sorted({*(k for k in asked if 1 <= k < num_quantizers), num_quantizers})
+    if depths is not None:
+        return sorted({*(k for k in depths if 1 <= k < num_quantizers), num_quantizers})
     number = min(num_quantizers, most)
     return [round(k) for k in np.linspace(1, num_quantizers, number)] if number > 1 else [1]

@@ -1,4 +1,4 @@
-"""The Arrow half of token files: shards and index as Arrow IPC files, which any Arrow library maps."""
+"""Arrow layout of token datasets: shards and index as Arrow IPC files, mapped by any Arrow library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INDEX_TYPES = {
 
 
 def pyarrow() -> Any:
-    """The library; ConfigError that says how to get it."""
+    """Import pyarrow; ConfigError with the command to install it if it is missing."""
     try:
         import pyarrow as library  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -40,7 +40,7 @@ def pyarrow() -> Any:
 
 
 def write_shard(file: BinaryIO, rows: Sequence[Utterance], codes: Sequence[np.ndarray], about: bytes) -> None:
-    """Write one shard: a table with a row for each utterance, its codes `[K, F]` as one flat list."""
+    """Write a shard: a table with one row per utterance, its codes `[K, F]` as a flat list."""
     pa = pyarrow()
     lengths = [one.size for one in codes]
     flat = np.concatenate([one.reshape(-1) for one in codes])
@@ -52,18 +52,18 @@ def write_shard(file: BinaryIO, rows: Sequence[Utterance], codes: Sequence[np.nd
 
 
 def write_index(file: BinaryIO, rows: Sequence[Utterance]) -> None:
-    """Write the table of all utterances."""
+    """Write the index, a table of all utterances."""
     write_table(file, {name: column(rows, name) for name in INDEX_TYPES}, {})
 
 
 def column(rows: Sequence[Utterance], name: str) -> Any:
-    """One column of a table."""
+    """Arrow array of one attribute of all rows."""
     pa = pyarrow()
     return pa.array([getattr(row, name) for row in rows], getattr(pa, INDEX_TYPES[name])())
 
 
 def write_table(file: BinaryIO, columns: dict[str, Any], metadata: dict[bytes, bytes]) -> None:
-    """Write a table as one record batch, so that each column is one piece."""
+    """Write a table as one record batch, so that each column is contiguous."""
     pa = pyarrow()
     schema = pa.schema([pa.field(name, values.type) for name, values in columns.items()], metadata)
     with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
@@ -71,7 +71,7 @@ def write_table(file: BinaryIO, columns: dict[str, Any], metadata: dict[bytes, b
 
 
 def code_offsets(path: Path) -> np.ndarray:
-    """Byte at which each utterance's codes begin in a shard, int64 `[N]`."""
+    """Byte offset of each utterance's codes in a shard, int64 `[N]`."""
     pa = pyarrow()
     with pa.memory_map(str(path)) as source:
         begin = source.read_buffer(1).address
@@ -83,7 +83,7 @@ def code_offsets(path: Path) -> np.ndarray:
 
 
 def read_index_columns(path: Path) -> tuple[int, dict[str, Any]]:
-    """CRC-32 of an index, and its columns, mapped; TokenError unless all values are there, of their types."""
+    """CRC-32 of an index, and its mapped columns; TokenError for missing values or wrong types."""
     pa = pyarrow()
     crc32 = 0
     with path.open("rb") as file:
@@ -109,7 +109,7 @@ def read_index_columns(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def map_shard(path: Path) -> np.ndarray:
-    """A shard's bytes, mapped read-only; TokenError when it is missing."""
+    """Map a shard's bytes read-only; TokenError if it is missing."""
     try:
         return np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def map_shard(path: Path) -> np.ndarray:
 
 
 def codes_in_shard(shard: np.ndarray, token_format: TokenFormat, offset: int, n_frames: int) -> np.ndarray:
-    """Codes `[K, F]` at a byte of a shard; TokenError when they would reach over its end."""
+    """Codes `[K, F]` at a byte offset of a shard; TokenError if they exceed its end."""
     count = token_format.num_quantizers * n_frames
     end = offset + count * token_format.dtype.itemsize
     if offset < 0 or end > len(shard):

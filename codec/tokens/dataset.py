@@ -1,4 +1,4 @@
-"""Token datasets: a corpus as codes, for training language models, and back to audio."""
+"""Token datasets: a corpus as codes, for training language models, and its decoding to audio."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ __all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "un
 
 
 class TokenDataset(Dataset[Tensor]):
-    """What `codec-encode` wrote: item i is utterance i's codes, int64 `[K, F]`, or what `view` makes of them.
+    """Token dataset of `codec-encode`: item i is the codes of utterance i, int64 `[K, F]`, or their `view`.
 
-    Files are mapped, not loaded; a copy for a loading process opens them again. The first access to an
-    utterance, or to a window of it, reads all of it and compares its CRC-32. `num_quantizers` takes the first
-    stages only. FileNotFoundError when nothing is there, TokenError for damaged files, now or later.
+    Files are mapped, not loaded; each worker maps them again. The first access to an utterance, or to a
+    window of it, reads all of it and compares its CRC-32. `num_quantizers` selects the first codebooks.
+    FileNotFoundError without a dataset; TokenError for damaged files, here or on access.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class TokenDataset(Dataset[Tensor]):
         self.open()
 
     def open(self) -> None:
-        """Map the index; shards follow when they are read."""
+        """Map the index; shards are mapped on access."""
         self.index = read_index(self.path, self.format)
         self.verified = np.zeros(len(self.index), bool)
-        self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and how often it had changed
-        # A mapping holds a file descriptor, of which a process has some hundred.
+        self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and its tensors' versions
+        # A mapping holds a file descriptor; a process may have a few hundred.
         self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class TokenDataset(Dataset[Tensor]):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Number of codes of each stage."""
+        """Size of each codebook."""
         return self.format.codebook_sizes[: self.num_quantizers]
 
     @property
@@ -102,23 +102,23 @@ class TokenDataset(Dataset[Tensor]):
         return (self[i] for i in range(len(self)))
 
     def find(self, name: str) -> int:
-        """Number of the utterance with this id or path; KeyError when there is none."""
+        """Number of the utterance with this id or path; KeyError if there is none."""
         return self.index.by_name[name]
 
     def utterance(self, i: int) -> Utterance:
-        """Everything that is known of utterance `i`."""
+        """Index row of utterance `i`."""
         return self.index.row(i)
 
     def length(self, i: int) -> int:
-        """Samples at the codec's rate of utterance `i`."""
+        """Length of utterance `i` in samples at the codec's rate."""
         numbers = self.index.numbers
         return self.format.length(int(numbers["n_samples"][i]), int(numbers["sample_rate"][i]))
 
     def codes(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes `[K, stop - start]` of frames `start` to `stop` of utterance `i`.
 
-        After the first access only these are read. ValueError for frames that it does not have, TokenError
-        for codes that are not those that were written.
+        After the first access only these frames are read. ValueError for frames outside the utterance,
+        TokenError for codes that differ from their CRC-32.
         """
         stop = self.check_frames(i, start, stop)
         if not self.verified[i]:
@@ -128,34 +128,34 @@ class TokenDataset(Dataset[Tensor]):
         return torch.from_numpy(codes.astype(np.int64))
 
     def check_frames(self, i: int, start: int, stop: int | None) -> int:
-        """The last frame, by default the utterance's own; ValueError for frames that it does not have."""
+        """`stop`, by default the number of frames; ValueError for frames outside the utterance."""
         frames = int(self.index.n_frames[i])
         stop = frames if stop is None else stop
         if not 0 <= start < stop <= frames:
-            raise ValueError(f"utterance {i} has frames 0 to {frames}, asked for {start} to {stop}")
+            raise ValueError(f"utterance {i} has frames 0 to {frames}, got {start} to {stop}")
         return stop
 
     def check_codes(self, i: int, codes: np.ndarray) -> None:
-        """TokenError for codes `[k, F]`, as they are stored, that the codec cannot have made."""
+        """TokenError for stored codes `[k, F]` that exceed their codebooks."""
         if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
             raise TokenError(
                 f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
             )
 
     def seconds(self, i: int, begin: float, end: float) -> Tensor:
-        """Codes `[K, F]` of the frames that utterance `i` has from `begin` to before `end` seconds.
+        """Codes `[K, F]` of the frames of utterance `i` that overlap `begin` to `end` seconds.
 
-        The frame in which `begin` lies is the first; ValueError when there is none.
+        ValueError if `begin` is beyond the end of the utterance.
         """
         if not 0 <= begin < end:
             raise ValueError(f"seconds must be 0 <= begin < end, got {begin} to {end}")
         rate, frames = self.frame_rate, int(self.index.n_frames[i])
-        # A time that is a whole number of frames in decimals is one, whatever its binary form is.
+        # The tolerance corrects the rounding of times that are a whole number of frames in decimals.
         start = math.floor(begin * rate + 1e-6)
         return self.codes(i, start, min(frames, max(start + 1, math.ceil(end * rate - 1e-6))))
 
     def stored(self, i: int) -> np.ndarray:
-        """Codes `[stages, F]` as they lie on the disk, all stages, not checked."""
+        """Stored codes `[K, F]` of all codebooks, not checked."""
         frames = int(self.index.n_frames[i])
         if self.format.layout == "npy":
             name = mirrored(inside(self.index.text("path", i)), ".npy")
@@ -167,7 +167,7 @@ class TokenDataset(Dataset[Tensor]):
             raise TokenError(f"{self.path / shard_file(shard)}: {error}") from error
 
     def verify(self, i: int) -> None:
-        """TokenError unless utterance `i` is, to its CRC-32, what was written."""
+        """TokenError unless the codes of utterance `i` match their CRC-32."""
         codes = self.stored(i)
         if checksum(codes) != int(self.index.numbers["crc32"][i]):
             raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
@@ -175,13 +175,13 @@ class TokenDataset(Dataset[Tensor]):
         self.verified[i] = True
 
     def windows(self, length: int, step: int | None = None) -> TokenWindows:
-        """All windows of `length` frames, every `step` (default: `length`) frames of every utterance."""
+        """Windows of `length` frames, every `step` (default: `length`) frames of each utterance."""
         return TokenWindows(self, length, step)
 
     def require_codec(self, codec: Codec, hint: str = "any_codec=True decodes them") -> None:
-        """ConfigError, which ends in the hint, unless the tokens are of this codec.
+        """ConfigError, ending in the hint, unless the tokens are of this codec.
 
-        TokenError when `tokens.json` names this codec but contradicts it.
+        TokenError if `tokens.json` has this codec's id but contradicts it.
         """
         changes = sum(tensor._version for tensor in codec.state_dict().values())
         if self.trusted and self.trusted[0]() is codec and self.trusted[1] == changes:
@@ -197,30 +197,30 @@ class TokenDataset(Dataset[Tensor]):
     def decode(
         self, codec: Codec, i: int, start: int = 0, stop: int | None = None, any_codec: bool = False
     ) -> Tensor:
-        """Audio `[C, T]` of frames `start` to `stop`: cut from utterance `i`'s whole audio, at less work.
+        """Audio `[C, T]` of frames `start` to `stop` of utterance `i`, as if all of it was decoded and cut.
 
-        ConfigError when the tokens are of another codec, unless `any_codec` says that this is meant.
+        ConfigError if the tokens are of another codec, unless `any_codec`.
         """
         if not any_codec:
             self.require_codec(codec)
         return torch.cat(list(self.audio(codec, i, start, stop)), dim=1)
 
     def audio(self, codec: Codec, i: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
-        """What `decode` returns, in pieces of some seconds; the codec is not compared."""
+        """Audio of `decode` as blocks of a few seconds; the codec is not compared."""
         from codec.batching import decode_part
 
         frames, hop = int(self.index.n_frames[i]), self.format.hop_length
         stop = self.check_frames(i, start, stop)
-        left = min(stop * hop, self.length(i)) - start * hop
-        for piece in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
-            yield piece[:, :left].cpu()
-            left = max(0, left - piece.shape[1])
+        remaining = min(stop * hop, self.length(i)) - start * hop
+        for block in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
+            yield block[:, :remaining].cpu()
+            remaining = max(0, remaining - block.shape[1])
 
 
 class TokenWindows(Dataset[Tensor]):
-    """Fixed-length windows `[K, length]` of a `TokenDataset`, or what its view makes of them.
+    """Fixed-length windows `[K, length]` of a `TokenDataset`, or their view.
 
-    Windows lie within one utterance; what is shorter than a window, or left over at an end, is in none.
+    Each window is within one utterance; shorter utterances and remainders are in no window.
     """
 
     def __init__(self, dataset: TokenDataset, length: int, step: int | None = None):
@@ -247,7 +247,7 @@ class TokenWindows(Dataset[Tensor]):
 
 
 def read_index(folder: Path, token_format: TokenFormat) -> TokenIndex:
-    """The index of either layout; TokenError when it is damaged, or of another `tokens.json`."""
+    """Read the index of either layout; TokenError if it is damaged, or of another `tokens.json`."""
     path = folder / (INDEX_FILE if token_format.layout == "arrow" else MANIFEST_FILE)
     if not path.is_file():
         raise TokenError(f"{path}: is missing")
@@ -265,12 +265,12 @@ def read_index(folder: Path, token_format: TokenFormat) -> TokenIndex:
 
 
 def padded(codes: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
-    """A batch `[B, ..., F]` of codes or views of them, filled up with `fill`, and their lengths `[B]`.
+    """Batch `[B, ..., F]` of codes or their views, padded with `fill`, and their lengths `[B]`.
 
     For a `DataLoader`: `collate_fn=partial(padded, fill=...)`.
     """
-    lengths = torch.tensor([one.shape[-1] for one in codes])
+    lengths = torch.tensor([item.shape[-1] for item in codes])
     batch = codes[0].new_full((len(codes), *codes[0].shape[:-1], int(lengths.max())), fill)
-    for row, one in zip(batch, codes, strict=True):
-        row[..., : one.shape[-1]] = one
+    for row, item in zip(batch, codes, strict=True):
+        row[..., : item.shape[-1]] = item
     return batch, lengths

@@ -1,4 +1,4 @@
-"""`codec-export-tokens TOKENS --to hf -o FOLDER`: token datasets as other libraries open them."""
+"""`codec-export-tokens TOKENS --to hf -o FOLDER`: export of token datasets to formats of other libraries."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from codec.tokens.arrow import pyarrow
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import Utterance, inside, mirrored
 
-GROUP_CODES = 2**22  # codes that are in memory at a time
+GROUP_CODES = 2**22  # codes in memory at a time
 FILE_CODES = 2**26  # codes in one Parquet file
 
 
 def export_hf(tokens: TokenDataset, output: Path) -> None:
-    """Parquet for `datasets.load_dataset(output)`, and for the Hub: a row an utterance, codes `[K][F]`."""
+    """Write Parquet for `datasets.load_dataset(output)`: one row per utterance, codes `[K][F]`."""
     pa = pyarrow()
     from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
@@ -62,30 +62,30 @@ Tokens of a neural audio codec; `codes` are `[num_quantizers][n_frames]`.
 
 
 def hf_row(tokens: TokenDataset, i: int) -> dict[str, Any]:
-    """One row: what is known of a recording, and its codes."""
+    """Row of an utterance: its metadata and codes."""
     row = tokens.utterance(i)
     names = ("id", "path", "sha256", "channels", "sample_rate", "n_samples", "n_frames")
     return {name: getattr(row, name) for name in names} | {"codes": list(compact(tokens, i))}
 
 
 def portions(tokens: TokenDataset, part: Sequence[int], most_codes: int) -> Iterator[range]:
-    """Successive utterances of about so many codes."""
-    begin = seen = 0
+    """Split into ranges of successive utterances with at most `most_codes` codes, or one longer utterance."""
+    begin = codes = 0
     for n, i in enumerate(part):
         size = int(tokens.index.n_frames[i]) * tokens.num_quantizers
-        if n > begin and seen + size > most_codes:
+        if n > begin and codes + size > most_codes:
             yield range(part[begin], part[n - 1] + 1)
-            begin, seen = n, 0
-        seen += size
+            begin, codes = n, 0
+        codes += size
     if len(part):
         yield range(part[begin], part[-1] + 1)
 
 
 def export_lhotse(tokens: TokenDataset, output: Path) -> None:
-    """`cuts.jsonl.gz` for `lhotse.CutSet.from_file`: `cut.load_codes()` gives `[F, K]`, also of a part.
+    """Write `cuts.jsonl.gz` for `lhotse.CutSet.from_file`; `cut.load_codes()` returns `[F, K]`.
 
     A cut lasts whole frames; the recording's own length is its `n_samples` at its `source_sample_rate`. The
-    folder is named by its absolute path, as Lhotse finds files from anywhere only so.
+    folder's absolute path is stored, because Lhotse resolves relative paths in the working directory.
     """
     shift = tokens.format.hop_length / tokens.format.sample_rate
     with folder_whole(output) as work:
@@ -100,7 +100,7 @@ def export_lhotse(tokens: TokenDataset, output: Path) -> None:
 
 
 def lhotse_cut(tokens: TokenDataset, row: Utterance, place: dict[str, str], shift: float) -> dict[str, Any]:
-    """A `MonoCut` with the codes as a field of their own, and as features: a cut without has no rate."""
+    """`MonoCut` with the codes as a custom field and as features, without which a cut has no sample rate."""
     span = {"start": 0, "duration": row.n_frames * shift}
     shape = [row.n_frames, tokens.num_quantizers]
     codes = {"array": {**place, "shape": shape}, "temporal_dim": 0, "frame_shift": shift, "start": 0}
@@ -112,13 +112,13 @@ def lhotse_cut(tokens: TokenDataset, row: Utterance, place: dict[str, str], shif
 
 
 def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
-    """A tree of `ID_c0.npy`, int64 `[1, K, F]`, and `codec_info.json`, as codec-bpe writes them.
+    """Write `ID_c0.npy` files, int64 `[1, K, F]`, and `codec_info.json`, as codec-bpe does.
 
-    ConfigError for stages of different sizes, for which codec-bpe has no vocabulary.
+    ConfigError for codebooks of different sizes, for which codec-bpe has no vocabulary.
     """
     sizes = set(tokens.codebook_sizes)
     if len(sizes) > 1:
-        raise ConfigError(f"codec-bpe wants stages of one size, these have {sorted(sizes)}: --num-quantizers")
+        raise ConfigError(f"codec-bpe needs codebooks of one size, got {sorted(sizes)}: --num-quantizers")
     about = {
         "codec_type": "codec",
         "codec_model": tokens.format.codec_id,
@@ -136,13 +136,13 @@ def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
 
 
 def compact(tokens: TokenDataset, i: int) -> np.ndarray:
-    """Codes `[K, F]` of an utterance in the dataset's own type, checked."""
+    """Codes `[K, F]` of an utterance in the dataset's type, after verifying their CRC-32."""
     tokens.verify(i)
     return tokens.codes(i).numpy().astype(tokens.format.dtype)
 
 
 def save_npy(path: Path, codes: np.ndarray) -> None:
-    """Write one file in the folders that its name wants."""
+    """Write a `.npy` file, creating its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file: BinaryIO
     with path.open("wb") as file:
@@ -150,7 +150,7 @@ def save_npy(path: Path, codes: np.ndarray) -> None:
 
 
 def describe(tokens: TokenDataset) -> dict[str, Any]:
-    """What the dataset's own description says, for as many stages as are exported."""
+    """Dataset's description, restricted to the exported codebooks."""
     sizes = {"num_quantizers": tokens.num_quantizers, "codebook_sizes": list(tokens.codebook_sizes)}
     return {name: value for name, value in tokens.description.items() if name != "order"} | sizes
 
@@ -159,7 +159,7 @@ EXPORTS = {"hf": export_hf, "lhotse": export_lhotse, "codec-bpe": export_codec_b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export; ConfigError and DataError are for the user."""
+    """Run the command; ConfigError and DataError for errors of the user."""
     options = parse("export-tokens", argv)
     tokens = TokenDataset(options.tokens, options.num_quantizers)
     EXPORTS[options.to](tokens, options.output)

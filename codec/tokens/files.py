@@ -1,4 +1,4 @@
-"""Token files on disk: what describes them, where each utterance's codes lie, and no trust in either."""
+"""Token files on disk: format, index and `.npy` files, all validated when they are read."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ FORMAT, VERSION = "codec-tokens", 1
 META_FILE, MANIFEST_FILE, INDEX_FILE, SHARDS = "tokens.json", "manifest.jsonl", "index.arrow", "shards"
 LAYOUTS = ("arrow", "npy")
 MOST_QUANTIZERS, MOST_CODES = 1024, 2**32
-LONGEST_NAME = 255  # bytes, of Linux's and Apple's file systems
-MOST_FOLDERS = 255  # above a file; Python makes folders by recursion
+LONGEST_NAME = 255  # bytes, on Linux's and Apple's file systems
+MOST_FOLDERS = 255  # above a file; Python creates folders by recursion
 
 
 class TokenError(DataError):
-    """A token file that cannot be used: damaged, foreign, or of a later version."""
+    """Unusable token file: damaged, foreign, or of a later version."""
 
 
 @dataclass(frozen=True)
 class TokenFormat:
-    """What all utterances of a dataset have in common, the part of `tokens.json` that readers need."""
+    """Format of all utterances of a dataset: the part of `tokens.json` that readers need."""
 
     layout: str
     codec_id: str
@@ -65,16 +65,16 @@ class TokenFormat:
 
     @property
     def num_quantizers(self) -> int:
-        """Codes per frame."""
+        """Number of codes per frame."""
         return len(self.codebook_sizes)
 
     @property
     def dtype(self) -> np.dtype:
-        """The smallest unsigned integer that holds every code, little-endian."""
+        """Smallest unsigned integer type for all codes, little-endian."""
         return code_dtype(self.codebook_sizes)
 
     def describe(self) -> dict[str, Any]:
-        """`tokens.json` without what only its writer knows."""
+        """Content of `tokens.json` that follows from the format."""
         divisor = math.gcd(self.sample_rate, self.hop_length)
         frame_rate = [self.sample_rate // divisor, self.hop_length // divisor]
         return {
@@ -89,30 +89,30 @@ class TokenFormat:
         }
 
     def frames(self, n_samples: int, sample_rate: int) -> int:
-        """Frames of a recording of so many samples at its own rate."""
+        """Number of frames of a recording of `n_samples` at `sample_rate`."""
         return -(-self.length(n_samples, sample_rate) // self.hop_length)
 
     def require_true_of(self, codec: Codec, path: Path) -> None:
-        """TokenError that names what a codec of this id has otherwise; `path` is where this was read."""
+        """TokenError with the attributes that differ from the codec's; `path` is the file of this format."""
         sizes = tuple(codec.quantizer.codebook_sizes[: self.num_quantizers])
-        true = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
-        true["codebook_sizes"] = sizes
+        expected = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
+        expected["codebook_sizes"] = sizes
         wrong = [
             f"{name} {getattr(self, name)}, the codec has {value}"
-            for name, value in true.items()
+            for name, value in expected.items()
             if getattr(self, name) != value
         ]
         if wrong:
             raise TokenError(f"{path}: damaged: it contradicts its codec: {'; '.join(wrong)}")
 
     def length(self, n_samples: int, sample_rate: int) -> int:
-        """Samples at the codec's rate of a recording of so many samples at its own rate."""
+        """Length in samples at the codec's rate of a recording of `n_samples` at `sample_rate`."""
         return n_samples * self.sample_rate // sample_rate
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One row of an index: a recording as its header describes it, and where its codes are.
+    """Row of an index: a recording's header, and the location and checksum of its codes.
 
     `path` is relative, with `/`. `offset` counts bytes from the beginning of Arrow shard `shard`.
     """
@@ -130,23 +130,23 @@ class Utterance:
 
 
 def code_dtype(codebook_sizes: Sequence[int]) -> np.dtype:
-    """The smallest of uint8, uint16, uint32 for codes below these sizes."""
+    """Smallest of uint8, uint16, uint32 for codes below these sizes."""
     largest = max(codebook_sizes) - 1
     return np.dtype("<u1" if largest < 2**8 else "<u2" if largest < 2**16 else "<u4")
 
 
 def checksum(codes: np.ndarray) -> int:
-    """CRC-32 of codes as they are stored."""
+    """CRC-32 of codes in their stored type."""
     return zlib.crc32(np.ascontiguousarray(codes).data)
 
 
 def shard_file(number: int) -> str:
-    """Where Arrow shard `number` lies below the dataset."""
+    """Path of Arrow shard `number` relative to the dataset."""
     return f"{SHARDS}/{number:05d}.arrow"
 
 
 def mirrored(path: str, suffix: str) -> str:
-    """`path` with a suffix, its last part shortened where a file system would refuse it."""
+    """`path` with a suffix; a name too long for file systems is shortened and gets a hash."""
     folder, slash, name = path.rpartition("/")
     encoded = os.fsencode(name)
     if len(encoded) + len(suffix) > LONGEST_NAME:
@@ -156,7 +156,7 @@ def mirrored(path: str, suffix: str) -> str:
 
 
 def inside(path: str) -> str:
-    """The path itself; TokenError unless it stays below the folder that it is relative to."""
+    """`path` itself; TokenError unless it is relative and stays below its folder."""
     parts = PurePosixPath(path).parts
     absolute = path.startswith("/") or path[1:2] == ":"
     odd = ".." in parts or "\\" in path or "\0" in path
@@ -166,7 +166,7 @@ def inside(path: str) -> str:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename last through a power failure, where the system can."""
+    """Flush a folder, so that a rename survives a power failure; POSIX only."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -177,7 +177,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def read_format(folder: Path) -> tuple[TokenFormat, dict[str, Any]]:
-    """What `tokens.json` says; FileNotFoundError when there is none, TokenError when it makes no sense."""
+    """Read `tokens.json`; FileNotFoundError if it is missing, TokenError if it is damaged."""
     path = folder / META_FILE
     if not path.is_file():
         begun = (folder / ".encoding").is_dir()
@@ -195,18 +195,18 @@ def read_format(folder: Path) -> tuple[TokenFormat, dict[str, Any]]:
 
 
 def parse_format(content: Mapping[str, Any]) -> TokenFormat:
-    """The readers' part of `tokens.json`."""
-    known: dict[str, Any] = {field.name: content[field.name] for field in fields(TokenFormat)}
-    if not isinstance(known["codebook_sizes"], list):
+    """Format from the content of `tokens.json`; TokenError or LookupError if it is invalid."""
+    values: dict[str, Any] = {field.name: content[field.name] for field in fields(TokenFormat)}
+    if not isinstance(values["codebook_sizes"], list):
         raise TokenError("codebook_sizes is not a list")
-    known["codebook_sizes"] = tuple(known["codebook_sizes"])
-    return TokenFormat(**known)
+    values["codebook_sizes"] = tuple(values["codebook_sizes"])
+    return TokenFormat(**values)
 
 
 class TokenIndex:
-    """Every utterance's numbers as arrays; `row(i)` is one of them in full. All checked when it is made.
+    """Index of utterances: numeric columns as arrays, rows as `row(i)`.
 
-    Raises TokenError for numbers that contradict each other, or the format.
+    Raises TokenError for numbers that contradict each other or the format.
     """
 
     def __init__(self, columns: Mapping[str, Any], token_format: TokenFormat):
@@ -222,25 +222,25 @@ class TokenIndex:
         rates, samples = numbers["sample_rate"], numbers["n_samples"]
         if (rates < 1).any() or (samples < 1).any() or (samples > 2**40).any() or (rates > 2**31).any():
             raise TokenError("a recording has an impossible rate or length")
-        # In Python's integers where 64 bits might not hold the product.
+        # Python's integers, because the product may exceed 64 bits.
         wide = samples.astype(object) if len(samples) and int(samples.max()) > 2**30 else samples
         lengths = wide * token_format.sample_rate // rates
         if (self.n_frames != -(-lengths // token_format.hop_length)).any() or (self.n_frames < 1).any():
             raise TokenError("the frames of an utterance do not fit the length of its recording")
         if (numbers["shard"] < 0).any() or (numbers["offset"] < 0).any() or (numbers["shard"] > 10**7).any():
-            raise TokenError("an utterance lies nowhere")
+            raise TokenError("a shard or offset of an utterance is out of range")
 
     def __len__(self) -> int:
         return len(self.n_frames)
 
     def row(self, i: int) -> Utterance:
-        """Utterance number `i`."""
+        """Row of utterance `i`."""
         row: dict[str, Any] = {name: self.text(name, i) for name in ("id", "path", "sha256")}
         row.update({name: int(values[i]) for name, values in self.numbers.items()})
         return Utterance(**row)
 
     def text(self, column: str, i: int) -> str:
-        """The `id`, `path` or `sha256` of utterance `i`."""
+        """Value of the column `id`, `path` or `sha256` for utterance `i`."""
         value = self.columns[column][i]
         value = value if isinstance(value, str) else value.as_py()
         if not isinstance(value, str):
@@ -249,14 +249,14 @@ class TokenIndex:
 
     @cached_property
     def by_name(self) -> dict[str, int]:
-        """Numbers of the utterances by their ids and paths."""
+        """Numbers of the utterances by id and path."""
         columns = [self.columns[name] for name in ("path", "id")]
         lists = [column if isinstance(column, list) else column.to_pylist() for column in columns]
         return {name: i for names in lists for i, name in enumerate(names)}
 
 
 def read_manifest(content: bytes) -> dict[str, list[Any]]:
-    """Columns of the JSON lines of `manifest.jsonl`."""
+    """Columns of `manifest.jsonl`; TokenError for a text column with another type."""
     columns: dict[str, list[Any]] = {field.name: [] for field in fields(Utterance)}
     for line in content.splitlines():
         row = Utterance(**{"shard": 0, "offset": 0} | json.loads(line))
@@ -270,9 +270,9 @@ def read_manifest(content: bytes) -> dict[str, list[Any]]:
 
 
 def read_npy(path: Path, token_format: TokenFormat, n_frames: int) -> np.ndarray:
-    """Codes `[K, F]` of a `.npy` file, mapped; TokenError when it is not what the manifest says.
+    """Map the codes `[K, F]` of a `.npy` file; TokenError if it contradicts the manifest.
 
-    All that varies in such a file is known already: its header is compared, not parsed.
+    Type and shape are known, so the header is compared instead of parsed.
     """
     shape = (token_format.num_quantizers, n_frames)
     expected = io.BytesIO()

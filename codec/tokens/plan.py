@@ -1,4 +1,4 @@
-"""What is to be encoded into which shard, decided by the files and the options alone."""
+"""Encoding plan: assignment of sources to shards and batches, a pure function of files and options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from codec.inventory import Index, IndexedFile
 from codec.tokens.files import META_FILE, TokenFormat
 
 WORK, PLAN_FILE = ".encoding", "plan.json"
-# What a dataset is made with; another value would be another dataset.
+# Keys that identify a dataset; another value gives another dataset.
 IDENTITY = (
     *("layout", "codec_id", "codebook_sizes", "beam", "precision", "downmix"),
     *("batch_seconds", "shard_hours", "files", "files_sha256"),
@@ -31,7 +31,7 @@ OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
 
 @dataclass(frozen=True)
 class Source:
-    """One file to encode: where it is, what it will be called, why it cannot be used."""
+    """File to encode: its index entry, its id and path in the dataset, and its problem, if any."""
 
     file: IndexedFile
     id: str
@@ -40,13 +40,13 @@ class Source:
 
     @property
     def seconds(self) -> float:
-        """Duration; 0 for a file that cannot be used."""
+        """Duration in seconds; 0 for an unusable file."""
         return 0.0 if self.problem else self.file.seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All sources in the order of their paths, cut into shards of some hours."""
+    """All sources, ordered by path, and the ranges of sources of each shard."""
 
     root: str
     index: Index
@@ -55,16 +55,16 @@ class Plan:
     sha256: str
 
     def seconds(self, shard: int) -> float:
-        """Audio of one shard."""
+        """Duration of one shard in seconds."""
         return sum(self.sources[number].seconds for number in self.shards[shard])
 
 
 def make_plan(inputs: Sequence[Path], sample_rate: int, shard_hours: float, progress: bool = True) -> Plan:
-    """Plan for a folder, or for files; headers are read, no content. DataError when nothing is usable."""
+    """Plan for a folder or for files; only headers are read. DataError if no file is usable."""
     if len(inputs) == 1 and not inputs[0].is_file():
         index = scan(inputs[0], check_content=False, progress=progress, require_usable=False)
     elif folders := [str(path) for path in inputs if not path.is_file()]:
-        raise ConfigError(f"one folder, or any number of files: {folders[0]} is no file")
+        raise ConfigError(f"expected one folder, or any number of files: {folders[0]} is no file")
     else:
         index = scan_files(inputs)
     files = index.require_usable().files
@@ -75,7 +75,7 @@ def make_plan(inputs: Sequence[Path], sample_rate: int, shard_hours: float, prog
 
 
 def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Source]:
-    """Give every file an id, its path without the extension where that is unique, and a path in UTF-8."""
+    """Yield a source per file, with a path in UTF-8 and an id: the path without extension, if unique."""
     paths = [portable(file.path) for file in files]
     stems = Counter(os.path.splitext(path)[0] for path in paths)
     every, seen = set(paths), set()
@@ -91,9 +91,9 @@ def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Sou
 
 
 def portable(path: str) -> str:
-    """A relative path that every system can write and read: bytes that are no UTF-8 become `%E9`.
+    """Portable form of a relative path: bytes that are not UTF-8 are escaped, as `%E9`.
 
-    So do a backslash and a colon after the first letter, with which Windows would leave the folder.
+    So are a backslash, and a colon after the first letter, which on Windows could lead out of the folder.
     """
     if path[1:2] == ":":
         path = f"{path[0]}%3A{path[2:]}"
@@ -102,7 +102,7 @@ def portable(path: str) -> str:
 
 
 def cut(sources: Sequence[Source], most_seconds: float) -> Iterator[range]:
-    """Successive sources of at most so many seconds a shard, or one that is longer alone."""
+    """Split sources into successive shards of at most `most_seconds`, or of one longer source."""
     begin, seconds = 0, 0.0
     for number, source in enumerate(sources):
         if seconds and seconds + source.seconds > most_seconds:
@@ -113,9 +113,9 @@ def cut(sources: Sequence[Source], most_seconds: float) -> Iterator[range]:
 
 
 def batches(plan: Plan, shard: int, batch_seconds: float) -> Iterator[tuple[int, ...]]:
-    """Sources of a shard that are encoded together: of similar length, at most so many padded seconds.
+    """Split a shard into batches of similar length, with at most `batch_seconds` including padding.
 
-    Files longer than that come one by one, and so do those with a problem.
+    Longer files, and files with a problem, are batches of their own.
     """
     ranked = sorted(plan.shards[shard], key=lambda number: (plan.sources[number].seconds, number))
     group: list[int] = []
@@ -134,48 +134,48 @@ def batches(plan: Plan, shard: int, batch_seconds: float) -> Iterator[tuple[int,
 
 
 def describe(token_format: TokenFormat, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What `tokens.json` says of how a dataset was made, known before it is."""
+    """Identifying entries of `tokens.json`, available before encoding."""
     about = {name: value for name, value in token_format.describe().items() if name in IDENTITY}
     return about | dict(options) | {"files": len(plan.sources), "files_sha256": plan.sha256}
 
 
 def begin(output: Path, about: Mapping[str, Any]) -> bool:
-    """Make the output folder, or go on in it; True when it is finished already.
+    """Create or resume the output folder; True if the dataset is complete already.
 
-    ConfigError when it holds something else, or was begun with another codec, other options or other files.
+    ConfigError if the folder holds other files, or a dataset of another codec, other options or files.
     """
     work = output / WORK
-    done = (output / META_FILE).is_file()
-    plan = output / META_FILE if done else work / PLAN_FILE
+    complete = (output / META_FILE).is_file()
+    plan = output / META_FILE if complete else work / PLAN_FILE
     if not plan.is_file():
         foreign = output.exists() and any(entry.name != WORK for entry in output.iterdir())
-        if foreign and not plan.is_file():  # looked for again: another job may have begun just now
+        if foreign and not plan.is_file():  # checked again: another job may have written it just now
             raise ConfigError(f"{output} is not empty, and no encoding that could be resumed: name another")
         work.mkdir(parents=True, exist_ok=True)
         with written_whole(plan, durable=True, label="plan") as temporary:
             temporary.write_text(json.dumps(about, indent=2))
     try:
-        found = json.loads(plan.read_bytes())
-        differing = [name for name in IDENTITY if found.get(name) != about.get(name)]
+        stored = json.loads(plan.read_bytes())
+        differing = [name for name in IDENTITY if stored.get(name) != about.get(name)]
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{plan}: damaged: {error}; name another output folder") from error
     if differing:
-        changes = ", ".join(change(name, found.get(name), about.get(name)) for name in differing)
+        changes = ", ".join(change(name, stored.get(name), about.get(name)) for name in differing)
         raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
-    if done:
+    if complete:
         shutil.rmtree(work, ignore_errors=True)
-    return done
+    return complete
 
 
 def change(name: str, before: Any, after: Any) -> str:
-    """A difference in an error message, by its option where it has one."""
+    """Text of a changed value, with its command line option if there is one."""
     if name == "codebook_sizes" and isinstance(before, list) and len(before) != len(after):
         return f"--num-quantizers {len(before)} → {len(after)}"
     return f"{OPTIONS.get(name, name)} {shown(before)} → {shown(after)}"
 
 
 def shown(value: Any) -> str:
-    """A value in an error message."""
+    """Text of a value, at most 24 characters, else its first 12."""
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
 
@@ -183,17 +183,17 @@ def shown(value: Any) -> str:
 def shard_of_jobs(
     num_shards: int | None, shard_id: int | None, environment: Mapping[str, str]
 ) -> tuple[int, int]:
-    """How many jobs there are, and which this is: as told, else as torchrun, `srun` and a Slurm array say.
+    """Number of jobs and this job's index, from the arguments or else torchrun, `srun` and Slurm arrays.
 
-    Every process of every array task is a job; torchrun counts those of all nodes, `srun` without it too.
-    ConfigError for numbers that are not possible.
+    Each process of each array task is a job; torchrun, or else `srun`, counts the processes of all nodes.
+    ConfigError for impossible numbers.
     """
     if (num_shards is None) != (shard_id is None):
         raise ConfigError("--num-shards and --shard-id go together")
     if num_shards is None or shard_id is None:
-        num_shards, shard_id, told_by = 1, 0, []
+        num_shards, shard_id, names = 1, 0, []
         if "SLURM_ARRAY_TASK_ID" in environment:
-            told_by.append("SLURM_ARRAY_TASK_ID")
+            names.append("SLURM_ARRAY_TASK_ID")
             task, first, step = (
                 int(environment.get(f"SLURM_ARRAY_TASK_{name}", default))
                 for name, default in (("ID", "0"), ("MIN", "0"), ("STEP", "1"))
@@ -206,12 +206,12 @@ def shard_of_jobs(
         # Not SLURM_NTASKS: that is set in a batch script, too, which runs once.
         for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
             if rank in environment and world in environment:
-                told_by.append(rank)
+                names.append(rank)
                 processes = int(environment[world])
                 num_shards, shard_id = num_shards * processes, shard_id * processes + int(environment[rank])
                 break
-        if told_by:
-            print(f"job {shard_id} of {num_shards}, as {' and '.join(told_by)} say{'s' * (len(told_by) < 2)}")
+        if names:
+            print(f"job {shard_id} of {num_shards}, as {' and '.join(names)} say{'s' * (len(names) < 2)}")
     if not 0 <= shard_id < num_shards:
         raise ConfigError(f"--shard-id must be 0 to {num_shards - 1}, as --num-shards says, got {shard_id}")
     return num_shards, shard_id

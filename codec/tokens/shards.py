@@ -1,4 +1,4 @@
-"""Shards on disk: each is written whole, and a note of it last; all notes together become the index."""
+"""Shards on disk: written atomically, each with a completion note; the index is merged from all notes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from codec.tokens.files import (
 from codec.tokens.plan import WORK, Plan
 
 REPORT_FILE, SKIPPED_FILE = "report.txt", "skipped.jsonl"
-Outcome = tuple[Utterance, np.ndarray] | str  # what became of a source: tokens, or why not
+Outcome = tuple[Utterance, np.ndarray] | str  # tokens of a source, or the reason for their absence
 
 
 def note(output: Path, shard: int) -> Path:
-    """The file that says that a shard is done, and what is in it."""
+    """Path of a shard's note: written when the shard is complete, with its rows."""
     return output / WORK / f"{shard:05d}.jsonl"
 
 
 @contextmanager
 def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
-    """A durable file at `path` that is written as `label-*` in the work folder, where `sweep` finds it."""
+    """Open a durable file for `path`, written as `label-*` in the work folder until it is complete."""
     with (
         written_whole(path, durable=True, work=output / WORK, label=label) as temporary,
         temporary.open("xb") as file,
@@ -50,7 +50,7 @@ def in_work(output: Path, path: Path, label: str) -> Iterator[BinaryIO]:
 
 
 def sweep(output: Path, shards: Sequence[int]) -> None:
-    """Remove what killed processes of this machine left of these shards."""
+    """Remove temporary files of these shards that killed processes of this machine left."""
     remove_leftovers(output / WORK, {f"{shard:05d}" for shard in shards})
 
 
@@ -62,13 +62,13 @@ def write_shard(
     about: Mapping[str, Any],
     device: str,
 ) -> None:
-    """Write the tokens of a shard, then the note that it is done; every source of it has an outcome."""
-    kept = [outcomes[number] for number in plan.shards[shard]]
-    done = [outcome for outcome in kept if not isinstance(outcome, str)]
+    """Write the tokens of a shard, then its note; `outcomes` has every source of the shard."""
+    ordered = [outcomes[number] for number in plan.shards[shard]]
+    encoded = [outcome for outcome in ordered if not isinstance(outcome, str)]
     save = save_arrow if about["layout"] == "arrow" else save_npy
-    rows = iter(save(output, shard, done, about) if done else [])
+    rows = iter(save(output, shard, encoded, about) if encoded else [])
     lines: list[dict[str, Any]] = [{"shard": shard, "device": device}]
-    for number, outcome in zip(plan.shards[shard], kept, strict=True):
+    for number, outcome in zip(plan.shards[shard], ordered, strict=True):
         path = plan.sources[number].path
         problem = {"path": path, "problem": outcome}
         lines.append(problem if isinstance(outcome, str) else asdict(next(rows)))
@@ -80,7 +80,7 @@ def write_shard(
 def save_arrow(
     output: Path, shard: int, done: Sequence[tuple[Utterance, np.ndarray]], about: Mapping[str, Any]
 ) -> Iterator[Utterance]:
-    """Write one Arrow file; yields the rows with the places of their codes in it."""
+    """Write one Arrow file; yields the rows with the offsets of their codes."""
     path = output / shard_file(shard)
     path.parent.mkdir(exist_ok=True)
     rows, codes = [row for row, _ in done], [one for _, one in done]
@@ -94,7 +94,7 @@ def save_arrow(
 def save_npy(
     output: Path, shard: int, done: Sequence[tuple[Utterance, np.ndarray]], about: Mapping[str, Any]
 ) -> Iterator[Utterance]:
-    """Write a `.npy` file an utterance, in folders like those of the recordings."""
+    """Write one `.npy` file per utterance, in the folder structure of the recordings; yields the rows."""
     folders = set()
     for row, codes in done:
         path = output / mirrored(row.path, ".npy")
@@ -108,23 +108,23 @@ def save_npy(
 
 
 def all_done(output: Path, plan: Plan) -> bool:
-    """Whether every shard has its note."""
+    """True if every shard has its note."""
     return all(note(output, shard).is_file() for shard in range(len(plan.shards)))
 
 
 def merge(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the index, the report and `tokens.json`, which says that all is there; returns its content."""
+    """Write the index, the report and, as the last file, `tokens.json`; returns its content."""
     rows: list[Utterance] = []
-    problems: dict[int, str] = {}  # by number: two paths may be written alike
+    problems: dict[int, str] = {}  # by number: two paths may have the same portable form
     devices = set()
     for shard, sources in enumerate(plan.shards):
-        first, *found = map(json.loads, note(output, shard).read_text("ascii").splitlines())
-        if len(found) != len(sources):
+        first, *lines = map(json.loads, note(output, shard).read_text("ascii").splitlines())
+        if len(lines) != len(sources):
             raise TokenError(f"{note(output, shard)}: damaged: remove it to encode this shard again")
         devices.add(first["device"])
-        numbered = zip(sources, found, strict=True)
+        numbered = zip(sources, lines, strict=True)
         problems.update({number: line["problem"] for number, line in numbered if "problem" in line})
-        rows += [Utterance(**line) for line in found if "problem" not in line]
+        rows += [Utterance(**line) for line in lines if "problem" not in line]
     if not rows:
         raise TokenError(f"nothing was encoded: {'; '.join(problems.values())[:500]}")
     index_crc32 = save_index(output, token_format.layout, rows)
@@ -151,7 +151,7 @@ def save_index(output: Path, layout: str, rows: Sequence[Utterance]) -> int:
 
 
 def save_report(output: Path, plan: Plan, problems: Mapping[int, str]) -> None:
-    """Write what was found and what was skipped, for people and for programs."""
+    """Write the report of all files as text, and the skipped files as JSON lines."""
     files = tuple(replace(s.file, problem=problems.get(number)) for number, s in enumerate(plan.sources))
     report = replace(plan.index, files=files).report()
     save(output / REPORT_FILE, output, report.encode("utf-8", "backslashreplace"))
@@ -160,14 +160,14 @@ def save_report(output: Path, plan: Plan, problems: Mapping[int, str]) -> None:
 
 
 def save(path: Path, output: Path, content: bytes) -> None:
-    """Write a file at once or not at all."""
+    """Write a file atomically and durably."""
     with in_work(output, path, "merge") as file:
         file.write(content)
     flush_folder(path.parent)
 
 
 def summary(rows: Sequence[Utterance], token_format: TokenFormat, plan: Plan) -> dict[str, Any]:
-    """How much was encoded and skipped."""
+    """Number of frames, hours, skipped files and shards, for `tokens.json`."""
     return {
         "frames": sum(row.n_frames for row in rows),
         "hours": round(sum(row.n_samples / row.sample_rate for row in rows) / 3600, 6),
@@ -177,7 +177,7 @@ def summary(rows: Sequence[Utterance], token_format: TokenFormat, plan: Plan) ->
 
 
 def versions() -> dict[str, str]:
-    """What the tokens were computed with."""
+    """Versions of the libraries and the machine type that computed the tokens."""
     import torch
 
     return {
@@ -189,5 +189,5 @@ def versions() -> dict[str, str]:
 
 
 def json_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """One JSON object a line, in ASCII."""
+    """Encode as one JSON object per line, in ASCII."""
     return "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")

@@ -1,4 +1,4 @@
-"""From sources to codes: reading beside, batches, long files piece by piece, and what becomes of bad ones."""
+"""Reads audio in worker processes and encodes it in batches; long files are streamed, bad ones reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from codec.tokens.shards import Outcome
 
 @dataclass(frozen=True)
 class Settings:
-    """How a corpus is encoded; `batch_seconds` matters to tokens by rounding alone, `workers` not at all."""
+    """Options of encoding a corpus; `batch_seconds` changes tokens by rounding only, `workers` never."""
 
     layout: str = "arrow"
     num_quantizers: int | None = None
@@ -46,9 +46,9 @@ class Settings:
 
 
 class Loaded(NamedTuple):
-    """What a reading process gives: a source's number and checksum, and its audio or why there is none.
+    """Result of reading a source: its number, checksum, and its audio or problem.
 
-    A file that is too long to be held in memory has neither: it is read while it is encoded.
+    A file longer than a batch has neither: it is read while it is encoded.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
 
 
 def check_mixed(peak: float, path: str, file_channels: int, channels: int) -> None:
-    """Raise `AudioError` for a file that is silent once it is mixed, or was never scaled to ±1."""
+    """AudioError for a file that is silent after mixing, or not scaled to ±1."""
     if peak < SILENT_PEAK and file_channels > channels:
         for block in read_blocks(path):
             if np.abs(block).max(initial=0) >= SILENT_PEAK:
@@ -71,7 +71,7 @@ def check_mixed(peak: float, path: str, file_channels: int, channels: int) -> No
 
 
 class SourceBatches(Dataset[list[Loaded]]):
-    """Reads the sources that are encoded together."""
+    """Dataset of batches of sources; an item is the list of a batch's loaded sources."""
 
     def __init__(self, plan: Plan, groups: Sequence[tuple[int, ...]], codec: Codec, settings: Settings):
         self.plan, self.groups, self.most_seconds = plan, groups, settings.batch_seconds
@@ -84,7 +84,7 @@ class SourceBatches(Dataset[list[Loaded]]):
         return [self.load(number) for number in self.groups[n]]
 
     def load(self, number: int) -> Loaded:
-        """Read one source."""
+        """Read one source; errors are returned as its problem."""
         source = self.plan.sources[number]
         if source.problem is not None:
             return Loaded(number, problem=source.problem)
@@ -106,7 +106,7 @@ class SourceBatches(Dataset[list[Loaded]]):
 
 
 class Encoder:
-    """Turns what was read into rows and codes."""
+    """Encodes loaded sources into index rows and codes."""
 
     def __init__(self, codec: Codec, settings: Settings, plan: Plan, token_format: TokenFormat):
         self.codec, self.plan, self.format = codec, plan, token_format
@@ -114,12 +114,12 @@ class Encoder:
         self.options: dict[str, Any] = {"num_quantizers": settings.num_quantizers, "beam": settings.beam}
 
     def encode(self, loaded: Sequence[Loaded], advance: Callable[[float], None]) -> dict[int, Outcome]:
-        """What becomes of each source of a batch; `advance` is told of the seconds that are done."""
+        """Outcome of each source of a batch; `advance` is called with the seconds encoded."""
         outcomes: dict[int, Outcome] = {one.number: one.problem for one in loaded if one.problem is not None}
         ready = [(one, one.audio) for one in loaded if one.audio is not None]
         if ready:
-            found = encode_batch(self.codec, [audio for _, audio in ready], **self.options)
-            for (one, _), codes in zip(ready, found, strict=True):
+            encoded = encode_batch(self.codec, [audio for _, audio in ready], **self.options)
+            for (one, _), codes in zip(ready, encoded, strict=True):
                 outcomes[one.number] = self.row(one, codes.numpy())
         advance(sum(self.plan.sources[number].seconds for number in outcomes))
         for one in loaded:
@@ -128,7 +128,7 @@ class Encoder:
         return outcomes
 
     def encode_blocks(self, one: Loaded, advance: Callable[[float], None]) -> Outcome:
-        """Encode a long file while it is read."""
+        """Encode a long file block by block while it is read."""
         source = self.plan.sources[one.number]
         path, left = os.path.join(self.plan.root, source.file.path), source.seconds
         peak, parts = 0.0, []
@@ -153,7 +153,7 @@ class Encoder:
         return self.row(one, np.concatenate(parts, axis=1))
 
     def row(self, one: Loaded, codes: np.ndarray) -> tuple[Utterance, np.ndarray]:
-        """A source's line in the index, and its codes `[K, F]` as they are stored."""
+        """Index row of a source, and its codes `[K, F]` in the stored type."""
         source = self.plan.sources[one.number]
         codes = np.ascontiguousarray(codes.astype(self.format.dtype))
         frames, rate, channels = source.file.info
@@ -165,9 +165,9 @@ class Encoder:
 
 
 def format_of(codec: Codec, settings: Settings) -> TokenFormat:
-    """The format of this codec's tokens; ConfigError when it has none, or not so many quantizers."""
+    """Token format of a codec; ConfigError if it has no codes, or fewer quantizers than requested."""
     if settings.layout == "arrow":
-        pyarrow()  # to be missed now, not after an hour
+        pyarrow()  # fails now if pyarrow is missing, not after an hour
     sizes = codec.quantizer.codebook_sizes
     if not sizes:
         raise ConfigError("this codec's quantizer keeps no codes: train with another one for tokens")

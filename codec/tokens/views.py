@@ -1,4 +1,4 @@
-"""Orders in which a language model reads codes `[..., K, F]`, each with its inverse."""
+"""Token orders of codes `[..., K, F]` for language models, each with its inverse."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def delay(codes: Tensor, fill: int) -> Tensor:
-    """Stage k moved k frames to the right: `[..., K, F] -> [..., K, F + K - 1]`, `fill` where nothing is.
+    """Delay codebook k by k frames: `[..., K, F] -> [..., K, F + K - 1]`, padded with `fill`.
 
-    MusicGen's delay pattern (arXiv 2306.05284): a step predicts every stage of a frame after the stage
-    before it. `fill` must be no code, so that models can tell; e.g. the largest codebook size.
+    MusicGen's delay pattern (arXiv 2306.05284): each codebook of a frame is predicted one step after the
+    codebook before it. `fill` must not be a code; e.g. the largest codebook size.
     """
     *batch, stages, frames = codes.shape
     delayed = codes.new_full((*batch, stages, frames + stages - 1), fill)
@@ -22,7 +22,7 @@ def delay(codes: Tensor, fill: int) -> Tensor:
 
 
 def undelay(delayed: Tensor) -> Tensor:
-    """Codes `[..., K, F]` of what `delay` gave; ValueError when there is no whole frame."""
+    """Inverse of `delay`: codes `[..., K, F]`; ValueError if there is no whole frame."""
     stages, steps = delayed.shape[-2:]
     frames = steps - stages + 1
     if frames < 0:
@@ -32,10 +32,10 @@ def undelay(delayed: Tensor) -> Tensor:
 
 
 def flatten(codes: Tensor, codebook_sizes: Sequence[int] | None = None) -> Tensor:
-    """All codes of a frame, then those of the next: `[..., K, F] -> [..., F * K]`.
+    """Interleave the codes frame by frame: `[..., K, F] -> [..., F * K]`.
 
-    With `codebook_sizes` every stage has numbers of its own: stage k's are raised by the sizes before it, so
-    that the vocabulary has `sum(codebook_sizes)` entries; ValueError for codes beyond them.
+    With `codebook_sizes` the codes of codebook k are offset by the sum of the sizes before it, for a
+    vocabulary of `sum(codebook_sizes)` entries; ValueError for codes beyond their sizes.
     """
     if codebook_sizes is not None:
         first = offsets(codebook_sizes, codes.shape[-2], codes)
@@ -45,12 +45,12 @@ def flatten(codes: Tensor, codebook_sizes: Sequence[int] | None = None) -> Tenso
 
 
 def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int] | None = None) -> Tensor:
-    """Codes `[..., K, F]` of what `flatten` gave with the same arguments, cut to whole frames.
+    """Inverse of `flatten` with the same arguments: codes `[..., K, F]`, cut to whole frames.
 
-    With `codebook_sizes`, ValueError for a token that is not of the stage whose place it is in.
+    With `codebook_sizes`, ValueError for a token of another codebook than that of its position.
     """
-    whole = tokens.shape[-1] // num_quantizers * num_quantizers
-    codes = tokens[..., :whole].unflatten(-1, (-1, num_quantizers)).transpose(-1, -2)
+    length = tokens.shape[-1] // num_quantizers * num_quantizers
+    codes = tokens[..., :length].unflatten(-1, (-1, num_quantizers)).transpose(-1, -2)
     if codebook_sizes is None:
         return codes
     codes = codes - offsets(codebook_sizes, num_quantizers, codes)
@@ -59,14 +59,14 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int]
 
 
 def require_codes(codes: Tensor, codebook_sizes: Sequence[int], problem: str) -> None:
-    """ValueError unless codes `[..., K, F]` are below the sizes of their stages."""
+    """ValueError unless codes `[..., K, F]` are below the sizes of their codebooks."""
     sizes = torch.tensor(list(codebook_sizes[: codes.shape[-2]]), device=codes.device)[:, None]
     if bool(((codes < 0) | (codes >= sizes)).any()):
         raise ValueError(problem)
 
 
 def offsets(codebook_sizes: Sequence[int], stages: int, like: Tensor) -> Tensor:
-    """Sum of the sizes before each stage, `[K, 1]`; ValueError when there are fewer sizes than stages."""
+    """Sum of the sizes before each codebook, `[K, 1]`; ValueError for fewer sizes than codebooks."""
     if len(codebook_sizes) < stages:
         raise ValueError(f"{stages} stages have only {len(codebook_sizes)} codebook sizes")
     sizes = torch.tensor([0, *codebook_sizes[: stages - 1]], dtype=like.dtype, device=like.device)
