@@ -5,6 +5,7 @@ import torch
 from composed import config
 from torch import Tensor, nn
 
+from codec.config import ConfigError
 from codec.evaluation.complexity import cost, count_macs, reach
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.model import Codec, build_codec
@@ -74,6 +75,30 @@ def test_frame_domain_presets_keep_their_limits(name, rate, parameters, megaflop
     assert model.frame_rate == 50 and model.bitrate() == 6000
     if latency:
         assert reach(model)["latency"] <= model.streaming().latency_ms <= latency
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 2])
+def test_a_causal_decoder_waits_for_the_frames_of_its_look_ahead(lookahead):
+    model = codec("autoencoder=vocos_small", f"autoencoder.lookahead={lookahead}", "quantizer=rvq")
+    assert 20 * (1 + lookahead) - 1 < reach(model)["latency"] <= 20 * (1 + lookahead)
+    assert model.streaming().latency_ms == pytest.approx(20 * (1 + lookahead))
+    latents = torch.randn(1, 8, 30)
+    later = latents.clone()
+    later[..., 20:] += 1
+    first, second = model.autoencoder.decode(latents), model.autoencoder.decode(later)
+    changed = int((first != second).any(1)[0].nonzero()[0])
+    assert 0 <= changed - (20 - lookahead) * model.hop_length <= 1  # a window begins with 0
+
+
+def test_a_look_ahead_that_no_causal_block_has_is_refused():
+    for options in (
+        ["autoencoder.causal=false", "autoencoder.lookahead=1"],
+        ["autoencoder.lookahead=7"],
+        ["autoencoder.lookahead=-1"],
+        ["autoencoder.lookahead=1", "autoencoder.decoder_blocks=[2,0]"],
+    ):
+        with pytest.raises(ConfigError, match="lookahead"):
+            codec("autoencoder=vocos_small", "quantizer=rvq", *options)
 
 
 def test_a_causal_codec_waits_for_one_frame():

@@ -32,7 +32,10 @@ NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebo
 AUTOENCODERS = [[f"autoencoder={name}"] for name in options("autoencoder")] + [
     ["autoencoder=tiny", "autoencoder.layers.causal=false", "autoencoder.strides=[3,2]", "channels=2"],
     ["autoencoder=encodec", "autoencoder.layers.causal=false"],
-    ["autoencoder=vocos", "autoencoder.causal=true", "autoencoder.strides=[3]", "channels=2"],
+    [
+        *("autoencoder=vocos", "autoencoder.causal=true", "autoencoder.lookahead=1"),
+        *("autoencoder.strides=[3]", "channels=2"),
+    ],
 ]
 
 

@@ -23,6 +23,7 @@ MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "centred, several rates": ["autoencoder=tiny", CENTRED, "quantizer=multiscale_rvq"],
     "stereo": ["autoencoder=tiny", "channels=2"],
     "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],
+    "frames, one ahead": ["autoencoder=vocos", "autoencoder.causal=true", "autoencoder.lookahead=1"],
     "frames, three rates": [
         *("autoencoder=vocos", "autoencoder.strides=[2,3]", "autoencoder.channels=[8,8,8]"),
         *("autoencoder.encoder_blocks=[1,0,1]", "autoencoder.decoder_blocks=[1,2,0]", "channels=2"),

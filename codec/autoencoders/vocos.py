@@ -18,8 +18,9 @@ class Vocos(LayeredAutoencoder):
     Vocos (arXiv 2306.00814) as an autoencoder, as in VoCodec (2601.13055). The encoder has `blocks` of
     `channels[0]` on one frame per `hop` samples, then merges frames and adds further blocks for each of
     `strides`. The decoder is its mirror image. Latents have a lower rate than frames, as in ESC (2404.19441)
-    and APCodec (2402.10533). Raises ValueError for sizes below 1, windows that `hop` does not divide, and
-    lists of different lengths.
+    and APCodec (2402.10533). A causal decoder may wait for `lookahead` frames of latents, in its first block.
+    Raises ValueError for sizes below 1, windows that `hop` does not divide, lists of different lengths, and a
+    look-ahead without `causal` or without a block.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Vocos(LayeredAutoencoder):
         decoder_blocks: Sequence[int] = (4, 2),
         blocks: Callable[..., nn.Module] = ConvNeXtBlock,
         causal: bool = False,
+        lookahead: int = 0,
     ):
         super().__init__()
         require_positive(audio_channels=audio_channels, latent_dim=latent_dim, hop=hop)
@@ -47,12 +49,16 @@ class Vocos(LayeredAutoencoder):
                 f"two windows (encoder, decoder), got {list(channels)}, {list(encoder_blocks)}, "
                 f"{list(decoder_blocks)} and {list(windows)}"
             )
+        if lookahead and not decoder_blocks[-1]:
+            raise ValueError(f"lookahead={lookahead} needs a block: decoder_blocks end with 0")
         self.audio_channels, self.latent_dim = audio_channels, latent_dim
         self.hop_length = hop * math.prod(strides)
 
-        def level(number: int, depths: Sequence[int]) -> list[nn.Module]:
+        def level(number: int, depths: Sequence[int], lookahead: int = 0) -> list[nn.Module]:
             scale = 1 / max(1, sum(depths))
-            return [blocks(channels[number], causal=causal, layer_scale=scale) for _ in range(depths[number])]
+            extra = [{"lookahead": lookahead} if lookahead else {}, *[{}] * depths[number]]
+            options = [{"causal": causal, "layer_scale": scale, **more} for more in extra[: depths[number]]]
+            return [blocks(channels[number], **each) for each in options]
 
         features = STFTFeatures(audio_channels, windows[0], hop, causal)
         encoder = [features, Projection(features.num_features, channels[0], normalize=False)]
@@ -65,7 +71,8 @@ class Vocos(LayeredAutoencoder):
         synthesis = InverseSTFT(audio_channels, windows[1], hop, causal)
         decoder: list[nn.Module] = [ChannelsLast(), Projection(latent_dim, channels[-1], normalize=False)]
         for number in range(len(strides), 0, -1):
-            decoder += level(number, decoder_blocks)
+            decoder += level(number, decoder_blocks, lookahead if number == len(strides) else 0)
             decoder += [Split(channels[number], channels[number - 1], strides[number - 1])]
-        decoder += [*level(0, decoder_blocks), Projection(channels[0], synthesis.num_inputs), synthesis]
+        decoder += level(0, decoder_blocks, 0 if strides else lookahead)
+        decoder += [Projection(channels[0], synthesis.num_inputs), synthesis]
         self.decoder = nn.Sequential(*decoder)

@@ -140,13 +140,17 @@ class Split(Layer):
 
 
 class DepthwiseConv(Layer):
-    """Convolution of each channel along frames, `[B, F, C] -> [B, F, C]`, zero-padded."""
+    """Convolution of each channel along frames, `[B, F, C] -> [B, F, C]`, zero-padded.
+
+    A causal kernel covers `lookahead` future frames.
+    """
 
     channels_last = True
 
-    def __init__(self, channels: int, kernel_size: int, causal: bool):
+    def __init__(self, channels: int, kernel_size: int, causal: bool, lookahead: int = 0):
         super().__init__()
-        self.left, self.right = split_padding(kernel_size - 1, causal)
+        left, right = split_padding(kernel_size - 1, causal)
+        self.left, self.right = left - lookahead, right + lookahead
         conv = nn.Conv1d(channels, channels, kernel_size, groups=channels)
         self.weight = conv.weight  # [C, 1, k]
         self.bias = cast(nn.Parameter, conv.bias)
@@ -176,7 +180,8 @@ class ConvNeXtBlock(Layer):
     """Residual block on frames `[B, F, C]`: depthwise convolution, normalization, two linear maps.
 
     ConvNeXt (arXiv 2201.03545) along time as in Vocos (2306.00814, Fig. 2). `layer_scale` is the initial
-    value of the learned factor of each channel. Raises ValueError for sizes below 1.
+    value of the learned factor of each channel. A causal kernel covers `lookahead` future frames.
+    Raises ValueError for sizes below 1, and for a look-ahead without `causal` or beyond the kernel.
     """
 
     channels_last = True
@@ -189,6 +194,7 @@ class ConvNeXtBlock(Layer):
         expansion: float = 3.0,
         layer_scale: float = 0.1,
         causal: bool = False,
+        lookahead: int = 0,
     ):
         super().__init__()
         hidden = round(expansion * channels)
@@ -196,7 +202,12 @@ class ConvNeXtBlock(Layer):
             raise ValueError(
                 f"kernel_size and expansion * channels must be at least 1, got {kernel_size}, {hidden}"
             )
-        self.depthwise = DepthwiseConv(channels, kernel_size, causal)
+        if not 0 <= lookahead < kernel_size or (lookahead and not causal):
+            raise ValueError(
+                f"lookahead must be 0 to {kernel_size - 1} frames, within the kernel of a causal block, got "
+                f"{lookahead} with causal={causal}"
+            )
+        self.depthwise = DepthwiseConv(channels, kernel_size, causal, lookahead)
         self.pointwise = PointwiseMLP(channels, hidden, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
