@@ -34,8 +34,10 @@ PATIENCE = 10  # seconds from a signal to the start of the next step, at most
 def only_writer(folder: Path) -> Iterator[None]:
     """Lock a run folder; ConfigError, with the other process's id, if it is locked already.
 
-    The operating system releases the lock when the process ends. A folder that stays empty is removed.
+    The operating system releases the lock when the process ends. A folder that stays empty is removed, with
+    its new parents.
     """
+    created = [path for path in folder.parents if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
@@ -59,7 +61,8 @@ def only_writer(folder: Path) -> Iterator[None]:
                 with suppress(OSError):  # Windows removes no file that is open
                     (folder / OUTPUT_MARK).unlink()
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    for path in (folder, *created):
+                        path.rmdir()
 
 
 def reason_in_words(error: BaseException, folder: Path) -> str:

@@ -376,8 +376,8 @@ def test_impossible_options_are_refused_before_training(tmp_path, wavs, override
 
 def test_crops_longer_than_every_file_are_refused_and_leave_no_run_folder(tmp_path, wavs):
     with pytest.raises(DataError, match=r"lower data.segment_seconds, the longest file has 1.000 s"):
-        run(tmp_path, wavs, "data.segment_seconds=100")
-    assert not (tmp_path / "run").exists()
+        run(tmp_path, wavs, "data.segment_seconds=100", f"run_dir={tmp_path}/new/run")
+    assert not (tmp_path / "new").exists()
 
 
 def test_few_held_out_files_are_mentioned(tmp_path, wavs, caplog):
