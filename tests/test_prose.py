@@ -35,10 +35,7 @@ BRITISH = re.compile(
 # messages, of a folder or file of codec/; `LIMIT` is for the others. To be lowered only.
 LIMIT = (0.5, 0)
 LIMITS: dict[str, tuple[float, int]] = {
-    "bitstream": (5.4, 0),
-    "evaluation": (11.7, 0),
     "export": (0.5, 2),  # two messages
-    "tokens": (2.5, 0),
 }
 
 

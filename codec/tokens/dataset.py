@@ -69,8 +69,8 @@ class TokenDataset(Dataset[Tensor]):
         """Map the index; shards are mapped on access."""
         self.index = read_index(self.path, self.format)
         self.verified = np.zeros(len(self.index), bool)
-        self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and its tensors' versions
-        # A mapping holds a file descriptor; a process may have a few hundred.
+        self.trusted: tuple[Any, int] | None = None  # codec already compared, and its tensors' versions
+        # Each mapping uses a file descriptor, of which a process has a few hundred.
         self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class TokenDataset(Dataset[Tensor]):
         if not self.verified[i]:
             self.verify(i)
         codes = self.stored(i)[: self.num_quantizers, start:stop]
-        self.check_codes(i, codes)  # a mapped file may have changed since
+        self.check_codes(i, codes)  # a mapped file may have changed
         return torch.from_numpy(codes.astype(np.int64))
 
     def check_frames(self, i: int, start: int, stop: int | None) -> int:
