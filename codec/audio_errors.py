@@ -76,7 +76,7 @@ def convert(path: str | os.PathLike[str], options: str = "") -> str:
 
 
 def foreign(path: str | os.PathLike[str]) -> str | None:
-    """Name of a file's format and a command to convert it; None unless libsndfile lacks the format."""
+    """Name of a file's format and a command to convert it; None if the format is not one of `FOREIGN`."""
     try:
         with open(path, "rb") as file:
             head = file.read(1024)

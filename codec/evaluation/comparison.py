@@ -293,7 +293,7 @@ def write_comparison(
 
 
 def heard(folders: Collection[Path], stems: Mapping[str, str], clips: int) -> dict[str, str]:
-    """Stems and names of the first `clips` files with audio; files in the most folders come first."""
+    """Stems and names of the first `clips` files with audio, sorted by the number of their folders."""
     holders = {
         file: sum((folder / f"{stem}.original.wav").is_file() for folder in folders)
         for file, stem in stems.items()

@@ -210,7 +210,7 @@ def thinned(points: Sequence[list[float]]) -> list[list[float]]:
 
 
 def common_stems(places: Mapping[str, Path]) -> list[str]:
-    """Prefixes of the wavs' names in some folders; those in the most folders come first."""
+    """Prefixes of the wavs' names in some folders, sorted by the number of folders with the file."""
     stems = [
         {p.name.removesuffix(".original.wav") for p in place.glob("*.original.wav")}
         for place in places.values()

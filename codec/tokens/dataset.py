@@ -136,7 +136,7 @@ class TokenDataset(Dataset[Tensor]):
         return stop
 
     def check_codes(self, i: int, codes: np.ndarray) -> None:
-        """TokenError for stored codes `[k, F]` that exceed their codebooks."""
+        """Raise TokenError for stored codes `[k, F]` that exceed their codebooks."""
         if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
             raise TokenError(
                 f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
@@ -167,7 +167,7 @@ class TokenDataset(Dataset[Tensor]):
             raise TokenError(f"{self.path / shard_file(shard)}: {error}") from error
 
     def verify(self, i: int) -> None:
-        """TokenError unless the codes of utterance `i` match their CRC-32."""
+        """Raise TokenError unless the codes of utterance `i` match their CRC-32."""
         codes = self.stored(i)
         if checksum(codes) != int(self.index.numbers["crc32"][i]):
             raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
@@ -179,7 +179,7 @@ class TokenDataset(Dataset[Tensor]):
         return TokenWindows(self, length, step)
 
     def require_codec(self, codec: Codec, hint: str = "any_codec=True decodes them") -> None:
-        """ConfigError, ending in the hint, unless the tokens are of this codec.
+        """Raise ConfigError, ending in the hint, unless the tokens are of this codec.
 
         TokenError if `tokens.json` has this codec's id but contradicts it.
         """
