@@ -1,4 +1,4 @@
-"""Arguments of each command, read before anything slow is imported."""
+"""Command-line arguments of all commands, parsed before slow imports."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ example: codec-fit-entropy runs/tiny /path/to/wavs"""
 
 
 def parse(command: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the arguments of `codec-COMMAND`; ends the process for `--help`, `--version` and mistakes."""
+    """Parse the arguments of `codec-COMMAND`; exits on `--help`, `--version` and invalid arguments."""
     return PARSERS[command]().parse_args(argv)
 
 
 def new_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that keeps the lines of the description."""
+    """Parser that keeps the line breaks of its description."""
     parser = argparse.ArgumentParser(
         prog=f"codec-{command}",
         description=description,
@@ -71,7 +71,7 @@ def new_parser(command: str, description: str, epilog: str | None = None) -> arg
 
 
 def doctor() -> argparse.ArgumentParser:
-    """Of `codec-doctor`."""
+    """Parser of `codec-doctor`."""
     parser = new_parser(
         "doctor",
         "Say what is in a folder of audio and what is wrong with each file that is not usable.",
@@ -84,7 +84,7 @@ def doctor() -> argparse.ArgumentParser:
 
 
 def evaluate() -> argparse.ArgumentParser:
-    """Of `codec-evaluate`."""
+    """Parser of `codec-evaluate`."""
     parser = new_parser(
         "evaluate",
         "Code recordings with trained, published and classical codecs, and score the results.",
@@ -117,7 +117,7 @@ def evaluate() -> argparse.ArgumentParser:
 
 
 def report() -> argparse.ArgumentParser:
-    """Of `codec-report`."""
+    """Parser of `codec-report`."""
     parser = new_parser("report", "Compare finished runs on one page: codec-report runs/sweep")
     add = parser.add_argument
     add("folders", type=Path, nargs="+", help="runs, or folders of runs")
@@ -130,7 +130,7 @@ def report() -> argparse.ArgumentParser:
 
 
 def export() -> argparse.ArgumentParser:
-    """Of `codec-export`."""
+    """Parser of `codec-export`."""
     parser = new_parser(
         "export", "Write a codec for other software, and check there that codes and audio are the same."
     )
@@ -152,7 +152,7 @@ def export() -> argparse.ArgumentParser:
 
 
 def stream() -> argparse.ArgumentParser:
-    """Of `codec-stream`."""
+    """Parser of `codec-stream`."""
     parser = new_parser("stream", "Hear a codec at work, microphone or file to speakers or file.")
     add = parser.add_argument
     add("model", type=Path, help=MODEL)
@@ -166,7 +166,7 @@ def stream() -> argparse.ArgumentParser:
 
 
 def encode() -> argparse.ArgumentParser:
-    """Of `codec-encode`."""
+    """Parser of `codec-encode`."""
     parser = model_parser("encode", ENCODE)
     add = parser.add_argument
     add("inputs", type=Path, nargs="+",
@@ -191,7 +191,7 @@ def encode() -> argparse.ArgumentParser:
 
 
 def decode() -> argparse.ArgumentParser:
-    """Of `codec-decode`."""
+    """Parser of `codec-decode`."""
     parser = model_parser("decode", DECODE)
     add = parser.add_argument
     add("tokens", type=Path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
@@ -202,7 +202,7 @@ def decode() -> argparse.ArgumentParser:
 
 
 def export_tokens() -> argparse.ArgumentParser:
-    """Of `codec-export-tokens`."""
+    """Parser of `codec-export-tokens`."""
     parser = new_parser("export-tokens", "Write a token dataset as another library reads it.")
     add = parser.add_argument
     add("tokens", type=Path, help="folder that codec-encode wrote")
@@ -213,7 +213,7 @@ def export_tokens() -> argparse.ArgumentParser:
 
 
 def compress() -> argparse.ArgumentParser:
-    """Of `codec-compress`."""
+    """Parser of `codec-compress`."""
     parser = bitstream_parser("compress", COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
     add = parser.add_argument
     add("recording", type=Path, help=f"audio file, {STDIN}")
@@ -225,7 +225,7 @@ def compress() -> argparse.ArgumentParser:
 
 
 def decompress() -> argparse.ArgumentParser:
-    """Of `codec-decompress`."""
+    """Parser of `codec-decompress`."""
     parser = bitstream_parser("decompress", DECOMPRESS, f"the wav to write, {STDOUT}")
     add = parser.add_argument
     add("compressed", type=Path, help=f".codec file, {STDIN}")
@@ -235,7 +235,7 @@ def decompress() -> argparse.ArgumentParser:
 
 
 def truncate() -> argparse.ArgumentParser:
-    """Of `codec-truncate`."""
+    """Parser of `codec-truncate`."""
     parser = new_parser("truncate", TRUNCATE)
     add = parser.add_argument
     add("compressed", type=Path, help=f".codec file, {STDIN}")
@@ -246,7 +246,7 @@ def truncate() -> argparse.ArgumentParser:
 
 
 def fit_entropy() -> argparse.ArgumentParser:
-    """Of `codec-fit-entropy`."""
+    """Parser of `codec-fit-entropy`."""
     parser = bitstream_parser("fit-entropy", FIT)
     add = parser.add_argument
     add("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
@@ -258,7 +258,7 @@ def fit_entropy() -> argparse.ArgumentParser:
 
 
 def model_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """A parser with a model first, and the device that it runs on."""
+    """Parser with a model as its first argument, and `--device`."""
     parser = new_parser(command, description)
     parser.add_argument("model", type=Path, help=MODEL)
     parser.add_argument("--device", help=DEVICE)
@@ -266,7 +266,7 @@ def model_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def bitstream_parser(command: str, description: str, output: str = "") -> argparse.ArgumentParser:
-    """A parser with what these commands share; with `output`, what is written, if they need the tables."""
+    """Parser with the shared arguments of the `.codec` commands; `output` describes the written file."""
     parser = model_parser(command, description)
     add = parser.add_argument
     add("--force", action="store_true", help="replace an output that exists")

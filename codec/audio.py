@@ -27,14 +27,14 @@ CONTEXT = 128
 PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
 """Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
 
-LARGEST_WAV = 2**32 - 2**16  # bytes; a plain wav counts them in 32 bits, its headers too
+LARGEST_WAV = 2**32 - 2**16  # bytes, headers included; a plain wav stores its size in 32 bits
 
-# libsndfile cuts a chunk that is longer than the file without an error; its log is the only trace of it.
+# libsndfile silently truncates a chunk that is longer than the file; only its log mentions it.
 CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 
 
 class AudioInfo(NamedTuple):
-    """What a file's header says: length in frames (samples per channel), rate in Hz, channels."""
+    """Header of a file: length in frames (samples per channel), rate in Hz, channels."""
 
     frames: int
     sample_rate: int
@@ -42,24 +42,24 @@ class AudioInfo(NamedTuple):
 
 
 def resampled_length(frames: int, sample_rate: int, target_rate: int, speed: Fraction | int = 1) -> int:
-    """Samples at `target_rate` Hz that `frames` samples at `sample_rate` Hz give (rounded down).
+    """Number of samples at `target_rate` Hz for `frames` samples at `sample_rate` Hz, rounded down.
 
-    At another `speed` they are played that many times as fast.
+    `speed` is a playback factor: at 2, half as many samples remain.
     """
     return frames * target_rate // (sample_rate * speed)
 
 
 @contextmanager
 def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
-    """Open a file for reading; whatever libsndfile refuses, now or while reading, is an `AudioError`."""
+    """Open a file for reading; errors of libsndfile, also later while reading, become `AudioError`."""
     require_regular(path)
-    # libsndfile takes bytes: a name that is not UTF-8 cannot be encoded again by soundfile.
+    # Bytes, because soundfile cannot encode a name that is not UTF-8.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
     with ExitStack() as opened:
         try:
             file = opened.enter_context(soundfile.SoundFile(name))
             is_mp3 = file.format == "MP3"
-            if is_mp3 and (other := foreign(path)):  # in which libmpg123 has found what looks like a frame
+            if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
                 raise AudioError(path, other)
             if is_mp3 or file.frames > UNKNOWN_LENGTH:
                 counted: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
@@ -81,7 +81,7 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
 
 
 def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> AudioInfo:
-    """The header of an open file; `AudioError` when it holds no samples or fewer than it promises."""
+    """Read the header of an open file; `AudioError` if it has no samples or fewer than its header counts."""
     if file.frames == 0:
         raise AudioError(path, why_empty(path))
     cut = CUT_CHUNK.search(file.extra_info)
@@ -94,23 +94,23 @@ def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Audi
 
 
 def read_info(path: str | os.PathLike[str]) -> AudioInfo:
-    """Length, rate and channels from the header alone.
+    """Read length, rate and channels from the header alone.
 
-    Raises `AudioError` for a file that is missing, not regular (a FIFO would block for ever), not
-    audio, empty, truncated (as far as the header tells) or of a format libsndfile does not know.
+    Raises `AudioError` for a file that is missing, not regular (a FIFO would block forever), not audio,
+    empty, truncated (as far as the header shows) or of a format that libsndfile does not support.
     """
     with mp3.quiet(path), open_audio(path) as file:
         return read_header(file, path)
 
 
 def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """The rest of an open file as finite `[<= BLOCK, C]` blocks.
+    """Yield the rest of an open file as finite blocks `[<= BLOCK, C]`.
 
-    Raises `AudioError` if it ends before its header says, or holds more than that, as joined files do.
+    Raises `AudioError` if the file has fewer samples than its header counts, or more, as joined files do.
     """
     check_content(path, file.frames)
     decoded = file.tell()
-    # Else soundfile seeks after each block, where libmpg123 begins anew without the frames before.
+    # Otherwise soundfile seeks after each block, and libmpg123 restarts without the preceding frames.
     file.seekable = lambda: False
     while decoded < file.frames:
         block = read_finite(file, decoded, min(BLOCK, file.frames - decoded), path)
@@ -123,7 +123,7 @@ def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> It
 def read_finite(
     file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]
 ) -> np.ndarray:
-    """The next samples, from `start`, `[<= frames, C]`; `AudioError` for one that float32 cannot hold."""
+    """Read the next samples `[<= frames, C]`, at `start`; `AudioError` if one is not finite in float32."""
     block = file.read(frames, dtype="float32", always_2d=True)
     finite = np.isfinite(block)
     if finite.all():
@@ -150,15 +150,16 @@ def read_segment(
     expected: AudioInfo | None = None,
     speed: Fraction | int = 1,
 ) -> np.ndarray:
-    """A crop `[channels, frames]`: `start` and `frames` count samples at `sample_rate` Hz.
+    """Read a crop `[channels, frames]`; `start` and `frames` count samples at `sample_rate` Hz.
 
-    Seeks to the crop and decodes and resamples only that, plus the resampling filter's few
-    milliseconds on each side; the result is the same slice of `read_audio` up to rounding. Channels:
-    equal ones are kept, otherwise the mean of all of them is taken, and repeated if more than one is
-    wanted. At another `speed` it is a slice of the file played that many times as fast, pitch and tempo
-    together. Raises `AudioError` when the file's header is not the `expected` one, the crop reaches over
-    the file's end or a sample is not finite, and `ValueError` for a negative start or no frames. What
-    libmpg123 prints of an odd MP3 each time is left to those that read it whole.
+    Seeks to the crop and decodes and resamples only that, plus a few milliseconds on each side for the
+    resampling filter. The result equals the same slice of `read_audio` up to rounding. Channels are kept if
+    their number is `channels`; otherwise their mean is repeated `channels` times. `speed` plays the file that
+    many times as fast, which changes pitch and tempo. Messages of libmpg123 about an odd MP3 are suppressed
+    here, and logged by `read_blocks`.
+
+    Raises `AudioError` if the header differs from `expected`, the crop exceeds the file or a sample is not
+    finite, and `ValueError` for a negative start or no frames.
     """
     if start < 0 or frames < 1:
         raise ValueError(f"a segment needs start >= 0 and frames >= 1, got start={start}, frames={frames}")
@@ -186,13 +187,13 @@ def read_blocks(
     channels: int | None = None,
     downmix: str = "mid",
 ) -> Iterator[np.ndarray]:
-    """A whole file, resampled and mixed as `read_segment` does if asked, in blocks `[C, n]` of some seconds.
+    """Yield a whole file in blocks `[C, n]` of some seconds, resampled and mixed as in `read_segment`.
 
-    Where other `channels` are wanted than there are, `downmix` takes one instead of the mean ("mid") of all:
-    "left", the first, or "right", the second.
+    If `channels` differs from the file's, `downmix` takes the mean of all channels ("mid"), the first
+    ("left") or the second ("right").
 
-    Raises `AudioError` for every file that `read_info` refuses, that does not decode to its end or
-    that holds samples which are not finite.
+    Raises `AudioError` for every file that `read_info` rejects, that does not decode to its end or that has
+    samples which are not finite.
     """
     with ExitStack() as stack:
         with mp3.reported(path):
@@ -210,7 +211,7 @@ def convert_blocks(
     channels: int | None = None,
     downmix: str = "mid",
 ) -> Iterator[np.ndarray]:
-    """Blocks `[n, C]` at `rate` Hz, of a file of that name, resampled and mixed as `read_blocks` does."""
+    """Resample and mix blocks `[n, C]` at `rate` Hz as in `read_blocks`; errors name `path`."""
     mixed = (_mix(block, channels or block.shape[1], downmix) for block in blocks)
     if sample_rate not in (None, rate):
         mixed = _resample_blocks(mixed, rate, sample_rate)
@@ -230,13 +231,13 @@ def _reported(blocks: Iterator[np.ndarray], path: str | os.PathLike[str]) -> Ite
 def read_audio(
     path: str | os.PathLike[str], sample_rate: int | None = None, channels: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """A whole file `[C, T]` and its rate in Hz; see `read_blocks`."""
+    """Read a whole file; returns audio `[C, T]` and its rate in Hz, see `read_blocks`."""
     audio = np.concatenate(list(read_blocks(path, sample_rate, channels)), axis=1)
     return audio, sample_rate or read_info(path).sample_rate
 
 
 def resample(audio: np.ndarray, sample_rate: int, target_rate: int) -> np.ndarray:
-    """`audio` `[C, T]` at another rate, `[C, resampled_length]`."""
+    """Resample `audio` `[C, T]` to `[C, resampled_length]`."""
     frames = resampled_length(audio.shape[1], sample_rate, target_rate)
     return soxr.resample(audio.T, sample_rate, target_rate, quality="HQ")[:frames].T
 
@@ -249,10 +250,10 @@ def write_wav(path: str | os.PathLike[str], audio: np.ndarray, sample_rate: int)
 def write_wav_blocks(
     path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, length: int = 0
 ) -> None:
-    """Write blocks `[C, n]` as 16-bit PCM, clipped to ±1; the file appears complete or not at all.
+    """Write blocks `[C, n]` atomically as 16-bit PCM, clipped to ±1.
 
-    With 4 GB or more in the expected `length` samples it is RF64, which counts its bytes in 64 bits. Raises
-    `ValueError` for another shape, `FileError` for no samples and for some that are not finite.
+    If the expected `length` in samples amounts to 4 GB or more, the format is RF64, with sizes in 64 bits.
+    Raises `ValueError` for another shape, `FileError` without samples or for samples that are not finite.
     """
     samples = (pcm16(block, path) for block in blocks)
     first = next(samples, None)
@@ -268,25 +269,25 @@ def write_wav_blocks(
             file.write(first)
             for block in samples:
                 file.write(block)
-        except (AssertionError, soundfile.LibsndfileError) as error:  # what soundfile makes of a short write
+        except (AssertionError, soundfile.LibsndfileError) as error:  # raised by soundfile for a short write
             raise OSError(errno.ENOSPC, "could not be written: is the disk full?", os.fspath(path)) from error
 
 
 def wav_bytes(audio: np.ndarray, sample_rate: int) -> bytes:
-    """`audio` `[C, T]` as a wav of 16 bits: browsers seek in it, where Chromium fails in short FLACs."""
+    """Encode `audio` `[C, T]` as a 16-bit wav: browsers can seek in it; Chromium cannot in short FLACs."""
     content = io.BytesIO()
     soundfile.write(content, audio.T, sample_rate, format="WAV", subtype="PCM_16")
     return content.getvalue()
 
 
 def pcm16(audio: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
-    """`audio` `[C, T]` as 16-bit integers `[T, C]`, clipped to ±1; errors name `path`."""
+    """Convert `audio` `[C, T]` to 16-bit integers `[T, C]`, clipped to ±1; errors name `path`."""
     if audio.ndim != 2 or audio.shape[0] < 1:
         shape = list(audio.shape)
         raise ValueError(f"a wav needs audio of shape [C, T], got {shape} for {printable(path)}")
     if not np.isfinite(audio).all():
         raise FileError(path, "not written: the audio holds NaN or infinite samples")
-    # 2**15 and not 2**15 - 1: 16-bit samples that were read come back as the same integers.
+    # 2**15, not 2**15 - 1, so that 16-bit samples survive reading and writing unchanged.
     return np.clip(np.round(audio.T * 32768.0), -32768, 32767).astype(np.int16)
 
 
@@ -308,7 +309,7 @@ def _read_resampled(
 ) -> np.ndarray:
     step_in, step_out = ratio.numerator, ratio.denominator
     context = -(-CONTEXT * step_out // min(step_in, step_out))
-    # Both clocks agree only every `step_out` output samples: begin there, or the crop is shifted in time.
+    # Both sampling grids coincide only every `step_out` output samples: other starts shift the crop.
     first_out = max(0, start - context) // step_out * step_out
     first_in = first_out // step_out * step_in
     last_in = min(file.frames, -(-(start + frames + context) * step_in // step_out))
@@ -316,7 +317,7 @@ def _read_resampled(
         return np.zeros((0, channels), np.float32)
     audio = _mix(_read(file, first_in, last_in - first_in, path), channels)
     audio = soxr.resample(audio, step_in, step_out, quality="HQ")
-    # soxr rounds the length up: what lies beyond the file's last sample is not audio.
+    # soxr rounds the length up: samples beyond the file's end are not audio.
     end = min(start + frames, resampled_length(file.frames, step_in, step_out))
     return audio[start - first_out : max(start, end) - first_out]
 
@@ -331,7 +332,7 @@ def _resample_blocks(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) 
         yield ready
     if stream is not None:
         rest = stream.resample_chunk(np.zeros((0, channels), np.float32), last=True).reshape(-1, channels)
-        # soxr rounds the length up: what lies beyond the last sample is not audio.
+        # soxr rounds the length up: samples beyond the end are not audio.
         yield rest[: max(0, resampled_length(read, rate, sample_rate) - written)]
 
 

@@ -1,4 +1,4 @@
-"""Why a file cannot be used as audio, in plain words."""
+"""Error messages for files that cannot be used as audio."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ CONTAINERS = (
     b"ID3",
 )
 
-# What libsndfile cannot read, by how it begins after so many bytes; ffmpeg can.
+# Formats that ffmpeg reads but libsndfile does not: offset in bytes and signature.
 FOREIGN = (
     (4, b"ftyp", "MPEG-4 (AAC or ALAC)"),
     (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
@@ -38,11 +38,11 @@ FOREIGN = (
 
 
 class AudioError(FileError):
-    """A file that cannot be used as audio."""
+    """File that cannot be used as audio."""
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise `AudioError` unless this is a regular file that is not empty: a FIFO would block for ever."""
+    """Raise `AudioError` unless the path is a regular, non-empty file: a FIFO would block forever."""
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 
 def check_wav_name(path: str | os.PathLike[str]) -> None:
-    """Raise `AudioError` for an output whose name promises something else than a wav."""
+    """Raise `AudioError` for an output path with the suffix of a format other than wav."""
     if not is_pipe(path) and os.path.splitext(path)[1].lower() != ".wav":
         raise AudioError(path, "audio is written as wav alone: name a file that ends in .wav")
 
@@ -68,7 +68,7 @@ def _plain(error: OSError | ValueError) -> str:
 
 
 def convert(path: str | os.PathLike[str], options: str = "") -> str:
-    """A command that writes a file again, in a format that libsndfile reads."""
+    """Command that converts a file to a format that libsndfile reads."""
     name = printable(os.path.basename(path))
     stem, suffix = os.path.splitext(name)
     target = f"{stem}{'.fixed' * (suffix == '.flac')}.flac"
@@ -76,7 +76,7 @@ def convert(path: str | os.PathLike[str], options: str = "") -> str:
 
 
 def foreign(path: str | os.PathLike[str]) -> str | None:
-    """What a file is, and how to convert it, when it is of a kind that only other software reads."""
+    """Name of a file's format and a command to convert it; None if the format is not one of `FOREIGN`."""
     try:
         with open(path, "rb") as file:
             head = file.read(1024)
@@ -87,13 +87,13 @@ def foreign(path: str | os.PathLike[str]) -> str | None:
         target = shlex.quote(os.path.splitext(printable(os.path.basename(path)))[0] + ".wav")
         name = shlex.quote(printable(os.path.basename(path)))
         return f"SPHERE compressed with Shorten: convert it: `sph2pipe -f wav {name} {target}`"
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # layer 0, which MP3 does not have
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # layer 0: ADTS, not MP3
         kind = "AAC (ADTS)"
     return f"{kind}, which is not read: convert it: {convert(path)}" if kind else None
 
 
 def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
-    """What a file is that libsndfile refuses to open."""
+    """Error text for a file that libsndfile does not open."""
     if kind := foreign(path):
         return kind
     with open(path, "rb") as file:
@@ -106,7 +106,7 @@ def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
 
 
 def why_empty(path: str | os.PathLike[str]) -> str:
-    """Why a file that opens holds no samples."""
+    """Error text for a file that opens but has no samples."""
     with open(path, "rb") as file:
         head = file.read(4096)
         size = file.seek(0, os.SEEK_END)

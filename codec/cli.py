@@ -1,4 +1,4 @@
-"""The commands, one function each. What is slow to import is imported when the arguments are right."""
+"""Entry points of the commands. Slow imports follow after the arguments are validated."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from codec.environment import escape_unprintable
 from codec.pretrained import require_model
 from codec.stdio import check_pipes, is_pipe
 
-# What Hydra's grammar reads as it is; other values, most of them paths, have to be quoted.
+# Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
 PUNCTUATION = r"[,:=() {}\[\]*'\"]"
 LIST_ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+?)\s*(?:,|$)""")
 
 
 def quoted(argument: str) -> str:
-    """Quote what Hydra cannot read in `key=value` or `key=[value,value]`: paths and odd characters."""
+    """Quote values that Hydra cannot parse in `key=value` or `key=[value,value]`, such as paths."""
     key, _, value = argument.partition("=")
     if argument.startswith("-"):
         return argument
@@ -42,7 +42,7 @@ def quoted(argument: str) -> str:
 
 
 def quoted_value(value: str) -> str:
-    """Quote a value if Hydra cannot read it as it is, and it is no list, mapping or interpolation."""
+    """Quote a value if Hydra cannot parse it and it is no list, mapping or interpolation."""
     if value[0] in "'\"[{$":
         return value
     plain = PLAIN_VALUE.fullmatch(value)
@@ -50,17 +50,17 @@ def quoted_value(value: str) -> str:
 
 
 def train() -> None:
-    """Train a codec: `codec-train data.root=/path/to/wavs`, every option a Hydra override."""
+    """Train a codec: `codec-train data.root=/path/to/wavs`; options are Hydra overrides."""
     if "--version" in sys.argv[1:]:
         print(f"codec-train {__version__}")
         return
-    # Threads that spin while they wait make a busy machine ten times slower, a free one no faster.
+    # Spinning threads make a busy machine ten times slower and an idle one no faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(report_errors(start_training))
 
 
 def start_training() -> int:
-    """Let Hydra read the command line and train, once or for each run of a sweep; the exit status."""
+    """Parse the command line with Hydra; train once or for each run of a sweep; returns the exit status."""
     import hydra
 
     from codec.overrides import check_names
@@ -73,7 +73,7 @@ def start_training() -> int:
 
         Sweep.install()
         RayLauncher.install()
-        # First, because Hydra's parser reads no overrides on both sides of a flag.
+        # Flags first: Hydra's parser rejects overrides on both sides of a flag.
         overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
         named = any(argument.startswith("name=") for argument in overrides)
         sys.argv[1:] = ["-m", *overrides, *([] if named else ["name=sweep"])]
@@ -102,9 +102,9 @@ def start_training() -> int:
 
 
 def check_roots(config: Any) -> None:
-    """DataError for a folder that is not there, before Lightning is imported."""
+    """Raise DataError for a missing data folder, before Lightning is imported."""
     data: Any = config.get("data") or {}
-    root = data.root if "root" in data else None  # which a missing value is not
+    root = data.root if "root" in data else None  # `in` is false for a missing value
     if isinstance(root, str) and data.get("generate") is None:
         from codec.index import require_folder
 
@@ -112,8 +112,8 @@ def check_roots(config: Any) -> None:
 
 
 def evaluate() -> None:
-    """Code recordings with codecs and score the result: `codec-evaluate runs/tiny data.root=FOLDER`."""
-    # As in `train`; also for the processes that it starts.
+    """Score codecs on recordings: `codec-evaluate runs/tiny data.root=FOLDER`."""
+    # As in `train`; inherited by subprocesses.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run_command("evaluate", "codec.evaluation.comparison")
 
@@ -135,17 +135,17 @@ def report() -> None:
 
 
 def doctor() -> None:
-    """Say what is wrong with a folder of recordings: `codec-doctor FOLDER`."""
+    """Check a folder of recordings for faults: `codec-doctor FOLDER`."""
     run_command("doctor", "codec.doctor")
 
 
 def export() -> None:
-    """Write a codec for other software, verified there: `codec-export MODEL --to onnx -o DIR`."""
+    """Export a codec for other software and verify it: `codec-export MODEL --to onnx -o DIR`."""
     run_command("export", "codec.export.export")
 
 
 def stream() -> None:
-    """Hear a codec at work: `codec-stream runs/tiny in.wav -o out.wav`."""
+    """Stream audio through a codec: `codec-stream runs/tiny in.wav -o out.wav`."""
     run_command("stream", "codec.live")
 
 
@@ -155,22 +155,22 @@ def encode() -> None:
 
 
 def decode() -> None:
-    """Turn a token dataset into wavs: `codec-decode MODEL TOKENS -o WAVS`."""
+    """Decode a token dataset to wavs: `codec-decode MODEL TOKENS -o WAVS`."""
     run_command("decode", "codec.decoding")
 
 
 def export_tokens() -> None:
-    """Write a token dataset as another library reads it: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
+    """Convert a token dataset for another library: `codec-export-tokens TOKENS --to hf -o FOLDER`."""
     run_command("export-tokens", "codec.tokens.exports")
 
 
 def compress() -> None:
-    """Write a recording as a small file: `codec-compress MODEL in.wav -o out.codec`."""
+    """Compress a recording: `codec-compress MODEL in.wav -o out.codec`."""
     run_command("compress", "codec.bitstream.commands", "compress_main")
 
 
 def decompress() -> None:
-    """Write a compressed file as a wav: `codec-decompress MODEL in.codec -o out.wav`."""
+    """Decompress a file to a wav: `codec-decompress MODEL in.codec -o out.wav`."""
     run_command("decompress", "codec.bitstream.commands", "decompress_main")
 
 
@@ -180,14 +180,14 @@ def truncate() -> None:
 
 
 def fit_entropy() -> None:
-    """Fit the tables that make compressed files smaller: `codec-fit-entropy MODEL FOLDER`."""
+    """Fit entropy tables, for smaller compressed files: `codec-fit-entropy MODEL FOLDER`."""
     run_command("fit-entropy", "codec.bitstream.commands", "fit_main")
 
 
 def run_command(command: str, module: str, function: str = "main") -> None:
-    """Run what a module makes of the arguments; Ctrl-C while it is imported is an interruption, too.
+    """Import a module and run its `function` on the arguments; also handles Ctrl-C during the import.
 
-    The module is imported, with torch, only when the arguments are right and the inputs there.
+    The import, with torch, follows only after the arguments are validated and the inputs exist.
     """
     options = parse(command)
 
@@ -201,7 +201,7 @@ def run_command(command: str, module: str, function: str = "main") -> None:
 
 
 def check_inputs(options: argparse.Namespace) -> None:
-    """FileNotFoundError or DataError for a model, a folder or files that are not there."""
+    """Raise FileNotFoundError or DataError for a missing model, folder or file."""
     models: list[str | Path] = [options.model] if "model" in options else []
     inputs: list[str | Path] = []
     for name in ("folder", "inputs", "input", "recording", "compressed", "tokens"):
@@ -220,7 +220,7 @@ def check_inputs(options: argparse.Namespace) -> None:
 
 
 def require_input(path: str) -> None:
-    """DataError, as `scan` raises it, unless there is a file or folder."""
+    """Raise DataError, as `scan` does, unless the file or folder exists."""
     if os.path.lexists(path):
         return
     from codec.index import require_folder
@@ -232,7 +232,7 @@ def require_input(path: str) -> None:
 
 
 def report_errors(command: Callable[[], int]) -> int:
-    """Run a command; what a user can mend becomes a message and status 2, not a traceback."""
+    """Run a command; print user errors and return status 2 instead of a traceback."""
     try:
         logging.captureWarnings(True)
         escape_unprintable()
@@ -243,13 +243,13 @@ def report_errors(command: Callable[[], int]) -> int:
             status = command()
             sys.stdout.flush()
             return status
-        except BrokenPipeError:  # of `head`, which has read enough: the rest must not be tried again at exit
+        except BrokenPipeError:  # from `head`, for example; prevents another flush at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         except (ConfigError, DataError, FileError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except RecursionError:  # Python's own walk over folders and their parents
+        except RecursionError:  # from Python's recursive walk over folders and their parents
             print("error: a path, or what a file describes, is nested too deeply", file=sys.stderr)
             return 2
     except KeyboardInterrupt:

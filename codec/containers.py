@@ -1,4 +1,4 @@
-"""What an audio file holds beyond what its header counts, where libsndfile goes by the header alone."""
+"""Search for audio beyond the length in the header, which libsndfile silently ignores."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import IO, NamedTuple
 from codec import mp3
 from codec.audio_errors import AudioError, convert
 
-SHORTEST_HIDDEN = 1.0  # seconds; less behind the samples is padding, or a tag of an odd kind
-SLOWEST, FASTEST = 1000, 1_000_000  # Hz; a header beyond is wrong: at 1 Hz, 4 s of speech last a day
-UNKNOWN_LENGTH = 2**62  # frames, from which on a count stands for none
-LEAST_JUNK = 2**16  # bytes in an mp3; fewer are a tag of an odd kind
-# A writer to a pipe cannot go back to fill in the size and leaves 0 or the largest number it can.
+SHORTEST_HIDDEN = 1.0  # seconds; less data after the samples is padding or an unusual tag
+SLOWEST, FASTEST = 1000, 1_000_000  # Hz; rates outside are wrong: at 1 Hz, 4 s of speech last a day
+UNKNOWN_LENGTH = 2**62  # frames; this count and larger ones mean an unknown length
+LEAST_JUNK = 2**16  # bytes in an mp3; fewer are an unusual tag
+# A writer to a pipe cannot seek back to fill in the size, and leaves 0 or the largest number.
 STREAMED_SIZE = 0x7FFF0000
 WINDOW = 2**20  # bytes searched at a time
-STREAM_INFO = b"fLaC\0\0\0\x22"  # how every FLAC file begins, and nothing within one
+STREAM_INFO = b"fLaC\0\0\0\x22"  # start of every FLAC file; does not occur inside one
 
 
 class ChunkLayout(NamedTuple):
-    """How a container lays out its chunks: where the first is, and how a size is written."""
+    """Chunk layout of a container: offset of the first chunk, and encoding of sizes."""
 
     first: int
     width: int
@@ -37,13 +37,13 @@ LAYOUTS = {
 
 
 def check_rate(path: str | os.PathLike[str], sample_rate: int) -> None:
-    """Raise `AudioError` for a rate in Hz that cannot be right."""
+    """Raise `AudioError` for an implausible rate in Hz."""
     if not SLOWEST <= sample_rate <= FASTEST:
         raise AudioError(path, f"implausible header: a sample rate of {sample_rate} Hz; correct it")
 
 
 def check_header(path: str | os.PathLike[str], frames: int, sample_rate: int) -> None:
-    """Raise `AudioError` where a header's length or rate cannot be right; little of the file is read."""
+    """Raise `AudioError` for an implausible length or rate in a header; reads little of the file."""
     check_rate(path, sample_rate)
     if frames > UNKNOWN_LENGTH:
         reason = "length unknown: its header counts no samples, as of a pipe, and its end does not, either"
@@ -65,7 +65,7 @@ def _duration(seconds: float) -> str:
 
 
 def _behind_samples(file: IO[bytes]) -> tuple[int, int]:
-    """Bytes of samples that a header promises, and those behind them that belong to no chunk."""
+    """Number of bytes of samples by the header, and of bytes after them that belong to no chunk."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     magic = file.read(12)
@@ -77,7 +77,7 @@ def _behind_samples(file: IO[bytes]) -> tuple[int, int]:
     for name, begin, end in _chunks(file, layout, size) if layout else ():
         if promised and not (name.isascii() and name.decode().isprintable() and end <= size + 1):
             return promised, size - begin
-        if promised and name in LAYOUTS:  # another file, joined
+        if promised and name in LAYOUTS:  # a second file, appended
             return promised, size - begin
         if layout and name == layout.samples:
             promised = end - begin
@@ -85,19 +85,19 @@ def _behind_samples(file: IO[bytes]) -> tuple[int, int]:
 
 
 def _chunks(file: IO[bytes], layout: ChunkLayout, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, begin and end of each chunk, up to the first one that reaches over the end of the file."""
+    """Yield name, start and end of each chunk, up to the first one that exceeds the file."""
     position = layout.first
     while position < size:
         file.seek(position)
         name, count = file.read(4), file.read(layout.width)
         end = position + 4 + layout.width + int.from_bytes(count, layout.order)  # pyright: ignore
         yield name, position, end
-        # An odd size is padded, but some writers forget to.
+        # Odd sizes are padded by the standard, but not by all writers.
         position = end + (end % 2 if layout.width == 4 else 0)
 
 
 def check_content(path: str | os.PathLike[str], frames: int) -> None:
-    """Raise `AudioError` for joined files, of which libsndfile reads the first; the whole file is read."""
+    """Raise `AudioError` for joined files, of which libsndfile reads only the first; reads the whole file."""
     with open(path, "rb") as file:
         magic = file.read(4)
         if magic == b"OggS":
@@ -132,7 +132,7 @@ def _check_mp3(path: str | os.PathLike[str], stream: mp3.Stream | None, frames: 
 
 
 def _second_ogg(file: IO[bytes]) -> int | None:
-    """Where a second chain of pages begins: with a first page of a stream behind another stream's data."""
+    """Position of a second chain of pages: the first page of a stream after data of another stream."""
     position, data = 0, False
     while True:
         file.seek(position)
@@ -147,7 +147,7 @@ def _second_ogg(file: IO[bytes]) -> int | None:
 
 
 def _second_flac(file: IO[bytes]) -> int | None:
-    """Where another FLAC file begins within this one."""
+    """Position of another FLAC file within this one."""
     kept, position = b"", 4
     file.seek(position)
     while block := file.read(WINDOW):

@@ -1,4 +1,4 @@
-"""`codec-doctor FOLDER`: what is in a folder of audio, and why some of its files are not usable."""
+"""`codec-doctor FOLDER`: report on a folder of audio, with the faults of unusable files."""
 
 import json
 import sys
@@ -11,14 +11,14 @@ from codec.inventory import DataError, Index
 
 
 def examine(folder: str, check_content: bool = True) -> Index:
-    """Index a folder, print its report and return it. Raises `DataError` when it cannot be read at all."""
+    """Index a folder, print its report and return it. Raises `DataError` if nothing is readable."""
     index = scan(folder, check_content=check_content, require_usable=False)
     write(index.report())
     return index
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all files are usable, 1 some are not, 2 nothing here can be used."""
+    """Run the command; exit status 0: all files are usable, 1: some are not, 2: none is."""
     options = parse("doctor", argv)
     try:
         if options.json:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def as_json(index: Index) -> str:
-    """The whole index as JSON; names that are not UTF-8 keep their bytes as lone surrogates `\\udc..`."""
+    """Convert the whole index to JSON; bytes of names that are not UTF-8 become lone surrogates `\\udc..`."""
     seconds = sum(file.seconds for file in index.usable)
     found = {
         "root": index.root,
@@ -46,7 +46,7 @@ def as_json(index: Index) -> str:
 
 
 def write(text: str) -> None:
-    """Print to a terminal or file of any encoding."""
+    """Print to standard output of any encoding."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 

@@ -1,4 +1,4 @@
-"""FLAC whose header does not count its samples: its last frame does (RFC 9639)."""
+"""Length of FLAC files without a sample count in the header, from their last frame (RFC 9639)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 
 from codec.headed import Headed
 
-MAGIC, HEAD = b"fLaC\0\0\0\x22", 26  # of a FLAC file; bytes up to the end of its count of samples
+MAGIC, HEAD = b"fLaC\0\0\0\x22", 26  # start of a FLAC file; bytes up to the end of its sample count
 LARGEST_FRAME, LONGEST_HEADER = 2**21, 16  # bytes
 BLOCK_SIZES = {
     1: 192,
@@ -20,7 +20,7 @@ BLOCK_SIZES = {
 
 
 def table(polynomial: int, bits: int) -> list[int]:
-    """What each byte adds to a CRC."""
+    """Lookup table of a CRC, one entry per byte value."""
     found = []
     for byte in range(256):
         crc = byte << (bits - 8)
@@ -35,7 +35,7 @@ CRC8, CRC16 = table(0x07, 8), table(0x8005, 16)
 
 
 def crc8(data: bytes) -> int:
-    """That of a frame's header; 0 of one that ends in it."""
+    """CRC-8 of a frame header; 0 if the data end with their CRC."""
     crc = 0
     for byte in data:
         crc = CRC8[crc ^ byte]
@@ -43,7 +43,7 @@ def crc8(data: bytes) -> int:
 
 
 def crc16(data: bytes) -> int:
-    """That of a whole frame; 0 of one that ends in it."""
+    """CRC-16 of a frame; 0 if the data end with their CRC."""
     crc = 0
     for byte in data:
         crc = (crc << 8 & 0xFFFF) ^ CRC16[crc >> 8 ^ byte]
@@ -51,10 +51,10 @@ def crc16(data: bytes) -> int:
 
 
 def end_of_frame(header: bytes, block_size: int) -> int | None:
-    """The sample behind a frame, of its header; None for what is none. `block_size` is that of the stream."""
+    """Index of the sample after a frame, from its header; None if invalid. `block_size` is the stream's."""
     if header[0] != 0xFF or header[1] & 0xFE != 0xF8 or header[3] & 1:
         return None
-    ones = 8 - (header[4] ^ 0xFF).bit_length()  # of a number that is written as UTF-8 is, up to 36 bits
+    ones = 8 - (header[4] ^ 0xFF).bit_length()  # of the frame number, coded like UTF-8, up to 36 bits
     if ones == 1 or ones == 8:
         return None
     place = 4 + max(1, ones)
@@ -74,16 +74,16 @@ def end_of_frame(header: bytes, block_size: int) -> int | None:
 
 @functools.lru_cache(2**14)
 def count_samples(path: str | bytes, size: int, mtime_ns: int) -> int:
-    """Samples of each channel, by the last frame's number; 0 where the file does not end with a frame.
+    """Number of samples per channel, from the last frame's header; 0 if the file does not end with a frame.
 
-    Counted again when its size or time is another.
+    Cached per path, size and modification time.
     """
     with open(path, "rb") as file:
         return last_sample(file, size)
 
 
 def last_sample(file: IO[bytes], size: int) -> int:
-    """The sample behind the last frame of a file of so many bytes; 0 where it does not end with a frame."""
+    """Index of the sample after the last frame of a file of `size` bytes; 0 if no frame ends the file."""
     head = file.read(HEAD)
     block_size, longest = int.from_bytes(head[10:12], "big"), int.from_bytes(head[15:18], "big")
     begin = max(HEAD, size - (longest or LARGEST_FRAME))
@@ -100,7 +100,7 @@ def last_sample(file: IO[bytes], size: int) -> int:
 
 @contextmanager
 def with_length(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
-    """A file that does not count its samples, as of a pipe, with their number; `None` for others."""
+    """File with the missing sample count, as when written to a pipe, filled in; `None` for other files."""
     with open(path, "rb") as file:
         head = bytearray(file.read(HEAD))
         known = not head.startswith(MAGIC) or len(head) < HEAD or head[21] & 15 or any(head[22:26])

@@ -1,4 +1,4 @@
-"""`codec-stream MODEL [IN] [-o OUT]`: hear a codec at work, microphone or file to speakers or file."""
+"""`codec-stream MODEL [IN] [-o OUT]`: stream from microphone or file through a codec to speakers or file."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from codec.stdio import is_pipe
 
 
 class Clock:
-    """What the last pushes took, in seconds, and how much audio one is."""
+    """Compute times of the last pushes, and the duration of audio per push, in seconds."""
 
     def __init__(self, seconds_per_push: float, latency_ms: float):
         self.seconds_per_push, self.latency_ms = seconds_per_push, latency_ms
-        self.taken: deque[float] = deque(maxlen=1000)  # looked at after every push
+        self.taken: deque[float] = deque(maxlen=1000)  # bounded, as quantiles are computed after every push
 
     def measure(self, work: Callable[[], Any]) -> Any:
-        """Do it, and look at the clock before and after."""
+        """Call `work` and record its duration."""
         start = time.perf_counter()
         done = work()
         self.taken.append(time.perf_counter() - start)
         return done
 
     def __str__(self) -> str:
-        """Latency and speed so far."""
+        """Format latency and speed."""
         middle, late = (1000 * np.quantile(self.taken, share) for share in (0.5, 0.95))
         speed = self.seconds_per_push / np.mean(self.taken)
         return (
@@ -50,7 +50,7 @@ class Clock:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Stream until the file ends, or Ctrl-C."""
+    """Stream until the end of the file or Ctrl-C."""
     options = parse("stream", argv)
     if min(options.frames, options.threads) < 1:
         raise ConfigError("--frames and --threads must be at least 1")
@@ -110,7 +110,7 @@ def coded(
     clock: Clock,
     duration: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """Blocks `[C, n]` of audio, encoded and decoded as they come; as many samples as went in."""
+    """Encode and decode blocks of audio `[C, n]` as they arrive; the total length is unchanged."""
     read = written = 0
     bar = tqdm(total=duration, unit="s", bar_format="{elapsed}{postfix}", dynamic_ncols=True, disable=None)
     with codec.streaming() as stream, bar:
@@ -132,7 +132,7 @@ def coded(
 
 
 def rechunked(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Blocks `[C, n]` of `size` samples, the last one shorter."""
+    """Regroup blocks `[C, n]` to `size` samples each; the last one may be shorter."""
     waiting: np.ndarray | None = None
     for block in blocks:
         waiting = block if waiting is None else np.concatenate([waiting, block], 1)
@@ -144,7 +144,7 @@ def rechunked(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def devices() -> Any:
-    """The library that speaks to microphones and speakers; ConfigError that says how to get it."""
+    """Import the library for microphones and speakers; ConfigError with install instructions if missing."""
     try:
         return importlib.import_module("sounddevice")
     except ImportError as error:
@@ -152,12 +152,12 @@ def devices() -> Any:
             "microphone and speakers need sounddevice: pip install 'neural-audio-codec[live]'; "
             "or name an input file and an --output"
         ) from error
-    except OSError as error:  # on Linux the wheel brings no PortAudio
+    except OSError as error:  # the Linux wheel does not include PortAudio
         raise ConfigError(f"{error}: install it (on Debian: apt install libportaudio2)") from error
 
 
 def microphone(codec: Codec, size: int) -> Iterator[np.ndarray]:
-    """Blocks `[C, size]` from the default input device, until Ctrl-C, which ends the signal in good order."""
+    """Yield blocks `[C, size]` from the default input device; Ctrl-C ends the signal without an error."""
     library = devices()
     stopped = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
@@ -175,7 +175,7 @@ def microphone(codec: Codec, size: int) -> Iterator[np.ndarray]:
 
 
 def play(codec: Codec, blocks: Iterable[np.ndarray]) -> None:
-    """Play blocks `[C, n]` on the default output device, as fast as it takes them."""
+    """Play blocks `[C, n]` on the default output device; blocks while its buffer is full."""
     library = devices()
     try:
         with library.OutputStream(codec.sample_rate, channels=codec.audio_channels) as sink:

@@ -1,4 +1,4 @@
-"""MP3 files: the frames that they hold, a header for those without one, and what libmpg123 prints of them."""
+"""MP3 files: frame parsing, Xing headers for files without one, and capture of libmpg123's messages."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from codec.files import printable
 from codec.headed import Headed
 
 log = logging.getLogger(__name__)
-VERSION_1 = 3  # of MPEG; its frames have 1152 samples, those of versions 2 and 2.5 half as many
+VERSION_1 = 3  # of MPEG; 1152 samples per frame, versions 2 and 2.5: 576
 SAMPLE_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 KILOBITS = {
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-XING_BITRATE = 8  # index of the bit rate at which a frame of any kind has room for the Xing header
+XING_BITRATE = 8  # bit rate index at which any frame has room for the Xing header
 SEARCHED = 2**13  # bytes searched at a time for the next frame
-LONGEST = 2**11  # bytes; more than any frame has
+LONGEST = 2**11  # bytes; exceeds every frame
 SYNC = re.compile(rb"\xff[\xe0-\xff]")
-TAG_SIZES = {b"TAG": 128, b"3DI": 10}  # bytes of what may follow the last frame
-PRINTED = re.compile(rb"(Note|Warning): |\[src/libmpg123|$")  # how the lines of libmpg123 begin
+TAG_SIZES = {b"TAG": 128, b"3DI": 10}  # bytes; tags after the last frame
+PRINTED = re.compile(rb"(Note|Warning): |\[src/libmpg123|$")  # start of libmpg123's lines
 STDERR = 2
 alone = threading.RLock()  # the process has one stderr
 reported_paths: set[str] = set()
 
 
 class Frame(NamedTuple):
-    """The header of a frame: MPEG version, rate in Hz, whether it is mono, length in bytes."""
+    """Header of a frame: MPEG version, rate in Hz, mono flag, length in bytes."""
 
     version: int
     sample_rate: int
@@ -43,21 +43,21 @@ class Frame(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Samples of each channel in a frame."""
+        """Number of samples per channel in a frame."""
         return 1152 if self.version == VERSION_1 else 576
 
     @property
     def xing_offset(self) -> int:
-        """Bytes before the Xing header: 4 of the frame's own, then the empty side information."""
+        """Number of bytes before the Xing header: the 4-byte frame header and the empty side information."""
         sizes = (32, 17) if self.version == VERSION_1 else (17, 9)
         return 4 + sizes[self.mono]
 
 
 class Stream(NamedTuple):
-    """What a file holds: its first frame, where it begins and the last one ends, in bytes, and how many.
+    """Frames of a file: the first one, byte positions `start` and `end`, and the number of `frames`.
 
-    `counted` are the frames that the Xing header counts, `None` without one, which is none of the `frames`
-    itself. There are `gaps` between frames, with tags or `junk` bytes that belong to no frame or tag.
+    `counted` is the Xing header's number of frames, `None` without that header; its own frame is not one of
+    the `frames`. `gaps` counts interruptions between frames: tags, or `junk` bytes outside frames and tags.
     """
 
     first: Frame
@@ -70,7 +70,7 @@ class Stream(NamedTuple):
 
 
 def parse_frame(header: bytes) -> Frame | None:
-    """The frame of layer III that begins with these 4 bytes, if one does."""
+    """Parse a 4-byte layer III frame header; None if it is invalid."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None
     version, bitrate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -83,9 +83,9 @@ def parse_frame(header: bytes) -> Frame | None:
 
 
 def walk(file: IO[bytes], whole: bool = True) -> Stream | None:
-    """Go from frame to frame to the end of a file, or no further than the Xing header.
+    """Parse all frames of a file or, unless `whole`, only up to the Xing header.
 
-    Returns `None` where no two frames follow each other.
+    Returns `None` if no two consecutive frames are found.
     """
     size = file.seek(0, os.SEEK_END)
     start = _next_frame(file, _after_tags(file, 0), None)
@@ -122,7 +122,7 @@ def _same_kind(header: bytes, first: Frame) -> int:
 
 
 def _xing_count(content: bytes, first: Frame) -> int | None:
-    """Frames that a Xing header counts; −1 for one that counts none."""
+    """Number of frames in a Xing header; −1 for a header without it, None without a header."""
     header = content[first.xing_offset : first.xing_offset + 12]
     if header[:4] not in (b"Xing", b"Info"):
         return None
@@ -130,7 +130,7 @@ def _xing_count(content: bytes, first: Frame) -> int | None:
 
 
 def _after_tags(file: IO[bytes], position: int) -> int:
-    """Where what follows the tags at a position begins."""
+    """Position after the tags at `position`."""
     while True:
         file.seek(position)
         head = file.read(32)
@@ -141,7 +141,7 @@ def _after_tags(file: IO[bytes], position: int) -> int:
             position += size + 10 + 10 * (head[5] >> 4 & 1)
         elif head.startswith(b"APETAGEX") and len(head) == 32:
             body = int.from_bytes(head[12:16], "little")
-            position += 32 + (body if head[23] & 0x20 else 0)  # else a footer, which counts what is before it
+            position += 32 + (body if head[23] & 0x20 else 0)  # otherwise a footer: its body precedes it
         elif head[:3] in TAG_SIZES:
             position += TAG_SIZES[head[:3]]
         else:
@@ -149,7 +149,7 @@ def _after_tags(file: IO[bytes], position: int) -> int:
 
 
 def _next_frame(file: IO[bytes], position: int, like: Frame | None) -> int | None:
-    """Where the next frame begins that another one, or the end of the file, follows."""
+    """Position of the next frame that is followed by another frame or the end of the file."""
     while True:
         file.seek(position)
         window = file.read(SEARCHED + LONGEST)
@@ -168,7 +168,7 @@ def _next_frame(file: IO[bytes], position: int, like: Frame | None) -> int | Non
 
 
 def xing_frame(stream: Stream) -> bytes:
-    """A frame without sound whose Xing header counts the frames of a stream."""
+    """Silent frame with a Xing header that counts the frames of a stream."""
     first = stream.first
     rate = SAMPLE_RATES[first.version].index(first.sample_rate)
     header = bytes(
@@ -187,14 +187,14 @@ def _known(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
 
 
 def examine(path: str | os.PathLike[str]) -> Stream | None:
-    """What a file holds, as `walk` finds it; known again as long as the file does not change."""
+    """Run `walk` on a file; cached until the file changes."""
     status = os.stat(path)
     return _known(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
 def with_header(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
-    """A file that lacks a Xing header with one, for libmpg123 guesses its length; `None` for others."""
+    """File with a Xing header added, without which libmpg123 guesses the length; `None` if not needed."""
     with open(path, "rb") as file:
         stream = walk(file, whole=False)
         if stream is None or (stream.counted is not None and stream.counted >= 0):
@@ -208,7 +208,7 @@ def with_header(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
 
 
 def may_be_odd(path: str | os.PathLike[str]) -> bool:
-    """Whether libmpg123 may print something about a file: it holds something else than frames."""
+    """Return True for a file with data outside its frames, about which libmpg123 may print messages."""
     with open(path, "rb") as file:
         head = file.read(4)
         size = file.seek(0, os.SEEK_END)
@@ -222,15 +222,15 @@ def may_be_odd(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def remarks() -> Iterator[list[str]]:
-    """Catch what libmpg123 prints to stderr meanwhile, where it names no file; one thread at a time.
+    """Capture libmpg123's messages on stderr, which name no file; one thread at a time.
 
-    The list is complete when the block ends. What others print appears then.
+    The list is complete at the end of the block. Other output on stderr is delayed until then.
     """
     found: list[str] = []
     with alone, tempfile.TemporaryFile() as sink:
         try:
             kept = os.dup(STDERR)
-        except OSError:  # closed: nothing is printed at all
+        except OSError:  # stderr is closed
             yield found
             return
         os.dup2(sink.fileno(), STDERR)
@@ -248,13 +248,13 @@ def remarks() -> Iterator[list[str]]:
 
 
 def quiet(path: str | os.PathLike[str]) -> AbstractContextManager[list[str]]:
-    """As `remarks`, for files whose name says that they are MP3."""
+    """Run `remarks` for files with the suffix .mp3; others give an empty list."""
     return remarks() if os.path.splitext(path)[1].lower() == ".mp3" else nullcontext([])
 
 
 @contextmanager
 def reported(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Log what libmpg123 prints while a file is read, once a file, with its name."""
+    """Log libmpg123's first message about a file, with the file's name, once per file."""
     with quiet(path) as lines:
         yield
     if lines and str(path) not in reported_paths:

@@ -1,4 +1,4 @@
-"""Recordings that come from standard input and go to standard output, as they come."""
+"""Streaming of recordings from standard input and to standard output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from codec.audio import AudioError, FileError, convert_blocks, pcm16, read_block
 from codec.containers import STREAMED_SIZE, check_rate
 from codec.stdio import INPUT, OUTPUT, is_pipe, spooled, standard_input, standard_output
 
-WINDOW = 2**16  # bytes read at a time, at most
+WINDOW = 2**16  # most bytes per read
 NO_SIZE = 2**32 - 1
 KINDS = {(1, bits): f"<i{bits // 8}" for bits in (8, 16, 24, 32)} | {(3, 32): "<f4", (3, 64): "<f8"}
 
 
 class Wav(NamedTuple):
-    """What the header of a wav says: rate in Hz, channels, kind of samples, bytes of samples or None."""
+    """Header of a wav: rate in Hz, channels, sample format, bytes of samples or None."""
 
     sample_rate: int
     channels: int
@@ -29,17 +29,17 @@ class Wav(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one sample of all channels."""
+        """Number of bytes per frame: one sample of every channel."""
         return self.channels * int(self.kind[2:])
 
 
 def read_source(
     path: str | os.PathLike[str], sample_rate: int, channels: int, downmix: str = "mid"
 ) -> Iterator[np.ndarray]:
-    """A recording as `read_blocks` gives it, also that of standard input.
+    """Yield blocks of a recording as in `read_blocks`, also from standard input.
 
-    PCM in a wav is taken as it comes, and to the end where its header has no length; all else is kept in a
-    temporary file first.
+    PCM in a wav is streamed, to the end of the input if its header has no length. Other formats are first
+    copied to a temporary file.
     """
     if not is_pipe(path):
         yield from read_blocks(path, sample_rate, channels, downmix)
@@ -55,7 +55,7 @@ def read_source(
 
 
 def read_wav_header(file: IO[bytes], head: bytearray) -> Wav | None:
-    """Read up to the samples of a wav, into `head`; None for all that is not PCM in a wav."""
+    """Read a wav up to its samples and append the bytes to `head`; None unless it is PCM in a wav."""
 
     def take(count: int) -> bytes:
         data = file.read(count)
@@ -70,7 +70,7 @@ def read_wav_header(file: IO[bytes], head: bytearray) -> Wav | None:
         name, size = chunk[:4], int.from_bytes(chunk[4:], "little")
         if name == b"data":
             break
-        if size > WINDOW:  # nothing that a writer to a pipe puts there
+        if size > WINDOW:  # larger than any chunk before the samples of a streamed wav
             return None
         content = take(size + size % 2)
         if name == b"ds64" and len(content) >= 16:
@@ -86,7 +86,7 @@ def read_wav_header(file: IO[bytes], head: bytearray) -> Wav | None:
 
 
 def wav_layout(content: bytes) -> tuple[int, int, str] | None:
-    """Rate in Hz, channels and kind of samples of a `fmt ` chunk; None unless they are PCM."""
+    """Parse rate in Hz, channels and sample format of a `fmt ` chunk; None unless it is PCM."""
     tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", content)
     if tag == 0xFFFE and len(content) >= 26:  # WAVE_FORMAT_EXTENSIBLE
         tag = int.from_bytes(content[24:26], "little")
@@ -95,7 +95,7 @@ def wav_layout(content: bytes) -> tuple[int, int, str] | None:
 
 
 def wav_blocks(file: IO[bytes], wav: Wav) -> Iterator[np.ndarray]:
-    """Samples `[n, C]` as they come, float32; `AudioError` where fewer or more come than the header says."""
+    """Yield float32 samples `[n, C]` as they arrive; `AudioError` if the header has another number."""
     left, waiting = wav.size, b""
     while left is None or left > 0:
         data = read_some(file, WINDOW if left is None else min(WINDOW, left))
@@ -116,12 +116,12 @@ def wav_blocks(file: IO[bytes], wav: Wav) -> Iterator[np.ndarray]:
 
 
 def read_some(file: IO[bytes], count: int) -> bytes:
-    """Up to so many bytes, as soon as there are any."""
+    """Read up to `count` bytes; returns as soon as any are available."""
     return getattr(file, "read1", file.read)(count)
 
 
 def check_rest(file: IO[bytes], size: int) -> None:
-    """Read what follows the samples, so that the writer can end; `AudioError` for what is no chunk."""
+    """Read the rest after the samples, so that the writer can end; `AudioError` unless it is chunks."""
     name = file.read(size % 2 + 4)[size % 2 :]
     while file.read(WINDOW):
         pass
@@ -130,17 +130,17 @@ def check_rest(file: IO[bytes], size: int) -> None:
 
 
 def samples_of(data: bytes, wav: Wav) -> np.ndarray:
-    """Bytes of samples as float32 `[n, C]`; `AudioError` for some that are not finite."""
+    """Convert bytes to float32 samples `[n, C]`; `AudioError` if one is not finite."""
     width = int(wav.kind[2:])
     if wav.kind[1] == "f":
         samples = np.frombuffer(data, wav.kind).astype(np.float32)
         if not np.isfinite(samples).all():
             raise AudioError(INPUT, "not finite: NaN, infinite or far too large samples")
     else:
-        # In the highest bytes of 32 bits, all widths have one scale.
+        # Moved to the highest bytes of 32 bits, all widths share one scale.
         wide = np.zeros((len(data) // width, 4), np.uint8)
         wide[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
-        if width == 1:  # without a sign
+        if width == 1:  # unsigned
             wide[:, 3] ^= 0x80
         samples = (wide.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
     return samples.reshape(-1, wav.channels)
@@ -149,9 +149,10 @@ def samples_of(data: bytes, wav: Wav) -> np.ndarray:
 def write_sink(
     path: str | os.PathLike[str], blocks: Iterable[np.ndarray], sample_rate: int, length: int = 0
 ) -> None:
-    """Write blocks `[C, n]` as `write_wav_blocks` does, also to standard output, each as soon as it is there.
+    """Write blocks `[C, n]` as in `write_wav_blocks`; to standard output, each block as soon as it arrives.
 
-    Without a `length` in samples, or with 4 GB of them, the header has none, as ffmpeg writes it to a pipe.
+    On standard output the header has no length, as ffmpeg writes to a pipe, if `length` in samples is 0 or
+    amounts to 4 GB or more.
     """
     if not is_pipe(path):
         write_wav_blocks(path, blocks, sample_rate, length)
@@ -169,7 +170,7 @@ def write_sink(
 
 
 def wav_header(sample_rate: int, channels: int, length: int) -> bytes:
-    """The 44 bytes before 16-bit samples."""
+    """Header of a 16-bit wav, 44 bytes."""
     size = 2 * channels * length
     riff, data = (size + 36, size) if 0 < size < STREAMED_SIZE else (NO_SIZE, NO_SIZE)
     layout = struct.pack("<HHIIHH", 1, channels, sample_rate, 2 * channels * sample_rate, 2 * channels, 16)

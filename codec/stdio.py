@@ -1,4 +1,4 @@
-"""`-` in place of a file: standard input and standard output, as bytes."""
+"""Standard input and output as bytes, for the path `-`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ INPUT, OUTPUT = "standard input", "standard output"
 
 
 def is_pipe(path: str | os.PathLike[str] | None) -> bool:
-    """Whether a path stands for standard input or output."""
+    """Return True for `-`, standard input or output."""
     return path is not None and os.fspath(path) == PIPE
 
 
 def check_pipes(
     inputs: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
 ) -> None:
-    """FileError when `-` is among the paths and the stream is closed, or somebody's terminal."""
+    """Raise FileError if `-` is among the paths and its stream is closed or a terminal."""
     if any(map(is_pipe, inputs)):
         if sys.stdin is None:
             raise FileError(INPUT, "is closed: pipe a file into it, or name one")
@@ -36,12 +36,12 @@ def check_pipes(
 
 
 def standard_input() -> IO[bytes]:
-    """Standard input as bytes."""
+    """Return standard input as a binary stream."""
     return sys.stdin.buffer
 
 
 def standard_output() -> IO[bytes]:
-    """Standard output as bytes, also while messages are redirected; FileError when it is closed."""
+    """Return standard output as a binary stream, also while messages are redirected; FileError if closed."""
     stream: Any = sys.__stdout__
     if stream is None:
         raise FileError(OUTPUT, "is closed: pipe it, or name a file")
@@ -50,7 +50,7 @@ def standard_output() -> IO[bytes]:
 
 @contextmanager
 def spooled(path: str | os.PathLike[str], head: bytes = b"") -> Iterator[Path]:
-    """The path of a file; of `-`, that of a temporary file with `head` and the rest of standard input.
+    """Path of a file; for `-`, of a temporary file with `head` and the rest of standard input.
 
     FileErrors about the temporary file name standard input.
     """

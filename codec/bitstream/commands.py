@@ -1,4 +1,4 @@
-"""codec-compress, codec-decompress and codec-fit-entropy."""
+"""Commands codec-compress, codec-decompress and codec-fit-entropy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from codec.tokens.files import META_FILE
 
 
 def compress_main(argv: Sequence[str] | None = None) -> int:
-    """Compress one recording; what a user can mend is a ConfigError, FileError or OSError."""
+    """Compress one recording; user errors are ConfigError, FileError or OSError."""
     options = parse("compress", argv)
     if options.beam < 1:
         raise ConfigError(f"--beam: expected 1 or more, got {options.beam}")
@@ -55,7 +55,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
 
 
 def in_words(done: Compressed) -> str:
-    """What a file became, for people."""
+    """Format duration, size and bitrates of a compressed file as text."""
     saved = 100 * (1 - done.bitrate / done.nominal)
     rest = done.bytes - sum(done.stage_bytes)
     ending = f"{saved:.1f} % saved" if saved >= 0 else f"and {rest} bytes of header and checksums"
@@ -66,7 +66,7 @@ def in_words(done: Compressed) -> str:
 
 
 def decompress_main(argv: Sequence[str] | None = None) -> int:
-    """Decompress one file; exit status 1 when parts of it are lost."""
+    """Decompress one file; exit status 1 if parts of it are lost."""
     options = parse("decompress", argv)
     check_wav_name(options.output)
     check_target(options.output, options.force)
@@ -109,7 +109,7 @@ def fit_main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(fit: Fit, codec: Codec) -> None:
-    """Print what tables save, of the stages that they are for."""
+    """Print the bitrates with tables and the savings, for the stages of the tables."""
     sizes = fit.tables.codebook_sizes
     raw, nominal = sum(map(low_bits, sizes)), codec.quantizer.bits_per_frame(len(sizes))
     if len(sizes) < codec.quantizer.num_quantizers:
@@ -123,9 +123,9 @@ def show(fit: Fit, codec: Codec) -> None:
 def examples(
     codec: Codec, folder: Path, held_out: float | None = None
 ) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
-    """Codebook sizes, and codes `[K, F]` of tokens or of recordings, in a random order, always the same.
+    """Codebook sizes, and codes `[K, F]` of tokens or of recordings, in a fixed random order.
 
-    Of recordings without the share that training holds out, if one is given.
+    `held_out` is the share of recordings to leave out, by the split of training.
     """
     random = np.random.default_rng(0)
     if (folder / META_FILE).is_file():
@@ -142,19 +142,19 @@ def examples(
 
 
 def checked(tokens: TokenDataset, number: int) -> np.ndarray:
-    """Codes of an utterance."""
+    """Read the codes of an utterance and verify their checksum."""
     tokens.verify(number)
     return tokens.codes(number).numpy()
 
 
 def encoded(codec: Codec, path: str) -> np.ndarray:
-    """Codes of a recording."""
+    """Encode a recording."""
     blocks = map(torch.from_numpy, read_blocks(path, codec.sample_rate, codec.audio_channels))
     return torch.cat(list(encode_long(codec, blocks)), dim=1).numpy()
 
 
 def beside(model: Path) -> Path:
-    """Where a model's tables lie: in the folder of its weights."""
+    """Default path of a model's tables: in the folder of its weights."""
     model = find_model(model)
     if model.is_file():
         return model.parent / TABLES_FILE
@@ -162,6 +162,6 @@ def beside(model: Path) -> Path:
 
 
 def chosen_tables(options: argparse.Namespace) -> EntropyTables | None:
-    """The tables that were named, or lie beside the model."""
+    """Load the tables of `--tables`, or else those beside the model; None without any."""
     path = options.tables or beside(options.model)
     return load_tables(path) if options.tables or path.exists() else None

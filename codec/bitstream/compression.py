@@ -1,4 +1,4 @@
-"""Recordings to `.codec` files and back, of any length in little memory."""
+"""Compression of recordings to `.codec` files and back, of any length in constant memory."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from codec.model import Codec
 from codec.pipes import read_source, write_sink
 from codec.stdio import is_pipe
 
-SILENT_FRAMES = 64  # written at a time where codes were lost
+SILENT_FRAMES = 64  # frames per block of silence in place of lost codes
 
 
 class Compressed(NamedTuple):
-    """What a file became: its length, its bytes, and those of the codes of each stage."""
+    """Statistics of a compressed file: duration, bytes in total, and bytes of each stage's codes."""
 
     seconds: float
     bytes: int
@@ -44,7 +44,7 @@ class Compressed(NamedTuple):
 
     @property
     def bitrate(self) -> float:
-        """bit/s of the whole file; `nominal` is that of codes of fixed width."""
+        """Bitrate of the whole file in bit/s; `nominal` is the bitrate of codes of fixed width."""
         return 8 * self.bytes / self.seconds
 
 
@@ -58,11 +58,11 @@ def compress(
     overwrite: bool = False,
     beam: int = 1,
 ) -> Compressed:
-    """Write a recording, resampled and mixed for the codec, as a `.codec` file, found by a `beam` of paths.
+    """Compress a recording, resampled and mixed for the codec, to a `.codec` file.
 
-    `-` is standard input or output. AudioError for a recording that cannot be read, TablesError for tables of
-    another codec, FileExistsError for an existing target, ConfigError for numbers of stages or seconds that
-    cannot be.
+    Codes are found by a beam search with `beam` paths. The path `-` is standard input or output. AudioError
+    for an unreadable recording, TablesError for tables of another codec, FileExistsError for an existing
+    target, ConfigError for an invalid number of stages or seconds.
     """
     header = make_header(codec, tables, num_quantizers, chunk_seconds)
     samples = 0
@@ -88,7 +88,7 @@ def compress(
 def make_header(
     codec: Codec, tables: EntropyTables | None, num_quantizers: int | None, chunk_seconds: float
 ) -> Header:
-    """The header of what a codec writes; ConfigError for codes that a file cannot hold."""
+    """Build the header of a codec's files; ConfigError for codes that the format cannot represent."""
     sizes = codec.quantizer.codebook_sizes[: codec.quantizer.check_depth(num_quantizers)]
     if not sizes:
         raise ConfigError("this codec's quantizer keeps no codes to write")
@@ -115,9 +115,9 @@ def make_header(
 
 
 def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, int], int | None]:
-    """Function that says how many bits the `.codec` file of codes `[1, k, F]` of some samples has.
+    """Function of codes `[1, k, F]` and a number of samples that returns the size of their file in bits.
 
-    None of codes that a file cannot hold.
+    The size is None for codes that the format cannot represent.
     """
 
     @cache
@@ -141,7 +141,7 @@ def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, i
 
 
 def require_codec(tables: EntropyTables, codec: Codec) -> None:
-    """TablesError unless the tables were fitted to this codec, or to its first stages."""
+    """Raise TablesError unless the tables were fitted to this codec, or to its first stages."""
     sizes = codec.quantizer.codebook_sizes[: len(tables.codebook_sizes)]
     if (tables.codec_id, tables.codebook_sizes) != (codec.codec_id(), sizes):
         raise TablesError(
@@ -159,7 +159,7 @@ def decompress(
     salvage: bool = False,
     overwrite: bool = False,
 ) -> list[Chunk]:
-    """Write a `.codec` file as a wav; returns what was lost, which only `salvage` allows: it becomes silence.
+    """Decompress a `.codec` file to a wav; with `salvage`, lost chunks become silence and are returned.
 
     `target` may be `-`, standard output. BitstreamError for a damaged file or one of another codec,
     TablesError for other tables than the file was written with, FileExistsError for an existing target.
@@ -171,13 +171,13 @@ def decompress(
         chunks = reader.chunks(tables, num_quantizers)
         audio = decode_chunks(codec, chunks, lost)
         samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
-        known = samples if reader.end or not is_pipe(target) else 0  # else it is the most
+        known = samples if reader.end or not is_pipe(target) else 0  # otherwise only an upper bound
         write_sink(target, cut(audio, samples), codec.sample_rate, known)
     return lost
 
 
 def require_same(reader: BitstreamReader, codec: Codec) -> None:
-    """BitstreamError unless this codec wrote the file."""
+    """Raise BitstreamError unless this codec wrote the file."""
     header, quantizer = reader.header, codec.quantizer
     if header.codec_id != codec.codec_id():
         reason = f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}..."
@@ -188,12 +188,12 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
 
 
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
-    """Audio `[C, n]` of chunks in order; lost ones are noted, and silent."""
+    """Decode chunks in order to audio `[C, n]`; lost ones are appended to `lost` and become silence."""
     stream, device = stream_or_whole(codec), next(codec.parameters()).device
     nothing, running = np.zeros((1, 0), np.int64), False
 
     def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:
-        with exact_float32():  # and not around a yield, which would take the caller along
+        with exact_float32():  # not around `yield`: it would also apply to the caller's code
             return stream.decode(torch.from_numpy(codes)[None].to(device), final)[0].cpu().numpy()
 
     for chunk in chunks:
@@ -202,7 +202,7 @@ def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> I
             running = True
             continue
         lost.append(chunk)
-        if running:  # what follows does not continue what came before
+        if running:  # the next chunk does not continue this stream
             yield decode(nothing, final=True)
             running = False
         for start in range(0, chunk.frames, SILENT_FRAMES):
@@ -213,7 +213,7 @@ def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> I
 
 
 def cut(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """The first `length` samples of blocks `[C, n]`."""
+    """Cut blocks `[C, n]` to `length` samples in total."""
     for block in blocks:
         yield block[:, :length]
         length -= min(length, block.shape[1])

@@ -1,4 +1,4 @@
-"""codec-truncate, without torch."""
+"""Command codec-truncate, which does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codec.stdio import is_pipe, spooled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Cut a file to fewer quantizers."""
+    """Cut a file to its first quantizers."""
     options = parse("truncate", argv)
     with spooled(options.compressed) as compressed:
         truncate(compressed, options.output, options.num_quantizers, options.force)

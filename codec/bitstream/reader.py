@@ -231,7 +231,7 @@ class BitstreamReader:
 
 
 def require_tables(header: Header, tables: EntropyTables | None) -> None:
-    """TablesError unless `tables` have the id in the header."""
+    """Raise TablesError unless `tables` have the id in the header."""
     if not header.tables_id:
         return
     if tables is None:

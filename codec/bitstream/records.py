@@ -48,7 +48,7 @@ class Header:
     codebook_sizes: tuple[int, ...]
 
     def check(self) -> None:
-        """CorruptError if a number is out of range."""
+        """Raise CorruptError if a number is out of range."""
         for name, most in LIMITS.items():
             if not 1 <= getattr(self, name) <= most:
                 raise CorruptError(f"{name} must be 1 to {most}, got {getattr(self, name)}")

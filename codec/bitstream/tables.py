@@ -81,6 +81,6 @@ def read_stage(
 
 
 def require(good: bool, what: str) -> None:
-    """ValueError, with `what` as its subject, unless `good`."""
+    """Raise ValueError with the given subject unless `good`."""
     if not good:
         raise ValueError(f"{what} cannot be used")

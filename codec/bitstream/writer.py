@@ -1,7 +1,7 @@
-"""Compressed codes in a `.codec` file: written chunk by chunk, read with every byte checked.
+"""Writer of `.codec` files, and truncation to fewer quantizers without the model.
 
-A chunk decodes alone. Its stages lie one after the other, and none leans on a later one: a file is cut to
-fewer quantizers without the model (`truncate`). `codec.bitstream.records` has the bytes.
+Each chunk decodes independently. Its stages are stored one after the other and do not depend on later ones.
+The format is documented in `codec.bitstream.records`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class BitstreamWriter:
-    """Writes codes that arrive in pieces into an open file, which is cut short until `finish`."""
+    """Writes codes that arrive in pieces to an open file, which is incomplete until `finish`."""
 
     def __init__(self, file: IO[bytes], header: Header, tables: EntropyTables | None = None):
         self.file, self.header, self.tables = file, header, tables
@@ -52,7 +52,7 @@ class BitstreamWriter:
         self.bytes += len(data)
 
     def write(self, codes: np.ndarray) -> None:
-        """Take codes `[K, F]`; ValueError for other shapes and for codes beyond their codebooks."""
+        """Add codes `[K, F]`; ValueError for other shapes and for codes beyond their codebooks."""
         sizes = np.array(self.header.codebook_sizes)[:, None]
         if codes.ndim != 2 or len(codes) != len(sizes) or codes.dtype.kind not in "iu":
             raise ValueError(
@@ -66,13 +66,13 @@ class BitstreamWriter:
             self.waiting = self.waiting[:, self.header.chunk_frames :]
 
     def write_chunk(self, codes: np.ndarray) -> None:
-        """Code and write one chunk `[K, F]`."""
+        """Encode and write one chunk `[K, F]`."""
         require_tables(self.header, self.tables)
         parts = [self.encode(codes[: stage + 1]) for stage in range(len(codes))]
         self.copy_chunk([part for part, _ in parts], [raw for _, raw in parts], codes.shape[1])
 
     def copy_chunk(self, parts: list[bytes], raw: list[bool], frames: int) -> None:
-        """Write one chunk of stages that are coded already."""
+        """Write one chunk of encoded stages."""
         head = Head(self.chunks, frames, tuple(map(len, parts)), tuple(raw)).pack(self.header, self.seed)
         crc = CRC.pack(crc32(b"".join(parts), CRC.unpack(head[-CRC.size :])[0]))
         self.put(b"".join([head, *parts, crc]))
@@ -81,7 +81,7 @@ class BitstreamWriter:
         self.stage_bytes = [total + len(part) for total, part in zip(self.stage_bytes, parts, strict=True)]
 
     def encode(self, codes: np.ndarray) -> tuple[bytes, bool]:
-        """Bytes of the last stage's codes in `[K, F]`, and whether they are stored as they are."""
+        """Encode the last stage's codes of `[K, F]`; returns the bytes, and True for raw codes."""
         size, frames = self.header.codebook_sizes[len(codes) - 1], codes.shape[1]
         raw = pack_bits(codes[-1], (size - 1).bit_length())
         if self.tables is None or len(codes) > len(self.tables.stages):
@@ -90,7 +90,7 @@ class BitstreamWriter:
         return (coded, False) if len(coded) < len(raw) else (raw, True)
 
     def finish(self, samples: int) -> None:
-        """Write what waits and the end record; ValueError unless the frames are those of so many samples."""
+        """Write the last chunk and the end record; ValueError if `samples` contradicts the frames."""
         frames = self.frames + self.waiting.shape[1]
         if samples < 1 or frames != -(-samples // self.header.hop_length):
             raise ValueError(f"{frames} frames of {self.header.hop_length} samples are not {samples} samples")
@@ -107,7 +107,7 @@ def truncate(
 ) -> None:
     """Copy a `.codec` file with only its first stages, without the codec or its tables.
 
-    `target` may be `-`, standard output. The bytes are those that the codes' first stages are written to.
+    `target` may be `-`, standard output. The result has the same bytes as compression with fewer stages.
     BitstreamError for a damaged file, FileExistsError for an existing target, ConfigError for a number of
     stages that the file does not have.
     """
@@ -125,7 +125,7 @@ def truncate(
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """FileExistsError for a file that may not be replaced, FileNotFoundError for one in no folder."""
+    """Raise FileExistsError for an existing file unless `overwrite`, FileNotFoundError without its folder."""
     if is_pipe(path):
         return
     if not Path(path).parent.is_dir():
@@ -136,9 +136,9 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write that appears complete or not at all; FileExistsError unless it may replace another.
+    """Open a file for atomic writing; FileExistsError for an existing one unless `overwrite`.
 
-    For `-` it is standard output.
+    The path `-` opens standard output.
     """
     if is_pipe(path):
         file = standard_output()

@@ -1,4 +1,4 @@
-"""What several evaluations say together, as tables: delta rates, domains, differences, tokens, costs."""
+"""Tables over several evaluations: delta rates, domains, paired differences, token stability, costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scores = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title, a note, heads, and rows of words, numbers or None."""
+    """Table with a title, a note, column heads, and rows of text, numbers or None."""
 
     name: str
     title: str
@@ -31,7 +31,7 @@ class Table:
     rows: Sequence[Sequence[Any]]
 
     def to_csv(self) -> str:
-        """As csv; None is an empty cell."""
+        """Format as csv; None is an empty cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([self.head, *self.rows])
@@ -39,7 +39,7 @@ class Table:
 
 
 def curves(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
-    """Rate–distortion points by codec; those of a classical one at several bitrates are one curve."""
+    """Rate–distortion points by codec; a classical codec at several bitrates is one curve."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, run in runs.items():
         assert run.summary
@@ -48,7 +48,7 @@ def curves(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
 
 
 def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) -> Table:
-    """BD-rate in % of every curve against the anchor's, by metric; the reason where there is none."""
+    """BD-rate in % of every curve against the anchor's, by metric, or the reason for its absence."""
     found = curves(runs)
     rows = []
     for name, points in found.items():
@@ -65,7 +65,7 @@ def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) ->
 
 
 def delta_rate(points: Sequence[dict], anchor: Sequence[dict], metric: str, runs: Sequence[Run]) -> Any:
-    """BD-rate of two curves, or why there is none."""
+    """BD-rate of two curves, or the reason for its absence."""
     pairs = [
         [(p["kbit/s"], p[metric]) for p in curve if p["kbit/s"] is not None and p.get(metric) is not None]
         for curve in (points, anchor)
@@ -131,7 +131,7 @@ def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
 
 
 def tokens(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Shares of codes that change with what should not matter."""
+    """Token stability: shares of codes that change under batching, streaming, shift, gain and re-encoding."""
     found = {name: analysis["stability"] for name, analysis in analyses.items() if analysis["stability"]}
     if not found:
         return None
@@ -147,7 +147,7 @@ def tokens(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
 
 
 def stages(runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What each stage of the models' quantizers carries and leaves."""
+    """Codebook usage, entropy and residual energy of each quantizer stage."""
     rows = []
     for name, run in runs.items():
         summary = run.summary or {}
@@ -167,7 +167,7 @@ def stages(runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]]) -
 
 
 def costs(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Speed, multiplications, latency, what is seen."""
+    """Speed, multiply–accumulates, latency and receptive fields."""
     if not analyses:
         return None
     rows = []
@@ -195,12 +195,12 @@ def scores_of(run: Run, metric: str) -> Scores:
 
 
 def is_classical(run: Run) -> bool:
-    """Whether it is a baseline."""
+    """Return True for a baseline."""
     return "family" in (run.summary or {})
 
 
 def worst(run: Run, metric: str, count: int = 10) -> list[str]:
-    """The files with the worst scores, at most a third of all, the worst first."""
+    """Files with the worst scores, at most `count` and a third of all, worst first."""
     table = scores_of(run, metric)
     sign = -1 if is_lower(metric, [run]) else 1
     return sorted(table, key=lambda file: sign * table[file])[: min(count, len(table) // 3)]

@@ -1,4 +1,4 @@
-"""Classical codecs beside ours: Opus, MP3, AAC, Vorbis and AMR-WB by a pip package's FFmpeg, and Codec 2."""
+"""Classical codecs as baselines: Opus, MP3, AAC, Vorbis and AMR-WB by a pip package's FFmpeg, and Codec 2."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from codec.config import ConfigError
 from codec.evaluation.codec2 import Codec2
 from codec.evaluation.systems import Point
 
-SHIFT = 0.3  # s; codecs delay by less
+SHIFT = 0.3  # s; upper bound of a codec's delay
 
 
 def ogg_payload(content: bytes, headers: int) -> int:
-    """Bytes of an Ogg stream's packets without page headers and the first `headers` packets (RFC 3533)."""
+    """Number of bytes of an Ogg stream's packets, without the first `headers` packets (RFC 3533)."""
     packets, open_packet, place = [0], False, 0
     while place < len(content):
         if content[place : place + 4] != b"OggS" or place + 27 > len(content):
@@ -40,7 +40,7 @@ def ogg_payload(content: bytes, headers: int) -> int:
 
 
 def adts_payload(content: bytes) -> int:
-    """Bytes of AAC frames without their ADTS headers (ISO/IEC 13818-7)."""
+    """Number of bytes of AAC frames without their ADTS headers (ISO/IEC 13818-7)."""
     place, payload = 0, 0
     while place < len(content):
         if place + 7 > len(content) or content[place] != 0xFF or content[place + 1] & 0xF6 != 0xF0:
@@ -54,36 +54,36 @@ def adts_payload(content: bytes) -> int:
 
 
 def amr_payload(content: bytes) -> float:
-    """Bytes, and shares of them, of AMR-WB frames: neither headers nor padding (RFC 4867, section 5)."""
+    """Number of bytes of AMR-WB frames without headers and padding bits (RFC 4867, section 5)."""
     if not content.startswith(AMR_WB):
         raise ValueError(f"no AMR-WB file: begins with {content[: len(AMR_WB)]!r}")
     place, bits = len(AMR_WB), 0
     while place < len(content):
         kind = content[place] >> 3 & 15
-        size = AMR_WB_BITS[kind] if kind < len(AMR_WB_BITS) else 0  # lost, or nothing to say
+        size = AMR_WB_BITS[kind] if kind < len(AMR_WB_BITS) else 0  # lost frame, or no data
         place, bits = place + 1 - (-size // 8), bits + size
     return bits / 8
 
 
 @dataclass(frozen=True)
 class Format:
-    """How FFmpeg makes a format, and which of the file's bytes carry audio."""
+    """FFmpeg's encoder, container and options for a format, and the function that counts payload bytes."""
 
     encoder: str
     container: str
     options: tuple[str, ...] = ()
     payload: Callable[[bytes], float] = len
-    rates: tuple[int, ...] = ()  # Hz that it can code; none: any that FFmpeg is given
+    rates: tuple[int, ...] = ()  # Hz; supported rates, empty: any
 
 
 AMR_WB = b"#!AMR-WB\n"
-AMR_WB_BITS = (132, 177, 253, 285, 317, 365, 397, 461, 477, 40)  # of a frame; the last of silence
+AMR_WB_BITS = (132, 177, 253, 285, 317, 365, 397, 461, 477, 40)  # per frame, by mode; the last is silence
 OPUS = ("-vbr", "on", "-compression_level", "10", "-frame_duration", "20")
 MPEG_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 FORMATS = {
     "opus": Format("libopus", "ogg", ("-application", "audio", *OPUS), lambda c: ogg_payload(c, 2)),
     "opus-voip": Format("libopus", "ogg", ("-application", "voip", *OPUS), lambda c: ogg_payload(c, 2)),
-    # Without the tags and the frame that only describes the stream all of it is audio.
+    # Without tags and the Xing frame, all bytes are payload.
     "mp3": Format("libmp3lame", "mp3", ("-write_xing", "0", "-id3v2_version", "0"), len, MPEG_RATES),
     "aac": Format("aac", "adts", (), adts_payload, MPEG_RATES),
     "vorbis": Format("libvorbis", "ogg", (), lambda c: ogg_payload(c, 3)),
@@ -92,21 +92,21 @@ FORMATS = {
 
 
 class Coder(Protocol):
-    """A codec at one bitrate, of audio at the rate and with the channels that it was made for."""
+    """Interface of a codec at one bitrate, for audio of a fixed sample rate and number of channels."""
 
     def identity(self) -> dict[str, Any]:
-        """What the results depend on."""
+        """Versions on which the results depend."""
         ...
 
     def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """What becomes of `[C, T]`, bits of payload, bits of a file."""
+        """Code audio `[C, T]`; returns the reconstruction, bits of payload, and bits of the file."""
         ...
 
 
 class Baseline:
-    """A classical codec at one bitrate, named `opus_12`: format and kbit/s; `original` is the audio itself.
+    """Classical codec at one bitrate, named by format and kbit/s, as `opus_12`.
 
-    ConfigError for a name that is none, and where FFmpeg or its encoder is missing.
+    `original` is the audio itself. ConfigError for an invalid name, or if FFmpeg or its encoder is missing.
     """
 
     codebook_sizes: Sequence[int] = ()
@@ -133,18 +133,18 @@ class Baseline:
             self.coder = FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
 
     def identity(self) -> dict[str, Any]:
-        """What its results depend on."""
+        """Name and versions on which the results depend."""
         return {"baseline": self.name} | ({} if self.name == "original" else self.coder.identity())
 
     def describe(self) -> dict[str, Any]:
-        """What the summary says of it."""
+        """Entries of the summary."""
         return {"family": self.family, **self.identity()}
 
     def bitrate(self, num_quantizers: int) -> None:
-        """None: what is spent depends on the audio."""
+        """Return None: the number of bits depends on the audio."""
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """No codes, and one point: the decoded audio, aligned, with payload and file bits."""
+        """Return no codes, and one point: the decoded, aligned audio with payload and file bits."""
         if self.name == "original":
             return None, iter([Point(0, audio, None, None)])
         return None, iter([self.reconstruct(audio)])
@@ -158,7 +158,7 @@ class Baseline:
 
 
 class FFmpeg:
-    """A format at one bitrate; ConfigError where FFmpeg or its encoder is missing."""
+    """FFmpeg coder of a format at one bitrate; ConfigError if FFmpeg or its encoder is missing."""
 
     def __init__(self, form: Format, kbps: float, sample_rate: int, channels: int):
         self.form, self.kbps, self.sample_rate, self.channels = form, kbps, sample_rate, channels
@@ -167,11 +167,11 @@ class FFmpeg:
             raise ConfigError(f"baselines: {ffmpeg()} has no encoder {form.encoder}: {advice}")
 
     def identity(self) -> dict[str, Any]:
-        """FFmpeg's version."""
+        """Version of FFmpeg."""
         return {"ffmpeg": version()}
 
     def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """What becomes of `[C, T]`, bits of payload, bits of the file."""
+        """Code audio `[C, T]`; returns the reconstruction, bits of payload, and bits of the file."""
         with tempfile.TemporaryDirectory() as folder:
             coded = Path(folder) / "coded"
             self.encode(samples, coded)
@@ -179,7 +179,7 @@ class FFmpeg:
             return self.decode(coded), round(8 * self.form.payload(content)), 8 * len(content)
 
     def encode(self, samples: np.ndarray, target: Path) -> None:
-        """Write the coded file of `[C, T]`."""
+        """Encode audio `[C, T]` to a file."""
         pcm = np.clip(np.round(samples.T * 32768), -32768, 32767).astype("<i2").tobytes()
         rates = self.form.rates
         nearest = min((rate for rate in rates if rate >= self.sample_rate), default=max(rates, default=0))
@@ -190,16 +190,16 @@ class FFmpeg:
         run([*source, *options, "-bitexact", "-f", self.form.container, str(target)], pcm)
 
     def decode(self, source: Path) -> np.ndarray:
-        """Samples `[C, T]` of a coded file at the rate that went in."""
+        """Decode a file to samples `[C, T]` at the original rate."""
         raw = ["-f", "f32le", "-ar", str(self.sample_rate), "-ac", str(self.channels), "pipe:1"]
         content = run(["-i", str(source), *raw], b"")
         return np.frombuffer(content, "<f4").reshape(-1, self.channels).T.astype(np.float32)
 
 
 def align(estimate: np.ndarray, reference: np.ndarray, most: int) -> np.ndarray:
-    """`estimate` `[C, T']` shifted by the whole samples, at most `most`, that suit `reference` `[C, T]` best.
+    """Align `estimate` `[C, T']` with `reference` `[C, T]` by a shift of at most `most` whole samples.
 
-    By the largest cross-correlation; cut, or filled with zeros, to the reference's length.
+    The shift maximizes the cross-correlation. The result is cut or zero-padded to the reference's length.
     """
     length = reference.shape[1]
     size = 1 << (length + estimate.shape[1]).bit_length()
@@ -213,7 +213,7 @@ def align(estimate: np.ndarray, reference: np.ndarray, most: int) -> np.ndarray:
 
 @cache
 def ffmpeg() -> str:
-    """The program: that of imageio-ffmpeg."""
+    """Path of the FFmpeg program of imageio-ffmpeg."""
     try:
         return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
     except ImportError as error:
@@ -224,7 +224,7 @@ def ffmpeg() -> str:
 
 
 def run(arguments: Sequence[str], content: bytes) -> bytes:
-    """What FFmpeg writes to its standard output, given `content` on its input; ValueError with its words."""
+    """Run FFmpeg on `content` as standard input; returns its output; ValueError with FFmpeg's message."""
     command = [ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-threads", "1", "-y", *arguments]
     done = subprocess.run(command, input=content, capture_output=True, timeout=300, check=False)
     if done.returncode:
@@ -235,12 +235,12 @@ def run(arguments: Sequence[str], content: bytes) -> bytes:
 
 @cache
 def encoders() -> str:
-    """What `ffmpeg -encoders` lists."""
+    """Output of `ffmpeg -encoders`."""
     return run(["-encoders"], b"").decode("utf-8", "replace")
 
 
 @cache
 def version() -> str:
-    """The first words of `ffmpeg -version`."""
+    """Version number from `ffmpeg -version`."""
     said = run(["-version"], b"").decode("utf-8", "replace")
     return " ".join(said.split()[2:3])

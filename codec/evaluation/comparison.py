@@ -1,4 +1,4 @@
-"""`codec-evaluate MODEL ... data.root=FOLDER`: codecs beside each other on one folder of recordings."""
+"""`codec-evaluate MODEL ... data.root=FOLDER`: compare codecs on one folder of recordings."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ from codec.index import scan
 from codec.model import load
 from codec.partition import held_out
 
-ANALYSED = 8  # clips on which the tokens' stability is measured
-# What the worst files are judged by: the first that was measured.
+ANALYSED = 8  # number of clips for token stability
+# Metrics that rank the worst files; the first measured one is used.
 DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate what the command line names; ConfigError for what the user can mend."""
+    """Run the command; ConfigError for user errors."""
     options = parse("evaluate", argv)
     check_numbers(options)
     models, folder = places(options.what)
@@ -108,7 +108,7 @@ def evaluate_all(
     metrics: Sequence[PerceptualMetric],
     options: argparse.Namespace,
 ) -> dict[str, Run]:
-    """Evaluate system by system; one that fails keeps its reason, ConfigError when all do."""
+    """Evaluate system by system; failures are recorded in the runs; ConfigError if all fail."""
     processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
     rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
     settings = Options(rate, channels, folder, options.max_seconds, metrics=metrics, processes=processes)
@@ -126,7 +126,7 @@ def evaluate_all(
 
 
 def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Options, fresh: bool) -> Run:
-    """Evaluate one system, say how it did."""
+    """Evaluate one system and print its scores or its error."""
     run = Run(place, {}, system.name)
     try:
         run.summary = evaluate_system(system, files, place, settings, resume=not fresh)
@@ -142,7 +142,7 @@ def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Op
 
 
 def anchor_of(systems: Sequence[System], asked: str | None) -> str:
-    """The curve that others are measured against: the one asked for, Opus's, or the first."""
+    """Name of the anchor curve for BD-rates: the requested one, else Opus's, else the first."""
     curves = [system.describe().get("family", system.name) for system in systems]
     if asked is not None and asked not in curves:
         raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
@@ -150,7 +150,7 @@ def anchor_of(systems: Sequence[System], asked: str | None) -> str:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """ConfigError for numbers that mean nothing."""
+    """Raise ConfigError for numbers out of range."""
     least = {"max_files": 1, "beam": 1, "workers": 1, "clips": 0, "sample_rate": 1}
     for name, bound in least.items():
         value = getattr(options, name)
@@ -166,7 +166,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def places(words: Sequence[str]) -> tuple[list[str], Path]:
-    """Models and the folder of recordings."""
+    """Split the arguments into models and the folder of recordings."""
     roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
     models = [word for word in words if not word.startswith("data.root=")]
     if len(roots) > 1:
@@ -177,7 +177,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
 
 
 def build_systems(models: Sequence[str], files: Sequence[str], options: argparse.Namespace) -> list[System]:
-    """Models, then baselines at the first model's rate (of the first file without models)."""
+    """Build models, then baselines at the first model's rate (without models: the first file's)."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     depths = asked_depths(options.num_quantizers)
     systems: list[System] = []
@@ -189,7 +189,7 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
                 codec, tables = load(model).to(device), beside(Path(model))
                 known = load_tables(tables) if tables.exists() else None
                 systems.append(OwnCodec(codec, name, depths, known, options.beam))
-        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])
     rate = options.sample_rate or (systems[0].sample_rate if systems else info.sample_rate)
@@ -201,7 +201,7 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
 
 
 def asked_depths(text: str) -> list[int] | None:
-    """Numbers of stages of `1,2,8`, or all."""
+    """Parse numbers of stages, as `1,2,8` or `all`; None if empty."""
     if text == "all":
         return list(range(1, 1000))
     if not re.fullmatch(r"(\d+(,\d+)*)?", text):
@@ -210,7 +210,7 @@ def asked_depths(text: str) -> list[int] | None:
 
 
 def names(models: Sequence[str]) -> list[str]:
-    """A short name of each model: its folder's, with as much before it as tells them apart."""
+    """Short unique names of the models: the last parts of their folders' paths."""
     paths = [Path(model.removeprefix("hf:")).resolve() for model in models]
     parts = [path.parent.parts if path.name in ("model", "checkpoints") else path.parts for path in paths]
     for length in range(1, 1 + max(map(len, parts), default=0)):
@@ -223,12 +223,12 @@ def names(models: Sequence[str]) -> list[str]:
 
 
 def slug(name: str) -> str:
-    """A name as a folder's."""
+    """Convert a name to a valid folder name."""
     return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
 
 
 def default_output(models: Sequence[str], folder: Path) -> Path:
-    """`evaluation-FOLDER` beside the first model, or here."""
+    """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
     here = Path(f"evaluation-{folder.name or 'root'}")
     if not models or models[0].startswith("hf:"):
         return here
@@ -239,7 +239,7 @@ def default_output(models: Sequence[str], folder: Path) -> Path:
 def analyse(
     system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Costs and stability of the tokens, kept in a file as long as the codec is the same."""
+    """Measure costs and token stability; cached in a file until the codec changes."""
     identity = system.codec.codec_id()
     if path.is_file() and not options.fresh:
         known = read_json(path)
@@ -266,7 +266,7 @@ def write_comparison(
     clips: int,
     origin: Sequence[tuple[str, str]],
 ) -> None:
-    """Write the page and a csv of each of its tables."""
+    """Write the page, and each of its tables as csv."""
     failed = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
     runs = {name: run for name, run in runs.items() if run.summary}
     variants = {name: [run] for name, run in runs.items()}
@@ -293,7 +293,7 @@ def write_comparison(
 
 
 def heard(folders: Collection[Path], stems: Mapping[str, str], clips: int) -> dict[str, str]:
-    """Stems and names of the first files with audio, those of most folders first."""
+    """Stems and names of the first `clips` files with audio, sorted by the number of their folders."""
     holders = {
         file: sum((folder / f"{stem}.original.wav").is_file() for folder in folders)
         for file, stem in stems.items()
@@ -303,7 +303,7 @@ def heard(folders: Collection[Path], stems: Mapping[str, str], clips: int) -> di
 
 
 def worst_files(run: Run, stems: Mapping[str, str]) -> dict[str, Any]:
-    """The clips that a run codes worst, by the first decisive score that it has."""
+    """Clips with a run's worst scores, by the first decisive metric it has."""
     scores = run.scores or {}
     decisive = next(metric for metric in (*DECISIVE, *scores) if metric in scores)
     title = title_of(decisive)
@@ -315,7 +315,7 @@ def worst_files(run: Run, stems: Mapping[str, str]) -> dict[str, Any]:
 def comparison_tables(
     runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[str], anchor: str
 ) -> list[Table]:
-    """The tables that a comparison has beside its first one."""
+    """Build the tables of a comparison, except for its first one."""
     found = curves(runs)
     perceived = [metric for metric in metrics if metric != "l1"]
     tables = [
@@ -330,7 +330,7 @@ def comparison_tables(
 
 
 def empty_cells(runs: Mapping[str, Run]) -> list[str]:
-    """What a reader has to know about scores that are missing."""
+    """Notes about missing scores."""
     return [
         f"{name}: {(run.summary or {})['empty_cells']} scores are missing; its failures.csv says why."
         for name, run in runs.items()

@@ -41,7 +41,7 @@ class Options:
     """Evaluation options: the first `max_seconds` of a file, compared at `sample_rate` in `channels`.
 
     File names are relative to `root`, whose sub-folders are domains. The number of `processes`, which compute
-    the `metrics`, is that of files evaluated at a time. The first `pictures` files get spectrograms.
+    the `metrics`, is the number of concurrent files. The first `pictures` files get spectrograms.
     """
 
     sample_rate: int
@@ -80,7 +80,7 @@ def evaluate(
 def evaluate_system(
     system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
 ) -> dict[str, Any]:
-    """`evaluate` any system on several threads; with `resume`, finished files are skipped.
+    """Evaluate any system on several threads; with `resume`, finished files are skipped.
 
     Reasons for failed files and metrics are written to `failures.csv`. DataError if no file could be
     evaluated, ConfigError if the folder holds another evaluation.
@@ -244,7 +244,7 @@ def stamp(path: str) -> list[int]:
 
 
 def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
-    """True if a record has no error, is of the unchanged file, and has all metrics in these versions."""
+    """Return True for a record without error, of the unchanged file, with all metrics in these versions."""
     if record is None or "error" in record or record["stamp"] != stamp(path):
         return False
     return all(record["metrics"].get(metric.name) == metric.version for metric in options.metrics)

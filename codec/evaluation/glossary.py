@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """What a score is called, what it measures, and in what unit."""
+    """Title, meaning and unit of a score."""
 
     title: str
     meaning: str
@@ -63,10 +63,10 @@ GLOSSARY = {
 
 
 def entry_of(key: str) -> Entry:
-    """The entry of a score; of one that is not in the glossary, such as a plug-in's, its key as words."""
+    """Return the entry of a score; others, such as a plug-in's, get a title from their key."""
     return GLOSSARY.get(key) or Entry(key.replace("_", " "), "A score of your own.")
 
 
 def title_of(key: str) -> str:
-    """What a score is called."""
+    """Title of a score."""
     return entry_of(key).title

@@ -1,4 +1,4 @@
-"""Compare finished runs: one page of HTML that needs nothing else, a CSV and a Markdown table."""
+"""Comparison of finished runs as one self-contained HTML page, a CSV and a Markdown table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from codec.evaluation.tables import to_csv, to_markdown
 from codec.files import printable, write_whole
 from codec.pictures import mel_picture
 
-POINTS = 240  # of a training curve
+POINTS = 240  # most points of a training curve
 
 
 def report(
@@ -46,10 +46,10 @@ def report(
     evaluation: str = "evaluation",
     command: str = "",
 ) -> str:
-    """Write `index.html`, `table.csv` and `table.md`; returns what was compared, in words.
+    """Write `index.html`, `table.csv` and `table.md`; returns a summary of the comparison as text.
 
-    The page names the `command` that it comes from. `clips` of at most `seconds` are embedded. ConfigError
-    when no run in the folders has been evaluated.
+    The page contains the `command` and `clips` embedded clips of at most `seconds`. ConfigError if no run in
+    the folders has been evaluated.
     """
     if clips < 0 or not seconds > 0:
         raise ConfigError(f"--clips must be 0 or more and --seconds above 0, got {clips} and {seconds:g}")
@@ -78,12 +78,12 @@ def report(
 
 
 def counted(number: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Format a number with its noun, as `1 run` or `2 runs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def made(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
-    """Where a page comes from, as pairs of a word and a value: command, version, date, folders."""
+    """Origin of a page, as pairs of name and value: command, version, date, folders."""
     lines = [("command", printable(command))] if command else []
     return [
         *lines,
@@ -94,7 +94,7 @@ def made(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, st
 
 
 def title_of(folders: Sequence[Path]) -> str:
-    """Names of the folders; of many, how many they are and where."""
+    """Names of the folders; for more than three, their number and common parent."""
     if len(folders) <= 3:
         return ", ".join(folder.name for folder in folders)
     return f"{len(folders)} folders of {Path(os.path.commonpath(folders)).name or os.sep}"
@@ -109,7 +109,7 @@ def write_page(data: Mapping[str, Any], output: Path) -> None:
 
 
 def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Every metric that a run has, ours first."""
+    """All metrics of the runs, those of the glossary first."""
     names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
     everyone = [run for runs in variants.values() for run in runs]
     ranks = {name: rank for rank, name in enumerate(GLOSSARY)}
@@ -127,9 +127,9 @@ def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 def describe(
     variants: Mapping[str, Sequence[Run]], rivals: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Everything of each variant that the page shows; means over its seeds.
+    """Data of each variant for the page, averaged over its seeds.
 
-    The best is one of the `rivals`: all that have a bitrate if none are named.
+    The best is one of the `rivals`, by default all with a bitrate.
     """
     coded = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
     rivals = coded if rivals is None else rivals
@@ -160,19 +160,19 @@ def describe(
 
 
 def summaries(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The evaluations' summaries."""
+    """Summaries of the evaluations."""
     return [run.summary for run in runs if run.summary]
 
 
 def mean(runs: Sequence[Run], key: str) -> float | None:
-    """Mean of a number of the summaries; None if one has none."""
+    """Mean of an entry of the summaries; None if one lacks it."""
     values = [summary.get(key) for summary in summaries(runs)]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     return float(np.mean(numbers)) if len(numbers) == len(values) else None
 
 
 def stage_means(runs: Sequence[Run], key: str) -> list[float]:
-    """Mean over seeds of a number per stage."""
+    """Mean over seeds of an entry with one number per stage."""
     lists = [summary.get(key, []) for summary in summaries(runs)]
     return np.mean(lists, axis=0).tolist() if len(set(map(len, lists))) == 1 and lists[0] else []
 
@@ -189,7 +189,7 @@ def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def training_curves(path: Path) -> dict[str, list[list[float]]]:
-    """`[step, value]` of every loss and validation score in metrics.csv, thinned, without damaged rows."""
+    """Thinned `[step, value]` points of losses and validation scores in metrics.csv, without damaged rows."""
     if not path.is_file():
         return {}
     curves: dict[str, list[list[float]]] = {}
@@ -198,19 +198,19 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
             for name, value in row.items():
                 shown = name and name.startswith(("train/", "valid/")) and value
                 if shown and not name.endswith(("learning_rate", "skipped")):
-                    with suppress(KeyError, TypeError, ValueError):  # a row that a kill cut short
+                    with suppress(KeyError, TypeError, ValueError):  # row truncated by a kill
                         point = [float(row["step"]), float(value)]
                         curves.setdefault(name, []).append(point)
     return {name: thinned(points) for name, points in sorted(curves.items())}
 
 
 def thinned(points: Sequence[list[float]]) -> list[list[float]]:
-    """Fewer points at even distances, and the last."""
+    """Subsample points evenly, including the last."""
     return [*points[: -1 : max(1, len(points) // POINTS)], points[-1]]
 
 
 def common_stems(places: Mapping[str, Path]) -> list[str]:
-    """What the wavs in some folders begin with, those that most folders have first."""
+    """Prefixes of the wavs' names in some folders, sorted by the number of folders with the file."""
     stems = [
         {p.name.removesuffix(".original.wav") for p in place.glob("*.original.wav")}
         for place in places.values()
@@ -219,7 +219,7 @@ def common_stems(places: Mapping[str, Path]) -> list[str]:
 
 
 def embed_clips(places: Mapping[str, Path], stems: Mapping[str, str], seconds: float) -> list[dict[str, Any]]:
-    """Clips of some stems, by their titles, each with the original and every reconstruction, as data."""
+    """Embed clips by stem and title, each with the original and every reconstruction."""
     embedded = []
     for stem, title in stems.items():
         items, top = [], None
@@ -253,14 +253,14 @@ def embed_clips(places: Mapping[str, Path], stems: Mapping[str, str], seconds: f
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Bytes as part of a page."""
+    """Encode bytes as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def notes(
     variants: Mapping[str, Sequence[Run]], described: Sequence[Mapping[str, Any]], seeds: bool = True
 ) -> list[str]:
-    """What a reader has to know about these numbers, in sentences; `seeds`: also of what seeds change."""
+    """Notes about the scores, as sentences; with `seeds`, also about the variation over seeds."""
     everything = [summary for runs in variants.values() for summary in summaries(runs)]
     said = []
     files = [
@@ -298,7 +298,7 @@ def notes(
 
 
 def few_files(described: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence when so few files were scored that no test can tell the best variant from another."""
+    """Note for comparisons with too few files for a significant difference; otherwise empty."""
     tested: dict[str, int] = {}
     for variant in described:
         for key, score in variant["scores"].items():
@@ -310,15 +310,15 @@ def few_files(described: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def to_html(data: Mapping[str, Any]) -> str:
-    """The page: the template with the data in it."""
+    """Insert the data into the template of the page."""
     template = (PACKAGE / "evaluation" / "report.html").read_text(encoding="utf-8")
-    # Inside a script element only "<" could end it or begin a comment.
+    # In a script element, only "<" can end it or start a comment.
     payload = json.dumps(without_nan(data), ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("@title@", html.escape(str(data["title"]))).replace("@data@", payload)
 
 
 def without_nan(node: Any) -> Any:
-    """The same, with null for numbers that JSON does not know."""
+    """Replace NaN and infinite numbers, which JSON lacks, by None."""
     if isinstance(node, Mapping):
         return {key: without_nan(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

@@ -1,4 +1,4 @@
-"""What finished runs scored: found in folders, grouped by variant, compared with what chance would give."""
+"""Scores of finished runs: read from folders, grouped by variant, compared by significance tests."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from codec.files import printable
 from codec.untrusted import read_yaml
 
 RESULT = "result.json"
-LOWER_IS_BETTER = {"mel", "stft", "l1"}  # every other metric that is known to us rises with quality
+LOWER_IS_BETTER = {"mel", "stft", "l1"}  # all other built-in metrics rise with quality
 RESAMPLES = 4000
-SIGNIFICANT = 0.05  # p below it
+SIGNIFICANT = 0.05  # upper bound of p
 LONGEST_LABEL = 80  # characters
-# Options in which runs of one variant may differ.
+# Options that may differ between runs of one variant.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
-# What a summary holds, where it is more than a number.
+# Types of summary entries that are not plain numbers.
 KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
 KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
 
 
 @dataclass
 class Run:
-    """One run folder: its config, scores by file (`scores[metric][file]`), or why it has none."""
+    """Run folder: its config, and its scores by file (`scores[metric][file]`) or its error."""
 
     folder: Path
     config: dict[str, Any]
@@ -43,12 +43,12 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """The seed, None when the config is lost."""
+        """Seed of the run; None without a config."""
         return self.config.get("seed")
 
 
 def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[Run]:
-    """All runs in and below some folders; ConfigError if a folder is missing or none holds a run."""
+    """Find all runs in and below some folders; ConfigError if a folder is missing or none holds a run."""
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
@@ -60,7 +60,7 @@ def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[R
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """The folder if it is a run's, else those of its sub-folders."""
+    """Yield the folder if it is a run, otherwise the runs in its sub-folders."""
     if (folder / "config.yaml").is_file() or (folder / RESULT).is_file():
         yield folder
         return
@@ -70,7 +70,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path, evaluation: str) -> Run:
-    """Read one run; what is damaged or unfinished becomes its `error`."""
+    """Read one run; damaged and unfinished runs get an `error`."""
     run = Run(folder, {}, folder.name)
     try:
         if (folder / "config.yaml").is_file():
@@ -100,7 +100,7 @@ def read_run(folder: Path, evaluation: str) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError that names the file when it is none."""
+    """Read a JSON object; ValueError with the file's name if it is invalid."""
     try:
         return as_mapping(json.loads(path.read_text(encoding="utf-8")), path.name)
     except ValueError as error:
@@ -108,14 +108,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def as_mapping(value: Any, name: str) -> dict[str, Any]:
-    """The value if it is a mapping, else ValueError."""
+    """Return the value; ValueError unless it is a mapping."""
     if not isinstance(value, dict):
         raise ValueError(f"{name} holds no options")
     return value
 
 
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """Columns of files.csv as `scores[metric][file]`."""
+    """Read files.csv as `scores[metric][file]`."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or "file" not in rows[0]:
@@ -131,7 +131,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
 
 
 def label_of(swept: Mapping[str, Any]) -> str:
-    """Short name of a variant from its swept options: group choices as they are, values with their key."""
+    """Short name of a variant from its swept options: choices of groups by value, others as `key=value`."""
     label = ", ".join(
         str(value) if "." not in key and key.lstrip("+").isalpha() else f"{key.rpartition('.')[2]}={value}"
         for key, value in sorted(swept.items())
@@ -141,9 +141,9 @@ def label_of(swept: Mapping[str, Any]) -> str:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs with scores by variant: those whose configs differ in nothing but the seed and names.
+    """Group runs with scores by variant; configs of one variant differ only in seed and other incidentals.
 
-    A run that repeats another's config and seed gets an `error` and is left out.
+    A run with the config and seed of another gets an `error` and is omitted.
     """
     variants: dict[str, list[Run]] = {}
     for run in runs:
@@ -163,21 +163,21 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def essence(node: Any) -> Any:
-    """A config without what is incidental to its result."""
+    """Remove the incidental options, which do not change the result, from a config."""
     if isinstance(node, Mapping):
         return {key: essence(value) for key, value in node.items() if key not in INCIDENTAL}
     return [essence(value) for value in node] if isinstance(node, list) else node
 
 
 def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
-    """Each file's score, averaged over runs, for files that all of them have."""
+    """Score of each file, averaged over runs, for files common to all runs."""
     tables = [table for run in runs if (table := (run.scores or {}).get(metric))]
     files = set.intersection(*map(set, tables)) if tables else set()
     return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
 
 
 def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean over files (percentiles of resampled means)."""
+    """Bootstrap interval of 95 % of a mean over files (percentiles of resampled means)."""
     values = np.asarray(scores)
     picks = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[picks].mean(axis=1), (2.5, 97.5))
@@ -187,7 +187,7 @@ def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
 def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) -> float:
     """Two-sided sign-flip permutation test that the mean difference of paired scores is 0.
 
-    Few files have all their signs flipped, more of them `RESAMPLES` times at random.
+    The test is exact for few files, and uses `RESAMPLES` random flips for more.
     """
     differences = np.asarray(one) - np.asarray(other)
     files = len(differences)
@@ -202,12 +202,12 @@ def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) 
 
 
 def least_p(files: int, comparisons: int) -> float:
-    """The smallest p that the paired test of so many files can give, Holm-corrected for the comparisons."""
+    """Smallest possible p of the paired test over `files` files, Holm-corrected for the comparisons."""
     return min(1.0, comparisons * max(2.0 ** (1 - files), 1 / (1 + RESAMPLES)))
 
 
 def smallest_p(files: int, comparisons: int) -> str:
-    """A sentence on the smallest possible p, and what to do when it is not significant."""
+    """Sentence on the smallest possible p, with advice if it is not significant."""
     least = least_p(files, comparisons)
     plural = "" if comparisons == 1 else "s"
     said = f"With {files} files and {comparisons} comparison{plural}, no p can be below {least:.2g}"
@@ -221,8 +221,8 @@ def smallest_p(files: int, comparisons: int) -> str:
 def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequence[Sequence[float]]) -> float:
     """Two-sided p of the t-test that two means are equal, with the variance within all `samples` pooled.
 
-    Two or three seeds of one variant say too little of how seeds scatter; those of all together say more.
-    NaN where no sample has two.
+    Pooling gives a better estimate of the variance over seeds than the two or three seeds of one variant. NaN
+    if no sample has two values.
     """
     several = [np.asarray(sample) for sample in samples if len(sample) > 1]
     freedom = sum(len(sample) - 1 for sample in several)
@@ -233,7 +233,7 @@ def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequen
     if variance == 0:
         return 0.0 if difference else 1.0
     t = difference / math.sqrt(variance * (1 / len(one) + 1 / len(other)))
-    # With t = sqrt(freedom) * tan(angle), Student's density is a power of the cosine.
+    # For t = sqrt(freedom) * tan(angle), Student's density is a power of the cosine.
     start = math.atan(t / math.sqrt(freedom))
     tail, half = (
         np.trapezoid(np.cos(angles := np.linspace(low, math.pi / 2, 20_001)) ** (freedom - 1), angles)
@@ -243,13 +243,13 @@ def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequen
 
 
 def is_lower(metric: str, runs: Sequence[Run]) -> bool:
-    """Whether a lower score is better: of our distances, and of plug-ins that say so."""
+    """Return True for metrics that fall with quality: built-in distances, and plug-ins marked so."""
     said = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
     return metric in LOWER_IS_BETTER or any(metric in names for names in said)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction for several comparisons, by name."""
+    """Correct p values for multiple comparisons by Holm's method."""
     corrected, highest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         highest = max(highest, min(1.0, p * (len(p_values) - rank)))
@@ -260,9 +260,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
     """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
 
-    The p before correction is the larger of the test over files and, where any variant has several seeds, the
-    one over seeds: a difference has to stand out against both. Only `rivals` can be best; p is None for the
-    best, for those that are no rivals, and without common files.
+    The uncorrected p is the larger one of the test over files and, if any variant has several seeds, of the
+    test over seeds. Only `rivals` can be best; p is None for the best, for variants that are no rivals, and
+    without common files.
     """
     tables = {name: mean_over_seeds(runs, metric) for name, runs in variants.items()}
     tables = {

@@ -1,8 +1,7 @@
-"""Perceptual metrics of other packages, and their subprocess, which `perceptual.py` starts.
+"""Perceptual metrics of other packages, in a subprocess that `perceptual.py` starts.
 
-A process of its own, because compiled code of other packages may crash, hang and print. It does not import
-torch. Requests on standard input are a line of JSON and then the samples; answers are lines of JSON on
-standard output.
+The subprocess isolates crashes, hangs and output of their compiled code. It does not import torch. Requests
+on standard input are a line of JSON followed by the samples; answers are lines of JSON on standard output.
 """
 
 from __future__ import annotations

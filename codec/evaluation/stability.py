@@ -48,7 +48,7 @@ def powers(audio: Tensor) -> Tensor:
 
 
 def can_stream(codec: Any) -> bool:
-    """True if a codec has a streaming form."""
+    """Return True if a codec has a streaming form."""
     try:
         return hasattr(codec, "streaming") and bool(codec.streaming())
     except NotStreamable:

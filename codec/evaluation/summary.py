@@ -22,7 +22,7 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
 
     The entropy-coded rate is the sum over stages of the entropy of the codes' frequencies in these files,
     the rate of an ideal coder with one fixed table per stage. It is underestimated from few frames. For a
-    classical codec, nominal and entropy-coded rates are that of its payload.
+    classical codec, nominal and entropy-coded rates are the payload's.
     """
     counts = count_all(system, records)
     statistics = codebook_statistics(counts)

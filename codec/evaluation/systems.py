@@ -31,7 +31,7 @@ class System(Protocol):
     codebook_sizes: Sequence[int]
 
     def identity(self) -> dict[str, Any]:
-        """All that the results depend on; results of an equal identity are reused."""
+        """Values on which the results depend; results of an equal identity are reused."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A comparison as CSV, for programs, and as Markdown, for a README."""
+"""Comparison as CSV, for programs, and as Markdown, for a README."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MISSING = "-"
 
 
 def flat(variant: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A variant as one row of a table."""
+    """Flatten a variant to one row of a table."""
     row: dict[str, Any] = {
         "variant": variant["name"],
         "seeds": len(variant["seeds"]),
@@ -47,7 +47,7 @@ def flat(variant: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
 
 
 def to_csv(data: Mapping[str, Any]) -> str:
-    """One row a variant; runs without result follow with their error."""
+    """Format one row per variant; runs without a result follow with their errors."""
     rows = [flat(variant, data["metrics"]) for variant in data["variants"]]
     rows += [{"variant": run["name"], "error": run["error"]} for run in data["failed"]]
     columns = list({key: None for row in rows for key in row})
@@ -59,7 +59,7 @@ def to_csv(data: Mapping[str, Any]) -> str:
 
 
 def to_markdown(data: Mapping[str, Any]) -> str:
-    """A table for a README: best in bold, what cannot be told from it with ≈."""
+    """Format as a Markdown table: best score in bold, ≈ before scores not distinguishable from it."""
     titles = [f"{m['title']} {'↓' if m['lower'] else '↑'}" for m in data["metrics"]]
     head = [
         "variant",
@@ -98,7 +98,7 @@ def to_markdown(data: Mapping[str, Any]) -> str:
 
 
 def score_text(score: Mapping[str, Any] | None) -> str:
-    """`**1.93** [1.90, 1.97]`; `≈` before what cannot be told from the best."""
+    """Format a score as `**1.93** [1.90, 1.97]`, with `≈` if not distinguishable from the best."""
     if score is None:
         return MISSING
     text = f"**{score['mean']:.3f}**" if score["best"] else f"{score['mean']:.3f}"
@@ -108,5 +108,5 @@ def score_text(score: Mapping[str, Any] | None) -> str:
 
 
 def shown(value: float | None, digits: int) -> str:
-    """A number for a reader."""
+    """Format a number with `digits` decimals; missing or infinite ones as `MISSING`."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

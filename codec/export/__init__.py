@@ -1,1 +1,1 @@
-"""Codecs for other software, and from it: ONNX, torch.export, OpenVINO, Hugging Face."""
+"""Export of codecs to ONNX, torch.export, OpenVINO and Hugging Face, and import from Hugging Face."""

@@ -1,4 +1,4 @@
-"""DAC as Hugging Face's `transformers` stores it: what of ours has that shape, and under which names."""
+"""Conversion of configs and weights to and from DAC in Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def to_config(codec: Codec) -> dict[str, Any]:
-    """The `config.json` of a codec; ConfigError that lists why it is not of DAC's shape."""
+    """Convert a codec's config to `config.json`; ConfigError with its differences from DAC's architecture."""
     node = (codec.config or {}).get("autoencoder", {})
     net = arguments(node, SEANet)
     layers, units = arguments(net["layers"], Layers), arguments(node.get("residual_units"), ResidualUnits)
@@ -77,7 +77,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
 
 
 def factorised(quantizer: object) -> bool:
-    """Whether a quantizer is a cascade of DAC's codebooks, as its format can hold it."""
+    """Return True for a residual cascade of factorized codebooks that DAC's format can represent."""
     if not isinstance(quantizer, Residual) or set(quantizer.strides) != {1}:
         return False
     sizes = set(quantizer.codebook_sizes)
@@ -86,7 +86,7 @@ def factorised(quantizer: object) -> bool:
 
 
 def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
-    """Pairs of our and their name of each convolution and activation."""
+    """Yield each convolution's and activation's name in this package and in `transformers`."""
     blocks = (len(autoencoder.encoder) - 3) // 3
     for block in range(blocks):
         encoder, decoder = 1 + 3 * block, 1 + 3 * block
@@ -104,7 +104,7 @@ def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
 
 
 def unit_names(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    """Pairs of names in the three residual units of a block."""
+    """Yield pairs of names in the three residual units of a block."""
     for unit in range(len(DILATIONS)):
         for index, name in enumerate(UNIT):
             conv = ".conv" if name.startswith("conv") else ""
@@ -112,13 +112,13 @@ def unit_names(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
 
 
 def unequal_end(strides: Sequence[int]) -> int:
-    """Last samples of decoded audio that differ because `DacModel` loses one in each layer of odd stride.
+    """Number of last samples that differ because `DacModel` loses one in each layer of odd stride.
 
-    What comes after such a layer sees a zero where our decoder has its last sample.
+    The layers after it get a zero in place of that sample.
     """
-    reach, scale, unequal = 3, 1, 0  # of the last convolution, whose kernel is 7
+    reach, scale, unequal = 3, 1, 0  # reach of the last convolution, with kernel size 7
     for stride in strides:  # from the decoder's last layer to its first
-        reach += 3 * sum(DILATIONS) * scale  # the residual units behind a layer
+        reach += 3 * sum(DILATIONS) * scale  # the residual units after a layer
         unequal = reach + scale if stride % 2 else unequal
         scale *= stride
         reach += scale  # the layer itself
@@ -126,7 +126,7 @@ def unequal_end(strides: Sequence[int]) -> int:
 
 
 def renamed(plain: Mapping[str, Tensor], pairs: Mapping[str, str]) -> dict[str, Tensor]:
-    """The weights below the first names of `pairs`, under the second ones."""
+    """Rename weights: prefixes that are keys of `pairs` are replaced by the values, others are dropped."""
     made = {}
     for name, tensor in plain.items():
         prefix, _, leaf = name.rpartition(".")
@@ -136,7 +136,7 @@ def renamed(plain: Mapping[str, Tensor], pairs: Mapping[str, str]) -> dict[str, 
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Their weights of our folded ones."""
+    """Convert folded weights of a codec to those of `DacModel`."""
     made = renamed(plain, dict(names(cast(SEANet, codec.autoencoder))))
     quantizer = codec.quantizer
     assert isinstance(quantizer, Residual)
@@ -151,7 +151,7 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[str, Any]:
-    """Our model's config; ConfigError for what cannot be. DAC pads zeros anyway."""
+    """Convert to this package's config; ConfigError for invalid values. DAC always pads with zeros."""
     ratios, width = given["downsampling_ratios"], given["encoder_hidden_size"]
     sizes = ("encoder_hidden_size", "decoder_hidden_size", "n_codebooks", "codebook_size", "codebook_dim")
     wrong = [f"{name} {given[name]}" for name in sizes if given[name] < 1]
@@ -213,7 +213,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights, not normalised, of their folded ones; `codec` says only which there are."""
+    """Convert folded weights of `DacModel` to folded ones of a codec; `codec` gives only the names."""
     made = renamed(plain, {theirs: ours for ours, theirs in names(cast(SEANet, codec.autoencoder))})
     for index in range(config["n_codebooks"]):
         ours, theirs = f"quantizer.codebooks.{index}", f"quantizer.quantizers.{index}"

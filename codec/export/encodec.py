@@ -1,4 +1,4 @@
-"""EnCodec as Hugging Face's `transformers` stores it: what of ours has that shape, and under which names."""
+"""Conversion of configs and weights to and from EnCodec in Hugging Face's `transformers`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from codec.model import Codec
 from codec.quantizers.codebook import Codebook
 from codec.quantizers.residual import Residual
 
-KERNEL = 7  # of our first and last convolutions
-FAR = 1e15  # an entry of a vector that is nearest to nothing; its square is still a float32
+KERNEL = 7  # size in SEANet's first and last convolutions
+FAR = 1e15  # entry of an unused vector, never the nearest; its square fits in float32
 
 DEFAULTS: dict[str, Any] = {
     "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
@@ -49,10 +49,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 def bandwidths(depths: Sequence[int], codebook_size: int, frame_rate: int) -> list[float]:
-    """The kbit/s by which `transformers` is told to use so many codebooks.
+    """Bandwidths in kbit/s that select each of `depths` codebooks in `transformers`.
 
-    It divides and rounds down, so that the exact bandwidth of n codebooks may give n - 1: the result is
-    the next number that does not. `frame_rate` is its own, rounded up to whole Hz.
+    `transformers` divides and rounds down, so that the exact bandwidth of n codebooks may give n - 1: the
+    result is the next float that gives n. `frame_rate` is rounded up to whole Hz, as in `transformers`.
     """
     found = []
     for depth in depths:
@@ -64,7 +64,7 @@ def bandwidths(depths: Sequence[int], codebook_size: int, frame_rate: int) -> li
 
 
 def depth_of(bandwidth: float, codebook_size: int, frame_rate: int) -> int:
-    """Codebooks that a bandwidth in kbit/s gives, by the smaller of the two formulas of `transformers`."""
+    """Number of codebooks for a bandwidth in kbit/s: the smaller of the two formulas of `transformers`."""
     bits = math.log2(codebook_size)
     stored = int(1000 * bandwidth // (frame_rate * math.ceil(bits)))
     return min(stored, math.floor(bandwidth * 1000 / (bits * frame_rate)))
@@ -73,7 +73,7 @@ def depth_of(bandwidth: float, codebook_size: int, frame_rate: int) -> int:
 def differences(
     codec: Codec, net: Mapping[str, Any], layers: Mapping[str, Any], units: Mapping[str, Any]
 ) -> dict[str, bool]:
-    """What would make a codec's shape another one than EnCodec's, and whether it does."""
+    """Possible differences from EnCodec's architecture, each with True if the codec has it."""
     widths = [net["encoder_channels"] * 2**level for level in range(len(net["strides"]))]
     dilations, ratio = list(units["dilations"]), units["hidden_ratio"]
     growth = dilations[1] if len(dilations) > 1 else 2
@@ -92,7 +92,7 @@ def differences(
 
 
 def to_config(codec: Codec) -> dict[str, Any]:
-    """The `config.json` of a codec; ConfigError that lists why it is not of EnCodec's shape."""
+    """Convert a codec's config to `config.json`; ConfigError with its differences from EnCodec."""
     node = (codec.config or {}).get("autoencoder", {})
     net = arguments(node, SEANet)
     layers, units = arguments(net["layers"], Layers), arguments(node.get("residual_units"), ResidualUnits)
@@ -137,7 +137,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
 
 
 def euclidean(quantizer: nn.Module) -> bool:
-    """Whether a quantizer is a cascade in which every stage takes the nearest vector of a table."""
+    """Return True for a residual cascade whose stages all select the nearest vector of a table."""
     return (
         isinstance(quantizer, Residual)
         and set(quantizer.strides) == {1}
@@ -149,7 +149,7 @@ def euclidean(quantizer: nn.Module) -> bool:
 
 
 def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
-    """Pairs of our and their name of each convolution and LSTM; theirs always have one LSTM a side."""
+    """Yield each convolution's and LSTM's name here and in `transformers`, which has one LSTM per side."""
     for side in ("encoder", "decoder"):
         flat: list[tuple[str, nn.Module]] = []
         for index, layer in enumerate(getattr(autoencoder, side)):
@@ -171,7 +171,7 @@ def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Their weights, not normalised, of our folded ones."""
+    """Convert folded weights of a codec to folded ones of `EncodecModel`."""
     made: dict[str, Tensor] = {}
     for ours, theirs in names(cast(SEANet, codec.autoencoder)):
         if not ours:
@@ -200,14 +200,14 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
 
 
 def idle_lstm(prefix: str, channels: int) -> dict[str, Tensor]:
-    """An LSTM of zeros: with its skip connection it changes nothing, and theirs cannot do without one."""
+    """LSTM of zeros, the identity with its skip connection; `EncodecModel` requires an LSTM."""
     shapes = {"weight_ih_l0": (4 * channels, channels), "weight_hh_l0": (4 * channels, channels)}
     shapes |= {"bias_ih_l0": (4 * channels,), "bias_hh_l0": (4 * channels,)}
     return {f"{prefix}.{name}": torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
-    """ConfigError that lists what of their config we have not."""
+    """Raise ConfigError with all unsupported values of an EnCodec config."""
     small = ("num_filters", "compress", "residual_kernel_size", "dilation_growth_rate", "codebook_size")
     small += ("sampling_rate", "kernel_size", "last_kernel_size", "hidden_size", "num_residual_layers")
     wrong = [f"{name} {given[name]}" for name in small if given[name] < 1]
@@ -233,10 +233,10 @@ def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
 
 
 def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[str, Any]:
-    """Our model's config; ConfigError that lists what of theirs we have not.
+    """Convert to this package's config; ConfigError with all unsupported values.
 
-    `zero_padding` accepts a model that was trained with another padding than zeros: its codes are then
-    others near the beginning of a recording, and near the end if it is not causal.
+    `zero_padding` accepts a model that was trained with another padding than zeros: its codes then differ
+    near the beginning of a recording, and near the end unless it is causal.
     """
     check_loadable(given, zero_padding)
     ratios = given["upsampling_ratios"]
@@ -289,7 +289,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights, not normalised, of their folded ones; `codec` says only which there are."""
+    """Convert folded weights of `EncodecModel` to folded ones of a codec; `codec` gives only the names."""
     made: dict[str, Tensor] = {}
     for ours, theirs in names(cast(SEANet, codec.autoencoder)):
         prefix = f"{theirs}."

@@ -1,4 +1,4 @@
-"""`codec-export MODEL --to FORMAT -o DIR`: a codec for other software, kept only if it is still the same."""
+"""`codec-export MODEL --to FORMAT -o DIR`: export a codec; the result is kept only if it is equivalent."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from codec.files import folder_whole, require_free
 from codec.model import Codec, load
 from codec.synthetic import music, speech
 
-# Of trained codecs bf16 leaves 86 to 92 % of the codes, an SNR of 45 dB and the mel distance as it is; int8
-# 64 to 71 %, 30 dB and up to 10 % more. Deep stages code what is left after many others: their codes change
-# first, and matter least. What is far below that is broken, not rounded.
+# For trained codecs, bf16 keeps 86 to 92 % of the codes, an SNR of 45 dB and the same mel distance; int8
+# keeps 64 to 71 %, 30 dB and up to 10 % more distance. Deep stages code small residuals: their codes change
+# first and matter least. Values far below these are faults, not rounding.
 REDUCED = Limits(agreement=0.5, snr=20.0, rise=0.2)
 
 
 def lengths(codec: Codec) -> list[tuple[int, int]]:
-    """Batches and lengths that whole-signal graphs are compared at: one sample, whole and broken frames."""
+    """Batch sizes and lengths for the comparison of whole-signal graphs, with whole and partial frames."""
     hop = codec.hop_length
     return [(1, 1), (1, hop), (1, hop + 1), (3, 7 * hop - 1), (2, 40 * hop), (1, 200 * hop + 3)]
 
 
 def limits(options: Options) -> Limits:
-    """What a format's precision may cost."""
+    """Limits of the comparison for the requested precision."""
     return REDUCED if options.int8 or options.bf16 else EXACT
 
 
 def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """`encoder.pt2` and `decoder.pt2` of `torch.export`, and steps of a stream if asked for.
+    """Write `encoder.pt2` and `decoder.pt2` with `torch.export`, and step graphs if requested.
 
-    Such a file can hold pickled objects: `torch.export.load` only what you trust.
+    Such files can hold pickled objects: use `torch.export.load` only on trusted files.
     """
     plain, found = inference_codec(codec), {}
     for name, program in programs(plain).items():
@@ -66,7 +66,7 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
 
 
 def calibration(codec: Codec) -> list[Tensor]:
-    """Speech-like and music-like clips `[1, C, T]` of other seeds than verification has."""
+    """Speech-like and music-like clips `[1, C, T]`, with other seeds than in verification."""
     shape = codec.sample_rate, codec.audio_channels
     sounds = [
         make(2.0, shape[0], np.random.default_rng(100 + i)) for i in range(4) for make in (speech, music)
@@ -75,9 +75,9 @@ def calibration(codec: Codec) -> list[Tensor]:
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Write a program without what torch says about its own format."""
+    """Write a program; suppresses torch's warnings about its format."""
     log.info("writing %s", path.name)
-    content = io.BytesIO()  # torch's own writer ends the process when a disk is full
+    content = io.BytesIO()  # torch's file writer aborts the process when a disk is full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.export.save(program, content)
@@ -85,14 +85,14 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def load_program(path: Path) -> Callable[..., Tensor]:
-    """A program as a function."""
+    """Load a program as a function."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(path).module()
 
 
 def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """`encoder.onnx` and `decoder.onnx`, or with --streaming also `*_step.onnx`; all run in ONNX Runtime."""
+    """Write `encoder.onnx`, `decoder.onnx`, with --streaming also `*_step.onnx`; all run in ONNX Runtime."""
     plain, about, found = inference_codec(codec), onnx_export.about(codec), {}
     onnx_export.write_whole(programs(plain), folder, about)
     names = ["encoder", "decoder"]
@@ -116,7 +116,7 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
 def compare_whole(
     codec: Codec, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
 ) -> dict[str, Comparison]:
-    """Compare whole signals, and what the decoder makes of each number of first stages alone."""
+    """Compare on whole signals with all stages, and the decoder also with each smaller number of stages."""
     log.info("comparing whole signals with the codec")
     found = {"whole signals": compare(codec, encode, decode, lengths(codec))}
     stages = range(1, codec.quantizer.num_quantizers)
@@ -130,14 +130,14 @@ def compare_whole(
 
 
 def first(function: Callable[..., tuple[Tensor, ...]], given: Tensor) -> Tensor:
-    """The only output of a function that returns a tuple."""
+    """Return the only output of a function that returns a tuple."""
     return function(given)[0]
 
 
 def compare_steps(
     codec: Codec, steps: Mapping[str, Callable], states: Mapping[str, list[Tensor]], options: Options
 ) -> Comparison:
-    """Let step graphs code whole calls, from the first on, against the codec on the whole signal."""
+    """Compare step graphs, from the initial state, with the codec on the whole signal."""
     log.info("comparing steps with the codec")
     frames, hop = options.frames_per_step, codec.hop_length
     encode = partial(run, steps["encoder_step"], states["encoder_step"], frames * hop)
@@ -146,12 +146,12 @@ def compare_steps(
 
 
 def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> Tensor:
-    """`run_steps` with the signal last."""
+    """Call `run_steps`, with the signal as the last argument."""
     return run_steps(step, initial, signal, length)
 
 
 def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """A directory that `EncodecModel` or `DacModel` of `transformers` loads."""
+    """Write a directory for `EncodecModel` or `DacModel` of `transformers`."""
     log.info("writing a model of transformers")
     name = huggingface.save(codec, folder)
     log.info("comparing it with the codec")
@@ -159,7 +159,7 @@ def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str
 
 
 def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """`encoder.xml`, `quantizer.xml` and `decoder.xml` for OpenVINO, which is fastest on CPUs."""
+    """Write `network.xml`, `quantizer.xml` and `decoder.xml` for OpenVINO, the fastest runtime on CPUs."""
     clips = calibration(codec) if options.int8 else None
     openvino_export.write(codec, folder, onnx_export.about(codec), clips)
     session = openvino_export.Session(folder, bf16=options.bf16)
@@ -167,7 +167,7 @@ def export_openvino(codec: Codec, folder: Path, options: Options) -> dict[str, C
 
 
 def export_codec(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """What `codec.load` reads: of a model of `transformers`, to use it here or to train it further."""
+    """Write a directory for `codec.load`, for example from a model of `transformers`, to train it further."""
     log.info("writing the codec")
     codec.save(folder)
     again = load(folder)
@@ -184,9 +184,10 @@ FORMATS: dict[str, Callable[[Codec, Path, Options], dict[str, Comparison]]] = {
 
 
 def export(codec: Codec, form: str, folder: Path, options: Options, card: Callable[..., str]) -> list[str]:
-    """Write a codec's `form` into a new folder and say how it compares; ConfigError when it is not the same.
+    """Export a codec to the format `form` in a new folder; returns the comparisons as lines of text.
 
-    The folder appears when all is checked, or not at all. `card` makes its README.md of what was found.
+    The folder appears only after all checks. `card` writes its README.md from the comparisons. ConfigError if
+    a comparison exceeds the limits.
     """
     check_codec(codec, form, options)
     with folder_whole(folder) as staging:
@@ -199,7 +200,7 @@ def export(codec: Codec, form: str, folder: Path, options: Options, card: Callab
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 exported and verified, 2 nothing was kept."""
+    """Run the command; exit status 0: exported and verified, 2: nothing was kept."""
     asked = parse("export", argv)
     options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
     check_options(asked.to, options)
@@ -217,7 +218,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_others(asked: argparse.Namespace) -> None:
-    """ConfigError for options that do not belong together, a taken folder, a missing package."""
+    """Raise ConfigError for conflicting options, an existing folder or a missing package."""
     if asked.zero_padding and not huggingface.is_huggingface(asked.model):
         raise ConfigError(f"--zero-padding is for an EnCodec of transformers: {asked.model} is none")
     if asked.dry_run and not asked.push:
@@ -228,7 +229,7 @@ def check_others(asked: argparse.Namespace) -> None:
 
 
 def push(folder: Path, repository: str, dry_run: bool) -> str:
-    """Upload a folder to the Hugging Face hub, with the account of `hf auth login`; returns what was done."""
+    """Upload a folder to the Hugging Face hub, with the account of `hf auth login`; returns a report."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     megabytes = sum((folder / name).stat().st_size for name in files) / 1e6
     what = f"{len(files)} files, {megabytes:.1f} MB, to {repository}: {', '.join(files)}"
@@ -239,6 +240,6 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
         api = hub.HfApi()
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=str(folder))
-    except Exception as error:  # of the hub, of its HTTP library, of the network
+    except Exception as error:  # from the hub, its HTTP library or the network
         raise ConfigError(f"--push {repository}: {error}; the folder {folder} is complete") from error
     return f"uploaded {what}"

@@ -1,4 +1,4 @@
-"""What foreign formats have in common: normalised weights, kernels of another size, JSON configs."""
+"""Shared parts of foreign formats: weight normalization, kernel sizes, JSON configs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from codec.config import PARTIAL, TARGET, ConfigError, fits
 from codec.untrusted import check_plain, read_small, read_weights
 
 GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
-OLD_GAIN, OLD_DIRECTION = "weight_g", "weight_v"  # as torch named them before 2.0
+OLD_GAIN, OLD_DIRECTION = "weight_g", "weight_v"  # names in torch before 2.0
 
 
 def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with `gain * direction / |direction|` of normalised ones multiplied out to `weight`."""
+    """Fold weight normalization: `weight = gain * direction / |direction|`."""
     plain = dict(weights)
     for gain, direction in ((GAIN, DIRECTION), (OLD_GAIN, OLD_DIRECTION)):
         for name in [name for name in weights if name.endswith(f".{gain}")]:
@@ -32,12 +32,12 @@ def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unit_rows(weight: Tensor) -> Tensor:
-    """Weight divided by the norm of each of its first dimension's slices."""
+    """Divide each slice along the first dimension by its norm."""
     return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
 
 
 def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Plain weights taken apart again into gain and direction wherever `names` have those."""
+    """Inverse of `folded`: split weights into gain and direction wherever `names` contains these."""
     made = dict(weights)
     for name in [name for name in names if name.endswith(f".{GAIN}")]:
         prefix = name.removesuffix(GAIN)
@@ -45,21 +45,21 @@ def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str,
             weight = made.pop(f"{prefix}weight")
             rows = (len(weight), *[1] * (weight.ndim - 1))
             gain = weight.flatten(1).norm(dim=1).view(rows)
-            # A row of zeros has no direction, and 0 / 0 would make it NaN: any will do with gain 0.
+            # A row of zeros would become NaN by 0 / 0; with gain 0 any direction is valid.
             made[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
             made[f"{prefix}{GAIN}"] = gain
     return made
 
 
 def fit_kernel(weight: Tensor, size: int, causal: bool) -> Tensor:
-    """A stride-1 convolution's weight `[C', C, k]` as one of `size` taps that does the same."""
+    """Pad a stride-1 convolution's weight `[C', C, k]` with zeros to an equivalent one of `size` taps."""
     missing = size - weight.shape[2]
     after = 0 if causal else (size - 1) // 2 - (weight.shape[2] - 1) // 2
     return torch.nn.functional.pad(weight, (missing - after, after))
 
 
 def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dict[str, Any]:
-    """What a config node calls `target` with, its defaults included."""
+    """Keyword arguments of a config node for `target`, including the defaults."""
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(target).parameters.items()
@@ -69,7 +69,7 @@ def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dic
 
 
 def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A foreign `config.json` over its format's defaults; ConfigError for values of another type."""
+    """Read a foreign `config.json`, merged into its format's defaults; ConfigError for wrong types."""
     given = read_json(path)
     check_plain({name: given[name] for name in defaults if name in given}, str(path))
     hints = {
@@ -84,7 +84,7 @@ def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; ConfigError when it is damaged."""
+    """Read a mapping from a JSON file; ConfigError if it is damaged."""
     try:
         given = json.loads(read_small(path))
     except (ValueError, RecursionError) as error:
@@ -95,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Weights of a file as float32, flags and counts as they are; ConfigError when it is damaged."""
+    """Read a file's tensors, floats as float32; ConfigError if it is damaged."""
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in read_weights(path).items()

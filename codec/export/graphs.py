@@ -1,4 +1,4 @@
-"""A codec as two functions to export: audio to codes and codes to audio, its weights folded."""
+"""Modules for export: audio to codes and codes to audio, with folded weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FREE = torch.export.Dim.DYNAMIC
 
 
 class Encoder(nn.Module):
-    """Codes int64 `[B, K, F]` of audio `[B, C, T]`; any T, padded with zeros to whole frames."""
+    """Encode audio `[B, C, T]` to codes int64 `[B, K, F]`; any T, padded with zeros to whole frames."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Audio `[B, C, F * hop_length]` of codes int64 `[B, k, F]`, any prefix k of the stages."""
+    """Decode codes int64 `[B, k, F]` of the first k stages to audio `[B, C, F * hop_length]`."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
 
 
 class Network(nn.Module):
-    """Latents `[B, D, F * stride]` of audio `[B, C, T]`; any T, padded with zeros to whole frames."""
+    """Map audio `[B, C, T]` to latents `[B, D, F * stride]`; any T, padded with zeros to whole frames."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -57,7 +57,7 @@ class Network(nn.Module):
 
 
 class Codes(nn.Module):
-    """Codes int64 `[B, K, F]` of latents `[B, D, F * stride]`."""
+    """Quantize latents `[B, D, F * stride]` to codes int64 `[B, K, F]`."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -69,32 +69,32 @@ class Codes(nn.Module):
 
 
 def all_stages(codes: Tensor, count: int) -> Tensor:
-    """Codes `[B, k, F]` as `[B, count, F]`, -1 in the stages that they lack."""
-    # The missing ones as a cut, not as a padding: no graph has to compute how many they are.
+    """Extend codes `[B, k, F]` to `[B, count, F]`, with -1 in the missing stages."""
+    # Append `count` stages and cut: unlike padding, the graph need not compute the number of missing stages.
     lacking = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
     return torch.cat([codes, lacking], 1)[:, :count]
 
 
 def stages_of(codec: Codec) -> Any:
-    """The axis of codes `[B, k, F]` that counts stages, for the tracer: free from 1 to all; None of one."""
+    """Dynamic axis k of codes `[B, k, F]`, from 1 to all stages; None for a single stage."""
     count = codec.quantizer.num_quantizers
     return torch.export.Dim("stages", min=1, max=count) if count > 1 else None
 
 
 def in_one_row(frames: Tensor) -> Tensor:
-    """`[B, D, F]` as `[1, D, B * F]`: frames are quantized one by one, no graph has to know B there."""
+    """Reshape `[B, D, F]` to `[1, D, B * F]`: frames are quantized independently, with no dependence on B."""
     return frames.transpose(1, 2).flatten(0, 1).contiguous().T[None]
 
 
 def as_batch(frames: Tensor, batch: int) -> Tensor:
-    """`[1, D, B * F]` back as `[B, D, F]`."""
+    """Inverse of `in_one_row`: reshape `[1, D, B * F]` to `[B, D, F]`."""
     return frames[0].unflatten(1, (batch, -1)).transpose(0, 1)
 
 
 def without_normalisation(codec: Codec) -> Codec:
-    """A copy on the CPU, for inference alone, with the weight normalisation multiplied out.
+    """Copy a codec to the CPU for inference, with folded weight normalization.
 
-    Built anew from the config: removing parametrizations from a deep copy breaks the original.
+    The copy is built from the config, because removing parametrizations from a deep copy breaks the original.
     ConfigError for a codec without codes.
     """
     if not codec.quantizer.codebook_sizes:
@@ -110,7 +110,7 @@ def without_normalisation(codec: Codec) -> Codec:
 
 
 def inference_codec(codec: Codec) -> Codec:
-    """`without_normalisation`, its layers in their forms for graphs."""
+    """Copy of `without_normalisation` with its layers in their forms for graphs."""
     plain = without_normalisation(codec)
     plain.autoencoder.export_form()
     return plain.requires_grad_(False)
@@ -118,9 +118,9 @@ def inference_codec(codec: Codec) -> Codec:
 
 @torch.no_grad()
 def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.ExportedProgram]:
-    """`encoder` and `decoder` of an `inference_codec` as graphs of any batch and length.
+    """Export `encoder` and `decoder` of an `inference_codec` as graphs for any batch size and length.
 
-    With `split` the encoder is `network`, audio to latents, and `quantizer`, latents to codes.
+    With `split`, `network` (audio to latents) and `quantizer` (latents to codes) replace the encoder.
     """
     quantizer = codec.quantizer
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
@@ -140,6 +140,6 @@ def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.Export
         log.info("tracing the %s", name)
         shapes = ({0: FREE, **axes},)
         found[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
-        # The tracer assumes, and would have the graph check, that no size is 1; no operation depends on it.
+        # The tracer's guards against sizes of 1 are removed: no operation depends on them.
         found[name]._guards_code.clear()
     return found

@@ -1,6 +1,6 @@
-"""EnCodec and DAC models of Hugging Face's `transformers`: load them here, save ours as theirs.
+"""Loading and saving of EnCodec and DAC models in the format of Hugging Face's `transformers`.
 
-Neither needs `transformers`, only `check` does. Weights are read from safetensors, never from pickles.
+Only `check` requires `transformers`. Weights are read from safetensors, never from pickles.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format}
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether a directory is of a model of `transformers`."""
+    """Return True for the directory of a model of `transformers`."""
     return (path / CONFIG_FILE).is_file()
 
 
 def load(path: str | Path, zero_padding: bool = False) -> Codec:
-    """Codec of a local directory that `EncodecModel` or `DacModel` wrote with `save_pretrained`.
+    """Load a codec from a local directory written by `save_pretrained` of `EncodecModel` or `DacModel`.
 
-    The same codes and audio as theirs for whole frames; `zero_padding` also takes an EnCodec that pads by
-    reflection, whose codes then differ near the edges. A DAC of odd strides
-    loses samples there, none here.
+    Codes and audio of whole frames equal those of `transformers`. `zero_padding` also accepts an EnCodec with
+    reflection padding, whose codes then differ near the edges. A DAC of odd strides loses samples in
+    `transformers`, none here.
     ConfigError for a damaged file or a model that cannot be represented, FileNotFoundError without weights.
     """
     path = Path(path)
@@ -61,19 +61,19 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
         plain = folded(read_safetensors(path / WEIGHTS_FILE))
         empty = build_empty(config, plain)
         weights = form.from_weights(empty, plain, given)
-    # Raised by torch and Python for tensors of another shape and for numbers out of range.
+    # Raised by torch and Python for wrong shapes and numbers out of range.
     except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
         raise ConfigError(f"{path}: {error}") from error
     return assemble(config, normalised(weights, empty.state_dict()), path)
 
 
 def load_any(path: Path, zero_padding: bool = False) -> Codec:
-    """Whatever `codec.load` reads, or a directory of `transformers`."""
+    """Load a directory of `transformers`, or anything supported by `codec.load`."""
     return load(path, zero_padding) if is_huggingface(path) else model.load(path)
 
 
 def shape_of(codec: Codec) -> str:
-    """`encodec` or `dac`, whichever shape a codec has; ConfigError says why it has neither."""
+    """Return `encodec` or `dac`, the codec's architecture; ConfigError with the reasons if it has neither."""
     network = codec.autoencoder
     if not isinstance(network, SEANet):
         raise ConfigError(
@@ -94,12 +94,12 @@ def shape_of(codec: Codec) -> str:
 def save(codec: Codec, directory: Path) -> str:
     """Write a codec as a directory of `transformers`; returns the name of the class that loads it.
 
-    ConfigError when it has neither shape. Nothing is checked here: see `check`.
+    ConfigError if the codec has neither architecture. The result is verified by `check`, not here.
     """
     kind = shape_of(codec)
     config = FORMATS[kind].to_config(codec)
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
-    if kind == "encodec":  # DAC's are stored plain
+    if kind == "encodec":  # DAC's weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
         made_of = [name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions]
         weights = normalised(weights, made_of)
@@ -111,9 +111,9 @@ def save(codec: Codec, directory: Path) -> str:
 
 
 def check(codec: Codec, directory: Path) -> Comparison:
-    """Let `transformers` load a directory and compare it with the codec on whole frames.
+    """Load a directory with `transformers` and compare it with the codec on whole frames.
 
-    ConfigError when it does not do the same; or when `transformers` is missing.
+    ConfigError if the results differ or `transformers` is missing.
     """
     transformers = optional("transformers")
     name = read_json(directory / CONFIG_FILE)["architectures"][0]
@@ -135,28 +135,28 @@ def check(codec: Codec, directory: Path) -> Comparison:
 
 
 def encode_encodec(theirs: Any, audio: Tensor) -> Tensor:
-    """Codes `[B, K, F]` of an `EncodecModel`, all codebooks."""
+    """Encode with all codebooks of an `EncodecModel`; returns codes `[B, K, F]`."""
     return theirs.encode(audio, bandwidth=theirs.config.target_bandwidths[-1]).audio_codes[0]
 
 
 def decode_encodec(theirs: Any, codes: Tensor) -> Tensor:
-    """Audio `[B, C, T]` of an `EncodecModel`."""
+    """Decode with an `EncodecModel`; returns audio `[B, C, T]`."""
     return theirs.decode(codes[None], [None]).audio_values
 
 
 def encode_dac(theirs: Any, audio: Tensor) -> Tensor:
-    """Codes `[B, K, F]` of a `DacModel`."""
+    """Encode with a `DacModel`; returns codes `[B, K, F]`."""
     return theirs.encode(audio).audio_codes
 
 
 def decode_dac(theirs: Any, codes: Tensor) -> Tensor:
-    """Audio `[B, 1, T]` of a `DacModel`."""
+    """Decode with a `DacModel`; returns audio `[B, 1, T]`."""
     return theirs.decode(audio_codes=codes).audio_values.view(len(codes), 1, -1)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and warnings of `transformers` while it loads what was just written."""
+    """Suppress progress bars and warnings of `transformers`."""
     logging = optional("transformers.utils.logging")
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

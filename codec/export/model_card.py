@@ -1,4 +1,4 @@
-"""The README.md of an exported codec: what it is, what it was trained on, how good it is, how to load it."""
+"""Model card, the README.md of an exported codec: properties, training data, scores, usage."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def model_card(
     checks: Sequence[str],
     licence: str | None = None,
 ) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads."""
+    """Model card as Markdown, with front matter for the Hugging Face hub."""
     matter: dict[str, Any] = {"tags": ["audio", "neural-audio-codec"]}
     matter |= {"license": licence} if licence else {}
     matter |= {"library_name": "transformers"} if form == "hf" else {}
@@ -110,19 +110,19 @@ def model_card(
 
 
 def streaming(codec: Codec, options: Any) -> str:
-    """How to call the step graphs."""
+    """Instructions for calling the step graphs."""
     frames = options.frames_per_step
     return STREAMING.format(frames=frames, samples=frames * codec.hop_length)
 
 
 def card_name(source: Path) -> str:
-    """The run's or the model folder's name."""
+    """Name of the run or of the model folder."""
     path = source.resolve()
     return (path.parent if path.name in ("model", "checkpoints") else path).name
 
 
 def facts(codec: Codec, options: Any) -> list[str]:
-    """A table of what the codec is."""
+    """Table of the codec's properties."""
     quantizer = codec.quantizer
     parts = {name: number / 1e6 for name, number in count_parameters(codec).items()}
     sizes = ", ".join(map(str, sorted(set(quantizer.codebook_sizes))))
@@ -140,7 +140,7 @@ def facts(codec: Codec, options: Any) -> list[str]:
 
 
 def run_folder(source: Path) -> Path:
-    """The run that a model is of: the folder itself, or the one around its `model` or checkpoint."""
+    """Run folder of a model: `source`, its parent or grandparent; `source` if none is a run."""
     for folder in (source, source.parent, source.parent.parent):
         if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
             return folder
@@ -148,7 +148,7 @@ def run_folder(source: Path) -> Path:
 
 
 def trained_on(source: Path) -> str:
-    """The data's folder names and the steps of a run, as far as its folder tells."""
+    """Names of the data folders and number of steps of a run, if recorded."""
     config = run_folder(source) / "config.yaml"
     try:
         saved = read_yaml(config)
@@ -156,14 +156,14 @@ def trained_on(source: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "Not recorded: say here what it was trained on.\n"
     roots = data.get("root")
-    # Names, not paths: where a folder lies is nobody else's business.
+    # Names, not paths, which are private.
     names = ", ".join(Path(str(root)).name for root in (roots if isinstance(roots, list) else [roots]))
     generated = " (audio that codec-train made itself)" if data.get("generate") else ""
     return f"`{names}`{generated}, up to {steps} steps. Say here what these recordings are.\n"
 
 
 def scores(source: Path) -> list[str]:
-    """The table of a run's own evaluation at each number of stages, if it has one."""
+    """Table of scores per number of stages from the run's evaluation; empty without one."""
     summary = run_folder(source) / "evaluation" / "summary.json"
     try:
         found = json.loads(summary.read_text(encoding="utf-8"))
@@ -177,5 +177,5 @@ def scores(source: Path) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A number of at most four digits; `-` where there is none."""
+    """Format a number with at most four digits; `-` for None."""
     return f"{value:.4g}" if isinstance(value, int | float) else "-"

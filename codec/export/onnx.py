@@ -1,4 +1,4 @@
-"""ONNX graphs of a codec, for ONNX Runtime: whole signals, and steps of a stream; float32 or int8 weights."""
+"""ONNX graphs of a codec for ONNX Runtime: whole signals or streaming steps, float32 or int8 weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHOLE = {
     "network": (["audio"], ["latents"]),
     "quantizer": (["latents"], ["codes"]),
 }
-QUANTIZER = "quantizer"  # the attribute of a graph's module whose nodes stay float32
+QUANTIZER = "quantizer"  # attribute of a graph's module; its nodes stay float32
 
 
 def write_onnx(
@@ -36,7 +36,7 @@ def write_onnx(
     names: Sequence[Sequence[str]],
     about: Mapping[str, str],
 ) -> None:
-    """Write a program as an ONNX file with `names` of its inputs and outputs, and what it is `about`."""
+    """Write a program as an ONNX file with the `names` of its inputs and outputs, and metadata `about`."""
     log.info("writing %s", path.name)
     onnx = optional("onnx")
     optional("onnxscript")
@@ -51,7 +51,7 @@ def write_onnx(
         )
         assert made is not None
         model = made.model_proto
-    # Shapes inside are the tracer's formulas; runtimes infer their own, and the int8 pass refuses these.
+    # Inner shapes are the tracer's formulas: runtimes infer their own, and the int8 pass rejects these.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         name_axes(value)
@@ -60,7 +60,7 @@ def write_onnx(
 
 
 def name_axes(value: Any) -> None:
-    """Call the free axes of an input or output `batch`, `stages` and `samples` or `frames`."""
+    """Name the dynamic axes of an input or output `batch`, `stages` and `samples` or `frames`."""
     long = "samples" if value.name == "audio" else "frames"
     for axis, name in enumerate(("batch", "stages", long)):
         dimensions = value.type.tensor_type.shape.dim
@@ -71,13 +71,13 @@ def name_axes(value: Any) -> None:
 def write_whole(
     programs: Mapping[str, torch.export.ExportedProgram], folder: Path, about: Mapping[str, str]
 ) -> None:
-    """Write a file each of what `codec.export.graphs.programs` gives: `encoder.onnx`, `decoder.onnx`."""
+    """Write the graphs of `codec.export.graphs.programs` as `encoder.onnx` and `decoder.onnx`."""
     for name, program in programs.items():
         write_onnx(program, folder / f"{name}.onnx", WHOLE[name], about)
 
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
-    """Write `encoder_step.onnx` and `decoder_step.onnx`, whose `state_i`, first zeros, become `next_i`."""
+    """Write `encoder_step.onnx`, `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
     for name, (given, made) in {
         "encoder_step": ("audio", "codes"),
         "decoder_step": ("codes", "audio"),
@@ -89,16 +89,16 @@ def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[st
 
 
 def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
-    """Make a graph's weights int8, one scale an output channel; the quantizer stays as it is.
+    """Convert a graph's weights to int8 with one scale per output channel, except in the quantizer.
 
-    With `clips`, inputs to learn the activations' ranges from, convolutions compute in int8 as well; else
-    matrix products find these ranges in each call, which suits the few samples of a step.
+    With `clips`, inputs that calibrate the ranges of activations, convolutions compute in int8 as well.
+    Without them, matrix products compute the ranges in each call, which suits the few samples of a step.
     """
     log.info("making the weights of %s int8", path.name)
     onnx, quantization = optional("onnx"), optional("onnxruntime.quantization")
     model = onnx.load(str(path))
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    # The first convolution hears the audio and the last makes it: 8 bits would be heard, and save little.
+    # In the first and last convolution, at the audio itself, 8 bits would be audible and save little.
     ends = [convolutions[0], convolutions[-1]] if clips is not None else []
     options: dict[str, Any] = {
         "nodes_to_exclude": [*ends, *(node.name for node in model.graph.node if of_quantizer(node))],
@@ -123,24 +123,24 @@ def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
 
 
 class Clips:
-    """What ONNX Runtime's calibration reads: one input after the other, then None."""
+    """Data reader for ONNX Runtime's calibration: returns one input after the other, then None."""
 
     def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
         self.feeds = iter(feeds)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next input."""
+        """Return the next input."""
         return next(self.feeds, None)
 
 
 def of_quantizer(node: Any) -> bool:
-    """Whether a node comes from the quantizer, whose distances need all their digits."""
+    """Return True for nodes of the quantizer, whose distances need full precision."""
     scopes = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "")
     return QUANTIZER in scopes
 
 
 class Session:
-    """An ONNX file in ONNX Runtime on CPU `threads`, called with tensors in the order of its inputs."""
+    """ONNX Runtime session on CPU `threads`, called with tensors in the order of the graph's inputs."""
 
     def __init__(self, path: Path, threads: int = 1):
         runtime = optional("onnxruntime")
@@ -152,7 +152,7 @@ class Session:
         self.inputs = self.session.get_inputs()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """All outputs."""
+        """Run the graph; returns all outputs."""
         given = {
             value.name: np.ascontiguousarray(tensor.numpy())
             for value, tensor in zip(self.inputs, tensors, strict=True)
@@ -161,12 +161,12 @@ class Session:
 
     @property
     def initial(self) -> list[Tensor]:
-        """The states of a step graph before the first call: zeros."""
+        """Initial states of a step graph: zeros."""
         return [torch.zeros(value.shape) for value in self.inputs[1:]]
 
 
 def about(codec: Codec) -> dict[str, str]:
-    """What a file says about its codec."""
+    """Metadata of an exported file about its codec."""
     return {
         "codec_id": codec.codec_id(),
         "sample_rate": str(codec.sample_rate),
@@ -177,7 +177,7 @@ def about(codec: Codec) -> dict[str, str]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Without what exporters print and warn about themselves."""
+    """Suppress output and warnings of exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(StringIO()):

@@ -1,4 +1,4 @@
-"""A codec for OpenVINO, the fastest runtime on CPUs; its quantizer is a graph of its own, always float32."""
+"""Export to OpenVINO, the fastest runtime on CPUs; the quantizer is a separate graph, always float32."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PARTS = ("network", "quantizer", "decoder")
 def write(
     codec: Codec, folder: Path, about: Mapping[str, str], clips: Sequence[Tensor] | None = None
 ) -> None:
-    """Write `network.xml`, audio to latents, `quantizer.xml`, those to codes, `decoder.xml`, codes to audio.
+    """Write `network.xml` (audio to latents), `quantizer.xml` (to codes) and `decoder.xml` (codes to audio).
 
-    With `clips` of audio `[B, C, T]` to learn the ranges of activations from, convolutions are int8.
+    With `clips` of audio `[B, C, T]`, which calibrate the ranges of activations, convolutions are int8.
     """
     openvino = optional("openvino", "openvino")
     write_whole(programs(inference_codec(codec), split=True), folder, about)
@@ -36,13 +36,13 @@ def write(
         graph, target = openvino.convert_model(path), folder / f"{part}.xml"
         try:
             openvino.save_model(graph, target, compress_to_fp16=False)
-        except RuntimeError as error:  # OpenVINO's word for a full disk, too
+        except RuntimeError as error:  # raised by OpenVINO for a full disk, too
             raise OSError(f"{target}: {error}") from error
         path.unlink()
 
 
 class Session:
-    """The graphs of a folder, compiled for this CPU; `bf16` computes all but the codes in bfloat16."""
+    """Graphs of a folder, compiled for this CPU; with `bf16`, all but the quantizer compute in bfloat16."""
 
     def __init__(self, folder: Path, threads: int = 1, bf16: bool = False):
         openvino = optional("openvino", "openvino")
@@ -58,13 +58,13 @@ class Session:
             self.compiled[part] = core.compile_model(str(folder / f"{part}.xml"), "CPU", options)
 
     def run(self, part: str, tensor: Tensor) -> Tensor:
-        """One graph's only output."""
+        """Run one graph; returns its only output."""
         return torch.from_numpy(self.compiled[part](tensor.contiguous().numpy())[0].copy())
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Codes `[B, K, F]` of audio `[B, C, T]`."""
+        """Encode audio `[B, C, T]` to codes `[B, K, F]`."""
         return self.run("quantizer", self.run("network", audio))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Audio `[B, C, F * hop_length]` of codes."""
+        """Decode codes `[B, k, F]` to audio `[B, C, F * hop_length]`."""
         return self.run("decoder", codes)

@@ -1,4 +1,4 @@
-"""Lines about the steps of an export, which may take minutes."""
+"""Progress messages of an export, which may take minutes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ log = logging.getLogger("codec.export")
 
 
 class Elapsed(logging.Formatter):
-    """A message behind the time since the formatter was made."""
+    """Formatter that prefixes messages with the time since its creation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.began = time.time()
 
     def format(self, record: logging.LogRecord) -> str:
-        """`elapsed 00:12: ...`."""
+        """Format a record as `elapsed 00:12: ...`."""
         return f"elapsed {tqdm.format_interval(record.created - self.began)}: {record.getMessage()}"
 
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Print what the exporters log on standard error, each line with the elapsed time."""
+    """Print the exporters' log messages on standard error, with the elapsed time."""
     handler, level = logging.StreamHandler(), log.level
     handler.setFormatter(Elapsed())
     log.addHandler(handler)

@@ -1,4 +1,4 @@
-"""What can be said of an export before any work: options that belong to no format, packages, shapes."""
+"""Checks before an export: options, packages and architecture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES |= {"hf": ("export", ["transformers"])}
 
 
 class Options(NamedTuple):
-    """What is asked of a format beside its name."""
+    """Options of an export."""
 
     streaming: bool = False
     frames_per_step: int = 1
@@ -32,7 +32,7 @@ class Options(NamedTuple):
 
 
 def check_options(form: str, options: Options) -> None:
-    """ConfigError for options that a format has not, or that mean nothing, and for packages that it needs."""
+    """Raise ConfigError for options that a format does not support, invalid values and missing packages."""
     for name in ("streaming", "int8", "bf16"):
         if getattr(options, name) and name not in TAKES[form]:
             others = " and ".join(f"--to {other}" for other, takes in TAKES.items() if name in takes)
@@ -47,7 +47,7 @@ def check_options(form: str, options: Options) -> None:
 
 
 def check_codec(codec: Codec, form: str, options: Options) -> None:
-    """ConfigError for a codec that a format cannot hold."""
+    """Raise ConfigError for a codec that a format cannot represent."""
     if form != "codec" and not codec.quantizer.codebook_sizes:
         raise ConfigError("this codec's quantizer keeps no codes: there is nothing to export")
     if form == "hf":

@@ -1,4 +1,4 @@
-"""A causal codec as two functions of a piece of signal and explicit states, to export and to stream with."""
+"""Step graphs of a causal codec, for streaming: functions of a chunk and explicit states."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codec.model import Codec
 
 
 class EncoderStep(nn.Module):
-    """Codes `[1, K, n]` of `n` frames of audio `[1, C, n * hop_length]`, and the next states."""
+    """Encode `n` frames of audio `[1, C, n * hop_length]`; returns codes `[1, K, n]` and the next states."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -31,7 +31,7 @@ class EncoderStep(nn.Module):
 
 
 class DecoderStep(nn.Module):
-    """Audio `[1, C, n * hop_length]` of codes `[1, k, n]`, any prefix k of the stages; the next states."""
+    """Decode codes `[1, k, n]`, k <= K; returns audio `[1, C, n * hop_length]` and the next states."""
 
     def __init__(self, codec: Codec):
         super().__init__()
@@ -47,14 +47,14 @@ class DecoderStep(nn.Module):
 
 
 class StepGraph(NamedTuple):
-    """An exported step, and the states before the first one."""
+    """Exported step and its initial states."""
 
     program: torch.export.ExportedProgram
     initial: State
 
 
 def require_causal(codec: Codec) -> None:
-    """ConfigError for a network whose answers wait for later samples: its states have no fixed shapes."""
+    """Raise ConfigError for a network with lookahead: its states have no fixed shapes."""
     frames = codec.quantizer.stride
     encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
     if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
@@ -67,7 +67,7 @@ def require_causal(codec: Codec) -> None:
 
 @torch.no_grad()
 def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
-    """`encoder_step` and `decoder_step` of a codec for calls of `frames` frames each."""
+    """Export `encoder_step` and `decoder_step` of a codec for chunks of `frames` frames."""
     if frames < 1:
         raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
     require_causal(codec)
@@ -83,7 +83,7 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
         network: Step = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of LSTMs, which set attributes while they are traced
+            warnings.simplefilter("ignore")  # from LSTMs, which set attributes while they are traced
             given, shapes = (example, *initial), (axes, (None,) * len(initial))
             program = torch.export.export(module.eval(), given, dynamic_shapes=shapes)
             found[name] = StepGraph(program, initial)
@@ -94,7 +94,7 @@ StepFunction = Callable[..., tuple[Tensor, ...]]
 
 
 def run_steps(step: StepFunction, initial: State, signal: Tensor, length: int) -> Tensor:
-    """Answers of a step to every `length` of a signal `[B, C, T]`, one signal after the other, joined."""
+    """Run a step on chunks of `length` of each signal in `[B, C, T]` separately; returns joined outputs."""
     rows = []
     for row in signal:
         state, answers = list(initial), []

@@ -1,4 +1,4 @@
-"""Whether an exported codec does what the codec does, before anything of it is kept."""
+"""Verification of an exported codec against the original."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from codec.metrics import MEL_WINDOWS, mel_distance
 from codec.model import Codec
 from codec.synthetic import speech
 
-SECONDS = 4.0  # of each voice that clips are cut from
+SECONDS = 4.0  # length of each voice from which clips are cut
 
 
 def optional(module: str, extra: str = "export") -> Any:
-    """A package of an extra; ConfigError with the command that installs it when it is missing."""
+    """Import a package of an extra; ConfigError with the install command if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -28,7 +28,7 @@ def optional(module: str, extra: str = "export") -> Any:
 
 
 class Limits(NamedTuple):
-    """How far a copy may be from its codec: the fields of a `Comparison` that have to be kept to."""
+    """Limits for the fields of a `Comparison`."""
 
     max_error: float = float("inf")
     agreement: float = 0.0
@@ -36,13 +36,15 @@ class Limits(NamedTuple):
     rise: float = float("inf")
 
 
-# Of two codes that are equally near either may be taken, so that not all have to agree.
+# Ties between equally near codes may break either way, so less than 100 % agreement is required.
 EXACT = Limits(max_error=1e-4, agreement=0.98)
 
 
 class Comparison(NamedTuple):
-    """How a copy differs: in a sample of decoded audio, at most; the share of equal codes; the decoder's SNR,
-    dB; of how many clips; by what share its mel distance to them is larger than the codec's.
+    """Comparison of an export with its codec.
+
+    Largest error of a decoded sample, share of equal codes, SNR of the decoder in dB, number of clips, and
+    relative increase of the mel distance to the clips.
     """
 
     max_error: float
@@ -53,7 +55,7 @@ class Comparison(NamedTuple):
 
     @classmethod
     def worst(cls, several: Iterable[Comparison]) -> Comparison:
-        """The worst of each number, of all clips."""
+        """Combine comparisons: the worst of each value, and the total number of clips."""
         errors, agreements, ratios, clips, rises = zip(*several, strict=True)
         return cls(max(errors), min(agreements), min(ratios), sum(clips), max(rises))
 
@@ -65,7 +67,7 @@ class Comparison(NamedTuple):
         )
 
     def require(self, what: str, limits: Limits = EXACT) -> None:
-        """ConfigError unless all limits are kept to."""
+        """Raise ConfigError unless all limits are met."""
         kept = {
             f"{limits.agreement:.0%} of the codes": self.agreement >= limits.agreement,
             f"audio within {limits.max_error:g}": self.max_error <= limits.max_error,
@@ -81,12 +83,12 @@ class Comparison(NamedTuple):
 
 
 def clip(codec: Codec, batch: int, samples: int) -> Tensor:
-    """Speech-like audio `[batch, C, samples]`, the same at every call."""
+    """Generate speech-like audio `[batch, C, samples]`, the same at every call."""
     seconds = max(SECONDS, samples / codec.sample_rate)
     voices = [speech(seconds, codec.sample_rate, np.random.default_rng(seed)) for seed in range(batch)]
     audio = torch.from_numpy(np.stack(voices))[:, None, :]
-    start = max(0, min(audio.shape[-1] - samples, audio.shape[-1] // 4))  # where a voice has begun
-    signs = 1 - 2 * (torch.arange(codec.audio_channels) % 2)  # channels that differ
+    start = max(0, min(audio.shape[-1] - samples, audio.shape[-1] // 4))  # after the onset of a voice
+    signs = 1 - 2 * (torch.arange(codec.audio_channels) % 2)  # makes the channels differ
     return audio[..., start : start + samples] * signs[:, None]
 
 
@@ -99,12 +101,10 @@ def compare(
     trimmed: int = 0,
     stages: int | None = None,
 ) -> Comparison:
-    """Let both code clips of `shapes` (batch, samples); `trimmed` last samples of the audio do not count.
+    """Code clips of `shapes` (batch, samples) with both; the `trimmed` last samples of the audio are ignored.
 
-    All codes are those of the first `stages`.
-
-    Decoders are compared on the codec's own codes, so that one code that fell on the other side of a tie
-    does not hide what a decoder does; mel distances are of what each makes of its own codes.
+    All codes are of the first `stages`. Decoders are compared on the codec's codes, so that a tie that breaks
+    the other way does not count as a decoding error. Mel distances are measured on each one's own codes.
     """
     equal = total = 0
     error, noise, signal = 0.0, 0.0, 0.0
@@ -136,7 +136,7 @@ def compare(
 
 
 def relative_rise(distances: Sequence[tuple[float, float]]) -> float:
-    """By what share the second numbers are larger; 0 of none, infinite where they are NaN."""
+    """Relative increase from the first to the second numbers; 0 for none, infinite for NaN."""
     before, after = (sum(pair[side] for pair in distances) for side in (0, 1))
     rise = after / before - 1 if before else 0.0
     return rise if np.isfinite(rise) else float("inf")

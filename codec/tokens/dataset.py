@@ -69,8 +69,8 @@ class TokenDataset(Dataset[Tensor]):
         """Map the index; shards are mapped on access."""
         self.index = read_index(self.path, self.format)
         self.verified = np.zeros(len(self.index), bool)
-        self.trusted: tuple[Any, int] | None = None  # a codec that was compared, and its tensors' versions
-        # A mapping holds a file descriptor; a process may have a few hundred.
+        self.trusted: tuple[Any, int] | None = None  # codec already compared, and its tensors' versions
+        # Each mapping uses a file descriptor, of which a process has a few hundred.
         self.shard = lru_cache(maxsize=64)(lambda n: token_arrow.map_shard(self.path / shard_file(n)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class TokenDataset(Dataset[Tensor]):
         if not self.verified[i]:
             self.verify(i)
         codes = self.stored(i)[: self.num_quantizers, start:stop]
-        self.check_codes(i, codes)  # a mapped file may have changed since
+        self.check_codes(i, codes)  # a mapped file may have changed
         return torch.from_numpy(codes.astype(np.int64))
 
     def check_frames(self, i: int, start: int, stop: int | None) -> int:
@@ -136,7 +136,7 @@ class TokenDataset(Dataset[Tensor]):
         return stop
 
     def check_codes(self, i: int, codes: np.ndarray) -> None:
-        """TokenError for stored codes `[k, F]` that exceed their codebooks."""
+        """Raise TokenError for stored codes `[k, F]` that exceed their codebooks."""
         if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
             raise TokenError(
                 f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
@@ -167,7 +167,7 @@ class TokenDataset(Dataset[Tensor]):
             raise TokenError(f"{self.path / shard_file(shard)}: {error}") from error
 
     def verify(self, i: int) -> None:
-        """TokenError unless the codes of utterance `i` match their CRC-32."""
+        """Raise TokenError unless the codes of utterance `i` match their CRC-32."""
         codes = self.stored(i)
         if checksum(codes) != int(self.index.numbers["crc32"][i]):
             raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)} differs from its CRC-32")
@@ -179,7 +179,7 @@ class TokenDataset(Dataset[Tensor]):
         return TokenWindows(self, length, step)
 
     def require_codec(self, codec: Codec, hint: str = "any_codec=True decodes them") -> None:
-        """ConfigError, ending in the hint, unless the tokens are of this codec.
+        """Raise ConfigError, ending in the hint, unless the tokens are of this codec.
 
         TokenError if `tokens.json` has this codec's id but contradicts it.
         """

@@ -1,4 +1,4 @@
-"""`codec-encode MODEL FOLDER -o TOKENS`: a corpus to a token dataset, resumable, in any number of jobs."""
+"""`codec-encode MODEL FOLDER -o TOKENS`: encode a corpus, resumable and in any number of jobs."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def encode_corpus(
     jobs: tuple[int, int] = (1, 0),
     merge_only: bool = False,
 ) -> dict[str, Any] | None:
-    """Encode a folder, or files, on the codec's device; this is job `jobs[1]` of `jobs[0]`.
+    """Encode a folder, or files, on the codec's device, as job `jobs[1]` of `jobs[0]`.
 
-    What was done before is not done again. Returns the content of `tokens.json` when this job was the last,
-    None when others are still to come. ConfigError and DataError say what is wrong with the arguments,
-    FileError that this job is at work already.
+    Complete shards of earlier runs are kept. Returns the content of `tokens.json` if this job is the last to
+    end, otherwise None. ConfigError or DataError for invalid arguments, FileError if this job is already
+    running.
     """
     settings = settings or Settings()
     token_format = format_of(codec, settings)
     plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
     options = {"beam": settings.beam, "precision": "float32"}
     options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
-    if settings.downmix != "mid":  # which datasets of before do not name
+    if settings.downmix != "mid":  # absent from older datasets
         options["downmix"] = settings.downmix
     about = describe(token_format, plan, options)
     if begin(output, about):
@@ -60,7 +60,7 @@ def encode_corpus(
     with only_writer(output, output / WORK / f"{jobs[1]}-of-{jobs[0]}.lock"):
         own = range(jobs[1], len(plan.shards), jobs[0])
         todo = [shard for shard in own if not note(output, shard).is_file()]
-        if (output / META_FILE).is_file():  # by another job, which then removed the notes
+        if (output / META_FILE).is_file():  # written by another job, which then removed the notes
             return None
         if merge_only:
             missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
@@ -78,7 +78,7 @@ def encode_corpus(
 
 
 def require_whole(output: Path) -> None:
-    """TokenError unless all files of a dataset are there, as long as they were; their content is not read."""
+    """Raise TokenError unless all files of a dataset exist with their sizes; their content is not read."""
     tokens = TokenDataset(output)
     try:
         for i in range(len(tokens)):
@@ -88,7 +88,7 @@ def require_whole(output: Path) -> None:
 
 
 def finish(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> Any:
-    """Merge, unless another job that ended at the same moment has done it."""
+    """Merge the shards, unless another job that ended at the same time has done so."""
     try:
         content = merge(output, plan, token_format, about)
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def encode_shards(
     token_format: TokenFormat,
     about: Mapping[str, Any],
 ) -> None:
-    """Encode these shards, one after the other; reading goes on ahead."""
+    """Encode these shards one after the other, with prefetching across shards."""
     groups = [(shard, group) for shard in todo for group in batches(plan, shard, settings.batch_seconds)]
     reader = SourceBatches(plan, [group for _, group in groups], codec, settings)
     workers = min(settings.workers, len(groups))
@@ -130,7 +130,7 @@ def encode_shards(
 
 @contextmanager
 def progress(seconds: float) -> Iterator[Callable[[float], None]]:
-    """Show how far, how long still, and how many hours of audio an hour takes, as it is told of seconds."""
+    """Show a progress bar in hours of audio; yields a function to advance it by seconds."""
     shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
     interval = 0.5 if sys.stderr.isatty() else 30.0
     began = time.perf_counter()
@@ -156,7 +156,7 @@ def run_job(
     device: str | None = None,
     merge_only: bool = False,
 ) -> None:
-    """Load the codec and do one job; ConfigError when a batch does not fit the device's memory."""
+    """Load the codec and run one job; ConfigError if a batch does not fit the device's memory."""
     try:
         encode_corpus(on_device(load(model), device), inputs, output, settings, jobs, merge_only)
     except torch.OutOfMemoryError as error:
@@ -166,7 +166,7 @@ def run_job(
 
 
 def require_one(inputs: Sequence[Path], output: Path) -> None:
-    """ConfigError unless one recording becomes one `.npy` file."""
+    """Raise ConfigError unless the input is one recording and the output a `.npy` file."""
     if len(inputs) != 1 or inputs[0].is_dir():
         raise ConfigError("-: one recording, please: a folder of tokens holds many")
     if not is_pipe(output) and output.suffix != ".npy":
@@ -181,7 +181,7 @@ def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> 
     read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)
     blocks = map(torch.from_numpy, within_range(read, source))
     parts = encode_long(codec, blocks, settings.num_quantizers, settings.beam)
-    content = io.BytesIO()  # because NumPy asks a file for its position, which a pipe does not have
+    content = io.BytesIO()  # NumPy requires a file with a position, unlike a pipe
     np.save(content, torch.cat(list(parts), dim=1).numpy().astype(dtype))
     if is_pipe(output):
         standard_output().write(content.getvalue())
@@ -192,7 +192,7 @@ def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Encode; ConfigError and DataError are for the user. Exit status 0: complete, or this job is."""
+    """Run the command; ConfigError and DataError for user errors. Exit status 0: the job is complete."""
     options = parse("encode", argv)
     single = is_pipe(options.output) or any(map(is_pipe, options.inputs))
     layout = "npy" if single else options.format

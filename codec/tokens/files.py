@@ -93,7 +93,7 @@ class TokenFormat:
         return -(-self.length(n_samples, sample_rate) // self.hop_length)
 
     def require_true_of(self, codec: Codec, path: Path) -> None:
-        """TokenError with the attributes that differ from the codec's; `path` is the file of this format."""
+        """Raise TokenError with the attributes that differ from the codec's; `path` is this format's file."""
         sizes = tuple(codec.quantizer.codebook_sizes[: self.num_quantizers])
         expected = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
         expected["codebook_sizes"] = sizes
@@ -146,7 +146,7 @@ def shard_file(number: int) -> str:
 
 
 def mirrored(path: str, suffix: str) -> str:
-    """`path` with a suffix; a name too long for file systems is shortened and gets a hash."""
+    """Append a suffix to `path`; a name too long for file systems is shortened and gets a hash."""
     folder, slash, name = path.rpartition("/")
     encoded = os.fsencode(name)
     if len(encoded) + len(suffix) > LONGEST_NAME:
@@ -156,7 +156,7 @@ def mirrored(path: str, suffix: str) -> str:
 
 
 def inside(path: str) -> str:
-    """`path` itself; TokenError unless it is relative and stays below its folder."""
+    """Return `path`; TokenError unless it is relative and stays below its folder."""
     parts = PurePosixPath(path).parts
     absolute = path.startswith("/") or path[1:2] == ":"
     odd = ".." in parts or "\\" in path or "\0" in path
@@ -272,7 +272,7 @@ def read_manifest(content: bytes) -> dict[str, list[Any]]:
 def read_npy(path: Path, token_format: TokenFormat, n_frames: int) -> np.ndarray:
     """Map the codes `[K, F]` of a `.npy` file; TokenError if it contradicts the manifest.
 
-    Type and shape are known, so the header is compared instead of parsed.
+    Type and shape are given, so the header is compared instead of parsed.
     """
     shape = (token_format.num_quantizers, n_frames)
     expected = io.BytesIO()

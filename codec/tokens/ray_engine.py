@@ -1,4 +1,4 @@
-"""`codec-encode --engine ray`: the jobs as Ray tasks, on this machine or a cluster."""
+"""Jobs of `codec-encode --engine ray` as Ray tasks, on this machine or a cluster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from codec.config import ConfigError
 
 
 def run_on_ray(run_job: Callable[..., None], work: Mapping[str, Any], num_jobs: int | None = None) -> None:
-    """Call `run_job` for all jobs, by default one for each GPU, or each CPU, of Ray's; a failed one again.
+    """Call `run_job` for all jobs, by default one per GPU of Ray, or else per CPU; failed jobs are repeated.
 
-    `RAY_ADDRESS` names a cluster. Model, recordings and output have to lie where every machine sees them.
+    `RAY_ADDRESS` names a cluster, whose machines must share the file system of model, recordings and output.
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]

@@ -108,7 +108,7 @@ def save_npy(
 
 
 def all_done(output: Path, plan: Plan) -> bool:
-    """True if every shard has its note."""
+    """Return True if every shard has its note."""
     return all(note(output, shard).is_file() for shard in range(len(plan.shards)))
 
 

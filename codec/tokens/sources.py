@@ -167,7 +167,7 @@ class Encoder:
 def format_of(codec: Codec, settings: Settings) -> TokenFormat:
     """Token format of a codec; ConfigError if it has no codes, or fewer quantizers than requested."""
     if settings.layout == "arrow":
-        pyarrow()  # fails now if pyarrow is missing, not after an hour
+        pyarrow()  # fail early if pyarrow is missing
     sizes = codec.quantizer.codebook_sizes
     if not sizes:
         raise ConfigError("this codec's quantizer keeps no codes: train with another one for tokens")

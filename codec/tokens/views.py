@@ -59,7 +59,7 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int]
 
 
 def require_codes(codes: Tensor, codebook_sizes: Sequence[int], problem: str) -> None:
-    """ValueError unless codes `[..., K, F]` are below the sizes of their codebooks."""
+    """Raise ValueError unless codes `[..., K, F]` are below the sizes of their codebooks."""
     sizes = torch.tensor(list(codebook_sizes[: codes.shape[-2]]), device=codes.device)[:, None]
     if bool(((codes < 0) | (codes >= sizes)).any()):
         raise ValueError(problem)
