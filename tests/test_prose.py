@@ -31,12 +31,7 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 
-# Most headless clauses per 1,000 words of docstrings, and most British words in docstrings, comments and
-# messages, of a folder or file of codec/; `LIMIT` is for the others. To be lowered only.
-LIMIT = (0.5, 0)
-LIMITS: dict[str, tuple[float, int]] = {
-    "export": (0.5, 2),  # two messages
-}
+LIMIT = 0.5  # headless clauses per 1,000 words of docstrings
 
 
 def files(entry: str) -> list[Path]:
@@ -71,8 +66,7 @@ def test_docstrings_name_things(entry):
     texts = [text for path in files(entry) for text in docstrings(ast.parse(path.read_text()))]
     clauses = [clause for text in texts for clause in headless(text)]
     words = sum(len(text.split()) for text in texts)
-    limit, _ = LIMITS.get(entry, LIMIT)
-    assert len(clauses) <= limit * words / 1000, "name the thing: " + "\n".join(clauses)
+    assert len(clauses) <= LIMIT * words / 1000, "name the thing: " + "\n".join(clauses)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -83,12 +77,7 @@ def test_spelling_is_american(entry):
         for text in prose(path.read_text())
         for match in BRITISH.finditer(text)
     ]
-    _, limit = LIMITS.get(entry, LIMIT)
-    assert len(words) <= limit, f"American spelling, please: {words}"
-
-
-def test_limits_are_of_entries_that_exist():
-    assert set(LIMITS) <= set(ENTRIES)
+    assert not words, f"American spelling, please: {words}"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
             list(units["dilations"]) != DILATIONS
             or (units["kernel_size"], units["hidden_ratio"], units["convolutional_skip"]) != (7, 1, False)
         ),
-        "quantizer is no residual cascade of factorised codebooks of one size, a power of 2": not factorised(
+        "quantizer is no residual cascade of factorized codebooks of one size, a power of 2": not factorised(
             quantizer
         ),
     }

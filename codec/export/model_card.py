@@ -104,7 +104,7 @@ def model_card(
         "## Checked\n",
         "Against the codec that this was made from, on speech-like clips, before it was kept:\n",
         *(f"- {line}" for line in checks),
-        f"\nLicence: {licence or 'not stated: ask whoever trained it'}",
+        f"\nLicense: {licence or 'not stated: ask whoever trained it'}",
     ]
     return "\n".join(parts) + "\n"
 
