@@ -18,8 +18,7 @@ from codec.audio_errors import AudioError, foreign, require_regular, why_empty, 
 from codec.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.files import FileError, printable, written_whole
 
-BLOCK = 2**18
-"""Frames decoded at a time, so that a long file (or a header that lies) never fills the memory."""
+BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
 
 CONTEXT = 128
 """Reach of soxr's HQ filter to each side, in samples at the lower of the two rates (cut there: 1e-6)."""
