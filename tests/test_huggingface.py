@@ -280,7 +280,7 @@ def test_damaged_and_foreign_directories_are_refused(tmp_path):
         (["autoencoder=encodec", "autoencoder.residual_units.dilations=[1,2,3]"], "no powers of one number"),
         (
             ["autoencoder=dac_44khz", "quantizer=rvq"],
-            r"encodec(.|\n)*activation is not elu(.|\n)*DAC.*factorised",
+            r"encodec(.|\n)*activation is not elu(.|\n)*DAC.*factorized",
         ),
     ],
 )
