@@ -36,8 +36,8 @@ class Limits(NamedTuple):
     rise: float = float("inf")
 
 
-# Ties between equally near codes may break either way, and all frames of a pause are the same tie.
-EXACT = Limits(max_error=1e-4, agreement=0.95)
+# Ties between equally near codes may break either way, so less than 100 % agreement is required.
+EXACT = Limits(max_error=1e-4, agreement=0.98)
 
 
 class Comparison(NamedTuple):
