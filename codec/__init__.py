@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codec.environment import complete_environment
+from codec.system.environment import complete_environment
 
 if TYPE_CHECKING:
-    from codec.model import Codec, build_codec, load
+    from codec.model.codec import Codec
+    from codec.model.saving import build_codec, load
 
 __all__ = ["Codec", "build_codec", "load"]
 __version__ = "0.1.0"
@@ -19,6 +20,6 @@ def __getattr__(name: str) -> Any:
     """Import torch only for those who ask for a codec: `codec-doctor` does not."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from codec import model
+    from codec.model import codec, saving
 
-    return getattr(model, name)
+    return getattr(codec if name == "Codec" else saving, name)

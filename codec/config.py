@@ -22,8 +22,10 @@ CONFIG_DIR = next(
     p for p in (PACKAGE / "configs", PACKAGE.parent / "configs") if (p / "train.yaml").is_file()
 )
 TARGET, PARTIAL = "_target_", "_partial_"
-MODEL_CLASS = re.compile(r"codec\.(model|(layers|autoencoders|quantizers)\.\w+)\.\w+", re.ASCII)
-MODEL_FUNCTION = re.compile(r"codec\.quantizers\.estimators\.\w+", re.ASCII)
+# Saved configs name a part by its room, not by its file: `codec.quantizers.Residual`.
+MODEL_PART = re.compile(r"codec\.(Codec|(autoencoders|layers|quantizers|codebooks)\.\w+)", re.ASCII)
+MODEL_CLASS = re.compile(r"codec\.(model|autoencoders|layers|quantizers|codebooks)\.\w+\.\w+", re.ASCII)
+MODEL_FUNCTION = re.compile(r"codec\.codebooks\.estimators\.\w+", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -53,9 +55,9 @@ def locate_own(target: str) -> Any:
     """Model class or function of this package at a dotted path; ConfigError for anything else.
 
     The defining module of a class is checked, because a path may lead through modules of this package into
-    other packages (`codec.layers.torch.hub.load`). Only modules of `MODEL_CLASS` are imported.
+    other packages (`codec.layers.torch.hub.load`). Only names that match `MODEL_PART` are imported.
     """
-    if MODEL_CLASS.fullmatch(str(target)):
+    if MODEL_PART.fullmatch(str(target)):
         member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):
             if kind(member) and allowed.fullmatch(f"{member.__module__}.{member.__qualname__}"):

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.cli import report_errors
+from codec.commands.errors import report_errors
 from codec.config import ConfigError
-from codec.model import Codec, load
+from codec.model.codec import Codec
+from codec.model.saving import load
 
 
 def main() -> int:

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from codec.bitstream.commands import examples
-from codec.bitstream.compression import make_header
-from codec.bitstream.entropy import EntropyTables, low_bits
-from codec.bitstream.fitting import fit_static, fit_tables
+from codec.bitstream.compress import make_header
+from codec.bitstream.entropy_model import EntropyTables, low_bits
+from codec.bitstream.fit import fit_static, fit_tables
 from codec.bitstream.tables import load_tables
 from codec.bitstream.writer import BitstreamWriter
-from codec.model import Codec, load
+from codec.commands.fit_entropy import examples
+from codec.model.codec import Codec
+from codec.model.saving import load
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import numpy as np
 import soundfile
 import torch
 
-from codec.audio import read_audio
-from codec.augmentation import Augmentation, BandLimit, Equalizer, Mix
-from codec.data import AudioData
-from codec.index import scan
-from codec.synthetic import write_synthetic_folder
+from codec.audio.reading import read_audio
+from codec.audio.synthetic import write_synthetic_folder
+from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Mix
+from codec.data.module import AudioData
+from codec.data.scan import scan
 
 SPEED, MIX = (0.92, 1.08), Mix(1.0)
 FILTERS = {"equalizer": Equalizer(1.0), "band_limit": BandLimit(1.0)}

@@ -23,15 +23,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from codec.commands.export import calibration
 from codec.config import ConfigError
-from codec.export import huggingface
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
-from codec.export.export import calibration
+from codec.export import transformers_check
 from codec.export.graphs import inference_codec, programs, without_normalisation
-from codec.export.step_graphs import run_steps, step_programs
+from codec.export.streaming_graphs import run_steps, step_programs
 from codec.export.verification import clip, compare, optional
-from codec.model import Codec, build_codec
+from codec.huggingface import convert as huggingface
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 Job = tuple[Callable[[], object], Callable[[], object]]  # encode, decode
 
@@ -102,11 +104,11 @@ def whole_jobs(codec: Codec, folder: Path, threads: int, seconds: float) -> dict
             session = openvino_export.Session(folder / where, threads, bf16)
             pairs[name] = (session.encode, session.decode)
     if (folder / "hf").is_dir() and "Encodec" in (folder / "hf/config.json").read_text():
-        with huggingface.quiet():
+        with transformers_check.quiet():
             theirs = optional("transformers").EncodecModel.from_pretrained(folder / "hf").eval()
         pairs["transformers"] = (
-            partial(huggingface.encode_encodec, theirs),
-            partial(huggingface.decode_encodec, theirs),
+            partial(transformers_check.encode_encodec, theirs),
+            partial(transformers_check.decode_encodec, theirs),
         )
     return {
         name: (partial(encode, audio), partial(decode, codes)) for name, (encode, decode) in pairs.items()

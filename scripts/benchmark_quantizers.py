@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec.quantizers.codebook import EMACodebook
-from codec.quantizers.factorized import FactorizedCodebook
+from codec.codebooks.ema import EMACodebook
+from codec.codebooks.factorized import FactorizedCodebook
 from codec.quantizers.residual import Residual
 
 SIZE = 1024

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from codec.config import CONFIG_DIR, build
-from codec.model import Codec
+from codec.model.codec import Codec
 
 
 def ours(experiment: str) -> Codec:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from codec.batching import encode_batch, exact_float32
-from codec.inventory import Index, IndexedFile
+from codec.data.index import Index, IndexedFile
+from codec.model.batching import encode_batch, exact_float32
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenFormat, Utterance, checksum
 from codec.tokens.plan import WORK, Plan, Source, describe
@@ -166,7 +166,7 @@ def our_codec(experiment: str, device: str) -> Any:
     from omegaconf import OmegaConf
 
     from codec.config import CONFIG_DIR
-    from codec.model import build_codec
+    from codec.model.saving import build_codec
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config: Any = OmegaConf.to_container(

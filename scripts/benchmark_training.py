@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.config import CONFIG_DIR, build
-from codec.crops import Batch
-from codec.model import build_codec
-from codec.training import CodecTraining
+from codec.data.crops import Batch
+from codec.model.saving import build_codec
+from codec.training.module import CodecTraining
 
 SAMPLE_RATE = 24000
 # Experiment, batch size and samples of a crop: one second, or the 0.38 s of DAC's own config.

@@ -31,11 +31,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from codec.audio import resample
-from codec.cli import report_errors
-from codec.evaluation import baselines
-from codec.files import FileError, folder_whole, write_whole
-from codec.inventory import DataError
+from codec.audio.conversion import resample
+from codec.commands.errors import report_errors
+from codec.data.index import DataError
+from codec.evaluation import classical as baselines
+from codec.system.files import FileError, folder_whole, write_whole
 
 SHORTEST, LONGEST, PAUSE = 2.0, 15.0, 0.12  # seconds: of a clip, and between the recordings joined in one
 LEVEL, PEAK = -26.0, 0.95  # dBFS of active speech; highest sample

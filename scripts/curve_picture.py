@@ -9,7 +9,7 @@ from curve_scores import UNQUANTIZED, Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from codec.files import written_whole
+from codec.system.files import written_whole
 
 TITLES = {
     "si_sdr": "SI-SDR, dB",

@@ -14,17 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from codec.audio import read_info
-from codec.bitstream.commands import examples
-from codec.bitstream.compression import make_header
-from codec.bitstream.entropy import EntropyTables
-from codec.bitstream.fitting import fit_tables
+from codec.audio.reading import read_info
+from codec.bitstream.compress import make_header
+from codec.bitstream.entropy_model import EntropyTables
+from codec.bitstream.fit import fit_tables
 from codec.bitstream.writer import BitstreamWriter
-from codec.evaluation.baselines import Baseline
-from codec.evaluation.evaluation import Options, read_clip, score
-from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
+from codec.commands.fit_entropy import examples
+from codec.evaluation.classical import Baseline
+from codec.evaluation.evaluate import Options, score
+from codec.evaluation.reading import read_clip
 from codec.evaluation.systems import Point
-from codec.model import Codec
+from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.model.codec import Codec
 
 UNQUANTIZED = "none"  # in place of a number of stages
 MAX_SECONDS = 20.0  # of a file

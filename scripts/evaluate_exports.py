@@ -17,16 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.evaluation.evaluation import read_clip
-from codec.evaluation.perceptual import MetricProcess, choose_metrics
-from codec.evaluation.results import interval
+from codec.commands.export import FORMATS
+from codec.commands.export_options import Options
+from codec.data.scan import scan, split
+from codec.evaluation.reading import read_clip
+from codec.evaluation.statistics import interval
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
-from codec.export.export import FORMATS
-from codec.export.requirements import Options
-from codec.index import scan, split
-from codec.metrics import mel_distance
-from codec.model import Codec, load
+from codec.metrics.perceptual import MetricProcess, choose_metrics
+from codec.metrics.signal import mel_distance
+from codec.model.codec import Codec
+from codec.model.saving import load
 
 Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # encode, decode
 

@@ -1,6 +1,6 @@
 """Write a token dataset as another library reads it: python scripts/export_tokens.py tokens --to hf -o out"""
 
-from codec.cli import export_tokens
+from codec.commands.main import export_tokens
 
 if __name__ == "__main__":
     export_tokens()

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from bitstreams import header_of, random_codes, random_tables, written
 
-from codec.bitstream.entropy import EntropyTables
+from codec.bitstream.entropy_model import EntropyTables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
 
 SIZES = (5, 40)

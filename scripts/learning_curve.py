@@ -21,16 +21,17 @@ import numpy as np
 from curve_picture import draw
 from curve_scores import UNQUANTIZED, Listener, Row, classical, depths_at, fitted, quantized
 
-from codec.cli import report_errors
+from codec.commands.errors import report_errors
 from codec.config import ConfigError
-from codec.evaluation.baselines import Baseline
-from codec.evaluation.evaluation import write_table
-from codec.evaluation.perceptual import choose_metrics
-from codec.index import scan
-from codec.logs import MetricsCSV
-from codec.model import Codec, load
-from codec.resume import checkpoint_step
-from codec.untrusted import read_yaml
+from codec.data.scan import scan
+from codec.evaluation.classical import Baseline
+from codec.evaluation.writing import write_table
+from codec.metrics.perceptual import choose_metrics
+from codec.model.codec import Codec
+from codec.model.saving import load
+from codec.model.untrusted import read_yaml
+from codec.training.metrics_csv import MetricsCSV
+from codec.training.resume import checkpoint_step
 
 BASELINES = "opus_6,opus_8,opus_9,opus_10,opus_11,opus_12,opus_14,opus_16,codec2_3.2,"
 BASELINES += "amr-wb_6.6,amr-wb_8.85,amr-wb_12.65,amr-wb_15.85"

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from codec.model import load
+from codec.model.saving import load
 from codec.pretrained import FOLDER
 
 

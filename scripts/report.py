@@ -1,6 +1,6 @@
 """Compare finished runs on one page: python scripts/report.py runs/sweep"""
 
-from codec.cli import report
+from codec.commands.main import report
 
 if __name__ == "__main__":
     report()

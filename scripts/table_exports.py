@@ -1,7 +1,7 @@
 """Export every architecture and every quantizer to every format, verify them, and write the table of it.
 
     python scripts/table_exports.py           # prints the rows; needs ".[export,openvino]"
-    python scripts/table_exports.py --write   # and puts them into scripts/EXPORT.md
+    python scripts/table_exports.py --write   # and puts them into codec/export/README.md
 
 The codecs are narrow and have random weights: whether a graph can be made and does the same, is all the same.
 Architectures are exported with rvq, DAC's with factorized_rvq; quantizers in the tiny codec, and for
@@ -23,13 +23,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from codec.commands.export import FORMATS, Options
 from codec.config import CONFIG_DIR, ConfigError
-from codec.export.export import FORMATS, Options
-from codec.export.step_graphs import require_causal
+from codec.export.streaming_graphs import require_causal
 from codec.export.verification import clip
-from codec.model import Codec, build_codec
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
-PAGE = Path(__file__).parent / "EXPORT.md"
+PAGE = Path(__file__).parent.parent / "codec/export/README.md"
 NO = "no"
 COLUMNS = ["onnx", "onnx-steps", "torch", "openvino", "hf"]
 MOST = {"num_groups": 4, "codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}

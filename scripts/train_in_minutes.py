@@ -26,9 +26,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from codec.cli import quoted, report_errors
+from codec.commands.errors import report_errors
+from codec.commands.train import quoted
 from codec.config import CONFIG_DIR, ConfigError
-from codec.files import write_whole
+from codec.system.files import write_whole
 
 REPORTS = 3  # of each stage of the probe; the last counts, when caches and clocks have settled
 SPEED, MEMORY = "speed/audio_seconds_per_second", "speed/peak_memory_gib"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codec.bitstream.entropy import EntropyTables, StageTables, alphabet, place_contexts
+from codec.bitstream.entropy_model import EntropyTables, StageTables, alphabet, place_contexts
 from codec.bitstream.writer import BitstreamReader, BitstreamWriter, Header
 
 CODEC_ID = "c0dec" + 59 * "0"

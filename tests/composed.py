@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, build
 from codec.quantizers.base import Quantizer
-from codec.run import to_plain
+from codec.training.run import to_plain
 
 NO_CODES = {"kl", "none"}  # quantizers whose latents are not quantized
 

@@ -29,7 +29,7 @@ def wavs(tmp_path_factory) -> Path:
     """A few seconds of tones at 16 kHz."""
     import numpy as np
 
-    from codec.audio import write_wav
+    from codec.audio.writing import write_wav
 
     folder = tmp_path_factory.mktemp("wavs")
     random = np.random.default_rng(0)

@@ -13,17 +13,11 @@ from bad_audio import BAD, CONTENT, GOOD, MP3, RATE, encoded, mp3_without_xing, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codec.audio import (
-    AudioError,
-    AudioInfo,
-    printable,
-    read_audio,
-    read_info,
-    read_segment,
-    resampled_length,
-    write_wav,
-)
-from codec.mp3 import remarks, walk
+from codec.audio.conversion import resampled_length
+from codec.audio.mp3 import remarks, walk
+from codec.audio.reading import AudioError, AudioInfo, read_audio, read_info, read_segment
+from codec.audio.writing import write_wav
+from codec.system.files import printable
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +242,7 @@ def test_a_crop_is_the_slice_of_the_whole_file(noises, data):
 
 @pytest.mark.parametrize("rate", [8000, 44101, 192000])
 def test_read_audio_in_blocks_resamples_like_soxr_at_once(noises, rate, monkeypatch):
-    monkeypatch.setattr("codec.audio.BLOCK", 1000)
+    monkeypatch.setattr("codec.audio.reading.BLOCK", 1000)
     source, _ = soundfile.read(noises / f"{rate}.wav", dtype="float32")
     audio, _ = read_audio(noises / f"{rate}.wav", 24000)
     expected = soxr.resample(source, rate, 24000, quality="HQ")[: 2 * 24000].T

@@ -17,13 +17,13 @@ from composed import config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec.audio import read_segment, rms
-from codec.augmentation import Augmentation, BandLimit, Equalizer, Filter, Mix, apply_filters
+from codec.audio.reading import read_segment, rms
 from codec.config import ConfigError, build, validate
-from codec.crops import Crops
-from codec.data import AudioData
-from codec.index import scan
-from codec.overrides import check_names
+from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Filter, Mix, apply_filters
+from codec.data.crops import Crops
+from codec.data.module import AudioData
+from codec.data.scan import scan
+from codec.training.overrides import check_names
 
 FILTERS = {"equalizer": Equalizer(0.5), "band_limit": BandLimit(0.5)}
 ALL = Augmentation(loudness_db=-20, gain_db=(-6, 6), speed=(0.92, 1.08), mix=Mix(0.5), filters=FILTERS)
@@ -324,13 +324,13 @@ def test_options_reach_their_part_and_mistakes_name_it():
 
 
 def test_the_readme_turns_on_what_it_names():
-    text = (Path(__file__).parent.parent / "data/README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "codec/data/README.md").read_text(encoding="utf-8")
     rows = re.findall(
         r"^\| (`.*=.*`) \|", text.partition("## Few recordings")[2].partition("\n## ")[0], re.MULTILINE
     )
     options = [f"data.augmentation.{option}" for row in rows for option in re.findall(r"`([^`]+)`", row)]
     assert len(options) == 9
-    options.append("+data.augmentation.filters.mine._target_=codec.augmentation.BandLimit")
+    options.append("+data.augmentation.filters.mine._target_=codec.data.augmentation.BandLimit")
     check_names(options)
     node = config("data=folder", *options)["data"]["augmentation"]
     validate(node)
@@ -342,7 +342,7 @@ def test_the_readme_turns_on_what_it_names():
 
 def test_runs_that_were_configured_before_go_on():
     old = {
-        "_target_": "codec.crops.Augmentation",
+        "_target_": "codec.data.crops.Augmentation",
         "silence_db": -50.0,
         "loudness_db": None,
         "gain_db": [-3, 3],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenised import small_codec
 
-from codec.model import load
+from codec.model.saving import load
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from codec.audio.synthetic import speech
 from codec.config import ConfigError
-from codec.evaluation import baselines
-from codec.evaluation.baselines import Baseline, adts_payload, align, amr_payload, ogg_payload
-from codec.metrics import si_sdr
-from codec.synthetic import speech
+from codec.evaluation import classical as baselines
+from codec.evaluation.classical import Baseline, adts_payload, align, amr_payload, ogg_payload
+from codec.metrics.signal import si_sdr
 
 RATE = 16_000
 

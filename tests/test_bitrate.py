@@ -9,9 +9,9 @@ from composed import config, options
 from omegaconf import OmegaConf
 from torch import nn
 
-from codec.bitrate import Knob, at_bitrate, closest_levels, with_count
 from codec.config import ConfigError, build
-from codec.run import resolve
+from codec.sweep.bitrate import Knob, at_bitrate, closest_levels, with_count
+from codec.training.run import resolve
 
 FRAME_RATE = 16000 / 128  # of experiment=tiny
 

@@ -14,8 +14,8 @@ from bitstreams import CODEC_ID, decoded, header_of, random_codes, random_tables
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from codec.bitstream.coding import CorruptError, pack_bits
-from codec.bitstream.entropy import EntropyTables, StageTables, TablesError
+from codec.bitstream.entropy_model import EntropyTables, StageTables, TablesError
+from codec.bitstream.range_coder import CorruptError, pack_bits
 from codec.bitstream.tables import load_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader, BitstreamWriter, truncate
 

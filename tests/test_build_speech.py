@@ -18,9 +18,9 @@ from bad_audio import RATE, tone
 from build_speech import SETS, Source, build, clips, decode, level, suitable, trim
 
 from codec.config import ConfigError
-from codec.evaluation import baselines
-from codec.files import FileError
-from codec.inventory import DataError
+from codec.data.index import DataError
+from codec.evaluation import classical as baselines
+from codec.system.files import FileError
 
 TRAIN = Source("words", "fake-words", "usr/share/words/*.ogg", 8000, "GPL-2+", "English, two voices")
 VALID = Source("letters", "fake-letters", "usr/share/letters/*.ogg", 8000, "CC0-1.0", "Finnish, one voice")
@@ -106,7 +106,7 @@ def test_sources_that_leave_the_band_empty_are_left_out():
 
 
 def test_the_readme_names_every_source():
-    text = (Path(__file__).parent.parent / "data/README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "codec/data/README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (train|valid) \| (.*?) \| `(.*?)` \| (.*?) \|$", text, re.MULTILINE)
     listed = {(part, package, terms) for part, _, package, terms in rows}
     assert listed == {(part, source.package, source.license) for part in SETS for source in SETS[part]}

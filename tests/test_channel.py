@@ -8,8 +8,8 @@ from test_stages import CODES, at, interrupted, staged
 from test_training import assert_same, last
 
 from codec.quantizers.channel import GaussianChannel, noise_for
-from codec.quantizers.identity import Identity
-from codec.stages import Stage, stand_ins
+from codec.quantizers.continuous import Identity
+from codec.training.stages import Stage, stand_ins
 
 CHANNEL = "{name: channel, steps: 3, bottleneck: channel, lr: 0.01}"
 SCALES = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.1, 0.0])

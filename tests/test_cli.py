@@ -13,10 +13,12 @@ from composed import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import codec
-from codec.arguments import PARSERS
-from codec.audio import write_wav
-from codec.cli import COMMANDS, quoted, report_errors
-from codec.model import build_codec
+from codec.audio.writing import write_wav
+from codec.commands.arguments import PARSERS
+from codec.commands.errors import report_errors
+from codec.commands.main import COMMANDS
+from codec.commands.train import quoted
+from codec.model.saving import build_codec
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -209,7 +211,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 SLOW = {"torch", "lightning", "hydra", "numpy", "soundfile"}
 STARTED = f"""
 import sys
-from codec.cli import main
+from codec.commands.main import main
 try:
     main()
 finally:
@@ -277,8 +279,8 @@ def test_commands_are_listed_in_words_and_a_typo_is_mended():
 
 
 def test_what_the_parsers_say_is_what_the_modules_have():
-    from codec.evaluation.perceptual import TIMEOUT
-    from codec.export.export import FORMATS
+    from codec.commands.export import FORMATS
+    from codec.metrics.perceptual import TIMEOUT
     from codec.tokens.exports import EXPORTS
     from codec.tokens.files import LAYOUTS
     from codec.tokens.sources import Settings

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from codec.quantizers.codebook import EMACodebook, kmeans, nearest
+from codec.codebooks.ema import EMACodebook, kmeans, nearest
 from codec.quantizers.residual import Residual
 
 

@@ -11,12 +11,12 @@ import torch
 from browser import NEEDS_CHROMIUM, ask
 from composed import config
 
-from codec.audio import write_wav
+from codec.audio.writing import write_wav
+from codec.commands.evaluate import asked_depths, main, names, places
 from codec.config import ConfigError
 from codec.evaluation.analysis import curves, delta_rates, domains, pairs, worst
-from codec.evaluation.comparison import asked_depths, main, names, places
-from codec.evaluation.results import Run
-from codec.model import build_codec
+from codec.evaluation.runs import Run
+from codec.model.saving import build_codec
 
 RATE = 16_000
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from codec.config import ConfigError
 from codec.evaluation.complexity import cost, count_macs, reach
 from codec.evaluation.stability import stage_energy, token_stability
-from codec.model import Codec, build_codec
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 RATE = 16_000
 

@@ -16,21 +16,25 @@ import soundfile
 import torch
 from composed import config
 
-from codec.arguments import TABLES_FILE
-from codec.audio import AudioError, read_audio, read_info, write_wav
-from codec.bitstream.commands import compress_main, decompress_main, examples, fit_main
-from codec.bitstream.compression import compress, decompress, file_bits
-from codec.bitstream.cutting import main as truncate_main
-from codec.bitstream.entropy import EntropyTables, TablesError
-from codec.bitstream.fitting import fit_tables
+from codec.audio.reading import AudioError, read_audio, read_info
+from codec.audio.writing import write_wav
+from codec.bitstream.compress import compress, decompress, file_bits
+from codec.bitstream.entropy_model import EntropyTables, TablesError
+from codec.bitstream.fit import fit_tables
 from codec.bitstream.tables import load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
-from codec.cli import report_errors
+from codec.commands.arguments import TABLES_FILE
+from codec.commands.compress import compress_main, decompress_main
+from codec.commands.decode import main as decode_main
+from codec.commands.errors import report_errors
+from codec.commands.fit_entropy import examples
+from codec.commands.fit_entropy import main as fit_main
+from codec.commands.truncate import main as truncate_main
 from codec.config import ConfigError
-from codec.decoding import main as decode_main
-from codec.index import scan, split
-from codec.model import Codec, build_codec
-from codec.streaming import Stream
+from codec.data.scan import scan, split
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
+from codec.model.streaming import Stream
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
 
@@ -414,8 +418,8 @@ def test_the_scripts_run(tmp_path, saved, recordings):
 
 MEASURE = """
 import resource, sys
-from codec.bitstream.compression import compress, decompress
-from codec.model import load
+from codec.bitstream.compress import compress, decompress
+from codec.model.saving import load
 codec = load(sys.argv[1])
 compress(codec, sys.argv[2], "a.codec", num_quantizers=1, overwrite=True)
 decompress(codec, "a.codec", "out.wav", overwrite=True)

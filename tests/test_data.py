@@ -19,13 +19,13 @@ from composed import config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from codec import distributed
-from codec.augmentation import Augmentation
 from codec.config import build, validate
-from codec.crops import Batch, Crops, read_clips
-from codec.data import AudioData, CropBatches, Validation, skip_short
-from codec.index import scan
-from codec.inventory import DataError, Index, IndexedFile
+from codec.data.augmentation import Augmentation
+from codec.data.crops import Batch, Crops, read_clips
+from codec.data.index import DataError, Index, IndexedFile
+from codec.data.module import AudioData, CropBatches, Validation, skip_short
+from codec.data.scan import scan
+from codec.system import distributed
 
 
 @pytest.fixture(scope="module")
@@ -343,8 +343,8 @@ def test_workers_ignore_signals_and_leave_with_their_loader(wavs, cache):
 def test_a_failed_program_ends_although_its_workers_ignore_signals(wavs, cache, end):
     code = f"""
 from functools import partial
-from codec.data import AudioData
-from codec.index import scan
+from codec.data.module import AudioData
+from codec.data.scan import scan
 data = AudioData({str(wavs)!r}, 16000, segment_seconds=0.1, index=partial(scan, cache_dir={str(cache)!r}))
 data.prepare_data()
 data.setup()
@@ -419,7 +419,7 @@ def test_training_goes_on_with_few_files(breaking):
 
 def test_training_stops_when_all_files_are_gone(breaking, monkeypatch):
     data, folder = breaking
-    monkeypatch.setattr("codec.crops.PAUSES", ())
+    monkeypatch.setattr("codec.data.crops.PAUSES", ())
     for path in folder.iterdir():
         path.unlink()
     with pytest.raises(DataError, match=r"crop 7: 50 draws met files .* any more: .*\.wav, "):

@@ -10,12 +10,13 @@ import torch
 from test_files import held
 from tokenised import LAYOUTS, RATE, noise, small_codec, write_corpus
 
-from codec import decoding
-from codec.audio import AudioError, read_audio, read_info, write_wav
+from codec.audio.reading import AudioError, read_audio, read_info
+from codec.audio.writing import write_wav
 from codec.bitstream.writer import BitstreamError
+from codec.commands import decode as decoding
+from codec.commands.decode import decode_dataset
 from codec.config import ConfigError
-from codec.decoding import decode_dataset
-from codec.files import FileError
+from codec.system.files import FileError
 from codec.tokens.dataset import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
@@ -159,7 +160,7 @@ def test_paths_of_a_token_file_cannot_lead_outside(codec, tmp_path, evil):
 
 
 def test_the_commands(codec, tmp_path, capsys):
-    from codec.tokens import encoding
+    from codec.commands import encode as encoding
 
     codec.save(tmp_path / "model")
     write_corpus(tmp_path / "wavs")

@@ -21,10 +21,12 @@ from bad_audio import GOOD, write_zoo
 from test_files import held
 from tokenised import BAD, LAYOUTS, NEEDS_ARROW, RATE, noise, require_same_codes, small_codec, write_corpus
 
-from codec.audio import read_audio, resampled_length, write_wav
+from codec.audio.conversion import resampled_length
+from codec.audio.reading import read_audio
+from codec.audio.writing import write_wav
 from codec.config import ConfigError
-from codec.files import FileError
-from codec.inventory import DataError
+from codec.data.index import DataError
+from codec.system.files import FileError
 from codec.tokens import encoding
 from codec.tokens.dataset import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
@@ -163,7 +165,7 @@ def test_two_jobs_may_end_at_the_same_moment(codec, wavs, tmp_path, monkeypatch)
 
 
 def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from codec.cli import encode; encode()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from codec.commands.main import encode; encode()", *map(str, arguments)]
     with log.open("ab") as output:
         return subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
 
@@ -238,8 +240,8 @@ def test_a_folder_with_something_else_is_left_alone(codec, wavs, tmp_path):
 def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monkeypatch):
     (tmp_path / "wavs").mkdir()
     write_wav(tmp_path / "wavs" / "long.wav", noise(70_000, 1), 22_050)
-    monkeypatch.setattr("codec.audio.BLOCK", 5000)
-    monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.11)
+    monkeypatch.setattr("codec.audio.reading.BLOCK", 5000)
+    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.11)
     seen = []
     monkeypatch.setattr(
         "codec.tokens.sources.encode_batch", lambda c, audio, **_: seen.append(len(audio)) or []
@@ -255,7 +257,7 @@ def test_progress_moves_within_a_long_file(codec, tmp_path, monkeypatch):
     (tmp_path / "wavs").mkdir()
     write_wav(tmp_path / "wavs" / "long.wav", noise(70_000, 1), 22_050)
     write_wav(tmp_path / "wavs" / "short.wav", noise(2000, 2), RATE)
-    monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.5)
+    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.5)
     told = []
     monkeypatch.setattr(
         encoding, "progress", lambda seconds: nullcontext(told.append(-seconds) or told.append)

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from codec.bitstream.coding import (
+from codec.bitstream.entropy_model import (
+    POWERS,
+    EntropyTables,
+    StageTables,
+    alphabet,
+    low_bits,
+    place_contexts,
+)
+from codec.bitstream.fit import fit_tables
+from codec.bitstream.range_coder import (
     CorruptError,
     RangeDecoder,
     add_carry,
@@ -19,8 +28,6 @@ from codec.bitstream.coding import (
     pack_bits,
     unpack_bits,
 )
-from codec.bitstream.entropy import POWERS, EntropyTables, StageTables, alphabet, low_bits, place_contexts
-from codec.bitstream.fitting import fit_tables
 from codec.bitstream.tables import (
     LARGEST_BIAS,
     LARGEST_RANK,

@@ -11,17 +11,19 @@ import pytest
 import torch
 from composed import config
 
-from codec.audio import read_audio, write_wav
-from codec.bitstream.compression import compress
-from codec.bitstream.fitting import fit_tables
+from codec.audio.reading import read_audio
+from codec.audio.writing import write_wav
+from codec.bitstream.compress import compress
+from codec.bitstream.fit import fit_tables
 from codec.config import ConfigError
-from codec.evaluation.evaluation import Options, evaluate, evaluate_system
-from codec.evaluation.perceptual import MetricProcess, PerceptualMetric
-from codec.evaluation.records import Records
+from codec.evaluation.cache import Records
+from codec.evaluation.evaluate import Options, evaluate, evaluate_system
+from codec.evaluation.pictures import read_picture, save_spectrogram_pair
 from codec.evaluation.systems import OwnCodec, Point, depths_of
-from codec.metrics import mel_distance
-from codec.model import Codec, build_codec
-from codec.pictures import read_picture, save_spectrogram_pair
+from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.metrics.signal import mel_distance
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 RATE = 16_000
 

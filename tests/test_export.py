@@ -15,17 +15,20 @@ from table_exports import started
 from torch import nn
 from torch.nn.utils import parametrize
 
+from codec.commands import export
+from codec.commands.export import Options, lengths, main, push
 from codec.config import ConfigError
-from codec.export import export, graphs, step_graphs, verification
+from codec.export import graphs, verification
 from codec.export import onnx as onnx_export
-from codec.export.export import Options, lengths, main, push
-from codec.export.huggingface import shape_of
+from codec.export import streaming_graphs as step_graphs
 from codec.export.verification import Comparison, clip, compare
-from codec.files import FileError
+from codec.huggingface.convert import shape_of
 from codec.layers.conv import ConvTranspose1d
 from codec.layers.recurrent import LSTM
-from codec.metrics import mel_distance
-from codec.model import Codec, build_codec, load
+from codec.metrics.signal import mel_distance
+from codec.model.codec import Codec
+from codec.model.saving import build_codec, load
+from codec.system.files import FileError
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
 NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6, "channels": 16}
@@ -285,8 +288,8 @@ def test_a_push_uploads_the_folder_and_tells_what_went_wrong(tmp_path, monkeypat
 
 
 def exports_table() -> dict[tuple[str, str], dict[str, str]]:
-    """The rows of scripts/EXPORT.md by group and option."""
-    page = (Path(__file__).parent.parent / "scripts" / "EXPORT.md").read_text()
+    """The rows of codec/export/README.md by group and option."""
+    page = (Path(__file__).parent.parent / "codec/export/README.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
     (head,) = [line for line in lines if line[0] == "group"]
     rows = [line for line in lines if line[0] in ("autoencoder", "quantizer")]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from codec.files import FileError, folder_whole, only_writer, remove_leftovers, written_whole
+from codec.system.files import FileError, folder_whole, only_writer, remove_leftovers, written_whole
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a file object's write: it names nothing
 
@@ -85,7 +85,7 @@ def test_what_the_dead_left_is_removed_and_no_more(tmp_path):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from codec.files import only_writer
+from codec.system.files import only_writer
 with only_writer(Path("."), Path(sys.argv[1])):
     if os.fork() == 0:  # as a worker of a DataLoader, which outlives it for some seconds
         time.sleep(60)
@@ -125,6 +125,6 @@ def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch):
     def refuse(_):
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr("codec.files.take", refuse)
+    monkeypatch.setattr("codec.system.files.take", refuse)
     with only_writer(tmp_path, tmp_path / "lock"):
         pass

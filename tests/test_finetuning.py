@@ -7,12 +7,12 @@ from composed import config, tiny_run
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from codec import run
+from codec.audio.synthetic import write_synthetic_folder
 from codec.config import ConfigError
-from codec.export import huggingface
-from codec.finetuning import adopt
-from codec.model import build_codec, load
-from codec.synthetic import write_synthetic_folder
+from codec.huggingface import convert as huggingface
+from codec.model.saving import build_codec, load
+from codec.training import run
+from codec.training.finetuning import adopt
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec import flac
-from codec.audio import AudioError, read_audio, read_info, read_segment
-from codec.index import scan
+from codec.audio import flac
+from codec.audio.reading import AudioError, read_audio, read_info, read_segment
+from codec.data.scan import scan
 
 RATE = 16_000
 

@@ -9,10 +9,12 @@ from composed import config
 from safetensors.torch import load_file, save_file
 
 from codec.config import ConfigError
-from codec.export import dac as dac_format
-from codec.export import encodec as encodec_format
-from codec.export import huggingface
-from codec.model import Codec, build_codec
+from codec.export import transformers_check
+from codec.huggingface import convert as huggingface
+from codec.huggingface import dac as dac_format
+from codec.huggingface import encodec as encodec_format
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 transformers = pytest.importorskip("transformers", reason='needs transformers: pip install -e ".[export]"')
 
@@ -105,7 +107,7 @@ def theirs(kind: str, **options):
 def test_ours_of_encodec_s_shape_loads_into_transformers(overrides, tmp_path):
     codec = ours(*overrides)
     assert huggingface.save(codec, tmp_path) == "EncodecModel"
-    found = huggingface.check(codec, tmp_path)
+    found = transformers_check.check(codec, tmp_path)
     assert found.max_error < 1e-5 and found.agreement > 0.98
     assert found.snr > 80  # the audio was not silence
 
@@ -121,7 +123,7 @@ def test_ours_of_encodec_s_shape_loads_into_transformers(overrides, tmp_path):
 def test_ours_of_dac_s_shape_loads_into_transformers(overrides, tmp_path):
     codec = ours(*overrides)
     assert huggingface.save(codec, tmp_path) == "DacModel"
-    found = huggingface.check(codec, tmp_path)
+    found = transformers_check.check(codec, tmp_path)
     assert found.max_error < 1e-5 and found.agreement > 0.98 and found.snr > 80
 
 
@@ -153,7 +155,7 @@ def test_encodec_models_of_transformers_load_here(options, tmp_path):
     assert codes.unique().numel() > 8 and codec.quantizer.pool_size() == 0
     again = tmp_path / "again"
     assert huggingface.save(codec, again) == "EncodecModel"
-    assert huggingface.check(codec, again).agreement == 1.0
+    assert transformers_check.check(codec, again).agreement == 1.0
     written = json.loads((again / "config.json").read_text())
     for name in ("upsampling_ratios", "num_lstm_layers", "use_causal_conv", "compress", "codebook_size"):
         assert written[name] == json.loads((tmp_path / "config.json").read_text())[name]
@@ -309,4 +311,4 @@ def test_a_dead_channel_does_not_become_nan(tmp_path):
     with torch.no_grad():
         codec.autoencoder.encoder[0].conv.weight[1] = 0
     huggingface.save(codec, tmp_path)
-    assert huggingface.check(codec, tmp_path).agreement == 1.0
+    assert transformers_check.check(codec, tmp_path).agreement == 1.0

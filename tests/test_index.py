@@ -28,10 +28,10 @@ from bad_audio import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-import codec.index
-from codec import doctor
-from codec.index import has_audio, scan, split
-from codec.inventory import DataError, Index, IndexedFile
+import codec.data.scan
+from codec.commands import doctor
+from codec.data.index import DataError, Index, IndexedFile
+from codec.data.scan import has_audio, scan, split
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def cache(tmp_path) -> Path:
 def opened(monkeypatch) -> list[str]:
     """Names of the files that are opened from now on."""
     names: list[str] = []
-    original = codec.index.open_audio
+    original = codec.data.scan.open_audio
     monkeypatch.setattr(
-        codec.index, "open_audio", lambda path: names.append(os.path.basename(path)) or original(path)
+        codec.data.scan, "open_audio", lambda path: names.append(os.path.basename(path)) or original(path)
     )
     return names
 
@@ -116,7 +116,7 @@ def test_clipping_counts_across_channels_alone(tmp_path, cache):
 
 
 def test_long_files_are_read_in_blocks(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("codec.audio.BLOCK", 1000)
+    monkeypatch.setattr("codec.audio.reading.BLOCK", 1000)
     audio = tone()
     audio[12345] = 0.9
     write(tmp_path / "a.wav", audio)
@@ -200,17 +200,17 @@ def test_ctrl_c_keeps_what_was_examined(tmp_path, cache, monkeypatch, opened):
     folder.mkdir()
     for number in range(20):
         write(folder / f"{number:02d}.wav", tone(0.1))
-    judge = codec.index._examine
+    judge = codec.data.scan._examine
 
     def interrupted(root, file, *arguments):
         if file.path == "10.wav":
             raise KeyboardInterrupt
         return judge(root, file, *arguments)
 
-    monkeypatch.setattr(codec.index, "_examine", interrupted)
+    monkeypatch.setattr(codec.data.scan, "_examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scan(folder, cache_dir=cache, workers=1)
-    monkeypatch.setattr(codec.index, "_examine", judge)
+    monkeypatch.setattr(codec.data.scan, "_examine", judge)
     opened.clear()
     assert len(scan(folder, cache_dir=cache).usable) == 20
     assert sorted(opened) == [f"{number:02d}.wav" for number in range(10, 20)]
@@ -218,15 +218,17 @@ def test_ctrl_c_keeps_what_was_examined(tmp_path, cache, monkeypatch, opened):
 
 def test_files_without_permission_are_tried_again(tmp_path, cache, monkeypatch):
     write(tmp_path / "a.wav", tone())
-    original = codec.index.open_audio
+    original = codec.data.scan.open_audio
 
     def refuse(path):
-        raise codec.index.AudioError(path, "permission denied") from PermissionError(13, "Permission denied")
+        raise codec.data.scan.AudioError(path, "permission denied") from PermissionError(
+            13, "Permission denied"
+        )
 
-    monkeypatch.setattr(codec.index, "open_audio", refuse)
+    monkeypatch.setattr(codec.data.scan, "open_audio", refuse)
     with pytest.raises(DataError, match=r"1 permission denied \(a\.wav\)"):
         scan(tmp_path, cache_dir=cache)
-    monkeypatch.setattr(codec.index, "open_audio", original)
+    monkeypatch.setattr(codec.data.scan, "open_audio", original)
     assert len(scan(tmp_path, cache_dir=cache).usable) == 1
 
 
@@ -358,7 +360,7 @@ def test_split_divides_the_files(names, fraction):
 
 @given(names=names, more=names)
 def test_split_moves_no_file_when_others_are_added(names, more):
-    by_hash = {name for name in names if codec.index._position(name) < 0.3}
+    by_hash = {name for name in names if codec.data.scan._position(name) < 0.3}
     valid = {file.path for file in split(files(names), 0.3)[1]}
     grown = {file.path for file in split(files(dict.fromkeys([*names, *more])), 0.3)[1]}
     if 0 < len(by_hash) < len(names):  # else one side would have been empty
@@ -372,7 +374,7 @@ def test_split_holds_out_a_share_of_the_duration(names, long, fraction):
     train, valid = split(listed, fraction)
     assert train and valid and {*train} | {*valid} == {*listed} and len(train) + len(valid) == len(listed)
     held, share = (sum(file.seconds for file in part) for part in (valid, listed))
-    even = sum(codec.index._position(file.path) < fraction for file in listed) / len(listed)
+    even = sum(codec.data.scan._position(file.path) < fraction for file in listed) / len(listed)
     assert held <= max(2 * share * max(even, 1 / len(listed)), share * fraction, min(lengths))
 
 
@@ -460,7 +462,8 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 
 def test_the_doctor_starts_without_torch():
     done = run(
-        "import sys, codec.doctor; print({'torch', 'lightning', 'hydra', 'matplotlib'} & set(sys.modules))"
+        "import sys, codec.commands.doctor\n"
+        "print({'torch', 'lightning', 'hydra', 'matplotlib'} & set(sys.modules))"
     )
     assert done.stdout == "set()\n", done.stderr
 
@@ -468,7 +471,9 @@ def test_the_doctor_starts_without_torch():
 def test_the_doctor_prints_on_any_terminal(home):
     write(home / "zażółć.wav", 0 * tone())
     done = run(
-        "import sys; from codec.doctor import main; main(sys.argv[1:])", str(home), PYTHONIOENCODING="ascii"
+        "import sys; from codec.commands.doctor import main; main(sys.argv[1:])",
+        str(home),
+        PYTHONIOENCODING="ascii",
     )
     assert r"za\u017c\xf3\u0142\u0107.wav: silent" in done.stdout
 

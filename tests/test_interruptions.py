@@ -13,13 +13,13 @@ from composed import tiny_run
 from omegaconf import OmegaConf
 from test_training import last, run
 
-from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError
-from codec.inventory import DataError
+from codec.data.index import DataError
 from codec.losses.objective import Objective
-from codec.metrics import SCORES
-from codec.run import train
-from codec.training import CodecTraining
+from codec.metrics.signal import SCORES
+from codec.training.checkpoints import AtomicCheckpoints
+from codec.training.module import CodecTraining
+from codec.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -61,7 +61,7 @@ def killed_at(monkeypatch, place: str, step: int, folder: Path, wavs: Path, *opt
 
 def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(tmp_path, wavs, monkeypatch):
     options = ["trainer.max_steps=8", "trainer.log_every_n_steps=1", "checkpoint.save_every=100"]
-    place = "codec.telemetry.Telemetry.on_train_batch_end"
+    place = "codec.training.telemetry.Telemetry.on_train_batch_end"
     killed_at(monkeypatch, place, 5, tmp_path, wavs, *options)
     assert trained(tmp_path) == [1, 2, 3, 4] and not (tmp_path / "run/checkpoints/last.ckpt").exists()
     run(tmp_path, wavs, *options, "resume=auto")
@@ -69,8 +69,10 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(tmp_path, wavs,
 
 
 @pytest.mark.parametrize(("steps", "step"), [(8, 4), (4, 4)])
-@pytest.mark.parametrize("place", ["codec.telemetry.Samples.on_validation_batch_end",
-                                   "codec.checkpoints.LastCheckpoint.on_validation_end"])  # fmt: skip
+@pytest.mark.parametrize("place", [
+    "codec.training.samples.Samples.on_validation_batch_end",
+    "codec.training.checkpoints.LastCheckpoint.on_validation_end",
+])  # fmt: skip
 def test_a_validation_that_was_killed_is_made_up(tmp_path, wavs, monkeypatch, place, steps, step):
     options = [f"trainer.max_steps={steps}", "trainer.val_check_interval=2"]
     killed_at(monkeypatch, place, step, tmp_path / "parts", wavs, *options)
@@ -196,7 +198,7 @@ def test_what_was_trained_before_the_data_vanished_is_saved(tmp_path, wavs, monk
 
     options = ["trainer.max_steps=5", "checkpoint.save_every=100"]
     with monkeypatch.context() as patch:
-        patch.setattr("codec.crops.PAUSES", ())
+        patch.setattr("codec.data.crops.PAUSES", ())
         patch.setattr(CodecTraining, "on_train_batch_end", vanish)
         with pytest.raises(
             DataError, match=r"not readable any more: .*; last\.ckpt is of step 3: resume=auto"
@@ -229,7 +231,7 @@ def interrupted(name, *arguments):
         builtins.__import__ = real
         os.kill(os.getpid(), signal.SIGINT)
     return real(name, *arguments)
-from codec import cli
+from codec.commands import main as cli
 builtins.__import__ = interrupted
 cli.{command}()
 """
@@ -253,7 +255,7 @@ import pwd
 def getpwuid(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = getpwuid
-from codec import cli
+from codec.commands import main as cli
 """
 
 

@@ -12,13 +12,13 @@ import yaml
 from learning_curve import main
 from tokenised import RATE, noise, small_codec
 
-from codec.audio import write_wav
-from codec.bitstream.compression import compress
+from codec.audio.writing import write_wav
+from codec.bitstream.compress import compress
 from codec.config import ConfigError
-from codec.evaluation.evaluation import read_clip
-from codec.metrics import mel_distance, si_sdr
-from codec.model import Codec
-from codec.pictures import read_picture
+from codec.evaluation.pictures import read_picture
+from codec.evaluation.reading import read_clip
+from codec.metrics.signal import mel_distance, si_sdr
+from codec.model.codec import Codec
 
 STEPS = (100, 200, 250)
 SCORES = ["si_sdr", "mel", "files", "seconds"]

@@ -11,10 +11,10 @@ import soundfile
 import torch
 from composed import config
 
+from codec.commands.stream import main, rechunked
 from codec.config import ConfigError
-from codec.files import FileError
-from codec.live import main, rechunked
-from codec.model import build_codec
+from codec.model.saving import build_codec
+from codec.system.files import FileError
 
 RATE = 8000
 

@@ -12,6 +12,7 @@ from composed import config, options
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
+from codec.audio.spectrogram import mel, mel_filters
 from codec.config import build
 from codec.discriminators.base import Judgement
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
@@ -20,7 +21,6 @@ from codec.losses.objective import Objective
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
 from codec.losses.waveform import WaveformL1
-from codec.spectrogram import mel, mel_filters
 
 RECONSTRUCTION = [MultiScaleSpectralLoss(24000), MultiScaleMelLoss(24000), WaveformL1()]
 EVERY = pytest.mark.parametrize("loss", RECONSTRUCTION, ids=lambda loss: type(loss).__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
-from codec.metrics import (
+from codec.metrics.signal import (
     codebook_statistics,
     codebook_usage,
     count_codes,

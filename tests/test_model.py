@@ -7,7 +7,8 @@ from composed import config
 
 import codec
 from codec.config import ConfigError
-from codec.model import Codec, build_codec
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 # papers' own tables: SoundStream Table I, EnCodec's and DAC's releases (plain weights, in millions)
 PARAMETERS = {
@@ -155,14 +156,14 @@ def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
         *(
             "os.system",
             "codec.layers.conv.torch.hub.load",
-            "codec.cli.train",
-            "codec.data.AudioData",
+            "codec.commands.main.train",
+            "codec.data.module.AudioData",
             "builtins.eval",
         ),
         *(
-            "codec.model.load",
-            "codec.quantizers.estimators.torch.hub.load",
-            "codec.quantizers.search.nearest",
+            "codec.model.saving.load",
+            "codec.codebooks.estimators.torch.hub.load",
+            "codec.codebooks.nearest.nearest",
         ),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from codec.config import ConfigError
-from codec.overrides import check_names
+from codec.training.overrides import check_names
 
 
 @pytest.mark.parametrize(

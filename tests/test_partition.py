@@ -11,14 +11,14 @@ import pytest
 from composed import config
 from test_training import run
 
-from codec.audio import write_wav
+from codec.audio.writing import write_wav
+from codec.commands.decode import begin
+from codec.commands.doctor import main as doctor
 from codec.config import build
-from codec.data import AudioData
-from codec.decoding import begin
-from codec.doctor import main as doctor
-from codec.files import mark_output
-from codec.index import scan
-from codec.partition import held_out
+from codec.data.module import AudioData
+from codec.data.partition import held_out
+from codec.data.scan import scan
+from codec.system.files import mark_output
 
 TOKENS = SimpleNamespace(format=SimpleNamespace(describe=dict), num_quantizers=1)
 pytestmark = pytest.mark.filterwarnings("default")
@@ -39,7 +39,7 @@ def corpus(tmp_path) -> Path:
 def data(*roots: Path) -> AudioData:
     listed = ",".join(map(str, roots))
     node = config("data=folder", f"data.root=[{listed}]", "data.segment_seconds=0.1", "sample_rate=16000")
-    made = build(node["data"] | {"validation": {"_target_": "codec.data.Validation", "fraction": 0.2}})
+    made = build(node["data"] | {"validation": {"_target_": "codec.data.module.Validation", "fraction": 0.2}})
     made.prepare_data()
     made.setup()
     return made
@@ -60,7 +60,7 @@ def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, 
 
 
 def test_one_root_is_divided_as_ever(corpus, caplog):
-    from codec.index import split
+    from codec.data.scan import split
 
     caplog.set_level("INFO")
     made = data(corpus)

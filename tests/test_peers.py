@@ -8,10 +8,10 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="published codecs are read by transformers")
 
-from codec.audio import write_wav  # noqa: E402
+from codec.audio.writing import write_wav  # noqa: E402
 from codec.config import ConfigError  # noqa: E402
-from codec.evaluation.evaluation import Options, evaluate_system  # noqa: E402
-from codec.evaluation.peers import Peer  # noqa: E402
+from codec.evaluation.evaluate import Options, evaluate_system  # noqa: E402
+from codec.evaluation.huggingface import Peer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from codec.audio import resample
+from codec.audio.conversion import resample
 from codec.config import ConfigError
-from codec.evaluation.perceptual import CATALOG, MetricProcess, PerceptualMetric, choose_metrics
+from codec.metrics.perceptual import CATALOG, MetricProcess, PerceptualMetric, choose_metrics
 
 RATE = 16_000
 

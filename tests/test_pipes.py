@@ -14,11 +14,11 @@ import soundfile
 import torch
 from composed import config
 
-from codec.audio import AudioError, read_audio
-from codec.files import FileError
-from codec.model import build_codec
-from codec.pipes import read_source, wav_header, write_sink
-from codec.stdio import check_pipes
+from codec.audio.pipes import read_source, wav_header, write_sink
+from codec.audio.reading import AudioError, read_audio
+from codec.model.saving import build_codec
+from codec.system.files import FileError
+from codec.system.stdio import check_pipes
 
 RATE = 8000
 AUDIO = (0.3 * np.random.default_rng(0).standard_normal(5001)).astype(np.float32)

@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 from tokenised import noise, small_codec
 
 import codec
-from codec import decoding, live, pretrained
-from codec.audio import write_wav
-from codec.bitstream import commands
-from codec.evaluation import comparison
-from codec.export import export
-from codec.finetuning import adopt
-from codec.tokens import encoding
+from codec import pretrained
+from codec.audio.writing import write_wav
+from codec.commands import compress as compressing
+from codec.commands import decode as decoding
+from codec.commands import encode as encoding
+from codec.commands import evaluate as comparison
+from codec.commands import export
+from codec.commands import stream as live
+from codec.training.finetuning import adopt
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_a_folder_without_a_model_does_not_hide_a_name(box, tmp_path):
 COMMANDS = {
     "encode": (encoding.main, "small wavs -o out --format npy"),
     "stream": (live.main, "small wavs/0.wav -o out.wav"),
-    "compress": (commands.compress_main, "small wavs/0.wav -o out.codec"),
+    "compress": (compressing.compress_main, "small wavs/0.wav -o out.codec"),
     "evaluate": (comparison.main, "small data.root=wavs"),
     "export": (export.main, "small --to torch -o out"),
 }
@@ -73,7 +75,7 @@ def test_every_command_takes_the_name(box, tmp_path, command):
     if command == "encode":
         assert decoding.main(["small", "out", "-o", "decoded"]) == 0
     if command == "compress":
-        assert commands.decompress_main(["small", "out.codec", "-o", "out.wav"]) == 0
+        assert compressing.decompress_main(["small", "out.codec", "-o", "out.wav"]) == 0
 
 
 def test_a_training_starts_from_the_name(box, tmp_path):

@@ -83,7 +83,7 @@ def test_a_misspelt_option_of_a_yaml_is_named_at_its_place(name):
 def test_an_estimator_that_no_gradient_would_pass_is_refused(name):
     node = config(f"quantizer={name}", "autoencoder.latent_dim=16")["quantizer"]
     cascade = node.get("quantizer", node)
-    cascade["estimator"] = {"_target_": "codec.quantizers.estimators.rotation_trick", "_partial_": True}
+    cascade["estimator"] = {"_target_": "codec.codebooks.rotation_trick", "_partial_": True}
     with pytest.raises(ConfigError, match=r"estimator has no effect .* set codebook\.estimator"):
         build(node, path="quantizer")
 

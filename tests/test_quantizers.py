@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from codec.quantizers import search
-from codec.quantizers.binary import BSQCodebook, LFQCodebook
-from codec.quantizers.codebook import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
-from codec.quantizers.estimators import rotation_trick, straight_through
-from codec.quantizers.factorized import FactorizedCodebook, RandomProjectionCodebook
-from codec.quantizers.fsq import FSQCodebook, ScaledFSQCodebook
+from codec.codebooks import nearest as search
+from codec.codebooks.ema import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
+from codec.codebooks.estimators import rotation_trick, straight_through
+from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodebook
+from codec.codebooks.fsq import FSQCodebook, ScaledFSQCodebook
+from codec.codebooks.gumbel import GumbelCodebook
+from codec.codebooks.lfq import BSQCodebook, LFQCodebook
+from codec.codebooks.regularized import RegularizedCodebook
+from codec.quantizers.continuous import Variational
 from codec.quantizers.grouped import Grouped
-from codec.quantizers.gumbel import GumbelCodebook
-from codec.quantizers.identity import Variational
 from codec.quantizers.patches import Patches
 from codec.quantizers.projected import Projected
-from codec.quantizers.regularized import RegularizedCodebook
 from codec.quantizers.residual import Residual
 from codec.quantizers.split import Split
 

@@ -17,22 +17,12 @@ import yaml
 from browser import NEEDS_CHROMIUM, ask
 
 import codec
-from codec.audio import write_wav
+from codec.audio.writing import write_wav
 from codec.config import ConfigError
-from codec.evaluation.glossary import GLOSSARY
 from codec.evaluation.report import report, title_of, training_curves
-from codec.evaluation.results import (
-    Run,
-    compare,
-    find_runs,
-    group,
-    holm,
-    interval,
-    least_p,
-    paired_p_value,
-    pooled_p_value,
-    smallest_p,
-)
+from codec.evaluation.runs import Run, compare, find_runs, group
+from codec.evaluation.statistics import holm, interval, least_p, paired_p_value, pooled_p_value, smallest_p
+from codec.metrics.glossary import GLOSSARY
 
 RATE = 16_000
 

@@ -7,10 +7,10 @@ import torch
 from composed import config
 from torch import Tensor
 
+from codec.codebooks.ema import EMACodebook
 from codec.config import build
-from codec.metrics import codebook_usage
+from codec.metrics.signal import codebook_usage
 from codec.quantizers.base import Quantizer
-from codec.quantizers.codebook import EMACodebook
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec.spectrogram import hann_window, lean_stft, mdct, overlap_add
+from codec.audio.spectrogram import hann_window, lean_stft, mdct, overlap_add
 
 WINDOWS = pytest.mark.parametrize("window", [8, 10, 32, 100, 512])
 

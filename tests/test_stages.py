@@ -19,20 +19,21 @@ from test_training import assert_same, changed, command, config_before_training,
 
 import codec
 from codec.config import CONFIG_DIR, ConfigError
-from codec.data import AudioData
+from codec.data.module import AudioData
 from codec.evaluation.report import training_curves
-from codec.metrics import SCORES
-from codec.model import build_codec
-from codec.optimization import Cosine, Exponential, freeze_submodules
-from codec.quantizers.identity import Identity
+from codec.metrics.signal import SCORES
+from codec.model.saving import build_codec
+from codec.quantizers.continuous import Identity
 from codec.quantizers.residual import Residual
-from codec.resume import check_same_stages
-from codec.run import build_parts, resolve, train
-from codec.stages import Stage, locate, plain, reconstruct
+from codec.training.optimization import Cosine, Exponential, freeze_submodules
+from codec.training.resume import check_same_stages
+from codec.training.run import build_parts, resolve, train
+from codec.training.stages import Stage, locate, plain, reconstruct
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-PLAIN = "{name: plain, steps: 3, bottleneck: none, lr: 0.01, schedule: {_target_: codec.optimization.Cosine}}"
+COSINE = "{_target_: codec.training.optimization.Cosine}"
+PLAIN = f"{{name: plain, steps: 3, bottleneck: none, lr: 0.01, schedule: {COSINE}}}"
 CODES = "{name: codes, steps: 4, weights: {waveform: 0}}"
 DECODER = "{name: decoder, steps: 3, lr: 0.001, freeze: [autoencoder.encoder, quantizer], adversarial: true}"
 ALL = (PLAIN, CODES, DECODER)

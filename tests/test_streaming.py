@@ -13,7 +13,8 @@ from torch import nn
 from codec.layers.base import stream_of
 from codec.layers.conv import Conv1d
 from codec.layers.streaming import NotStreamable
-from codec.model import Codec, build_codec
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 CENTRED = "autoencoder.layers.causal=false"
 MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {

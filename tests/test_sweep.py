@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codec.audio import write_wav
+from codec.audio.writing import write_wav
 from codec.config import ConfigError, in_quotes
 from codec.evaluation.report import report
-from codec.run import perceptual_metrics
-from codec.sweep import Job, check_unchanged, folder_name, record, recorded
+from codec.sweep.sweeper import Job, check_unchanged, folder_name, record, recorded
+from codec.training.run import perceptual_metrics
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 TINY = [

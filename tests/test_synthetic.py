@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-import codec.synthetic
-from codec.index import scan
-from codec.synthetic import music, pluck, speech, write_synthetic_folder
+import codec.audio.synthetic
+from codec.audio.synthetic import music, pluck, speech, write_synthetic_folder
+from codec.data.scan import scan
 
 RATE = 24000
 
@@ -167,7 +167,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         path.write_bytes(b"")
 
-    monkeypatch.setattr(codec.synthetic, "write_wav", interrupted)
+    monkeypatch.setattr(codec.audio.synthetic, "write_wav", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic_folder(tmp_path / "a", 30, RATE)
     assert os.listdir(tmp_path) == []

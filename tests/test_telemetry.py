@@ -9,10 +9,11 @@ import pytest
 import torch
 from composed import small_quantizer
 
-from codec.loggers import IDS_FILE, remember_runs, same_run, to_loggers
-from codec.logs import MetricsCSV
-from codec.telemetry import Telemetry, codebook_health, diverging, residual_energy, warnings_in_words
-from codec.training import Step
+from codec.training.health import codebook_health, diverging, residual_energy, warnings_in_words
+from codec.training.loggers import IDS_FILE, remember_runs, same_run, to_loggers
+from codec.training.metrics_csv import MetricsCSV
+from codec.training.step import Step
+from codec.training.telemetry import Telemetry
 
 FAST = {"speed/data_wait": 0.0}
 
@@ -148,6 +149,6 @@ def test_a_resumed_run_goes_on_where_its_loggers_were(tmp_path):
 def test_lines_without_a_terminal_say_how_long_it_takes(tmp_path, monkeypatch, step, most, words):
     telemetry = Telemetry(10, tmp_path / "data.txt")
     telemetry.started, telemetry.first = 5000.0, 100  # as of a resumed run
-    monkeypatch.setattr("codec.telemetry.time.monotonic", lambda: 5100.0)
+    monkeypatch.setattr("codec.training.telemetry.time.monotonic", lambda: 5100.0)
     trainer: Any = SimpleNamespace(global_step=step, max_steps=most)
     assert telemetry.clock(trainer) == words

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from tokenised import NEEDS_ARROW, small_codec, write_corpus
 
+from codec.commands.export_tokens import main
 from codec.config import ConfigError
-from codec.files import FileError
+from codec.system.files import FileError
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
-from codec.tokens.exports import export_codec_bpe, export_hf, export_lhotse, main, portions
+from codec.tokens.exports import export_codec_bpe, export_hf, export_lhotse, portions
 from codec.tokens.sources import Settings
 
 # Other libraries warn of their own dependencies.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenised import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_codec, write_corpus
 from torch.utils.data import DataLoader
 
-from codec.audio import read_audio
+from codec.audio.reading import read_audio
 from codec.tokens import dataset as dataset_module
 from codec.tokens.dataset import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
 from codec.tokens.encoding import encode_corpus
@@ -142,7 +142,7 @@ def test_a_window_decodes_to_the_audio_cut_from_the_whole(corpus, codec):
 
 
 def test_pieces_of_audio_leave_the_caller_s_modes_alone(corpus, codec, monkeypatch):
-    monkeypatch.setattr("codec.batching.PIECE_SECONDS", 0.1)
+    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.1)
     dataset = TokenDataset(corpus[0])
     pieces = []
     for piece in dataset.audio(codec, dataset.find("s0/utt 6")):

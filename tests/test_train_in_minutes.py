@@ -6,9 +6,9 @@ import pytest
 import train_in_minutes
 from train_in_minutes import main, shortened
 
-from codec.cli import report_errors
+from codec.commands.errors import report_errors
 from codec.config import ConfigError
-from codec.model import load
+from codec.model.saving import load
 
 STAGES = "training.stages=[{name: a, steps: 1000, bottleneck: none}, {name: b, steps: 3000, lr: 1.0e-4}]"
 

@@ -16,10 +16,10 @@ import torch
 from composed import config, tiny_run
 from test_training import command, last, run
 
-from codec.checkpoints import StopOnSignal
 from codec.config import ConfigError
-from codec.trainer import REFUSED, build_trainer, check_launch, launcher
-from codec.workers import WorkerLoader, named_losses
+from codec.data.loader import WorkerLoader, named_losses
+from codec.training.signals import StopOnSignal
+from codec.training.trainer import REFUSED, build_trainer, check_launch, launcher
 
 pytestmark = pytest.mark.filterwarnings("default")
 OBEYED = {
@@ -195,7 +195,7 @@ def test_a_loading_process_that_died_is_named(number, said):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
 def test_a_loading_process_that_hangs_is_waited_for_with_a_limit(monkeypatch):
-    monkeypatch.setattr("codec.workers.LIMIT", 2)
+    monkeypatch.setattr("codec.data.loader.LIMIT", 2)
     loader = WorkerLoader(Numbers("sleep"), batch_size=None, num_workers=1)
     with (
         pytest.raises(ChildProcessError, match=r"lost \(DataLoader timed out after 2 seconds"),
@@ -206,7 +206,7 @@ def test_a_loading_process_that_hangs_is_waited_for_with_a_limit(monkeypatch):
 
 ORPHANING = """
 import time, torch
-from codec.workers import WorkerLoader
+from codec.data.loader import WorkerLoader
 class Large(torch.utils.data.Dataset):
     def __len__(self):
         return 100
@@ -239,7 +239,7 @@ def test_loading_processes_end_with_a_killed_program():
 
 HANGING = """
 import os, signal, threading
-from codec.crops import Crops
+from codec.data.crops import Crops
 from torch.utils.data import get_worker_info
 real = Crops.__getitems__
 def hang(self, numbers):

@@ -20,13 +20,13 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 import codec
-from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError, build
-from codec.inventory import DataError
+from codec.data.index import DataError
 from codec.losses.objective import Objective
 from codec.quantizers.residual import Residual
-from codec.run import build_parts, train
-from codec.training import CodecTraining
+from codec.training.checkpoints import AtomicCheckpoints
+from codec.training.module import CodecTraining
+from codec.training.run import build_parts, train
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -262,9 +262,9 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
     def no_room(*arguments) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("codec.checkpoints.os.fsync", full)
-    monkeypatch.setattr("codec.telemetry.write_wav", no_room)
-    monkeypatch.setattr("codec.logs.MetricsCSV.rewrite", no_room)
+    monkeypatch.setattr("codec.training.checkpoints.os.fsync", full)
+    monkeypatch.setattr("codec.training.telemetry.write_wav", no_room)
+    monkeypatch.setattr("codec.training.metrics_csv.MetricsCSV.rewrite", no_room)
     checkpoint = run(tmp_path, wavs, "trainer.max_steps=6", "trainer.val_check_interval=3")
     assert checkpoint["global_step"] == 6
     assert ".ckpt NOT saved: no space left on the disk of" in caplog.text
@@ -275,29 +275,29 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
 def test_a_full_disk_at_the_end_is_told_and_the_same_command_exports_later(
     tmp_path, wavs, monkeypatch, capsys
 ):
-    real = codec.model.save_file
+    real = codec.model.codec.save_file
 
     def full(tensors: dict, path: Path) -> None:
         path.write_bytes(b"half of it")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("codec.model.save_file", full)
+    monkeypatch.setattr("codec.model.codec.save_file", full)
     with pytest.raises(OSError, match=r"run/model: the codec is NOT saved: .*No space left") as caught:
         run(tmp_path, wavs, "trainer.max_steps=4")
     assert f"checkpoints in {tmp_path}/run/checkpoints are whole: free some space" in str(caught.value)
     assert not list((tmp_path / "run/model").iterdir())
-    monkeypatch.setattr("codec.model.save_file", real)
+    monkeypatch.setattr("codec.model.codec.save_file", real)
     run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto")
     finished = codec.load(tmp_path / "run/model").state_dict()
     # A longer run has a model already, when its own cannot be saved.
-    monkeypatch.setattr("codec.model.save_file", full)
+    monkeypatch.setattr("codec.model.codec.save_file", full)
     with pytest.raises(OSError, match="NOT saved"):
         run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
     assert all(
         torch.equal(value, finished[name])
         for name, value in codec.load(tmp_path / "run/model").state_dict().items()
     )
-    monkeypatch.setattr("codec.model.save_file", real)
+    monkeypatch.setattr("codec.model.codec.save_file", real)
     run(tmp_path, wavs, "trainer.max_steps=6", "resume=auto")
     assert "nothing to do" not in capsys.readouterr().out
     longer = codec.load(tmp_path / "run/model")
@@ -314,7 +314,7 @@ def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
         devices.append(next(model.parameters()).device.type)
         return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
 
-    monkeypatch.setattr("codec.run.evaluate", evaluated)
+    monkeypatch.setattr("codec.training.run.evaluate", evaluated)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     run(tmp_path, wavs, "trainer.max_steps=1", "evaluate=1", f"trainer.accelerator={accelerator}")
     assert devices == [accelerator]
@@ -391,7 +391,7 @@ def test_few_held_out_files_are_mentioned(tmp_path, wavs, caplog):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_files_that_vanish_while_it_trains_are_told_in_one_line(tmp_path, wavs, monkeypatch, workers):
     copy = shutil.copytree(wavs, tmp_path / "copy")
-    monkeypatch.setattr("codec.crops.PAUSES", ())
+    monkeypatch.setattr("codec.data.crops.PAUSES", ())
     monkeypatch.setattr(CodecTraining, "on_train_start", lambda self: shutil.rmtree(copy))
     with pytest.raises(DataError) as caught:
         run(tmp_path, copy, "trainer.max_steps=100", f"data.num_workers={workers}")
@@ -425,7 +425,7 @@ def test_fewer_steps_than_are_done_already_are_nothing_to_do(tmp_path, wavs, cap
 HOLDER = """
 import os, sys
 from pathlib import Path
-from codec.checkpoints import only_writer
+from codec.training.checkpoints import only_writer
 with only_writer(Path(sys.argv[1])):
     if not os.fork():  # a loading process, which outlives its parent for a while
         import time
@@ -479,7 +479,7 @@ def command(folder: Path, wavs: Path, *overrides: str) -> list[str]:
     config = folder / "config.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(tiny_run(folder, wavs, *overrides)), config)
-    code = "import sys; from omegaconf import OmegaConf; from codec.run import train; "
+    code = "import sys; from omegaconf import OmegaConf; from codec.training.run import train; "
     return [sys.executable, "-c", code + f"sys.exit(train(OmegaConf.load({str(config)!r})))"]
 
 
@@ -512,7 +512,9 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize("moment", ["codec.workers.prepare_worker", "codec.data.AudioData.train_dataloader"])
+@pytest.mark.parametrize(
+    "moment", ["codec.data.loader.prepare_worker", "codec.data.module.AudioData.train_dataloader"]
+)
 def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
     tmp_path, wavs, moment, name, status
 ):
@@ -521,8 +523,8 @@ def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
     signalled = f"""
 import os, signal
 from codec.config import locate
-import codec.data, codec.workers
-place = locate({place!r}) if {place!r}.endswith("Data") else codec.workers
+import codec.data.module, codec.data.loader
+place = locate({place!r}) if {place!r}.endswith("Data") else codec.data.loader
 real = place.{function}
 def signalled(*arguments):
     if arguments[1:] != (1,):  # one of the workers is enough: a second Ctrl-C means at once
@@ -541,7 +543,7 @@ place.{function} = signalled
 
 @pytest.mark.slow
 def test_ctrl_c_before_the_first_step_is_an_interruption(tmp_path, wavs):
-    code = "import codec.data as data, os, signal; "
+    code = "import codec.data.module as data, os, signal; "
     code += "data.has_audio = lambda root: os.kill(os.getpid(), signal.SIGINT); "
     *python, training = command(tmp_path, wavs, "data=synthetic", f"data.root={wavs}")
     code += f"import sys\ntry:\n    {training}\nexcept KeyboardInterrupt:\n    sys.exit(130)"

@@ -12,11 +12,12 @@ from composed import config
 from safetensors.torch import save_file
 
 import codec
-from codec.checkpoints import AtomicCheckpoints
 from codec.config import ConfigError
-from codec.export import huggingface
-from codec.model import build_codec, open_checkpoint, sha256
-from codec.untrusted import MOST_BYTES, bounded_building, read_yaml
+from codec.huggingface import convert as huggingface
+from codec.model.saving import build_codec, open_checkpoint
+from codec.model.untrusted import MOST_BYTES, bounded_building, read_yaml
+from codec.system.files import sha256
+from codec.training.checkpoints import AtomicCheckpoints
 
 NARROW = ["autoencoder.latent_dim=8", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"]
 STAGES = ["quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=8", "sample_rate=16000"]

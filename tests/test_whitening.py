@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from codec.quantizers.fsq import FSQCodebook
+from codec.codebooks.fsq import FSQCodebook
+from codec.codebooks.whitening import RunningWhitening, whitening_projection
 from codec.quantizers.residual import Residual
-from codec.quantizers.whitening import RunningWhitening, whitening_projection
 
 
 def speech_like(frames: int, scale: float, seed: int) -> Tensor:

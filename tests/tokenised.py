@@ -8,8 +8,9 @@ import pytest
 import torch
 from composed import config, small_autoencoder
 
-from codec.audio import write_wav
-from codec.model import Codec, build_codec
+from codec.audio.writing import write_wav
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 RATE = 16_000
 NEEDS_ARROW = pytest.mark.skipif(

@@ -13,9 +13,8 @@ from zlib import crc32
 
 import numpy as np
 
-from codec.bitstream.coding import CorruptError, unpack_bits
-from codec.bitstream.entropy import EntropyTables, TablesError
-from codec.bitstream.records import (
+from codec.bitstream.entropy_model import EntropyTables, TablesError
+from codec.bitstream.format import (
     CHUNK,
     CRC,
     END_BYTES,
@@ -29,6 +28,7 @@ from codec.bitstream.records import (
     unpack_header,
     unsealed,
 )
+from codec.bitstream.range_coder import CorruptError, unpack_bits
 from codec.config import ConfigError
 
 WINDOW = 2**16  # bytes read at a time in the search for the next intact chunk

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from codec.bitstream.entropy import (
+from codec.bitstream.entropy_model import (
     FORMAT,
     Context,
     EntropyTables,
@@ -18,7 +18,7 @@ from codec.bitstream.entropy import (
     alphabet,
     place_contexts,
 )
-from codec.files import written_whole
+from codec.system.files import written_whole
 
 MOST_STAGES, LARGEST_CODEBOOK, MOST_FRAMES_BACK = 64, 2**24, 64
 MOST_CONTEXTS, LARGEST_RANK, LARGEST_BIAS = 256, 128, 2**24  # so that no sum in the tables reaches 2^31

@@ -1,7 +1,7 @@
 """Writer of `.codec` files, and truncation to fewer quantizers without the model.
 
 Each chunk decodes independently. Its stages are stored one after the other and do not depend on later ones.
-The format is documented in `codec.bitstream.records`.
+The format is documented in `codec.bitstream.format`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from zlib import crc32
 
 import numpy as np
 
-from codec.bitstream.coding import pack_bits
-from codec.bitstream.entropy import EntropyTables
+from codec.bitstream.entropy_model import EntropyTables
+from codec.bitstream.format import CRC, BitstreamError, End, Head, Header, least_bytes
+from codec.bitstream.range_coder import pack_bits
 from codec.bitstream.reader import BitstreamReader, Chunk, require_tables
-from codec.bitstream.records import CRC, BitstreamError, End, Head, Header, least_bytes
 from codec.config import ConfigError
-from codec.files import printable, remove_leftovers, written_whole
-from codec.stdio import is_pipe, standard_output
+from codec.system.files import printable, remove_leftovers, written_whole
+from codec.system.stdio import is_pipe, standard_output
 
 __all__ = [
     "BitstreamError",

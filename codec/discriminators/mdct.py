@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.audio.spectrogram import mdct, pad_reflect
 from codec.discriminators.base import ConvStack, Discriminator, activated, check_windows
-from codec.spectrogram import mdct, pad_reflect
 
 KERNELS = ((5, 7), (3, 5), (3, 5), (3, 3), (3, 3))  # over frames and bins
 STRIDES = ((2, 2), (1, 2), (2, 2), (1, 2), (2, 2))

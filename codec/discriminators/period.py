@@ -8,8 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.audio.spectrogram import pad_reflect
 from codec.discriminators.base import ConvStack, Discriminator, activated
-from codec.spectrogram import pad_reflect
 
 
 class MultiPeriodDiscriminator(Discriminator):

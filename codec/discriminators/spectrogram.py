@@ -8,8 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.audio.spectrogram import magnitude, pad_reflect
 from codec.discriminators.base import ConvStack, Discriminator, activated, check_windows
-from codec.spectrogram import magnitude, pad_reflect
 
 STRIDES = (2, 2, 1)
 

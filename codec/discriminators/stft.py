@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.audio.spectrogram import pad_reflect, stft
 from codec.discriminators.base import ConvStack, Discriminator, Judgement, activated, check_windows
-from codec.spectrogram import pad_reflect, stft
 
 Norm = Literal["none", "weight", "layer"]
 SLOPE = 0.2

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from codec.evaluation.bdrate import bd_rate
-from codec.evaluation.glossary import title_of
-from codec.evaluation.results import SIGNIFICANT, Run, holm, interval, is_lower, paired_p_value, smallest_p
+from codec.evaluation.runs import Run, is_lower
+from codec.evaluation.statistics import SIGNIFICANT, holm, interval, paired_p_value, smallest_p
 from codec.evaluation.summary import domain_of
+from codec.metrics.glossary import title_of
 
 Scores = Mapping[str, float]
 

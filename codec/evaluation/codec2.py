@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from codec.audio import resample
+from codec.audio.conversion import resample
 from codec.config import ConfigError
 
 RATE = 8000

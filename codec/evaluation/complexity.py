@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from codec.model import Codec
+from codec.model.codec import Codec
 
 CONTEXT = 2.0  # s of audio on each side of the frame whose receptive field is measured
 

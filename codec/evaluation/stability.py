@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codec.layers.streaming import NotStreamable
-from codec.model import Codec
+from codec.model.codec import Codec
 
 GAIN = 10 ** (6 / 20)
 

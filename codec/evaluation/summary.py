@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codec.evaluation.systems import System
-from codec.metrics import codebook_statistics, count_codes
+from codec.metrics.signal import codebook_statistics, count_codes
 
 Record = dict[str, Any]
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from codec.bitstream.compression import file_bits
-from codec.bitstream.entropy import EntropyTables
-from codec.model import Codec, count_parameters
+from codec.bitstream.compress import file_bits
+from codec.bitstream.entropy_model import EntropyTables
+from codec.model.codec import Codec, count_parameters
 
 
 class Point(NamedTuple):

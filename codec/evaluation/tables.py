@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from codec.evaluation.results import SIGNIFICANT
+from codec.evaluation.statistics import SIGNIFICANT
 
 MISSING = "-"
 

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
 from codec.export.progress import log
-from codec.model import Codec, build_codec
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
 
 FREE = torch.export.Dim.DYNAMIC
 

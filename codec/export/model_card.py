@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from codec.export.huggingface import shape_of
-from codec.model import Codec, count_parameters
-from codec.untrusted import read_yaml
+from codec.huggingface.convert import shape_of
+from codec.model.codec import Codec, count_parameters
+from codec.model.untrusted import read_yaml
 
 LOADING = {
     "onnx": """import numpy

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from codec.export.progress import log
-from codec.export.step_graphs import StepGraph
+from codec.export.streaming_graphs import StepGraph
 from codec.export.verification import optional
-from codec.model import Codec
+from codec.model.codec import Codec
 
 OPSET = 20
 WHOLE = {

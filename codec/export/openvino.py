@@ -12,7 +12,7 @@ from codec.export.graphs import inference_codec, programs
 from codec.export.onnx import to_int8, write_whole
 from codec.export.progress import log
 from codec.export.verification import optional
-from codec.model import Codec
+from codec.model.codec import Codec
 
 PARTS = ("network", "quantizer", "decoder")
 

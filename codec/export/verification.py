@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.audio.synthetic import speech
 from codec.config import ConfigError
-from codec.metrics import MEL_WINDOWS, mel_distance
-from codec.model import Codec
-from codec.synthetic import speech
+from codec.metrics.signal import MEL_WINDOWS, mel_distance
+from codec.model.codec import Codec
 
 SECONDS = 4.0  # length of each voice from which clips are cut
 

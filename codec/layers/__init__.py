@@ -1,1 +1,11 @@
 """Layers of encoders and decoders, each with its context, streaming form and form for exported graphs."""
+
+from codec.layers.base import Layer
+from codec.layers.conv import Layers
+from codec.layers.convnext import ConvNeXtBlock
+
+__all__ = [
+    "ConvNeXtBlock",
+    "Layer",
+    "Layers",
+]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.audio.spectrogram import overlap_add
 from codec.layers.base import Context, Layer
 from codec.layers.conv import split_padding
 from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampling
-from codec.spectrogram import overlap_add
 
 FLOOR = 1e-4  # of a magnitude; windows have unit energy, so white noise keeps its level: -80 dBFS
 MOST_LEVEL = 5.0  # of a log magnitude, against overflow

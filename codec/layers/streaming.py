@@ -21,7 +21,6 @@ from codec.layers.linear import linear
 State = list[Tensor]
 MANY = 256  # outputs; from here on a convolution is faster than a matrix product
 WIDE = 16  # taps; above, a graph has a convolution instead of one slice per tap
-SHORT = 32  # frames; up to here an LSTM is faster frame by frame
 LONG = 2**24  # samples, more than the receptive field of any network
 
 
@@ -211,51 +210,6 @@ class Interleave(Step):
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Divide the frames."""
         return x.reshape(len(x), x.shape[1] * self.stride, x.shape[2] // self.stride), []
-
-
-class Recurrence(Step):
-    """LSTM with a residual connection that carries hidden and cell state from chunk to chunk."""
-
-    def __init__(self, lstm: nn.LSTM):
-        super().__init__()
-        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers)
-        self.lstm.load_state_dict(lstm.state_dict())
-        self.requires_grad_(False)
-
-    def initial(self, batch: int) -> State:
-        """Hidden and cell state of zeros."""
-        shape = self.lstm.num_layers, batch, self.lstm.hidden_size
-        parameter = next(self.lstm.parameters())
-        return [parameter.new_zeros(shape), parameter.new_zeros(shape)]
-
-    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
-        """Run over the frames of a chunk `[B, F, C]`."""
-        if x.shape[1] == 0:
-            return x, state
-        if x.shape[1] > SHORT:
-            output, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
-            return x + output.transpose(0, 1), list(following)
-        output, ends = x, []
-        for weights, hidden, cell in zip(self.lstm.all_weights, *state, strict=True):
-            output, *end = recur(output, hidden, cell, *weights)
-            ends.append(end)
-        return x + output, [torch.stack(part) for part in zip(*ends, strict=True)]
-
-
-def recur(
-    x: Tensor, hidden: Tensor, cell: Tensor, of_input: Tensor, of_hidden: Tensor, bias: Tensor, more: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer of `torch.nn.LSTM` on `[B, T, C]`: outputs, and the last hidden and cell state `[B, C]`.
-
-    The LSTM of torch repacks its weights on every call, which costs ten times the work of one frame.
-    """
-    outputs = []
-    for gates in linear(x, of_input, bias + more).unbind(1):
-        input_gate, forget_gate, candidate, output_gate = torch.addmm(gates, hidden, of_hidden.T).chunk(4, 1)
-        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
-        hidden = output_gate.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs, 1), hidden, cell
 
 
 class Chain(Step):

@@ -1,1 +1,20 @@
 """Losses: reconstruction, adversarial, and how they are weighed (`objective.py`)."""
+
+from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
+from codec.losses.balancer import Balancer
+from codec.losses.objective import Objective
+from codec.losses.resolutions import MultiResolutionLoss
+from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
+from codec.losses.waveform import WaveformL1
+
+__all__ = [
+    "Balancer",
+    "FeatureMatching",
+    "Hinge",
+    "LeastSquares",
+    "MultiResolutionLoss",
+    "MultiScaleMelLoss",
+    "MultiScaleSpectralLoss",
+    "Objective",
+    "WaveformL1",
+]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from codec.distributed import all_reduce_sum, world_size
+from codec.system.distributed import all_reduce_sum, world_size
 
 TINY = 1e-12
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codec.discriminators.base import Judgement
 from codec.losses.adversarial import AdversarialLoss, FeatureMatching
 from codec.losses.balancer import Balancer
+from codec.system.distributed import world_size
 
 
 class LossGroup(nn.Module):
@@ -31,8 +32,7 @@ class Objective(nn.Module):
 
     The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
     "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
-    scales gradients instead of losses: the trainer then backpropagates
-    `balancer.balance(losses, weights, audio)`, otherwise `total(losses)`. The quantizer has weights of its
+    scales gradients instead of losses. The quantizer has weights of its
     own for its losses. Raises ValueError with a line for every weight without a loss, loss without a weight
     and weight that is negative or not finite.
     """
@@ -98,8 +98,15 @@ class Objective(nn.Module):
             raise ValueError("this objective has no adversarial loss to train a discriminator with")
         return self.adversarial.discriminator(real, fake)
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of `losses`, a scalar; 0 without any."""
+    def total(self, losses: Mapping[str, Tensor], estimate: Tensor | None = None) -> Tensor:
+        """Weighted sum of `losses`, a scalar; 0 without any. With a balancer `estimate` is their input.
+
+        The gradient of the balanced total at the estimate is the balanced gradient.
+        """
+        if self.balancer and estimate is not None:
+            gradient = self.balancer.balance(losses, self.weights, estimate)
+            # Examples are summed, not averaged as in other losses, but DDP averages the processes' gradients.
+            return (estimate * gradient).sum() * world_size()
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
 
 

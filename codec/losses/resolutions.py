@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from codec.audio.spectrogram import lean_stft, mel_filters, pad_reflect
 from codec.losses.objective import LossGroup
 from codec.losses.spectral import check_windows
-from codec.metrics import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape
-from codec.spectrogram import lean_stft, mel_filters, pad_reflect
+from codec.metrics.signal import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape
 
 TERMS = ("mel", "linear_mel", "loudness", "complex", "magnitude")
 COMPRESSED = ("complex", "magnitude")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from codec.metrics import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape, mel_distance
-from codec.spectrogram import mel
+from codec.audio.spectrogram import mel
+from codec.metrics.signal import FLOOR, MEL_BINS, MEL_WINDOWS, check_same_shape, mel_distance
 
 
 class MultiScaleSpectralLoss(nn.Module):
@@ -60,7 +60,7 @@ class MultiScaleSpectralLoss(nn.Module):
 class MultiScaleMelLoss(nn.Module):
     """DAC's mel loss (arXiv:2306.06546): L1 of log10 mels, few bins for short windows and many for long ones.
 
-    Mean over the batch of `codec.metrics.mel_distance`. No filter is empty at 16, 24 and 44.1 kHz.
+    Mean over the batch of `codec.metrics.signal.mel_distance`. No filter is empty at 16, 24 and 44.1 kHz.
     """
 
     def __init__(

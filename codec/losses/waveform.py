@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.metrics import check_same_shape
+from codec.metrics.signal import check_same_shape
 
 
 class WaveformL1(nn.Module):

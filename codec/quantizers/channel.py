@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from codec.config import ConfigError
-from codec.distributed import all_reduce_sum
 from codec.quantizers.base import Quantized
+from codec.quantizers.continuous import Identity, no_codes
 from codec.quantizers.frames import rows
-from codec.quantizers.identity import Identity, no_codes
+from codec.system.distributed import all_reduce_sum
 
 
 class GaussianChannel(Identity):

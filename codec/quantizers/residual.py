@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.distributed import all_reduce_sum, broadcast, rank, world_size
+from codec.codebooks.beam import beam_search
+from codec.codebooks.cache import Derived
+from codec.codebooks.ema import Codebook
+from codec.codebooks.estimators import straight_through
 from codec.quantizers.base import Quantized, Quantizer
-from codec.quantizers.beam import beam_search
-from codec.quantizers.codebook import Codebook
-from codec.quantizers.derived import Derived
-from codec.quantizers.estimators import straight_through
 from codec.quantizers.frames import columns, pooled, rows, spread, subtract
+from codec.system.distributed import all_reduce_sum, broadcast, rank, world_size
 
 MOST_CODES = 4096  # codes per frame
 

@@ -36,7 +36,7 @@ from codec.tokens.files import (
 from codec.tokens.views import delay, flatten, undelay, unflatten
 
 if TYPE_CHECKING:
-    from codec.model import Codec
+    from codec.model.codec import Codec
 
 __all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "undelay", "unflatten"]
 
@@ -207,7 +207,7 @@ class TokenDataset(Dataset[Tensor]):
 
     def audio(self, codec: Codec, i: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Audio of `decode` as blocks of a few seconds; the codec is not compared."""
-        from codec.batching import decode_part
+        from codec.model.batching import decode_part
 
         frames, hop = int(self.index.n_frames[i]), self.format.hop_length
         stop = self.check_frames(i, start, stop)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,24 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from codec.arguments import parse
-from codec.batching import encode_long, exact_float32, on_device
 from codec.config import ConfigError
-from codec.files import only_writer, written_whole
-from codec.levels import within_range
-from codec.model import Codec, load
-from codec.pipes import read_source
-from codec.stdio import is_pipe, standard_output
+from codec.data.loader import WorkerLoader, named_losses
+from codec.model.batching import exact_float32, on_device
+from codec.model.codec import Codec
+from codec.model.saving import load
+from codec.system.files import only_writer
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE, TokenError, TokenFormat
-from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan, shard_of_jobs
+from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan
 from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
-from codec.workers import WorkerLoader, named_losses
 
 
 def encode_corpus(
@@ -163,55 +157,3 @@ def run_job(
         raise ConfigError(
             f"out of memory: --batch-seconds {settings.batch_seconds / 2:g}, in a new folder, takes less"
         ) from error
-
-
-def require_one(inputs: Sequence[Path], output: Path) -> None:
-    """Raise ConfigError unless the input is one recording and the output a `.npy` file."""
-    if len(inputs) != 1 or inputs[0].is_dir():
-        raise ConfigError("-: one recording, please: a folder of tokens holds many")
-    if not is_pipe(output) and output.suffix != ".npy":
-        raise ConfigError(f"{output}: the tokens of one recording are a .npy file, or - for standard output")
-    if not is_pipe(output) and output.exists():
-        raise ConfigError(f"{output} exists: name another file, or remove it")
-
-
-def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> None:
-    """Write the codes `[K, F]` of one recording as `.npy`; either file may be `-`."""
-    dtype = format_of(codec, settings).dtype
-    read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)
-    blocks = map(torch.from_numpy, within_range(read, source))
-    parts = encode_long(codec, blocks, settings.num_quantizers, settings.beam)
-    content = io.BytesIO()  # NumPy requires a file with a position, unlike a pipe
-    np.save(content, torch.cat(list(parts), dim=1).numpy().astype(dtype))
-    if is_pipe(output):
-        standard_output().write(content.getvalue())
-        standard_output().flush()
-    else:
-        with written_whole(output) as temporary:
-            temporary.write_bytes(content.getvalue())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; ConfigError and DataError for user errors. Exit status 0: the job is complete."""
-    options = parse("encode", argv)
-    single = is_pipe(options.output) or any(map(is_pipe, options.inputs))
-    layout = "npy" if single else options.format
-    settings = Settings(
-        *(layout, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        *(options.workers, options.downmix),
-    )
-    if single:
-        require_one(options.inputs, options.output)
-        codec = on_device(load(options.model), options.device)
-        encode_one(codec, options.inputs[0], options.output, settings)
-        return 0
-    work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
-    work |= {"settings": settings, "device": options.device}
-    if options.engine == "ray" and not options.merge:
-        from codec.tokens.ray_engine import run_on_ray
-
-        run_on_ray(run_job, work, options.num_shards)
-    else:
-        jobs = shard_of_jobs(options.num_shards, options.shard_id, os.environ)
-        run_job(**work, jobs=jobs, merge_only=options.merge)
-    return 0

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from codec.arguments import parse
 from codec.config import ConfigError
-from codec.files import folder_whole
+from codec.system.files import folder_whole
 from codec.tokens.arrow import pyarrow
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import Utterance, inside, mirrored
@@ -156,12 +155,3 @@ def describe(tokens: TokenDataset) -> dict[str, Any]:
 
 
 EXPORTS = {"hf": export_hf, "lhotse": export_lhotse, "codec-bpe": export_codec_bpe}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; ConfigError and DataError for errors of the user."""
-    options = parse("export-tokens", argv)
-    tokens = TokenDataset(options.tokens, options.num_quantizers)
-    EXPORTS[options.to](tokens, options.output)
-    print(f"{len(tokens)} utterances in {options.output}")
-    return 0

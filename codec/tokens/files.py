@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codec.inventory import DataError
+from codec.data.index import DataError
 
 if TYPE_CHECKING:
-    from codec.model import Codec
+    from codec.model.codec import Codec
 
 FORMAT, VERSION = "codec-tokens", 1
 META_FILE, MANIFEST_FILE, INDEX_FILE, SHARDS = "tokens.json", "manifest.jsonl", "index.arrow", "shards"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codec.audio import resampled_length
+from codec.audio.conversion import resampled_length
 from codec.config import ConfigError
-from codec.files import written_whole
-from codec.index import scan, scan_files
-from codec.inventory import Index, IndexedFile
+from codec.data.index import Index, IndexedFile
+from codec.data.scan import scan, scan_files
+from codec.system.files import written_whole
 from codec.tokens.files import META_FILE, TokenFormat
 
 WORK, PLAN_FILE = ".encoding", "plan.json"

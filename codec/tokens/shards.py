@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from codec import __version__
-from codec.files import remove_leftovers, written_whole
+from codec.system.files import remove_leftovers, written_whole
 from codec.tokens import arrow as token_arrow
 from codec.tokens.files import (
     INDEX_FILE,

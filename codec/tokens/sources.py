@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio import AudioError, read_blocks, read_info
-from codec.batching import encode_batch, encode_long
+from codec.audio.levels import SILENT_PEAK, check_peak
+from codec.audio.reading import AudioError, read_blocks, read_info
 from codec.config import ConfigError
-from codec.levels import SILENT_PEAK, check_peak
-from codec.model import Codec
+from codec.model.batching import encode_batch, encode_long
+from codec.model.codec import Codec
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
 from codec.tokens.plan import Plan

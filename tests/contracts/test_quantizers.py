@@ -7,8 +7,8 @@ import pytest
 import torch
 from composed import NO_CODES, options, small_quantizer
 
+from codec.codebooks.fsq import ScaledFSQCodebook
 from codec.quantizers.base import Quantizer
-from codec.quantizers.fsq import ScaledFSQCodebook
 from codec.quantizers.residual import Residual
 
 DIM, FRAMES, BATCH = 16, 24, 4

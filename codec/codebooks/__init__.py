@@ -1,0 +1,25 @@
+"""Codebooks, the stages of quantizers, and the tools they share."""
+
+from codec.codebooks.ema import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
+from codec.codebooks.estimators import rotation_trick
+from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodebook
+from codec.codebooks.fsq import FSQCodebook, ScaledFSQCodebook
+from codec.codebooks.gumbel import GumbelCodebook
+from codec.codebooks.lfq import BSQCodebook, LFQCodebook
+from codec.codebooks.regularized import RegularizedCodebook
+
+__all__ = [
+    "BSQCodebook",
+    "CosineCodebook",
+    "EMACodebook",
+    "FSQCodebook",
+    "FactorizedCodebook",
+    "GradientCodebook",
+    "GumbelCodebook",
+    "LFQCodebook",
+    "RandomProjectionCodebook",
+    "RegularizedCodebook",
+    "ScaledFSQCodebook",
+    "SimVQCodebook",
+    "rotation_trick",
+]

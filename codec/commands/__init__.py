@@ -1,0 +1,1 @@
+"""Commands, one file each, and the arguments of all of them."""

@@ -1,0 +1,202 @@
+"""`codec-evaluate MODEL ... data.root=FOLDER`: compare codecs on one folder of recordings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from codec.audio.reading import read_info
+from codec.bitstream.tables import load_tables
+from codec.commands.arguments import parse
+from codec.commands.compress import beside
+from codec.config import ConfigError
+from codec.data.partition import held_out
+from codec.data.scan import scan
+from codec.evaluation.classical import Baseline
+from codec.evaluation.comparison import analyse, write_comparison
+from codec.evaluation.evaluate import Options, evaluate_system
+from codec.evaluation.huggingface import Peer
+from codec.evaluation.reading import shown
+from codec.evaluation.report import made
+from codec.evaluation.runs import Run, read_scores
+from codec.evaluation.systems import OwnCodec, System
+from codec.evaluation.writing import scores_line, stem_of
+from codec.metrics.perceptual import MetricProcess, PerceptualMetric, choose_metrics
+from codec.model.saving import load
+from codec.system.files import printable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; ConfigError for user errors."""
+    options = parse("evaluate", argv)
+    check_numbers(options)
+    models, folder = places(options.what)
+    metrics, left_out = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    index = scan(folder).require_usable()
+    if index.problems:
+        print(f"{len(index.problems)} files cannot be used: codec-doctor {folder} says why")
+    usable = index.usable
+    usable = held_out(index, options.held_out, models) if options.held_out else usable
+    files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
+    systems = build_systems(models, files, options)
+    anchor = anchor_of(systems, options.bd_rate_against)
+    output = options.output or default_output(models, folder)
+    if output.is_dir() and any(output.iterdir()) and not any(output.rglob("records.jsonl")):
+        raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
+    runs = evaluate_all(systems, files, folder, output, metrics, options)
+    analyses = {
+        system.name: analyse(system, files, runs[system.name].folder / "analysis.json", options)
+        for system in systems
+        if isinstance(system, OwnCodec) and runs[system.name].summary
+    }
+    stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
+    command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
+    origin = made(command, "recordings", [folder])
+    write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
+    print(f"tables, curves, audio side by side: {output}/index.html")
+    return 0 if all(run.summary for run in runs.values()) else 1
+
+
+def evaluate_all(
+    systems: Sequence[System],
+    files: Sequence[str],
+    folder: Path,
+    output: Path,
+    metrics: Sequence[PerceptualMetric],
+    options: argparse.Namespace,
+) -> dict[str, Run]:
+    """Evaluate system by system; failures are recorded in the runs; ConfigError if all fail."""
+    processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
+    rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
+    settings = Options(rate, channels, folder, options.max_seconds, metrics=metrics, processes=processes)
+    runs: dict[str, Run] = {}
+    try:
+        for system in systems:
+            place = output / slug(system.name) if len(systems) > 1 else output
+            runs[system.name] = evaluate_one(system, files, place, settings, options.fresh)
+    finally:
+        for process in processes:
+            process.close()
+    if not any(run.summary for run in runs.values()):
+        raise ConfigError("\n".join(f"{name}: {run.error}" for name, run in runs.items()))
+    return runs
+
+
+def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Options, fresh: bool) -> Run:
+    """Evaluate one system and print its scores or its error."""
+    run = Run(place, {}, system.name)
+    try:
+        run.summary = evaluate_system(system, files, place, settings, resume=not fresh)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        run.error = f"{error}; the reasons are above"
+        print(f"{system.name}: {run.error}")
+        return run
+    run.scores = read_scores(place / "files.csv")
+    print(f"{system.name}: {scores_line(run.summary)}")
+    return run
+
+
+def anchor_of(systems: Sequence[System], asked: str | None) -> str:
+    """Name of the anchor curve for BD-rates: the requested one, else Opus's, else the first."""
+    curves = [system.describe().get("family", system.name) for system in systems]
+    if asked is not None and asked not in curves:
+        raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
+    return asked or next((name for name in curves if name.startswith("opus")), curves[0])
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise ConfigError for numbers out of range."""
+    least = {"max_files": 1, "beam": 1, "workers": 1, "clips": 0, "sample_rate": 1}
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected {bound} or more, got {value}")
+    for name in ("max_seconds", "metric_timeout"):
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected seconds, got {getattr(options, name)}")
+    if options.held_out is not None and not 0 < options.held_out < 1:
+        raise ConfigError(f"--held-out: expected a share between 0 and 1, got {options.held_out}")
+    if 0 in (asked_depths(options.num_quantizers) or []):
+        raise ConfigError("--num-quantizers: expected 1 or more")
+
+
+def places(words: Sequence[str]) -> tuple[list[str], Path]:
+    """Split the arguments into models and the folder of recordings."""
+    roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
+    models = [word for word in words if not word.startswith("data.root=")]
+    if len(roots) > 1:
+        raise ConfigError("data.root: one folder, please")
+    if not roots and len(models) < 2:
+        raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
+    return models, Path(roots[0] if roots else models.pop())
+
+
+def build_systems(models: Sequence[str], files: Sequence[str], options: argparse.Namespace) -> list[System]:
+    """Build models, then baselines at the first model's rate (without models: the first file's)."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    depths = asked_depths(options.num_quantizers)
+    systems: list[System] = []
+    for model, name in zip(models, names(models), strict=True):
+        try:
+            if model.startswith("hf:"):
+                systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
+            else:
+                codec, tables = load(model).to(device), beside(Path(model))
+                known = load_tables(tables) if tables.exists() else None
+                systems.append(OwnCodec(codec, name, depths, known, options.beam))
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+            raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    info = read_info(files[0])
+    rate = options.sample_rate or (systems[0].sample_rate if systems else info.sample_rate)
+    channels = systems[0].channels if systems else info.channels
+    systems += [Baseline(name, rate, channels) for name in options.baselines.split(",") if name]
+    if not systems:
+        raise ConfigError("nothing to evaluate: name a model, or --baselines")
+    return systems
+
+
+def asked_depths(text: str) -> list[int] | None:
+    """Parse numbers of stages, as `1,2,8` or `all`; None if empty."""
+    if text == "all":
+        return list(range(1, 1000))
+    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+        raise ConfigError(f"--num-quantizers {text}: expected numbers as 1,2,8, or all")
+    return [int(word) for word in text.split(",")] if text else None
+
+
+def names(models: Sequence[str]) -> list[str]:
+    """Short unique names of the models: the last parts of their folders' paths."""
+    paths = [Path(model.removeprefix("hf:")).resolve() for model in models]
+    parts = [path.parent.parts if path.name in ("model", "checkpoints") else path.parts for path in paths]
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        short = ["/".join(part[-length:]) for part in parts]
+        if len(set(short)) == len(short):
+            return [printable(name) for name in short]
+    if models:
+        raise ConfigError("a model is named twice")
+    return []
+
+
+def slug(name: str) -> str:
+    """Convert a name to a valid folder name."""
+    return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
+
+
+def default_output(models: Sequence[str], folder: Path) -> Path:
+    """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
+    here = Path(f"evaluation-{folder.name or 'root'}")
+    if not models or models[0].startswith("hf:"):
+        return here
+    model = Path(models[0])
+    return (model if model.is_dir() else model.parent) / here

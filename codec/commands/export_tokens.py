@@ -1,0 +1,18 @@
+"""`codec-export-tokens TOKENS --to hf -o FOLDER`: a token dataset for another library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codec.commands.arguments import parse
+from codec.tokens.dataset import TokenDataset
+from codec.tokens.exports import EXPORTS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; ConfigError and DataError for errors of the user."""
+    options = parse("export-tokens", argv)
+    tokens = TokenDataset(options.tokens, options.num_quantizers)
+    EXPORTS[options.to](tokens, options.output)
+    print(f"{len(tokens)} utterances in {options.output}")
+    return 0

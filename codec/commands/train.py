@@ -1,0 +1,90 @@
+"""`codec-train data.root=FOLDER`: train once, or once for each run of a sweep."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from codec.commands.errors import report_errors
+from codec.config import CONFIG_DIR, in_quotes
+
+# Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
+PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
+
+PUNCTUATION = r"[,:=() {}\[\]*'\"]"
+
+LIST_ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+?)\s*(?:,|$)""")
+
+
+def quoted(argument: str) -> str:
+    """Quote values that Hydra cannot parse in `key=value` or `key=[value,value]`, such as paths."""
+    key, _, value = argument.partition("=")
+    if argument.startswith("-"):
+        return argument
+    items = LIST_ITEM.findall(value[1:-1]) if value[:1] + value[-1:] == "[]" else []
+    if items and not any(item[0] in "[{" for item in items):
+        return f"{key}=[{','.join(map(quoted_value, items))}]"
+    return f"{key}={quoted_value(value)}" if value else argument
+
+
+def quoted_value(value: str) -> str:
+    """Quote a value if Hydra cannot parse it and it is no list, mapping or interpolation."""
+    if value[0] in "'\"[{$":
+        return value
+    plain = PLAIN_VALUE.fullmatch(value)
+    return value if plain and not (os.sep in value and re.search(PUNCTUATION, value)) else in_quotes(value)
+
+
+def start_training() -> int:
+    """Parse the command line with Hydra; train once or for each run of a sweep; returns the exit status."""
+    import hydra
+
+    from codec.training.overrides import check_names
+
+    sys.argv[1:] = map(quoted, sys.argv[1:])
+    check_names(sys.argv[1:])
+    if {"-m", "--multirun"} & set(sys.argv):
+        from codec.sweep.ray_launcher import RayLauncher
+        from codec.sweep.sweeper import Sweep
+
+        Sweep.install()
+        RayLauncher.install()
+        # Flags first: Hydra's parser rejects overrides on both sides of a flag.
+        overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+        named = any(argument.startswith("name=") for argument in overrides)
+        sys.argv[1:] = ["-m", *overrides, *([] if named else ["name=sweep"])]
+    status = 0
+
+    def job(config: Any) -> None:
+        nonlocal status
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        def run() -> int:
+            check_roots(config)
+            from codec.training.run import train as run
+
+            return run(config)
+
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            from codec.sweep.sweeper import recorded
+
+            recorded(Path(config.run_dir), run)
+        else:
+            status = report_errors(run)
+
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
+    return status
+
+
+def check_roots(config: Any) -> None:
+    """Raise DataError for a missing data folder, before Lightning is imported."""
+    data: Any = config.get("data") or {}
+    root = data.root if "root" in data else None  # `in` is false for a missing value
+    if isinstance(root, str) and data.get("generate") is None:
+        from codec.data.scan import require_folder
+
+        require_folder(root)

@@ -1,0 +1,1 @@
+"""Training data: scan of folders, index, partition, crops, augmentation, loaders."""

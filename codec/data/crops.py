@@ -1,0 +1,156 @@
+"""Training crops, each a pure function of its number, and validation clips."""
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from codec.audio.conversion import resampled_length
+from codec.audio.reading import AudioError, read_segment
+from codec.data.augmentation import Augmentation, happens
+from codec.data.index import DataError, IndexedFile
+from codec.system.files import printable
+
+log = logging.getLogger(__name__)
+
+QUIET_DRAWS, FAILED_DRAWS = 8, 50  # most draws of a crop that are rejected as silent, or as unreadable
+PAUSES = 1, 2, 4, 8, 15, 30  # seconds between attempts, for a network folder to return
+
+
+class Batch(NamedTuple):
+    """`audio` float32 `[B, C, T]` and the number of each crop, int64 `[B]`."""
+
+    audio: Tensor
+    numbers: Tensor
+
+
+class Place(NamedTuple):
+    """Source of a crop: a file, the first sample at the crops' rate, and the playback speed."""
+
+    file: IndexedFile
+    start: int
+    speed: Fraction | int
+
+
+class Crops(Dataset[Batch]):
+    """Random crops of audio files: crop n is a pure function of the seed, n and the files.
+
+    folders: lists of files with absolute paths. Folders are drawn by `weights` or duration, files within a
+        folder by duration, starts uniformly.
+    shape: length of a crop in samples, sample rate in Hz, channels.
+    Silent crops and unreadable files are drawn again; an unreadable file is logged once. If no file can be
+        read, as in a disconnected network folder, drawing is retried for a minute.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Sequence[IndexedFile]],
+        shape: tuple[int, int, int],
+        seed: int = 0,
+        weights: Sequence[float] | None = None,
+        augmentation: Augmentation = Augmentation(),
+    ) -> None:
+        self.files = list(itertools.chain(*folders))
+        seconds = [np.array([file.seconds for file in folder]) for folder in folders]
+        if weights is not None:
+            seconds = [weight * part / part.sum() for weight, part in zip(weights, seconds, strict=True)]
+        self.cumulative = np.cumsum(np.concatenate(seconds))
+        self.shape, self.seed, self.augmentation = shape, seed, augmentation
+        self.reported: set[str] = set()
+
+    def crop(self, number: int) -> np.ndarray:
+        """Crop `number`, float32 `[C, T]`; `DataError` after 50 draws of unreadable files."""
+        return self._draw(number)[0]
+
+    def source(self, number: int) -> list[str]:
+        """Paths drawn for crop `number`, then for the crop mixed with it; the last path of each is used."""
+        return self._draw(number)[1]
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        """Load a batch: one copy of each crop, and one transfer from a worker."""
+        audio = np.stack([self.crop(number) for number in numbers])
+        return Batch(torch.from_numpy(audio), torch.tensor(numbers, dtype=torch.int64))
+
+    def _draw(self, number: int) -> tuple[np.ndarray, list[str]]:
+        for pause in PAUSES:
+            try:
+                return self._try(number)
+            except DataError as error:
+                log.warning("%s; trying again in %d s", error, pause)
+                time.sleep(pause)
+        return self._try(number)
+
+    def _try(self, number: int) -> tuple[np.ndarray, list[str]]:
+        random = np.random.default_rng((self.seed, int(number)))
+        audio, tried = self._read(number, random)
+        if happens(self.augmentation.mix.probability, random):
+            second, others = self._read(number, random)
+            if not self.augmentation.is_quiet(second):
+                audio = self.augmentation.mix.apply(audio, second, random)
+            tried += others
+        return self.augmentation.apply(audio, self.shape[1], random), tried
+
+    def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+        tried, failed = list[str](), list[AudioError]()
+        while len(failed) < FAILED_DRAWS:
+            file, start, speed = self._choose(random)
+            tried.append(file.path)
+            try:
+                audio = read_segment(file.path, start, *self.shape, expected=file.info, speed=speed)
+            except AudioError as error:
+                failed.append(error)
+                continue
+            if len(tried) - len(failed) > QUIET_DRAWS or not self.augmentation.is_quiet(audio):
+                self._report(failed)
+                return audio, tried
+        names = ", ".join(printable(path) for path in sorted(set(tried))[:5])
+        raise DataError(
+            f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names}"
+        )
+
+    def _report(self, errors: Sequence[AudioError]) -> None:
+        for error in errors:
+            if str(error.path) not in self.reported:
+                self.reported.add(str(error.path))
+                log.warning("a crop is drawn from another file instead: %s", error)
+
+    def _choose(self, random: np.random.Generator) -> Place:
+        position = random.random() * self.cumulative[-1]
+        chosen = int(np.searchsorted(self.cumulative, position, side="right"))
+        file = self.files[min(chosen, len(self.files) - 1)]
+        length, sample_rate, _ = self.shape
+        speed = self.augmentation.draw_speed(file.sample_rate, sample_rate, random)
+        room = resampled_length(file.frames, file.sample_rate, sample_rate, speed) - length
+        if room < 0:
+            speed, room = 1, resampled_length(file.frames, file.sample_rate, sample_rate) - length
+        return Place(file, int(random.integers(0, room, endpoint=True)), speed)
+
+
+def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count: int) -> Tensor:
+    """Up to `count` clips `[N, C, T]` of `shape` (samples, Hz, channels), evenly spread over the files.
+
+    Shorter files are skipped; if all files are shorter, clips are as long as the longest file.
+    """
+    length, sample_rate, channels = shape
+    lengths = [resampled_length(file.frames, file.sample_rate, sample_rate) for file in files]
+    length = min(length, max(lengths))
+    fitting = [pair for pair in zip(files, lengths, strict=True) if pair[1] >= length]
+    clips: dict[tuple[str, int], np.ndarray] = {}
+    for number in range(count):
+        position = (number + 0.5) * len(fitting) / count
+        file, samples = fitting[int(position)]
+        start = int(position % 1 * (samples - length))
+        try:
+            clips[file.path, start] = read_segment(file.path, start, length, sample_rate, channels)
+        except AudioError as error:
+            log.warning("validation clip left out: %s", error)
+    if not clips:
+        raise DataError("no validation clip could be read: see the warnings before this")
+    return torch.from_numpy(np.stack(list(clips.values())))

@@ -1,0 +1,159 @@
+"""Inventory of a folder of audio: its files, their headers and levels, and their problems."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from codec.audio.reading import AudioInfo
+from codec.system.files import printable
+
+# fmt: off
+EXTENSIONS = frozenset({
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd",
+    ".caf", ".w64", ".rf64", ".sph", ".voc",
+})
+# Audio formats that libsndfile does not read: reported with a way to convert them, never ignored.
+FOREIGN_EXTENSIONS = frozenset({
+    ".m4a", ".m4b", ".aac", ".adts", ".alac", ".webm", ".mka", ".wma", ".wv", ".ape", ".amr", ".ac3", ".3gp",
+    ".dsf", ".tta", ".shn", ".ra", ".mp2", ".spx",
+})
+# fmt: on
+CLIPPED_SHARE = 1e-3  # files with a larger share of clipped samples are reported, but stay usable
+
+
+class DataError(ValueError):
+    """An unusable folder: missing, not readable, or without a usable audio file."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedFile:
+    """One file: its header, its levels (0 if the content was not checked) and its problem.
+
+    `path` is relative to the root, with `/` between folders and surrogate escapes for bytes that are
+    not UTF-8. `peak` and `rms` are linear (1 = full scale); `clipped` is the share of samples at full
+    scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read. A file with a
+    `remark` is usable but unusual.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    frames: int = 0
+    sample_rate: int = 0
+    channels: int = 0
+    peak: float = 0.0
+    rms: float = 0.0
+    clipped: float = 0.0
+    problem: str | None = None
+    remark: str | None = None
+
+    @property
+    def info(self) -> AudioInfo:
+        """Length, rate and channels, as returned by `audio.read_info`."""
+        return AudioInfo(self.frames, self.sample_rate, self.channels)
+
+    @property
+    def seconds(self) -> float:
+        """Duration in seconds; 0 for a file that could not be read."""
+        return self.frames / self.sample_rate if self.sample_rate else 0.0
+
+    def below(self, root: str) -> IndexedFile:
+        """Copy with an absolute path below `root`."""
+        return replace(self, path=os.path.join(root, self.path))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Audio files below `root`, sorted by path, and the number of `ignored` files by extension."""
+
+    root: str
+    files: tuple[IndexedFile, ...]
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> tuple[IndexedFile, ...]:
+        """Files without a problem."""
+        return tuple(file for file in self.files if file.problem is None)
+
+    @property
+    def problems(self) -> tuple[IndexedFile, ...]:
+        """Files with a problem."""
+        return tuple(file for file in self.files if file.problem is not None)
+
+    @property
+    def clipped(self) -> tuple[IndexedFile, ...]:
+        """Usable files with more than 0.1 % clipped samples."""
+        return tuple(file for file in self.usable if file.clipped > CLIPPED_SHARE)
+
+    @property
+    def remarked(self) -> tuple[IndexedFile, ...]:
+        """Usable files with a remark."""
+        return tuple(file for file in self.usable if file.remark is not None)
+
+    def require_usable(self) -> Index:
+        """Return the index itself; `DataError` with the reasons if no file is usable."""
+        if self.usable:
+            return self
+        where = f"no usable audio file in {printable(self.root)}: "
+        if self.files:
+            raise DataError(where + "; ".join(_grouped(self.problems)))
+        others = ", ".join(f"{count} {suffix}" for suffix, count in Counter(self.ignored).most_common(5))
+        reason = f"it holds only other files ({others})" if others else "it is empty"
+        raise DataError(f"{where}{reason}; looked in all its sub-folders for {' '.join(sorted(EXTENSIONS))}")
+
+    def summary(self) -> str:
+        """Summary in a few lines: duration, formats, rates and channels of usable files, and problems."""
+        usable = self.usable
+        minutes = sum(file.seconds for file in usable) / 60
+        length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+        lines = [
+            f"{printable(self.root)}: {len(usable)} usable file{'s' * (len(usable) != 1)}, {length}",
+            "  formats: " + _counted(os.path.splitext(file.path)[1].lower()[1:] for file in usable),
+            "  rates: " + _counted(f"{file.sample_rate} Hz" for file in usable),
+            "  channels: " + _counted(str(file.channels) for file in usable),
+        ]
+        if self.clipped:
+            lines.append(f"  used although clipped: {_names(self.clipped)}")
+        for kind, files in _by_kind(self.remarked):
+            lines.append(f"  used although {kind}: {_names(files)}")
+        if self.ignored:
+            count, others = sum(self.ignored.values()), _counted(Counter(self.ignored).elements())
+            lines.append(f"  ignored by their names: {count} other file{'s' * (count != 1)}, {others}")
+        if self.problems:
+            lines.append(f"  skipped: {len(self.problems)}")
+            lines += [f"    {group}" for group in _grouped(self.problems)]
+        return "\n".join(lines)
+
+    def report(self) -> str:
+        """Summary, then one line for each skipped, clipped or remarked file, with its reason."""
+        skipped = [f"skipped  {printable(file.path)}: {file.problem}" for file in self.problems]
+        clipped = [
+            f"clipped  {printable(file.path)}: {file.clipped:.1%} of its samples" for file in self.clipped
+        ]
+        remarked = [f"odd      {printable(file.path)}: {file.remark}" for file in self.remarked]
+        return "\n".join([self.summary(), *skipped, *clipped, *remarked]) + "\n"
+
+
+def _counted(values: Iterable[str]) -> str:
+    counts = Counter(values).most_common()
+    more = f", {len(counts) - 6} more" if len(counts) > 6 else ""
+    return ", ".join(f"{value} ({count})" for value, count in counts[:6]) + more
+
+
+def _names(files: Sequence[IndexedFile]) -> str:
+    more = f", … {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(printable(file.path) for file in files[:3]) + more
+
+
+def _grouped(problems: Sequence[IndexedFile]) -> list[str]:
+    return [f"{len(files)} {kind} ({_names(files)})" for kind, files in _by_kind(problems)]
+
+
+def _by_kind(entries: Sequence[IndexedFile]) -> list[tuple[str, list[IndexedFile]]]:
+    groups: dict[str, list[IndexedFile]] = {}
+    for file in entries:
+        groups.setdefault((file.problem or file.remark or "").split(":")[0], []).append(file)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))

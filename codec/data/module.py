@@ -1,0 +1,243 @@
+"""Data module: endless, exactly reproducible training batches and validation clips."""
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from codec.audio.conversion import resampled_length
+from codec.data.augmentation import Augmentation
+from codec.data.crops import Batch, Crops, read_clips
+from codec.data.index import DataError, Index, IndexedFile
+from codec.data.loader import WorkerLoader
+from codec.data.partition import separate
+from codec.data.scan import has_audio, scan, split
+from codec.system import distributed
+
+log = logging.getLogger(__name__)
+FEW_HELD_OUT = 4  # files; with fewer, scores depend more on the recordings than on the codec
+
+
+def check_above(limit: int, **options: float) -> None:
+    """ValueError with the name of an option that is not above `limit`."""
+    for name, value in options.items():
+        if not limit < value < float("inf"):
+            raise ValueError(f"{name} must be {'positive' if limit == 0 else '0 or more'}, got {value}")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation set: the held-out share of files or duration, see `split`, and the clips taken from it.
+
+    `clips` of `seconds` (None: twice the training crop, at least one second) are spread evenly over the
+    files that are long enough; if all are shorter, clips are as long as the longest file.
+    """
+
+    fraction: float = 0.05
+    clips: int = 16
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, got {self.fraction}")
+        check_above(0, clips=self.clips, seconds=1.0 if self.seconds is None else self.seconds)
+
+
+class CropBatches(Sampler[list[int]]):
+    """Endless batches of crop numbers.
+
+    Each process gets an equal contiguous part of a batch, so that batches are the same for any number of
+    processes. Each iterator starts at `seen()`: crops that were prefetched but not trained on are produced
+    again after a resume.
+    """
+
+    def __init__(self, batch_size: int, seen: Callable[[], int], rank: int, world_size: int) -> None:
+        if batch_size % world_size:
+            raise DataError(
+                f"data.batch_size={batch_size}, for {world_size} processes: take a multiple of {world_size}"
+            )
+        self.batch_size, self.share = batch_size, batch_size // world_size
+        self.seen, self.rank = seen, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in itertools.count(self.seen() + self.rank * self.share, self.batch_size):
+            yield list(range(start, start + self.share))
+
+
+class ClipBatches(list[Batch]):
+    """Validation batches in memory; a subclass, because Lightning treats a plain list as several loaders."""
+
+
+class AudioData(LightningDataModule):
+    """Training batches and validation clips from one or more folders of audio.
+
+    root: folder or folders, searched recursively; `weights`: relative probabilities of the folders (None:
+        by duration).
+    batch_size: crops of `segment_seconds` per step, over all processes.
+    augmentation, validation: augmentation of the crops; size of the validation set.
+    index: function that returns the `Index` of a folder: `codec.data.scan.scan` or a partial of it.
+    generate: function that writes audio into a root without any.
+
+    Raises `ValueError` for an invalid option and, when the folders are read, `DataError` if one has no
+    usable file. After `setup`, `indexes` lists the folders' contents and `valid_files` the held-out paths.
+    """
+
+    def __init__(
+        self,
+        root: str | list[str],
+        sample_rate: int,
+        channels: int = 1,
+        segment_seconds: float = 1.0,
+        batch_size: int = 16,
+        weights: list[float] | None = None,
+        seed: int = 0,
+        num_workers: int = 2,
+        augmentation: Augmentation = Augmentation(),
+        validation: Validation = Validation(),
+        index: Callable[[str], Index] = scan,
+        generate: Callable[[str], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.roots = [root] if isinstance(root, str | os.PathLike) else list(root)
+        positive = {"sample_rate": sample_rate, "channels": channels, "batch_size": batch_size}
+        check_above(0, **positive, segment_seconds=segment_seconds)
+        check_above(-1, seed=seed, num_workers=num_workers)
+        if not self.roots:
+            raise ValueError("root must name at least one folder")
+        if weights is not None and (len(weights) != len(self.roots) or min(weights) <= 0):
+            raise ValueError(f"weights must be one positive number a root ({len(self.roots)}), got {weights}")
+        self.sample_rate = sample_rate
+        self.segment_length = max(1, round(segment_seconds * sample_rate))
+        self.shape = self.segment_length, sample_rate, channels
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.weights, self.seed = weights, seed
+        self.augmentation, self.validation = augmentation, validation
+        self.make_index, self.generate = index, generate
+        self.seen = 0
+        self.indexes: list[Index] = []
+        self.known: dict[str, str] = {}  # in a resumed run: parts of its recordings by identity
+        self.trained: list[list[IndexedFile]] = []  # by root
+        self.valid: list[IndexedFile] = []
+        self.valid_files: list[str] = []
+
+    def prepare_data(self) -> None:
+        """Generate audio for roots without any, if `generate` is given; index the folders and cache that."""
+        for root in self.roots:
+            if self.generate is not None and not has_audio(root):
+                self.generate(root)
+        self.indexes = self.indexes or [self.make_index(root) for root in self.roots]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the files into training and validation; `DataError` if a folder has no usable file."""
+        if self.valid:
+            return
+        # Processes that did not run `prepare_data` read the indexes from the cache.
+        indexes = self.indexes or [self.make_index(root) for root in self.roots]
+        self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
+        roots: list[Any] = []
+        for index in self.indexes:
+            parts = split(index.usable, self.validation.fraction)
+            roots.append([[file.below(index.root) for file in part] for part in parts])
+        self.trained, self.valid = separate(roots, self.known)
+        self.valid_files = [file.path for file in self.valid]
+        self.train_crops = Crops(self.trained, self.shape, self.seed, self.weights, self.augmentation)
+        if distributed.rank() == 0:
+            log.info("%s", "\n".join(index.summary() for index in self.indexes))
+            log.info("%s", describe_parts(itertools.chain(*self.trained), self.valid))
+            if len(self.valid) < FEW_HELD_OUT:
+                log.warning(
+                    "held out for validation: %d file%s only, too few to tell models apart; raise "
+                    "data.validation.fraction (%g), or add recordings",
+                    len(self.valid),
+                    "s" * (len(self.valid) != 1),
+                    self.validation.fraction,
+                )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Loader of this process's part of the endless training batches, from the first unused crop on."""
+        process = distributed.rank(), distributed.world_size()
+        return WorkerLoader(
+            self.train_crops,
+            batch_sampler=CropBatches(self.batch_size, lambda: self.seen, *process),
+            num_workers=self.num_workers,
+            collate_fn=Batch._make,  # items are whole batches
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # draws from the global one would make a resumed run differ
+        )
+
+    def val_dataloader(self) -> ClipBatches:
+        """Batches of this process's part of the validation clips, the same in every validation."""
+        seconds = self.validation.seconds or max(1.0, 2 * self.segment_length / self.sample_rate)
+        shape = round(seconds * self.sample_rate), *self.shape[1:]
+        clips = read_clips(self.valid, shape, self.validation.clips)
+        world_size = distributed.world_size()
+        # Each process needs the same number, or one would wait forever for the others' last batch.
+        padded = -(-len(clips) // world_size) * world_size
+        numbers = torch.arange(distributed.rank(), padded, world_size) % len(clips)
+        portions = numbers.split(max(1, self.batch_size // world_size))
+        return ClipBatches(Batch(clips[portion], portion) for portion in portions)
+
+    def crops(self, start: int, count: int) -> Tensor:
+        """Training crops `start` to `start + count`: `[count, C, T]`, not counted as used."""
+        return self.train_crops.__getitems__(range(start, start + count)).audio
+
+    def source(self, number: int) -> list[str]:
+        """Paths drawn for crop `number`, see `Crops.source`."""
+        return self.train_crops.source(number)
+
+    def advance(self) -> None:
+        """Count one batch of all processes as used; called by the training step."""
+        self.seen += self.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of crops used in training."""
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after the crops that training has used."""
+        self.seen = int(state_dict["seen"])
+
+
+def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFile]) -> str:
+    """Number of files and minutes for validation and for training, as text."""
+    named = {"held out for validation": held_out, "trained on": list(trained)}
+    minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
+    # A folder with a single file has it on both sides.
+    every = sum({file.path: file.seconds / 60 for files in named.values() for file in files}.values())
+    return ", ".join(
+        f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {minutes[name]:.1f} minutes "
+        f"({minutes[name] / every:.1%})"
+        for name, files in named.items()
+    )
+
+
+def skip_short(index: Index, length: int, sample_rate: int) -> Index:
+    """Index with files of less than `length` samples at `sample_rate` Hz marked as too short.
+
+    `DataError` if no usable file remains.
+    """
+    needed = f"segment_seconds is {length / sample_rate:.3f} s"
+    files = [
+        replace(file, problem=f"shorter than a crop: {file.seconds:.3f} s, {needed}")
+        if not file.problem and resampled_length(file.frames, file.sample_rate, sample_rate) < length
+        else file
+        for file in index.files
+    ]
+    marked = replace(index, files=tuple(files))
+    try:
+        return marked.require_usable()
+    except DataError as error:
+        if not index.usable:
+            raise
+        longest = max(file.seconds for file in index.usable)
+        raise DataError(
+            f"{error}; {needed}: lower data.segment_seconds, the longest file has {longest:.3f} s"
+        ) from error

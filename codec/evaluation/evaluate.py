@@ -1,0 +1,209 @@
+"""Evaluation of a codec on recordings: tables of scores, and audio and spectrograms of every pair."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from codec.audio.conversion import resample
+from codec.audio.reading import AudioError
+from codec.data.index import DataError
+from codec.evaluation.cache import Records
+from codec.evaluation.complexity import time_coding
+from codec.evaluation.reading import first_clip, read_clip, shown, stamp
+from codec.evaluation.summary import summarise
+from codec.evaluation.systems import OwnCodec, Point, System
+from codec.evaluation.writing import write_pair, write_tables
+from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.metrics.signal import SCORES
+from codec.model.codec import Codec
+from codec.system.files import mark_output
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Evaluation options: the first `max_seconds` of a file, compared at `sample_rate` in `channels`.
+
+    File names are relative to `root`, whose sub-folders are domains. The number of `processes`, which compute
+    the `metrics`, is the number of concurrent files. The first `pictures` files get spectrograms.
+    """
+
+    sample_rate: int
+    channels: int
+    root: Path | None = None
+    max_seconds: float = 20.0
+    pictures: int = 16
+    metrics: Sequence[PerceptualMetric] = ()
+    processes: Sequence[MetricProcess] = field(default_factory=lambda: (MetricProcess(),))
+
+
+@torch.inference_mode()
+def evaluate(
+    codec: Codec,
+    files: Sequence[str],
+    output: Path,
+    *,
+    max_seconds: float = 20.0,
+    pictures: int = 16,
+    metrics: Sequence[PerceptualMetric] = (),
+) -> dict[str, Any]:
+    """Code files with several numbers of quantizers; write wavs, spectrograms, tables and `summary.json`.
+
+    The first `max_seconds` of each file are used. Unreadable files are logged and skipped. `files.csv` has
+    each file's scores with all quantizers, `depths.csv` those of each number. Returns the summary.
+    """
+    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures, metrics)
+    try:
+        return evaluate_system(OwnCodec(codec), files, output, options)
+    finally:
+        for process in options.processes:
+            process.close()
+
+
+@torch.inference_mode()
+def evaluate_system(
+    system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
+) -> dict[str, Any]:
+    """Evaluate any system on several threads; with `resume`, finished files are skipped.
+
+    Reasons for failed files and metrics are written to `failures.csv`. DataError if no file could be
+    evaluated, ConfigError if the folder holds another evaluation.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    mark_output(output)
+    settings = {
+        "sample_rate": options.sample_rate,
+        "channels": options.channels,
+        "seconds": options.max_seconds,
+    }
+    records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
+    todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
+    evaluate_files(system, todo, output, options, records)
+    results = [records.done[name] for _, _, name in numbered if name in records.done]
+    scored = [record for record in results if "error" not in record]
+    if not scored:
+        raise DataError(f"none of {len(files)} files could be evaluated")
+    names = [*SCORES, *(metric.name for metric in options.metrics)]
+    summary = summarise(system, scored, names)
+    summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
+    summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
+    if isinstance(system, OwnCodec):
+        summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
+    write_tables(output, results, names, summary)
+    return summary
+
+
+def evaluate_files(
+    system: System, todo: Sequence[tuple[int, str, str]], output: Path, options: Options, records: Records
+) -> None:
+    """Evaluate numbered files on several threads, each with its own metric process."""
+    processes: queue.SimpleQueue[MetricProcess] = queue.SimpleQueue()
+    for process in options.processes:
+        processes.put(process)
+    workers = len(options.processes)
+    threads = max(1, torch.get_num_threads() // workers)
+
+    def work(entry: tuple[int, str, str]) -> None:
+        process = processes.get()
+        try:
+            records.add(evaluate_file(system, entry, output, options, process))
+        finally:
+            processes.put(process)
+
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    bar = tqdm(
+        total=len(todo), desc=f"evaluate {system.name}", unit="file", dynamic_ncols=True, disable=not todo
+    )
+    try:
+        for _ in pool.map(work, todo) if workers > 1 else map(work, todo):
+            bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+@torch.inference_mode()
+def evaluate_file(
+    system: System, entry: tuple[int, str, str], output: Path, options: Options, process: MetricProcess
+) -> dict[str, Any]:
+    """Record of one file: scores of each point, and codes; or its error."""
+    number, path, name = entry
+    record = {"file": name, "number": number, "stamp": stamp(path)}
+    try:
+        audio = torch.from_numpy(read_clip(path, options.sample_rate, options.channels, options.max_seconds))
+        record |= {"seconds": audio.shape[-1] / options.sample_rate, "reasons": {}}
+        record["metrics"] = {metric.name: metric.version for metric in options.metrics}
+        codes, points = system.code(fitted(audio, options, system)[None])
+        record["points"], estimate = [], audio
+        for point in points:
+            estimate = returned(point.estimate[0].cpu().float(), options, system, audio.shape[-1])
+            record["points"].append(score(point, estimate, audio, options, process, record["reasons"]))
+        record["codes"] = codes[0].tolist() if codes is not None else []
+        picture = number <= options.pictures
+        write_pair(output, number, path, audio, estimate, options.sample_rate, picture=picture)
+    except (ValueError, RuntimeError) as error:  # fails this file only
+        if not isinstance(error, AudioError):
+            log.warning("%s, %s: %s", system.name, name, error)
+        else:
+            log.warning("%s", error)
+        return {**record, "error": str(error)}
+    return record
+
+
+def score(
+    point: Point, estimate: Tensor, audio: Tensor, options: Options, process: MetricProcess, reasons: dict
+) -> dict[str, Any]:
+    """Score one reconstruction `[C, T]` with every metric; a failed one is None, its reason in `reasons`."""
+    row: dict[str, Any] = {
+        "num_quantizers": point.num_quantizers,
+        "bits": point.bits,
+        "file_bits": point.file_bits,
+    }
+    for name, metric in SCORES.items():
+        value = float(metric(estimate[None], audio[None], options.sample_rate))
+        row[name] = value if np.isfinite(value) else None
+        if row[name] is None:
+            reasons[f"{name} {point.num_quantizers}"] = f"the score is {value}"
+    for metric in options.metrics:
+        row[metric.name], reason = process.score(metric, estimate.numpy(), audio.numpy(), options.sample_rate)
+        if reason:
+            reasons[f"{metric.name} {point.num_quantizers}"] = reason
+    return row
+
+
+def fitted(audio: Tensor, options: Options, system: System) -> Tensor:
+    """Convert audio `[C, T]` to the sample rate and channels of a system."""
+    if options.sample_rate != system.sample_rate:
+        audio = torch.from_numpy(resample(audio.numpy(), options.sample_rate, system.sample_rate))
+    if options.channels != system.channels:
+        audio = audio.mean(0, keepdim=True).expand(system.channels, -1)
+    return audio.contiguous()
+
+
+def returned(estimate: Tensor, options: Options, system: System, length: int) -> Tensor:
+    """Convert a system's output `[C, T]` back to the options' rate and channels, padded to `length`."""
+    if options.channels != system.channels:
+        estimate = estimate.mean(0, keepdim=True).expand(options.channels, -1)
+    if options.sample_rate != system.sample_rate:
+        estimate = torch.from_numpy(resample(estimate.numpy(), system.sample_rate, options.sample_rate))
+    return torch.nn.functional.pad(estimate, (0, length - estimate.shape[-1])).contiguous()
+
+
+def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
+    """Return True for a record without error, of the unchanged file, with all metrics in these versions."""
+    if record is None or "error" in record or record["stamp"] != stamp(path):
+        return False
+    return all(record["metrics"].get(metric.name) == metric.version for metric in options.metrics)

@@ -1,0 +1,53 @@
+"""Clips of recordings, cut and read for evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec.audio.conversion import resampled_length
+from codec.audio.reading import AudioError, read_info, read_segment
+from codec.evaluation.systems import OwnCodec, System
+from codec.system.files import printable
+
+
+def read_clip(path: str, sample_rate: int, channels: int, max_seconds: float) -> np.ndarray:
+    """Read the first `max_seconds` of a file, `[C, T]`."""
+    info = read_info(path)
+    length = resampled_length(info.frames, info.sample_rate, sample_rate)
+    return read_segment(path, 0, min(length, round(max_seconds * sample_rate)), sample_rate, channels)
+
+
+def first_clip(system: OwnCodec, files: Sequence[str], max_seconds: float) -> Tensor:
+    """Clip `[1, C, T]` of the first readable file, on the codec's device."""
+    device = next(system.codec.parameters()).device
+    clips = read_clips(system, files, max_seconds)
+    return next(clips).to(device)
+
+
+def read_clips(system: System, files: Sequence[str], max_seconds: float) -> Iterator[Tensor]:
+    """Yield clips `[1, C, T]` of the readable files at a system's rate and channels."""
+    for path in files:
+        try:
+            yield torch.from_numpy(read_clip(path, system.sample_rate, system.channels, max_seconds))[None]
+        except AudioError:
+            continue  # its record has the error
+
+
+def shown(path: str, root: Path | None) -> str:
+    """Name of a file in tables."""
+    return printable(os.path.relpath(path, root) if root else path)
+
+
+def stamp(path: str) -> list[int]:
+    """Size and modification time; a changed file of the same name is evaluated again."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,227 @@
+"""Scores of finished runs: read from folders, grouped by variant, compared by significance tests."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codec.config import ConfigError
+from codec.evaluation.statistics import holm, interval, paired_p_value, pooled_p_value
+from codec.model.untrusted import read_yaml
+from codec.system.files import printable
+
+RESULT = "result.json"
+LOWER_IS_BETTER = {"mel", "stft", "l1"}  # all other built-in metrics rise with quality
+LONGEST_LABEL = 80  # characters
+# Options that may differ between runs of one variant.
+INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
+INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
+# Types of summary entries that are not plain numbers.
+KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
+KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
+
+
+@dataclass
+class Run:
+    """Run folder: its config, and its scores by file (`scores[metric][file]`) or its error."""
+
+    folder: Path
+    config: dict[str, Any]
+    label: str
+    summary: dict[str, Any] | None = None
+    scores: dict[str, dict[str, float]] | None = None
+    error: str | None = None
+
+    @property
+    def seed(self) -> Any:
+        """Seed of the run; None without a config."""
+        return self.config.get("seed")
+
+
+def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[Run]:
+    """Find all runs in and below some folders; ConfigError if a folder is missing or none holds a run."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder")
+    found = {place.resolve(): place for folder in folders for place in run_folders(folder)}
+    if not found:
+        names = ", ".join(map(str, folders))
+        raise ConfigError(f"{names}: no run of codec-train in there (a folder with config.yaml)")
+    return [read_run(place, evaluation) for place in found.values()]
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folder if it is a run, otherwise the runs in its sub-folders."""
+    if (folder / "config.yaml").is_file() or (folder / RESULT).is_file():
+        yield folder
+        return
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from run_folders(child)
+
+
+def read_run(folder: Path, evaluation: str) -> Run:
+    """Read one run; damaged and unfinished runs get an `error`."""
+    run = Run(folder, {}, folder.name)
+    try:
+        if (folder / "config.yaml").is_file():
+            run.config = as_mapping(read_yaml(folder / "config.yaml"), "config.yaml")
+        result = read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
+        run.label = label_of(result.get("swept") or {}) or folder.name
+        if result.get("status") == "failed":
+            run.error = str(result.get("error"))
+        elif not run.config:
+            run.error = "damaged: there is no config.yaml"
+        elif not (folder / evaluation / "summary.json").is_file():
+            run.error = f"not finished, or not evaluated: there is no {evaluation}/summary.json"
+        else:
+            run.summary = read_json(folder / evaluation / "summary.json")
+            run.scores = read_scores(folder / evaluation / "files.csv")
+            lacks = {"files", "rate_distortion", *run.scores} - run.summary.keys()
+            odd = {
+                name for name, kind in KINDS.items() if not isinstance(run.summary.get(name, kind()), kind)
+            }
+            if lacks | odd:
+                raise ValueError(
+                    f"summary.json lacks {', '.join(sorted(lacks | odd))}: evaluate the run again"
+                )
+    except (OSError, ValueError, KeyError) as error:
+        run.summary, run.error = None, f"damaged: {error}"
+    return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; ValueError with the file's name if it is invalid."""
+    try:
+        return as_mapping(json.loads(path.read_text(encoding="utf-8")), path.name)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def as_mapping(value: Any, name: str) -> dict[str, Any]:
+    """Return the value; ValueError unless it is a mapping."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds no options")
+    return value
+
+
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Read files.csv as `scores[metric][file]`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "file" not in rows[0]:
+        raise ValueError(f"{path.name} holds no scores")
+    metrics = [name for name in rows[0] if name != "file"]
+    try:
+        return {
+            metric: {row["file"]: float(row[metric]) for row in rows if row[metric] != ""}
+            for metric in metrics
+        }
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def label_of(swept: Mapping[str, Any]) -> str:
+    """Short name of a variant from its swept options: choices of groups by value, others as `key=value`."""
+    label = ", ".join(
+        str(value) if "." not in key and key.lstrip("+").isalpha() else f"{key.rpartition('.')[2]}={value}"
+        for key, value in sorted(swept.items())
+        if key != "seed"
+    )
+    return printable(label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…")
+
+
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs with scores by variant; configs of one variant differ only in seed and other incidentals.
+
+    A run with the config and seed of another gets an `error` and is omitted.
+    """
+    variants: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.summary:
+            members = variants.setdefault(json.dumps(essence(run.config), sort_keys=True), [])
+            twin = next((other for other in members if other.seed == run.seed), None)
+            if twin:
+                run.error = f"the same config and seed as {twin.folder}: left out"
+            else:
+                members.append(run)
+    named: dict[str, list[Run]] = {}
+    for members in variants.values():
+        label = members[0].label
+        taken = label in named or sum(label == other[0].label for other in variants.values()) > 1
+        named[f"{label} ({members[0].folder.name})" if taken else label] = members
+    return named
+
+
+def essence(node: Any) -> Any:
+    """Remove the incidental options, which do not change the result, from a config."""
+    if isinstance(node, Mapping):
+        return {key: essence(value) for key, value in node.items() if key not in INCIDENTAL}
+    return [essence(value) for value in node] if isinstance(node, list) else node
+
+
+def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
+    """Score of each file, averaged over runs, for files common to all runs."""
+    tables = [table for run in runs if (table := (run.scores or {}).get(metric))]
+    files = set.intersection(*map(set, tables)) if tables else set()
+    return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
+
+
+def is_lower(metric: str, runs: Sequence[Run]) -> bool:
+    """Return True for metrics that fall with quality: built-in distances, and plug-ins marked so."""
+    said = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
+    return metric in LOWER_IS_BETTER or any(metric in names for names in said)
+
+
+def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
+    """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
+
+    The uncorrected p is the larger one of the test over files and, if any variant has several seeds, of the
+    test over seeds. Only `rivals` can be best; p is None for the best, for variants that are no rivals, and
+    without common files.
+    """
+    tables = {name: mean_over_seeds(runs, metric) for name, runs in variants.items()}
+    tables = {
+        name: table for name, table in tables.items() if table and all(map(math.isfinite, table.values()))
+    }
+    seeds = {
+        name: [
+            float(np.mean([scores[file] for file in table]))
+            for run in variants[name]
+            if (scores := (run.scores or {}).get(metric))
+        ]
+        for name, table in tables.items()
+    }
+    means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
+    everyone = [run for runs in variants.values() for run in runs]
+    sign = 1 if is_lower(metric, everyone) else -1
+    best = min((name for name in rivals if name in means), key=lambda name: sign * means[name], default=None)
+    p_values = {}
+    for name in rivals:
+        if best is None or name == best or name not in tables:
+            continue
+        common = sorted(tables[name].keys() & tables[best].keys())
+        if len(common) > 1:
+            ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
+            over_seeds = pooled_p_value(seeds[name], seeds[best], list(seeds.values()))
+            p_values[name] = float(np.fmax(paired_p_value(ours, theirs), over_seeds))
+    corrected = holm(p_values)
+    intervals = {name: interval(list(table.values())) for name, table in tables.items()}
+    return {
+        name: {
+            "mean": means[name],
+            "low": intervals[name][0],
+            "high": intervals[name][1],
+            "spread": float(np.std(seeds[name], ddof=1)) if len(seeds[name]) > 1 else None,
+            "best": name == best,
+            "p": corrected.get(name),
+        }
+        for name in tables
+    }

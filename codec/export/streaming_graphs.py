@@ -1,0 +1,105 @@
+"""Step graphs of a causal codec, for streaming: functions of a chunk and explicit states."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codec.config import ConfigError
+from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalisation
+from codec.export.progress import log
+from codec.layers.streaming import State, Step
+from codec.model.codec import Codec
+
+
+class EncoderStep(nn.Module):
+    """Encode `n` frames of audio `[1, C, n * hop_length]`; returns codes `[1, K, n]` and the next states."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.network = codec.autoencoder.streaming_encoder()
+        self.quantizer = codec.quantizer
+
+    def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Encode."""
+        latents, following = self.network(audio.transpose(1, 2), list(state))
+        return self.quantizer.encode(latents.transpose(1, 2)), *following
+
+
+class DecoderStep(nn.Module):
+    """Decode codes `[1, k, n]`, k <= K; returns audio `[1, C, n * hop_length]` and the next states."""
+
+    def __init__(self, codec: Codec):
+        super().__init__()
+        self.network = codec.autoencoder.streaming_decoder()
+        self.quantizer = codec.quantizer
+
+    def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Decode."""
+        given = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
+        latents = self.quantizer.decode(given).transpose(1, 2)
+        audio, following = self.network(latents, list(state))
+        return audio.transpose(1, 2), *following
+
+
+class StepGraph(NamedTuple):
+    """Exported step and its initial states."""
+
+    program: torch.export.ExportedProgram
+    initial: State
+
+
+def require_causal(codec: Codec) -> None:
+    """Raise ConfigError for a network with lookahead: its states have no fixed shapes."""
+    frames = codec.quantizer.stride
+    encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
+    if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
+        raise ConfigError(
+            "this codec is not causal: it has no step graphs. Train with autoencoder.causal=true (SEANet: "
+            "autoencoder.layers.causal=true), export without --streaming, or stream it with Codec.streaming, "
+            "which waits for what it needs"
+        )
+
+
+@torch.no_grad()
+def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
+    """Export `encoder_step` and `decoder_step` of a codec for chunks of `frames` frames."""
+    if frames < 1:
+        raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
+    require_causal(codec)
+    codec = without_normalisation(codec)
+    audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
+    codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
+    found = {}
+    for name, module, example, axes in (
+        ("encoder_step", EncoderStep(codec), audio, None),
+        ("decoder_step", DecoderStep(codec), codes, {1: stages_of(codec)}),
+    ):
+        log.info("tracing the %s", name)
+        network: Step = module.network
+        initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from LSTMs, which set attributes while they are traced
+            given, shapes = (example, *initial), (axes, (None,) * len(initial))
+            program = torch.export.export(module.eval(), given, dynamic_shapes=shapes)
+            found[name] = StepGraph(program, initial)
+    return found
+
+
+StepFunction = Callable[..., tuple[Tensor, ...]]
+
+
+def run_steps(step: StepFunction, initial: State, signal: Tensor, length: int) -> Tensor:
+    """Run a step on chunks of `length` of each signal in `[B, C, T]` separately; returns joined outputs."""
+    rows = []
+    for row in signal:
+        state, answers = list(initial), []
+        for piece in row[None].split(length, 2):
+            answer, *state = step(piece, *state)
+            answers.append(answer)
+        rows.append(torch.cat(answers, 2))
+    return torch.cat(rows)

@@ -1,0 +1,106 @@
+"""Loading and saving of EnCodec and DAC models in the format of Hugging Face's `transformers`.
+
+Only `check` requires `transformers`. Weights are read from safetensors, never from pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from codec.autoencoders.seanet import SEANet
+from codec.config import ConfigError
+from codec.huggingface import dac as dac_format
+from codec.huggingface import encodec as encodec_format
+from codec.huggingface.foreign import folded, normalised, read_json, read_json_config, read_safetensors
+from codec.model import saving
+from codec.model.codec import WEIGHTS_FILE, Codec
+from codec.model.saving import assemble, build_empty
+
+CONFIG_FILE = "config.json"
+FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format}
+
+
+def is_huggingface(path: Path) -> bool:
+    """Return True for the directory of a model of `transformers`."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def load(path: str | Path, zero_padding: bool = False) -> Codec:
+    """Load a codec from a local directory written by `save_pretrained` of `EncodecModel` or `DacModel`.
+
+    Codes and audio of whole frames equal those of `transformers`. `zero_padding` also accepts an EnCodec with
+    reflection padding, whose codes then differ near the edges. A DAC of odd strides loses samples in
+    `transformers`, none here.
+    ConfigError for a damaged file or a model that cannot be represented, FileNotFoundError without weights.
+    """
+    path = Path(path)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"{path}: {name} is missing: a model of transformers is read from it and its like "
+                "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
+            )
+    kind = read_json(path / CONFIG_FILE).get("model_type")
+    if not isinstance(kind, str) or kind not in FORMATS:
+        known = " and ".join(FORMATS)
+        raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {known} can be loaded")
+    form = FORMATS[kind]
+    given = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
+    try:
+        config = form.from_config(given, zero_padding)
+        plain = folded(read_safetensors(path / WEIGHTS_FILE))
+        empty = build_empty(config, plain)
+        weights = form.from_weights(empty, plain, given)
+    # Raised by torch and Python for wrong shapes and numbers out of range.
+    except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return assemble(config, normalised(weights, empty.state_dict()), path)
+
+
+def load_any(path: Path, zero_padding: bool = False) -> Codec:
+    """Load a directory of `transformers`, or anything supported by `codec.load`."""
+    return load(path, zero_padding) if is_huggingface(path) else saving.load(path)
+
+
+def shape_of(codec: Codec) -> str:
+    """Return `encodec` or `dac`, the codec's architecture; ConfigError with the reasons if it has neither."""
+    network = codec.autoencoder
+    if not isinstance(network, SEANet):
+        raise ConfigError(
+            f"EncodecModel and DacModel are SEANets, the autoencoder is {type(network).__name__}"
+        )
+    reasons = []
+    for kind, form in FORMATS.items():
+        try:
+            form.to_config(codec)
+        except ConfigError as error:
+            reasons.append(str(error))
+        else:
+            return kind
+    raise ConfigError("\n".join(reasons))
+
+
+@torch.no_grad()
+def save(codec: Codec, directory: Path) -> str:
+    """Write a codec as a directory of `transformers`; returns the name of the class that loads it.
+
+    ConfigError if the codec has neither architecture. The result is verified by `check`, not here.
+    """
+    kind = shape_of(codec)
+    config = FORMATS[kind].to_config(codec)
+    weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
+    if kind == "encodec":  # DAC's weights are stored folded
+        convolutions = [name for name in weights if name.endswith(".conv.weight")]
+        made_of = [name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions]
+        weights = normalised(weights, made_of)
+    directory.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
+    (directory / WEIGHTS_FILE).write_bytes(serialise(plain, metadata={"format": "pt"}))
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config["architectures"][0]

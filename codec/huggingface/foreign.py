@@ -1,0 +1,102 @@
+"""Shared parts of foreign formats: weight normalization, kernel sizes, JSON configs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from codec.config import PARTIAL, TARGET, ConfigError, fits
+from codec.model.untrusted import check_plain, read_small, read_weights
+
+GAIN, DIRECTION = "parametrizations.weight.original0", "parametrizations.weight.original1"
+OLD_GAIN, OLD_DIRECTION = "weight_g", "weight_v"  # names in torch before 2.0
+
+
+def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold weight normalization: `weight = gain * direction / |direction|`."""
+    plain = dict(weights)
+    for gain, direction in ((GAIN, DIRECTION), (OLD_GAIN, OLD_DIRECTION)):
+        for name in [name for name in weights if name.endswith(f".{gain}")]:
+            prefix = name.removesuffix(gain)
+            if f"{prefix}{direction}" not in plain:
+                raise ConfigError(f"{prefix}weight: has a gain but no direction")
+            direction_of = plain.pop(f"{prefix}{direction}")
+            plain[f"{prefix}weight"] = unit_rows(direction_of) * plain.pop(name)
+    return plain
+
+
+def unit_rows(weight: Tensor) -> Tensor:
+    """Divide each slice along the first dimension by its norm."""
+    return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
+
+
+def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Inverse of `folded`: split weights into gain and direction wherever `names` contains these."""
+    made = dict(weights)
+    for name in [name for name in names if name.endswith(f".{GAIN}")]:
+        prefix = name.removesuffix(GAIN)
+        if f"{prefix}weight" in made:
+            weight = made.pop(f"{prefix}weight")
+            rows = (len(weight), *[1] * (weight.ndim - 1))
+            gain = weight.flatten(1).norm(dim=1).view(rows)
+            # A row of zeros would become NaN by 0 / 0; with gain 0 any direction is valid.
+            made[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
+            made[f"{prefix}{GAIN}"] = gain
+    return made
+
+
+def fit_kernel(weight: Tensor, size: int, causal: bool) -> Tensor:
+    """Pad a stride-1 convolution's weight `[C', C, k]` with zeros to an equivalent one of `size` taps."""
+    missing = size - weight.shape[2]
+    after = 0 if causal else (size - 1) // 2 - (weight.shape[2] - 1) // 2
+    return torch.nn.functional.pad(weight, (missing - after, after))
+
+
+def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword arguments of a config node for `target`, including the defaults."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return defaults | {key: value for key, value in (node or {}).items() if key not in (TARGET, PARTIAL)}
+
+
+def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a foreign `config.json`, merged into its format's defaults; ConfigError for wrong types."""
+    given = read_json(path)
+    check_plain({name: given[name] for name in defaults if name in given}, str(path))
+    hints = {
+        name: list[float] if isinstance(value, list) else type(value) if value is not None else Any
+        for name, value in defaults.items()
+    }
+    wrong = [name for name, hint in hints.items() if name in given and not fits(given[name], hint)]
+    if wrong:
+        values = ", ".join(f"{name}: {given[name]!r}" for name in wrong)
+        raise ConfigError(f"{path}: not what such a model has: {values}")
+    return dict(defaults) | {name: given[name] for name in defaults if name in given}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a mapping from a JSON file; ConfigError if it is damaged."""
+    try:
+        given = json.loads(read_small(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: damaged: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(given).__name__}")
+    return given
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a file's tensors, floats as float32; ConfigError if it is damaged."""
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in read_weights(path).items()
+    }

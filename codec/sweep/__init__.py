@@ -1,0 +1,1 @@
+"""Sweeps over options: runs at equal bitrate, Optuna, Ray."""

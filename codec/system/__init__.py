@@ -1,0 +1,1 @@
+"""Files, processes, standard input and output, and the user's account."""

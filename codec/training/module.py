@@ -1,0 +1,315 @@
+"""The adversarial training step, written once for every codec."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from codec.data.crops import Batch
+from codec.data.module import AudioData
+from codec.discriminators.base import Discriminator
+from codec.losses.objective import Objective
+from codec.metrics.signal import SCORES
+from codec.model.codec import Codec
+from codec.quantizers.base import Quantized, Quantizer
+from codec.system.distributed import rank, world_size
+from codec.system.files import printable
+from codec.training.adversary import discriminator_loss
+from codec.training.adversary import generator_losses as adversarial_losses
+from codec.training.average import follow
+from codec.training.checkpoints import forget_best
+from codec.training.optimization import Optimization, clip_gradients, freeze_submodules, set_learning_rate
+from codec.training.stages import (
+    ENDLESS,
+    Stage,
+    check_stages,
+    locate,
+    plain,
+    reconstruct,
+    stand_ins,
+    start_quantizer,
+)
+from codec.training.step import Step
+
+log = logging.getLogger(__name__)
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot continue; the message contains the cause and a remedy."""
+
+
+class CodecTraining(lightning.LightningModule):
+    """Trains a codec on reconstruction losses and, from step `adversarial_from`, against a discriminator.
+
+    Each batch is one generator forward, one discriminator step on its detached output, one generator step,
+    one codebook update, and counts as one `global_step`. All random draws are seeded with the data's seed
+    and the step, so that a resumed run repeats an uninterrupted one. Submodules of the codec in `freeze`
+    are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and the use of the
+    discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        discriminator: Discriminator,
+        objective: Objective,
+        optimization: Optimization,
+        *,
+        adversarial_from: int = 0,
+        average_decay: float = 0.999,
+        revive_every: int = 10,
+        max_skipped: int = 50,
+        compile: bool = False,
+        freeze: Sequence[str] = (),
+        stages: Sequence[Stage] = (),
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # check_same_training compares, except for channels of later stages
+        if adversarial_from < 0 or revive_every < 1 or max_skipped < 1 or not 0 <= average_decay < 1:
+            raise ValueError(
+                "adversarial_from must be at least 0, revive_every and max_skipped at least 1 and "
+                f"average_decay in [0, 1), got {adversarial_from}, {revive_every}, {max_skipped}, "
+                f"{average_decay}"
+            )
+        if stages and (adversarial_from or freeze):
+            raise ValueError(
+                "stages set adversarial and freeze themselves: set adversarial_from=0 and freeze=[]"
+            )
+        self.has_discriminator = any(True for _ in discriminator.parameters())
+        codec.quantizer.check_loss_weights()
+        only_stage = Stage("", ENDLESS, freeze=freeze, adversarial=self.has_discriminator)
+        self.stages = list(stages) or [only_stage]
+        check_stages(self.stages, codec, objective, self.has_discriminator)
+        self.schedules = [stage.course(optimization.schedule) for stage in self.stages]
+        self.weights = [objective.reweighted(stage.weights or {}) for stage in self.stages]
+        self.number, self.place = 0, 0  # index of the stage, and of the step within it
+        self.codec = codec
+        self.average = copy.deepcopy(codec).requires_grad_(False).eval()
+        self.discriminator = discriminator
+        self.objective = objective
+        self.optimization = optimization
+        self.adversarial_from = adversarial_from
+        self.average_decay = average_decay
+        self.revive_every = revive_every
+        self.max_skipped = max_skipped
+        self.stand_ins = stand_ins(self.stages, codec.quantizer)
+        self.skipped_in_a_row = 0
+        self.register_buffer("skipped", torch.tensor(0))
+        self.gradient_norms: dict[str, float] = {}
+        self.step_ended = time.monotonic()
+        if compile:
+            codec.autoencoder.compile_networks()
+            discriminator.compile()
+
+    @property
+    def stage(self) -> Stage:
+        """Current training stage."""
+        return self.stages[self.number]
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """Bottleneck of the current stage."""
+        return self.quantizer_of(self.stage, self.codec)
+
+    def quantizer_of(self, stage: Stage, codec: Codec) -> Quantizer:
+        """Bottleneck of a stage: the codec's quantizer, or the module that replaces it without codes."""
+        coded = stage.bottleneck == "codes"
+        return codec.quantizer if coded else cast(Quantizer, self.stand_ins[stage.bottleneck])
+
+    @property
+    def audio_data(self) -> AudioData:
+        """Data module of the trainer."""
+        return cast(AudioData, cast(Any, self.trainer).datamodule)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """One optimizer for the codec and, if there is one, one for the discriminator."""
+        players: list[tuple[Any, torch.nn.Module]] = [(self.optimization.generator, self.codec)]
+        if self.has_discriminator:
+            players.append((self.optimization.discriminator, self.discriminator))
+        half = self.trainer.precision == "16-mixed"
+        if half and self.objective.balancer:
+            raise MisconfigurationException(
+                "the balancer takes gradients before fp16's loss scaling, and they underflow to 0: set "
+                "trainer.precision=bf16-mixed, or loss.balancer=null"
+            )
+        # A fused optimizer unscales fp16 gradients itself, too late for clipping.
+        options = {"fused": False} if half else {}
+        return [make(module.parameters(), **options) for make, module in players]
+
+    def on_train_start(self) -> None:
+        """Enter the stage of the current step."""
+        self.enter_stage()
+        self.step_ended = time.monotonic()
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        """Enter the next stage at its first step."""
+        number, self.place = self.locate(self.global_step)
+        if number != self.number:
+            self.enter_stage()
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Index of the stage that contains a step of the run, and the step within it."""
+        return locate([stage.steps for stage in self.stages], step)
+
+    def enter_stage(self) -> None:
+        """Freeze and weight as the stage requires; at its first step reset optimizers, balancer, average."""
+        self.number, self.place = self.locate(self.global_step)
+        freeze_submodules(self.codec, self.stage.frozen)
+        self.objective.weights = self.weights[self.number]
+        if self.stage.teaches_quantizer and self.quantizer.pool_size():
+            start_quantizer(self.quantizer, self.codec, self.audio_data)
+            self.average.load_state_dict(self.codec.state_dict())
+        if self.place:
+            return
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+        if self.objective.balancer:
+            self.objective.balancer.restart()
+        # Frozen parts of the average must equal those with which the other parts are trained.
+        self.average.load_state_dict(self.codec.state_dict())
+        forget_best(self.trainer.checkpoint_callbacks)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Record the end of a step, after checkpoints are saved."""
+        self.step_ended = time.monotonic()
+
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """Train generator and discriminator on one batch."""
+        optimizers = self.players()
+        audio = batch.audio
+        fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
+        noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
+        depth = self.draw_num_quantizers(len(audio))
+        estimate, quantized = reconstruct(self.codec, self.quantizer, audio, depth, noise)
+        losses: dict[str, Tensor] = {}
+        finite = True
+        if fooling and self.optimization.updates_discriminator(self.step_seed()):
+            losses["discriminator"] = discriminator_loss(self.discriminator, self.objective, audio, estimate)
+            finite = self.descend(optimizers[1], losses["discriminator"])
+        draws = torch.Generator().manual_seed(self.step_seed())
+        generator_losses = self.objective.reconstruction_losses(estimate, audio, draws)
+        if fooling:
+            generator_losses |= adversarial_losses(self.discriminator, self.objective, audio, estimate)
+        total = self.generator_total(generator_losses, estimate, quantized)
+        losses |= generator_losses | quantized.losses
+        finite = self.descend(optimizers[0], total) and finite
+        replaced = self.after_step(quantized) if finite else self.count_skipped(losses, batch)
+        self.audio_data.advance()
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return {"step": Step(detached, quantized.inputs, quantized.codes, replaced, finite)}
+
+    def players(self) -> list[LightningOptimizer]:
+        """Optimizers at this step's learning rate; only the generator's steps are counted."""
+        result: Any = self.optimizers()
+        optimizers: list[LightningOptimizer] = result if isinstance(result, list) else [result]
+        factor = self.schedules[self.number].factor(self.place)
+        for optimizer, base in zip(optimizers, (self.stage.lr, None), strict=False):
+            set_learning_rate(optimizer.optimizer, factor, base)
+        for optimizer in optimizers[1:]:
+            # Lightning counts each optimizer's steps; max_steps, checkpoints and logs must count batches.
+            optimizer._on_before_step = optimizer._on_after_step = do_nothing
+        return optimizers
+
+    def draw_num_quantizers(self, batch_size: int) -> Tensor | None:
+        """Quantizer dropout: a `num_quantizers` `[B]` for this process's part of the joint batch."""
+        generator = torch.Generator().manual_seed(self.step_seed())
+        drawn = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
+        start = rank() * batch_size
+        return None if drawn is None else drawn[start : start + batch_size].to(self.device)
+
+    def step_seed(self) -> int:
+        """Seed of this step's random draws, the same on all processes."""
+        return int(np.random.SeedSequence((self.audio_data.seed, self.global_step)).generate_state(1)[0])
+
+    def generator_total(self, losses: dict[str, Tensor], estimate: Tensor, quantized: Quantized) -> Tensor:
+        """Loss that the generator minimizes: the objective's and the quantizer's."""
+        total = self.objective.total(losses, estimate)
+        for name, loss in quantized.losses.items():
+            total = total + self.codec.quantizer.loss_weights[name] * loss
+        return total
+
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> bool:
+        """Take one optimizer step; False if it was skipped because a gradient was not finite."""
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip an optimizer's gradients; drop them if not finite, so that the step changes nothing."""
+        name = self.player_name(optimizer)
+        limit = getattr(self.optimization, f"{name}_clip")
+        # Gradients are already reduced over the processes, so all of them take the same branch.
+        self.gradient_norms[name] = norm = float(clip_gradients(optimizer, limit))
+        if not np.isfinite(norm):
+            optimizer.zero_grad(set_to_none=True)
+
+    def player_name(self, optimizer: Optimizer) -> str:
+        """Name of the network that an optimizer trains: `generator` or `discriminator`."""
+        return "generator" if optimizer is self.trainer.optimizers[0] else "discriminator"
+
+    @torch.no_grad()
+    def after_step(self, quantized: Quantized) -> Tensor | None:
+        """Update codebooks and averaged weights; returns the number of revived codes, see `Step`."""
+        replaced = self.update_quantizer(quantized) if self.stage.teaches_quantizer else None
+        done = self.place + 1
+        follow(self.average, self.codec, min(self.average_decay, done / (done + 10)))
+        self.skipped_in_a_row = 0
+        return replaced
+
+    def update_quantizer(self, quantized: Quantized) -> Tensor | None:
+        """Update the codebooks with one batch; every `revive_every` steps, revive dead codes."""
+        self.quantizer.update(quantized)
+        due = self.stage.bottleneck == "codes" and self.global_step % self.revive_every == 0
+        return self.quantizer.revive(quantized, self.step_seed()) if due else None
+
+    def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Log the losses that were not finite and their files; TrainingFailed after too many in a row."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        names = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["gradients"]
+        files = sorted({path for number in batch.numbers.tolist() for path in self.audio_data.source(number)})
+        log.warning(
+            "step %d: skipped, %s not finite (%d in a row) on %s",
+            self.global_step, ", ".join(names), self.skipped_in_a_row, ", ".join(map(printable, files[:8])),
+        )  # fmt: skip
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise TrainingFailed(
+                f"{self.max_skipped} steps in a row were not finite, last in {', '.join(names)}: lower "
+                "optimizer.generator.lr, or trainer.precision=32-true, and go on with resume=auto"
+            )
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
+        audio = batch.audio
+        trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
+        quantizer = self.quantizer_of(trained, self.average)
+        estimate = reconstruct(self.average, quantizer, audio)[0].float()
+        for name, score in SCORES.items():
+            # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
+            mean = score(estimate, audio, self.codec.sample_rate).mean()
+            self.log(
+                f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
+            )
+        return estimate
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the model's plain config, for `codec.load`, and the stages."""
+        checkpoint["model"] = self.codec.config
+        checkpoint["stages"] = plain(self.stages)
+
+
+def do_nothing() -> None:
+    """Stand in for Lightning's step counters."""

@@ -1,0 +1,121 @@
+"""Resuming: find a run folder's checkpoint, and check that it fits the config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from codec.config import ConfigError
+from codec.model.codec import CONFIG_FILE
+from codec.model.saving import open_checkpoint
+from codec.training.module import CodecTraining
+from codec.training.stages import Stage, locate, plain
+
+
+def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
+    """True if the exported model, and the evaluation if `evaluated`, are newer than the checkpoint."""
+    outputs = [folder / "model" / CONFIG_FILE]
+    if evaluated:
+        outputs.append(folder / "evaluation" / "summary.json")
+    time = checkpoint.stat().st_mtime_ns
+    return all(path.is_file() and path.stat().st_mtime_ns >= time for path in outputs)
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """Checkpoint to resume from; ConfigError if the folder holds a run and `resume` is null."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if resume == "auto":
+        return last if last.is_file() else None
+    if resume:
+        if not Path(resume).is_file():
+            raise ConfigError(f"resume: there is no checkpoint {resume}")
+        return Path(resume)
+    if last.is_file():
+        raise ConfigError(
+            f"{folder} holds a run already: go on with resume=auto, or choose another name=... "
+        )
+    return None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Number of training steps before a checkpoint."""
+    return int(open_checkpoint(checkpoint)["global_step"])
+
+
+def what_is_saved(checkpoint: Path) -> str:
+    """Sentence on the checkpoint, and its step, that a resumed run starts from."""
+    if not checkpoint.is_file():
+        return "no checkpoint is saved"
+    return f"{checkpoint.name} is of step {checkpoint_step(checkpoint)}: resume=auto goes on from it"
+
+
+def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
+    """ConfigError that lists every model option that differs from the checkpoint's."""
+    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
+    changed = [
+        f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
+        for key in sorted(saved.keys() | current.keys())
+        if saved.get(key) != current.get(key)
+    ]
+    if changed:
+        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
+
+
+def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
+    """ConfigError unless a checkpoint has this run's weights and stages."""
+    check_same_parts(checkpoint, module)
+    check_same_stages(checkpoint, module.stages)
+
+
+def check_same_parts(checkpoint: Path, module: CodecTraining) -> None:
+    """ConfigError unless a checkpoint has all weights of this run, discriminator and loss included."""
+    saved, current = open_checkpoint(checkpoint)["state_dict"], module.state_dict()
+    # Channels of later stages may be added or removed; those of stages so far are compared as stages.
+    saved_shapes, shapes = (
+        {(k, v.shape) for k, v in state.items() if not k.startswith("stand_ins.")}
+        for state in (saved, current)
+    )
+    if saved_shapes != shapes:
+        first = ", ".join(sorted({key for key, _ in saved_shapes ^ shapes})[:3])
+        raise ConfigError(
+            f"{checkpoint} was made with another discriminator or loss, or an older version "
+            f"({first} differ): use those, or another name="
+        )
+
+
+def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
+    """ConfigError unless the stages that a checkpoint has begun are the same in this run.
+
+    The steps of the last of them may change, but not below the number already done.
+    """
+    saved, now = open_checkpoint(checkpoint).get("stages", []), plain(stages)
+    number, last = locate([stage["steps"] for stage in saved], max(checkpoint_step(checkpoint) - 1, 0))
+    begun, current = saved[: number + 1], now[: number + 1]
+    if len(begun) == len(current) == number + 1 and current[-1]["steps"] > last:
+        current[-1]["steps"] = begun[-1]["steps"]
+    if begun == current:
+        return
+    before, after = (
+        flatten({f"stages[{i}]": stage for i, stage in enumerate(plain_stages)})
+        for plain_stages in (begun, current)
+    )
+    changed = [
+        f"{key}: {before.get(key)} in the checkpoint, {after.get(key)} now"
+        for key in before | after
+        if before.get(key) != after.get(key)
+    ]
+    raise ConfigError(
+        f"{checkpoint} was made with other training.stages:\n" + "\n".join(changed) + "\nThose that have "
+        "begun must stay; only the last of them may have other steps, no fewer than are done, and what "
+        "follows it is free"
+    )
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of a nested config by their dotted paths."""
+    if not isinstance(node, dict):
+        return {path: node}
+    return {
+        k: v for key, child in node.items() for k, v in flatten(child, f"{path}.{key}".lstrip(".")).items()
+    }
