@@ -10,8 +10,11 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import is_dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ TARGET, PARTIAL = "_target_", "_partial_"
 MODEL_PART = re.compile(r"codec\.(Codec|(autoencoders|layers|quantizers|codebooks)\.\w+)", re.ASCII)
 MODEL_CLASS = re.compile(r"codec\.(model|autoencoders|layers|quantizers|codebooks)\.\w+\.\w+", re.ASCII)
 MODEL_FUNCTION = re.compile(r"codec\.codebooks\.estimators\.\w+", re.ASCII)
+
+PARTS = "neural_audio_codec.parts"  # entry-point group of packages with parts of codecs
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
 
 
 class ConfigError(ValueError):
@@ -51,18 +57,44 @@ def locate(target: str) -> Any:
     raise ConfigError(f"there is no class or function {target!r} to import")
 
 
-def locate_own(target: str) -> Any:
-    """Model class or function of this package at a dotted path; ConfigError for anything else.
+@contextmanager
+def trusting(packages: Iterable[str]) -> Iterator[None]:
+    """Allow saved models to name classes of these packages, beside the `installed_packages`."""
+    token = _trusted.set(_trusted.get() | frozenset(packages))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
-    The defining module of a class is checked, because a path may lead through modules of this package into
-    other packages (`codec.layers.torch.hub.load`). Only names that match `MODEL_PART` are imported.
+
+@functools.cache
+def installed_packages() -> frozenset[str]:
+    """Packages that registered themselves as parts of codecs, in the entry-point group of `PARTS`."""
+    return frozenset(entry.value.partition(".")[0] for entry in entry_points(group=PARTS))
+
+
+def locate_own(target: str) -> Any:
+    """Model class or function at a dotted path, of this package or a trusted one; ConfigError for others.
+
+    The defining module of a class is checked, because a path may lead through modules of a package into
+    other packages (`codec.layers.torch.hub.load`). Of this package, only names that match `MODEL_PART` are
+    imported; of others, nothing unless the user trusts them. Saved files never extend the trust.
     """
+    package = str(target).partition(".")[0]
+    if package != "codec" and package in _trusted.get() | installed_packages():
+        member = locate(target)
+        if getattr(member, "__module__", "").partition(".")[0] == package:
+            return member
     if MODEL_PART.fullmatch(str(target)):
         member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):
             if kind(member) and allowed.fullmatch(f"{member.__module__}.{member.__qualname__}"):
                 return member
-    raise ConfigError(f"{target!r} is refused: a saved model may name only the model classes of this package")
+    remedy = f"; if you trust the package {package!r}, name it: --trust {package}, or trust=[{package!r}]"
+    raise ConfigError(
+        f"{target!r} is refused: a saved model may name only the model classes of this package"
+        + (remedy if package.isidentifier() and package != "codec" else "")
+    )
 
 
 def build(node: Any, find: Callable[[str], Any] = locate, path: str = "") -> Any:

@@ -63,7 +63,9 @@ def test_the_best_of_several_paths_are_those_of_all_their_scores(size, count, mo
     indices, values = search.best_few(points, vectors, bias, count, offsets)
     scores = ((points.double() @ vectors.T.double() + bias) + offsets[..., None]).flatten(1)
     expected = scores.topk(count, dim=1)
-    assert torch.equal(indices, expected.indices)
+    # Two scores may differ by less than float32 resolves; then either order is right.
+    torch.testing.assert_close(scores.gather(1, indices), expected.values, rtol=0, atol=1e-5)
+    assert all(len(set(row)) == count for row in indices.tolist())
     torch.testing.assert_close(values.double(), expected.values, rtol=0, atol=1e-5)
 
 

@@ -263,7 +263,7 @@ def test_a_full_disk_costs_a_checkpoint_but_not_the_run(tmp_path, wavs, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("codec.training.checkpoints.os.fsync", full)
-    monkeypatch.setattr("codec.training.telemetry.write_wav", no_room)
+    monkeypatch.setattr("codec.training.samples.write_wav", no_room)
     monkeypatch.setattr("codec.training.metrics_csv.MetricsCSV.rewrite", no_room)
     checkpoint = run(tmp_path, wavs, "trainer.max_steps=6", "trainer.val_check_interval=3")
     assert checkpoint["global_step"] == 6

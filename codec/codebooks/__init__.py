@@ -1,5 +1,6 @@
 """Codebooks, the stages of quantizers, and the tools they share."""
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.ema import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
 from codec.codebooks.estimators import rotation_trick
 from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodebook
@@ -10,6 +11,7 @@ from codec.codebooks.regularized import RegularizedCodebook
 
 __all__ = [
     "BSQCodebook",
+    "Codebook",
     "CosineCodebook",
     "EMACodebook",
     "FSQCodebook",

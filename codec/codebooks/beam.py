@@ -18,9 +18,6 @@ def beam_search(
     frame, each for the mean of s rows. At equal bits 4 paths have about 0.8 dB less error than one.
     ValueError for a codebook without `candidates`.
     """
-    for _, stage, _ in levels:
-        if not hasattr(stage, "candidates"):
-            raise ValueError(f"beam: {type(stage).__name__} searches no alternatives; use beam=1")
     frames, dim = len(inputs) // stride, inputs.shape[1]
     paths = inputs.view(frames, 1, stride, dim)  # residual of every path, [frames, paths, stride, D]
     codes = torch.empty(frames, 1, 0, dtype=torch.int64, device=inputs.device)
@@ -37,10 +34,7 @@ def extend(stage: Any, paths: Tensor, codes: Tensor, part: slice, beam: int) -> 
     targets = paths[:, :, part.start] if length == 1 else paths[:, :, part].mean(2)
     # The mean of several rows is coded; their deviations from it and the other rows do not change.
     energy = paths.square().sum((2, 3)) / length
-    if hasattr(stage, "continuations"):
-        parent, code = stage.continuations(targets, energy, beam)
-    else:
-        parent, code = by_candidates(stage, targets, energy, beam)
+    parent, code = stage.continuations(targets, energy, beam)
     index = torch.arange(len(paths), device=paths.device)[:, None]
     paths = paths[index, parent]
     paths[:, :, part] -= stage.lookup(code)[:, :, None]

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.cache import Derived
 from codec.codebooks.kmeans import kmeans
 from codec.codebooks.nearest import best, best_few, half_norms, nearest, nearest_few, with_half_norms
 from codec.layers.linear import linear
 
 
-class Codebook(nn.Module):
+class VectorCodebook(Codebook):
     """Codebook for inputs `[N, D]`: the nearest of `codebook_size` vectors; subclasses learn the vectors.
 
     `usage` `[K]` is the moving average of each code's share of the frames, independent of the batch size. A
@@ -24,12 +25,10 @@ class Codebook(nn.Module):
     out of range.
     """
 
-    # The straight-through gradient skips the whole residual cascade, once.
-    straight_through_cascade = True
+    tabular = learns = revives = True
 
     vectors: Tensor
     usage: Tensor
-    initialised: Tensor
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class Codebook(nn.Module):
         self.codebook_size = codebook_size
         self.decay = decay
         self.kmeans_iterations = kmeans_iterations
-        self.kmeans_frames = kmeans_frames
+        self.pool_frames = kmeans_frames * codebook_size
         self.dead_threshold = dead_threshold
         self.revive_from = revive_from
         self.temperature = temperature
@@ -71,11 +70,6 @@ class Codebook(nn.Module):
     def make_vectors(self, dim: int) -> None:
         """Create `self.vectors` `[K, D]`, a buffer or a parameter."""
         raise NotImplementedError
-
-    @property
-    def pool_frames(self) -> int:
-        """Number of latents that `initialise` needs."""
-        return self.kmeans_frames * self.codebook_size
 
     def table(self) -> Tensor:
         """All vectors `[K, D]`."""
@@ -107,10 +101,6 @@ class Codebook(nn.Module):
         # |x - c|² + rest = left - 2 (x·c - |c|²/2): one search compares the codes of all paths.
         pairs, _ = best_few(inputs, *self.search_table(), count, -0.5 * left)
         return pairs // self.codebook_size, pairs % self.codebook_size
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors `[..., D]` of codes `[...]`."""
-        return functional.embedding(codes, self.table())
 
     def choose(self, inputs: Tensor, table: Tensor, generator: torch.Generator | None) -> Tensor:
         """Nearest codes `[N]`, or in training codes drawn at `temperature`."""
@@ -182,7 +172,7 @@ class Codebook(nn.Module):
         return twins + 0.01 * self.vectors.std() * noise
 
 
-class EMACodebook(Codebook):
+class EMACodebook(VectorCodebook):
     """Codebook for inputs `[N, D]` of moving averages of its inputs (VQ-VAE, arXiv 1711.00937, A.1)."""
 
     def make_vectors(self, dim: int) -> None:
@@ -228,7 +218,7 @@ class CosineCodebook(EMACodebook):
         return super().statistics(functional.normalize(inputs, dim=1), codes, so_far)
 
 
-class GradientCodebook(Codebook):
+class GradientCodebook(VectorCodebook):
     """Codebook for inputs `[N, D]`, trained by the codebook loss (VQ-VAE, arXiv 1711.00937, eq. 3)."""
 
     def make_vectors(self, dim: int) -> None:
@@ -250,8 +240,7 @@ class SimVQCodebook(GradientCodebook):
     """
 
     def __init__(self, dim: int, codebook_size: int = 1024):
-        super().__init__(dim, codebook_size, dead_threshold=0.0)
-        self.kmeans_frames = 1
+        super().__init__(dim, codebook_size, kmeans_frames=1, dead_threshold=0.0)
 
     def make_vectors(self, dim: int) -> None:
         """Frozen vectors, N(0, 1) per entry, long enough for fast learning of the map."""

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.beam import by_candidates
 from codec.codebooks.cache import Derived
-from codec.codebooks.ema import Codebook
+from codec.codebooks.ema import VectorCodebook
 from codec.codebooks.estimators import straight_through
 from codec.codebooks.kmeans import kmeans
 from codec.codebooks.nearest import best, best_few
@@ -21,7 +22,7 @@ from codec.codebooks.standardize import Standardize
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
-class FactorizedCodebook(Codebook):
+class FactorizedCodebook(VectorCodebook):
     """Projects inputs `[N, D]` to `codebook_dim`, takes the code with the largest cosine, projects back.
 
     DAC (arXiv 2306.06546, §3.2): few dimensions, learned by gradients. The losses compare the projections
@@ -140,7 +141,7 @@ class FactorizedCodebook(Codebook):
         return look_up(output, codes, self), codes, errors
 
 
-class RandomProjectionCodebook(nn.Module):
+class RandomProjectionCodebook(Codebook):
     """Frozen random projection of inputs `[N, D]` and frozen unit vectors (BEST-RQ, arXiv 2202.01855).
 
     Only `out_proj` is learned. The quantizer cannot collapse, and gives targets for masked prediction.
@@ -148,9 +149,8 @@ class RandomProjectionCodebook(nn.Module):
     """
 
     straight_through_cascade = False
+    tabular = True
     pool_frames = 4096
-
-    initialised: Tensor
 
     projection: Tensor
     vectors: Tensor
@@ -202,10 +202,6 @@ class RandomProjectionCodebook(nn.Module):
     def sources(self) -> list[Tensor]:
         """Tensors from which `table` is computed."""
         return [self.vectors, *self.out_proj.parameters()]
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors `[..., D]` of codes `[...]`."""
-        return functional.embedding(codes, self.table())
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.estimators import straight_through
 from codec.codebooks.whitening import RunningWhitening, whitening_projection
 
@@ -21,7 +22,7 @@ def check_levels(levels: Sequence[int]) -> int:
     return math.prod(levels)
 
 
-class FSQCodebook(nn.Module):
+class FSQCodebook(Codebook):
     """Grid of `levels` as an implicit codebook for inputs `[N, D]` (arXiv 2309.15505); learns projections.
 
     Vectors and codes are a bijection computed in int64, exact for any product of levels below 2^63. In
@@ -31,11 +32,11 @@ class FSQCodebook(nn.Module):
     """
 
     straight_through_cascade = False
+    learns = True
     pool_frames = 8192
 
     levels: Tensor
     basis: Tensor
-    initialised: Tensor
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class FSQCodebook(nn.Module):
         return self.out_proj(vectors), self.to_codes(integers), {}
 
 
-class ScaledFSQCodebook(nn.Module):
+class ScaledFSQCodebook(Codebook):
     """Uniform grid of `levels` with learned steps for inputs `[N, d]`: one stage of residual FSQ.
 
     The inputs of residual FSQ shrink from stage to stage. A step per dimension, fitted to the inputs of the
@@ -118,12 +119,10 @@ class ScaledFSQCodebook(nn.Module):
     unless `dim` is the number of levels; `Projected` maps latents of other dimensions.
     """
 
-    straight_through_cascade = True
     pool_frames = 4096
 
     levels: Tensor
     basis: Tensor
-    initialised: Tensor
 
     def __init__(self, dim: int, levels: Sequence[int] = (8, 5, 5, 5)):
         super().__init__()

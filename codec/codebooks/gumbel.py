@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.kmeans import kmeans
 from codec.codebooks.regularized import lacking_entropy
 from codec.codebooks.standardize import Standardize
 
 
-class GumbelCodebook(nn.Module):
+class GumbelCodebook(Codebook):
     """Hard attention of inputs `[N, D]` over `codebook_size` learned memories (NWT, arXiv 2106.04283).
 
     Training draws one memory by the Gumbel-softmax at `temperature`, hard in the forward pass and soft in the
@@ -24,8 +25,7 @@ class GumbelCodebook(nn.Module):
     """
 
     straight_through_cascade = False
-
-    initialised: Tensor
+    tabular = True
 
     def __init__(
         self, dim: int, codebook_size: int = 1024, temperature: float = 1.0, kmeans_iterations: int = 10
@@ -80,10 +80,6 @@ class GumbelCodebook(nn.Module):
     def sources(self) -> list[Tensor]:
         """Tensors from which `table` is computed."""
         return [self.memories, self.to_values.weight, self.to_values.bias]
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors `[..., D]` of codes `[...]`."""
-        return functional.embedding(codes, self.table())
 
     def forward(
         self, inputs: Tensor, used: Tensor, generator: torch.Generator | None = None

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.estimators import straight_through
 from codec.codebooks.standardize import Standardize
 from codec.codebooks.whitening import regression, whitening_projection
 from codec.system.distributed import all_reduce_with_gradient
 
 
-class LFQCodebook(nn.Module):
+class LFQCodebook(Codebook):
     """Signs of `codebook_bits` projections of inputs `[N, D]`, 2^bits implicit codes (LFQ, arXiv 2310.05737).
 
     The entropy loss is the mean entropy of the codes of single frames minus `diversity` times the entropy of
@@ -32,7 +33,6 @@ class LFQCodebook(nn.Module):
     pool_frames = 8192
 
     basis: Tensor
-    initialised: Tensor
 
     def __init__(
         self,

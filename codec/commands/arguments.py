@@ -12,6 +12,7 @@ MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
 DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
 STDIN, STDOUT = "- for standard input", "- for standard output"
+TRUST = "package whose classes the model may name; registered packages and this one are trusted"
 TABLES_FILE = "entropy.safetensors"  # beside a model
 
 COMPRESS = """Write a recording as a small .codec file.
@@ -93,6 +94,7 @@ def evaluate() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
         "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
+    add_trust(parser)
     add("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
@@ -136,6 +138,7 @@ def export() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", type=Path, help=f"{MODEL}, or transformers directory")
+    add_trust(parser)
     add("--to", choices=("onnx", "torch", "openvino", "hf", "codec"), required=True,
         help="hf: transformers; codec: ours, of hf")  # fmt: skip
     add("-o", "--output", type=Path, required=True, help="folder to make")
@@ -156,6 +159,7 @@ def stream() -> argparse.ArgumentParser:
     parser = new_parser("stream", "Hear a codec at work, microphone or file to speakers or file.")
     add = parser.add_argument
     add("model", type=Path, help=MODEL)
+    add_trust(parser)
     add("input", type=Path, nargs="?", help=f"audio file, {STDIN}; default: the microphone")
     add("-o", "--output", type=Path, help=f"wav file, {STDOUT}; default: the speakers")
     add("--force", action="store_true", help="overwrite the output")
@@ -257,11 +261,17 @@ def fit_entropy() -> argparse.ArgumentParser:
     return parser
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add `--trust PACKAGE`."""
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
+
+
 def model_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Parser with a model as its first argument, and `--device`."""
     parser = new_parser(command, description)
     parser.add_argument("model", type=Path, help=MODEL)
     parser.add_argument("--device", help=DEVICE)
+    add_trust(parser)
     return parser
 
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encode_one(codec, options.inputs[0], options.output, settings)
         return 0
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
-    work |= {"settings": settings, "device": options.device}
+    work |= {"settings": settings, "device": options.device, "trust": options.trust}
     if options.engine == "ray" and not options.merge:
         from codec.tokens.ray_engine import run_on_ray
 

@@ -15,6 +15,7 @@ from codec import __version__
 from codec.commands.arguments import parse
 from codec.commands.errors import report_errors
 from codec.commands.train import start_training
+from codec.config import trusting
 from codec.pretrained import require_model
 from codec.system.stdio import check_pipes, is_pipe
 
@@ -101,7 +102,7 @@ def run_command(command: str, module: str, function: str = "main") -> None:
     def run() -> int:
         check_inputs(options)
         messages = sys.stderr if is_pipe(getattr(options, "output", None)) else sys.stdout
-        with contextlib.redirect_stdout(messages):
+        with contextlib.redirect_stdout(messages), trusting(getattr(options, "trust", ())):
             return getattr(importlib.import_module(module), function)(sys.argv[1:])
 
     sys.exit(report_errors(run))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.commands.errors import report_errors
-from codec.config import CONFIG_DIR, in_quotes
+from codec.config import CONFIG_DIR, in_quotes, installed_packages
 
 # Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -45,6 +47,7 @@ def start_training() -> int:
     from codec.training.overrides import check_names
 
     sys.argv[1:] = map(quoted, sys.argv[1:])
+    sys.argv[1:] += installed_configs(sys.argv[1:])
     check_names(sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
         from codec.sweep.ray_launcher import RayLauncher
@@ -78,6 +81,17 @@ def start_training() -> int:
 
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(job)()
     return status
+
+
+def installed_configs(arguments: Sequence[str]) -> list[str]:
+    """Override of `hydra.searchpath` for `configs` folders of installed packages; none beside the user's."""
+    if any(argument.startswith(("hydra.searchpath=", "--config-dir", "-cd")) for argument in arguments):
+        return []
+    places = {name: importlib.util.find_spec(name) for name in sorted(installed_packages())}
+    roots = [root for spec in places.values() if spec for root in spec.submodule_search_locations or []]
+    folders = [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
+    listed = ",".join(in_quotes(f"file://{folder}") for folder in folders)
+    return [f"hydra.searchpath=[{listed}]"] if folders else []
 
 
 def check_roots(config: Any) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 
 from codec.config import ConfigError
 from codec.evaluation.statistics import holm, interval, paired_p_value, pooled_p_value
+from codec.metrics.glossary import LOWER_IS_BETTER
 from codec.model.untrusted import read_yaml
 from codec.system.files import printable
 
 RESULT = "result.json"
-LOWER_IS_BETTER = {"mel", "stft", "l1"}  # all other built-in metrics rise with quality
 LONGEST_LABEL = 80  # characters
 # Options that may differ between runs of one variant.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}

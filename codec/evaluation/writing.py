@@ -14,6 +14,7 @@ from torch import Tensor
 
 from codec.audio.writing import write_wav
 from codec.evaluation.pictures import save_spectrogram_pair
+from codec.metrics.glossary import entry_of
 from codec.system.files import printable, write_whole
 
 
@@ -71,18 +72,14 @@ def print_summary(summary: dict[str, Any], output: Path) -> None:
 
 
 def scores_line(summary: dict[str, Any]) -> str:
-    """Scores as one line, for a terminal."""
+    """Scores as one line, for a terminal; those that were asked for come first."""
     files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
-    scores = {
-        "SI-SDR": ("si_sdr", ".2f", " dB"),
-        "mel distance": ("mel", ".3f", ""),
-        "STFT distance": ("stft", ".3f", ""),
-    }
+    names = [*summary.get("metrics", {}), "si_sdr", "mel", "stft"]
     parts = [
-        f"{title} {summary[key]:{digits}}{unit}"
-        for title, (key, digits, unit) in scores.items()
-        if summary[key] is not None
+        f"{entry_of(name).title} {summary[name]:.2f} {entry_of(name).unit}".rstrip()
+        for name in names
+        if summary.get(name) is not None
     ]
     return f"{files}{rate}: {', '.join(parts)}"
 

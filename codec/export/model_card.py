@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from codec.huggingface.convert import shape_of
+from codec.metrics.glossary import GLOSSARY
 from codec.model.codec import Codec, count_parameters
 from codec.model.untrusted import read_yaml
 
@@ -60,7 +61,7 @@ with torch.inference_mode():
 }
 SCORES = {
     **{"num_quantizers": "stages", "kbit/s": "kbit/s", "kbit/s_entropy": "entropy-coded"},
-    **{"si_sdr": "SI-SDR, dB", "mel": "mel distance", "stft": "STFT distance", "l1": "waveform L1"},
+    **{name: f"{entry.title}, {entry.unit}".rstrip(", ") for name, entry in GLOSSARY.items()},
 }
 STREAMING = """
 `encoder_step` and `decoder_step` code {frames} frame(s), {samples} samples, per call: they take `audio` or

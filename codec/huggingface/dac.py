@@ -70,7 +70,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
         "decoder_hidden_size": net["decoder_channels"] * 2**halvings,
         "n_codebooks": quantizer.num_quantizers,
         "codebook_size": quantizer.codebook_sizes[0],
-        "codebook_dim": quantizer.stages[0].vectors.shape[1],
+        "codebook_dim": cast(Tensor, quantizer.stages[0].vectors).shape[1],
         "quantizer_dropout": quantizer.dropout,
         "sampling_rate": codec.sample_rate,
     }

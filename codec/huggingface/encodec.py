@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.autoencoders.seanet import ResidualUnits, SEANet
-from codec.codebooks.ema import Codebook
+from codec.codebooks.ema import VectorCodebook
 from codec.config import ConfigError
 from codec.huggingface.bandwidths import bandwidths, depth_of
 from codec.huggingface.foreign import arguments, fit_kernel
@@ -121,7 +121,7 @@ def euclidean(quantizer: nn.Module) -> bool:
         isinstance(quantizer, Residual)
         and set(quantizer.strides) == {1}
         and all(
-            isinstance(stage, Codebook) and type(stage).encode is Codebook.encode
+            isinstance(stage, VectorCodebook) and type(stage).encode is VectorCodebook.encode
             for stage in quantizer.codebooks
         )
     )
@@ -168,7 +168,7 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
     assert isinstance(codec.quantizer, Residual)
     for index, stage in enumerate(codec.quantizer.stages):
         table, missing = stage.table(), config["codebook_size"] - stage.codebook_size
-        usage = functional.pad(stage.usage, (0, missing))
+        usage = functional.pad(cast(Tensor, stage.usage), (0, missing))
         table = functional.pad(table, (0, 0, 0, missing), value=FAR)
         prefix = f"quantizer.layers.{index}.codebook"
         made[f"{prefix}.embed"] = table

@@ -1,4 +1,4 @@
-"""Names, units and meanings of the scores, for readers of a page."""
+"""Titles, units, directions and meanings of the scores, for tables, pages and model cards."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """Title, meaning and unit of a score."""
+    """Title, meaning and unit of a score; `lower` if it falls with quality."""
 
     title: str
     meaning: str
     unit: str = ""
+    lower: bool = False
 
 
 # In the order of the tables.
@@ -20,6 +21,7 @@ GLOSSARY = {
         "mel distance",
         "Mean difference of log-mel spectrograms, summed over seven window lengths, as in DAC; 0 is equal. "
         "Phase does not count.",
+        lower=True,
     ),
     "si_sdr": Entry(
         "SI-SDR",
@@ -31,8 +33,11 @@ GLOSSARY = {
         "STFT distance",
         "Mean difference of magnitudes and log-magnitudes at two window lengths, as in DAC; 0 is equal. "
         "Finer in frequency than the mel distance.",
+        lower=True,
     ),
-    "l1": Entry("waveform L1", "Mean absolute difference of the samples; full scale is 1, and 0 is equal."),
+    "l1": Entry(
+        "waveform L1", "Mean absolute difference of the samples; full scale is 1, and 0 is equal.", lower=True
+    ),
     "stoi": Entry("STOI", "Intelligibility of speech, 0 to 1 (Taal 2011). Lenient to noise."),
     "estoi": Entry(
         "ESTOI", "Intelligibility of speech, 0 to 1 (Jensen 2016). Stricter than STOI to fast distortions."
@@ -60,6 +65,9 @@ GLOSSARY = {
         "speech with other words would score as high.",
     ),
 }
+
+
+LOWER_IS_BETTER = {name for name, entry in GLOSSARY.items() if entry.lower}
 
 
 def entry_of(key: str) -> Entry:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from codec.config import ConfigError, build, locate, locate_own, validate
+from codec.config import ConfigError, build, locate, locate_own, trusting, validate
 from codec.model.codec import CONFIG_FILE, VERSION, WEIGHTS_FILE, Codec
 from codec.model.untrusted import (
     APART,
@@ -38,12 +38,13 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
     return codec
 
 
-def load(path: str | Path) -> Codec:
+def load(path: str | Path, trust: Iterable[str] = ()) -> Codec:
     """Codec from a run folder, a directory of `Codec.save`, or a checkpoint (its averaged weights).
 
     `path` may also be the name of a pretrained model of this package (`codec.pretrained`).
 
-    Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own.
+    Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own, or of
+    installed packages that registered parts of codecs, or of the packages in `trust`.
     Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
     """
     path = require_model(path)
@@ -58,7 +59,8 @@ def load(path: str | Path) -> Codec:
             config, weights = read_directory(path)
     else:
         config, weights = read_checkpoint(path)
-    return assemble(config, weights, path)
+    with trusting(trust):
+        return assemble(config, weights, path)
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path) -> Codec:

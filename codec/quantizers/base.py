@@ -132,8 +132,21 @@ class Quantizer(nn.Module):
         """Quantize latents with the first `num_quantizers` codes of a frame, an int or a tensor `[B]`.
 
         `mask` `[B, F]` is False on padded frames: they get code −1 and zero latents and count in no loss.
-        `generator` is for stochastic quantizers, which take the most probable code without it.
+        `generator` is for stochastic quantizers, which take the most probable code without it. All arithmetic
+        is float32, also under autocast. ValueError for wrong shapes.
         """
+        self.check_latents(latents, num_quantizers, mask)
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.quantize(latents, num_quantizers, mask, generator)
+
+    def quantize(
+        self,
+        latents: Tensor,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Quantized:
+        """Quantize latents that were checked; autocast is disabled. Subclasses define this."""
         raise NotImplementedError
 
     def draw_num_quantizers(self, batch: int, generator: torch.Generator) -> Tensor | None:

@@ -53,12 +53,12 @@ class GaussianChannel(Identity):
         self.covariance.copy_(pool.T.cov())
         self.initialised.fill_(True)
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
         """Pass latents `[B, D, F]` through the channel at the rate of each example's `num_quantizers`."""
         self.check_latents(latents, num_quantizers)

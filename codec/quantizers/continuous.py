@@ -22,15 +22,14 @@ class Identity(Quantizer):
         self.dim = dim
         self.loss_weights = {}
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
         """Return the latents, zero where masked."""
-        self.check_latents(latents, num_quantizers, mask)
         output = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
         return Quantized(output, no_codes(latents), {}, latents.detach())
 
@@ -81,15 +80,14 @@ class Variational(Quantizer):
         self.standardize.fit(pool)
         self.initialised.fill_(True)
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
         """Draw latents `[B, D, F]`, or return their mean without a generator; zero where masked."""
-        self.check_latents(latents, num_quantizers, mask)
         with torch.autocast(latents.device.type, enabled=False):
             standard = self.standardize(latents.float().mT).mT
             mean, log_variance = self.to_moments(standard).chunk(2, 1)

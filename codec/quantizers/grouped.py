@@ -73,15 +73,14 @@ class Grouped(Quantizer):
         stages = (num_quantizers[:, None] - groups + self.num_groups - 1) // self.num_groups
         return [stages.flatten()] if self.shared else list(stages.unbind(1))
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
         """Quantize all groups; see `Quantizer.forward`."""
-        self.check_latents(latents, num_quantizers, mask)
         depths = self.depths(num_quantizers, len(latents), latents.device)
         mask = mask.repeat_interleave(self.num_groups, 0) if mask is not None and self.shared else mask
         results = [

@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from codec.codebooks.base import Codebook
 from codec.codebooks.beam import beam_search
 from codec.codebooks.cache import Derived
-from codec.codebooks.ema import Codebook
 from codec.codebooks.estimators import straight_through
+from codec.quantizers import learning
 from codec.quantizers.base import Quantized, Quantizer
 from codec.quantizers.frames import columns, pooled, rows, spread, subtract
-from codec.system.distributed import all_reduce_sum, broadcast, rank, world_size
 
 MOST_CODES = 4096  # codes per frame
 
@@ -40,7 +40,7 @@ class Residual(Quantizer):
     def __init__(
         self,
         dim: int,
-        codebook: Callable[..., nn.Module],
+        codebook: Callable[..., Codebook],
         *,
         num_quantizers: int = 8,
         codebook_sizes: Sequence[int] | None = None,
@@ -90,7 +90,7 @@ class Residual(Quantizer):
         self.depths = tuple(range(1, self.num_quantizers + 1) if depths is None else depths)
         if not self.depths or not all(1 <= depth <= self.num_quantizers for depth in self.depths):
             raise ValueError(f"depths must be 1 to {self.num_quantizers} codes, got {list(self.depths)}")
-        copies_gradient = self.codebooks[0].straight_through_cascade
+        copies_gradient = self.stages[0].straight_through_cascade
         if not copies_gradient and getattr(estimator, "func", estimator) is not straight_through:
             raise ValueError("estimator has no effect on these codebooks: set codebook.estimator")
         self.estimator = estimator
@@ -98,43 +98,36 @@ class Residual(Quantizer):
         self.tables: Derived[Tensor] = Derived()
 
     @property
-    def stages(self) -> list:
+    def stages(self) -> list[Codebook]:
         """Codebooks in the order of stages."""
-        return list(self.codebooks) * (len(self.strides) // len(self.codebooks))
-
-    @property
-    def learns(self) -> bool:
-        """True if the codebooks learn from statistics of their inputs."""
-        return hasattr(self.codebooks[0], "statistics")
+        return cast(list[Codebook], list(self.codebooks)) * (len(self.strides) // len(self.codebooks))
 
     @property
     def tabular(self) -> bool:
         """True if every stage is a table of vectors."""
-        return hasattr(self.codebooks[0], "table")
+        return all(stage.tabular for stage in self.stages)
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
-        """Quantize `[B, D, F]`; see `Quantizer.forward`."""
-        self.check_latents(latents, num_quantizers, mask)
-        with torch.autocast(latents.device.type, enabled=False):
-            batch, frames = len(latents), latents.shape[-1] // self.stride
-            inputs = rows(latents.float())
-            depth, computed = self.depth_of_frames(num_quantizers, batch, frames, latents.device)
-            if mask is not None:
-                inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
-                depth = depth * mask.reshape(-1)
-            # No mask is needed if every frame uses every stage.
-            complete = self.stride == 1 or computed == self.num_quantizers
-            whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
-            total, codes, losses = self.quantize(inputs, depth, computed, whole, generator)
-            return Quantized(
-                columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
-            )
+        """Quantize `[B, D, F * stride]`; see `Quantizer.forward`."""
+        batch, frames = len(latents), latents.shape[-1] // self.stride
+        inputs = rows(latents.float())
+        depth, computed = self.depth_of_frames(num_quantizers, batch, frames, latents.device)
+        if mask is not None:
+            inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
+            depth = depth * mask.reshape(-1)
+        # No mask is needed if every frame uses every stage.
+        complete = self.stride == 1 or computed == self.num_quantizers
+        whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
+        total, codes, losses = self.cascade(inputs, depth, computed, whole, generator)
+        return Quantized(
+            columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
+        )
 
     def depth_of_frames(
         self, num_quantizers: int | Tensor | None, batch: int, frames: int, device: torch.device
@@ -145,11 +138,11 @@ class Residual(Quantizer):
         computed = self.check_depth(num_quantizers)
         return torch.full((batch * frames,), computed, device=device), computed
 
-    def quantize(
+    def cascade(
         self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Quantize rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
-        copies_gradient = bool(self.codebooks[0].straight_through_cascade)
+        copies_gradient = self.stages[0].straight_through_cascade
         residual = inputs.detach() if copies_gradient else inputs
         scale = 1 / (depth > 0).sum().clamp(min=1)
         total, commitments = torch.zeros_like(inputs), torch.zeros_like(inputs)
@@ -183,7 +176,7 @@ class Residual(Quantizer):
                 losses["commitment"] = losses["commitment"] + (slope - slope.detach())
         return total, torch.cat(codes, 1)[:, :computed], losses
 
-    def levels(self, computed: int | None = None) -> Iterator[tuple[int, Any, int]]:
+    def levels(self, computed: int | None = None) -> Iterator[tuple[int, Codebook, int]]:
         """Stages of the first `computed` codes: number of first code, codebook, stride."""
         first = 0
         for stage, stride, count in zip(self.stages, self.strides, self.per_frame, strict=True):
@@ -240,9 +233,9 @@ class Residual(Quantizer):
 
     def sum_of_vectors(self, codes: Tensor) -> Tensor:
         """Sum `[B * F, D]` of the vectors of codes `[B, k, F]`, by one lookup in a table of all stages."""
-        stages = list(self.codebooks)
-        sources = [tensor for stage in stages for tensor in cast(Any, stage).sources()]
-        table = self.tables(sources, lambda: torch.cat([cast(Any, stage).table() for stage in stages]))
+        stages = self.stages[: len(self.codebooks)]
+        sources = [tensor for stage in stages for tensor in stage.sources()]
+        table = self.tables(sources, lambda: torch.cat([stage.table() for stage in stages]))
         batch, depth, frames = codes.shape
         rows = codes.new_empty(batch, frames, depth)
         torch.add(codes.permute(0, 2, 1), self.offsets[:depth], out=rows)
@@ -250,93 +243,20 @@ class Residual(Quantizer):
 
     def pool_size(self) -> int:
         """Number of latents that the codebooks need for `initialise`; 0 once initialized."""
-        sizes = [
-            stage.pool_frames * stride
-            for stage, stride in zip(self.stages, self.strides, strict=True)
-            if hasattr(stage, "pool_frames") and not bool(stage.initialised)
-        ]
-        return max(sizes, default=0)
+        stages = zip(self.stages, self.strides, strict=True)
+        return max((stage.pool_frames * stride for stage, stride in stages if stage.needs_pool), default=0)
 
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
         """Initialize each stage by the residual that the previous stages leave of a pool `[N, D]`."""
-        residual = pool[: len(pool) // self.stride * self.stride].float()
-        pools: list[Tensor] = []
-        for _, stage, stride in self.levels():
-            if not hasattr(stage, "pool_frames"):
-                return
-            inputs = pooled(residual, stride)
-            # A shared codebook is fitted to the inputs of all stages so far.
-            pools = [*pools, inputs] if len(self.codebooks) == 1 else [inputs]
-            stage.initialise(torch.cat(pools))
-            # Sums of the same values on different GPUs may differ in their last bits.
-            for tensor in stage.state_dict().values():
-                if tensor.is_floating_point():
-                    broadcast(tensor)
-            residual = residual - spread(stage.lookup(stage.encode(inputs)), stride)
+        learning.initialise(self, pool)
 
     @torch.no_grad()
     def update(self, quantized: Quantized) -> None:
         """Update the codebooks by statistics of this batch, summed over all processes."""
-        if not self.learns:
-            return
-        statistics: dict[Any, tuple[Tensor, Tensor]] = {}  # per codebook; of all stages for a shared one
-        with torch.autocast(quantized.inputs.device.type, enabled=False):
-            for stage, inputs, codes in self.cascade(quantized):
-                statistics[stage] = stage.statistics(inputs, codes, statistics.get(stage))
-        totals = iter(all_reduce_sum([tensor for pair in statistics.values() for tensor in pair]))
-        for stage, sums, counts in zip(statistics, totals, totals, strict=True):
-            stage.update(sums, counts)
+        learning.update(self, quantized)
 
     @torch.no_grad()
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
-        """Replace dead codes by stage inputs of the joint batch, or by twins of overused codes.
-
-        The result is the same on all processes. A shared codebook takes inputs of its first stage.
-        """
-        replaced = torch.zeros(self.num_quantizers, dtype=torch.int64)
-        if not isinstance(self.codebooks[0], Codebook):
-            return replaced
-        generator = torch.Generator().manual_seed(seed)
-        with torch.autocast(quantized.inputs.device.type, enabled=False):
-            candidates = [
-                self.candidates(stage, inputs, codes, generator)
-                for stage, inputs, codes in itertools.islice(self.cascade(quantized), len(self.codebooks))
-            ]
-        for (first, stage, _), candidate in zip(self.levels(), all_reduce_sum(candidates), strict=False):
-            vectors, available = candidate[:, :-1], candidate[:, -1] > 0
-            if stage.revive_from == "overused":
-                vectors, available = stage.twins(seed), torch.ones_like(available)
-            dead = stage.dead() & available & torch.isfinite(vectors).all(1)
-            stage.replace(dead, vectors)
-            replaced[first] = dead.sum()
-        return replaced
-
-    def candidates(
-        self, stage: Codebook, inputs: Tensor, codes: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Random stage input of the joint batch per code, and the flag 1, `[codebook_size, D + 1]`.
-
-        Rows of other processes, and rows that dropped this stage, are zero with the flag 0.
-        """
-        picks = picked_rows(len(inputs) * world_size(), stage.codebook_size, generator)
-        picks = picks.to(inputs.device) - rank() * len(inputs)
-        local = picks.clamp(0, len(inputs) - 1)
-        held = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
-        row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
-        return torch.where(held[:, None], row, 0.0)
-
-    def cascade(self, quantized: Quantized) -> Iterator[tuple[Codebook, Tensor, Tensor]]:
-        """Yield each stage with its inputs `[N, D]` and codes `[N]` in a quantized batch."""
-        residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
-        for first, stage, stride in self.levels(codes.shape[1]):
-            stage_codes = codes[:, first : first + self.stride // stride].reshape(-1)
-            yield stage, pooled(residual, stride), stage_codes
-            if first + self.stride // stride < codes.shape[1]:
-                vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
-                residual = subtract(residual, vectors, own=first > 0)
-
-
-def picked_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
-    """Random row numbers `[count]` below `total`, distinct if `count <= total`."""
-    return torch.randperm(total, generator=generator).repeat(-(-count // total))[:count]
+        """Replace dead codes by stage inputs of the joint batch, or by twins of overused codes."""
+        return learning.revive(self, quantized, seed)

@@ -52,15 +52,14 @@ class Split(Quantizer):
         depth = self.check_depth(num_quantizers)
         return [min(depth, first)] + ([depth - first] if depth > first else [])
 
-    def forward(
+    def quantize(
         self,
         latents: Tensor,
-        num_quantizers: int | Tensor | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        num_quantizers: int | Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Quantized:
         """Quantize with both branches; see `Quantizer.forward`."""
-        self.check_latents(latents, num_quantizers, mask)
         results = [
             branch(latents, depth, mask, generator)
             for branch, depth in zip(

@@ -12,7 +12,8 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from codec.config import ConfigError
-from codec.evaluation.runs import LOWER_IS_BETTER, read_json
+from codec.evaluation.runs import read_json
+from codec.metrics.glossary import LOWER_IS_BETTER
 
 Values = dict[str, str]
 

@@ -149,10 +149,11 @@ def run_job(
     jobs: tuple[int, int],
     device: str | None = None,
     merge_only: bool = False,
+    trust: Sequence[str] = (),
 ) -> None:
     """Load the codec and run one job; ConfigError if a batch does not fit the device's memory."""
     try:
-        encode_corpus(on_device(load(model), device), inputs, output, settings, jobs, merge_only)
+        encode_corpus(on_device(load(model, trust), device), inputs, output, settings, jobs, merge_only)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"out of memory: --batch-seconds {settings.batch_seconds / 2:g}, in a new folder, takes less"

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from codec.config import ConfigError
+from codec.config import ConfigError, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import Codec
 from codec.model.saving import load
@@ -38,7 +38,8 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
             f"weights={path} brings its architecture: leave out {options}, or leave out weights"
         )
     checkpoint = find_checkpoint(Path(composed.run_dir), composed.resume)
-    codec = load(checkpoint) if checkpoint else load_any(Path(path))
+    with trusting(composed.get("trust") or ()):
+        codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
     return with_model(composed, codec.config), codec.train()
 

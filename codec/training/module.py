@@ -11,7 +11,6 @@ from typing import Any, cast
 import lightning
 import numpy as np
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
@@ -29,7 +28,7 @@ from codec.training.adversary import discriminator_loss
 from codec.training.adversary import generator_losses as adversarial_losses
 from codec.training.average import follow
 from codec.training.checkpoints import forget_best
-from codec.training.optimization import Optimization, clip_gradients, freeze_submodules, set_learning_rate
+from codec.training.optimization import Optimization, clip_gradients, freeze_submodules, prepared
 from codec.training.stages import (
     ENDLESS,
     Stage,
@@ -135,18 +134,9 @@ class CodecTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for the codec and, if there is one, one for the discriminator."""
-        players: list[tuple[Any, torch.nn.Module]] = [(self.optimization.generator, self.codec)]
-        if self.has_discriminator:
-            players.append((self.optimization.discriminator, self.discriminator))
+        discriminator = self.discriminator if self.has_discriminator else None
         half = self.trainer.precision == "16-mixed"
-        if half and self.objective.balancer:
-            raise MisconfigurationException(
-                "the balancer takes gradients before fp16's loss scaling, and they underflow to 0: set "
-                "trainer.precision=bf16-mixed, or loss.balancer=null"
-            )
-        # A fused optimizer unscales fp16 gradients itself, too late for clipping.
-        options = {"fused": False} if half else {}
-        return [make(module.parameters(), **options) for make, module in players]
+        return self.optimization.optimizers(self.codec, discriminator, half, bool(self.objective.balancer))
 
     def on_train_start(self) -> None:
         """Enter the stage of the current step."""
@@ -212,15 +202,8 @@ class CodecTraining(lightning.LightningModule):
 
     def players(self) -> list[LightningOptimizer]:
         """Optimizers at this step's learning rate; only the generator's steps are counted."""
-        result: Any = self.optimizers()
-        optimizers: list[LightningOptimizer] = result if isinstance(result, list) else [result]
         factor = self.schedules[self.number].factor(self.place)
-        for optimizer, base in zip(optimizers, (self.stage.lr, None), strict=False):
-            set_learning_rate(optimizer.optimizer, factor, base)
-        for optimizer in optimizers[1:]:
-            # Lightning counts each optimizer's steps; max_steps, checkpoints and logs must count batches.
-            optimizer._on_before_step = optimizer._on_after_step = do_nothing
-        return optimizers
+        return prepared(self.optimizers(), factor, self.stage.lr)
 
     def draw_num_quantizers(self, batch_size: int) -> Tensor | None:
         """Quantizer dropout: a `num_quantizers` `[B]` for this process's part of the joint batch."""
@@ -309,7 +292,3 @@ class CodecTraining(lightning.LightningModule):
         """Add the model's plain config, for `codec.load`, and the stages."""
         checkpoint["model"] = self.codec.config
         checkpoint["stages"] = plain(self.stages)
-
-
-def do_nothing() -> None:
-    """Stand in for Lightning's step counters."""

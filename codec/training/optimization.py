@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -59,8 +62,8 @@ class Optimization:
     so that it does not overpower the generator.
     """
 
-    generator: Callable[[Iterable[nn.Parameter]], Optimizer]
-    discriminator: Callable[[Iterable[nn.Parameter]], Optimizer]
+    generator: Callable[..., Optimizer]
+    discriminator: Callable[..., Optimizer]
     schedule: Exponential | Cosine
     generator_clip: float = 1.0
     discriminator_clip: float = 10.0
@@ -75,6 +78,23 @@ class Optimization:
                 f"{self.discriminator_update_probability}; discriminator=none trains without"
             )
 
+    def optimizers(
+        self, codec: nn.Module, discriminator: nn.Module | None, half: bool, balanced: bool
+    ) -> list[Optimizer]:
+        """One optimizer for the codec and one for a discriminator; `half` for fp16's loss scaling.
+
+        MisconfigurationException for a balanced loss in fp16.
+        """
+        if half and balanced:
+            raise MisconfigurationException(
+                "the balancer takes gradients before fp16's loss scaling, and they underflow to 0: set "
+                "trainer.precision=bf16-mixed, or loss.balancer=null"
+            )
+        # A fused optimizer unscales fp16 gradients itself, too late for clipping.
+        options = {"fused": False} if half else {}
+        players = [(self.generator, codec), (self.discriminator, discriminator)]
+        return [make(module.parameters(), **options) for make, module in players if module is not None]
+
     def updates_discriminator(self, seed: int) -> bool:
         """True if the step with this seed trains the discriminator; the same on all processes."""
         return float(np.random.default_rng(seed).random()) < self.discriminator_update_probability
@@ -84,6 +104,21 @@ def set_learning_rate(optimizer: Optimizer, factor: float, base: float | None = 
     """Set the learning rate to `factor` times `base`, None for the optimizer's own."""
     for group in optimizer.param_groups:
         group["lr"] = (optimizer.defaults["lr"] if base is None else base) * factor
+
+
+def prepared(given: Any, factor: float, base: float | None) -> list[LightningOptimizer]:
+    """Lightning's optimizers at `factor` times their learning rates, `base` for the first's if not None."""
+    optimizers: list[LightningOptimizer] = given if isinstance(given, list) else [given]
+    for optimizer, rate in zip(optimizers, (base, None), strict=False):
+        set_learning_rate(optimizer.optimizer, factor, rate)
+    for optimizer in optimizers[1:]:
+        # Lightning counts each optimizer's steps; max_steps, checkpoints and logs must count batches.
+        optimizer._on_before_step = optimizer._on_after_step = do_nothing
+    return optimizers
+
+
+def do_nothing() -> None:
+    """Replacement for hooks that count steps."""
 
 
 def learns(module: nn.Module) -> bool:

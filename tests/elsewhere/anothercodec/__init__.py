@@ -1,0 +1,1 @@
+"""Parts of codecs in a package of their own, as a user would write them."""

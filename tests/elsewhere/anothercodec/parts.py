@@ -1,0 +1,77 @@
+"""An autoencoder, a codebook, a discriminator, a loss and a metric, none of them of the package `codec`."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from codec.autoencoders import Autoencoder
+from codec.codebooks import Codebook
+from codec.codebooks.nearest import nearest
+from codec.discriminators.base import ConvStack, Discriminator
+
+
+class PlainAutoencoder(Autoencoder):
+    """Plain strided convolutions, audio `[B, 1, T]` to latents `[B, D, T / hop]`."""
+
+    def __init__(self, latent_dim: int = 16, hop: int = 64):
+        super().__init__()
+        self.audio_channels, self.latent_dim, self.hop_length = 1, latent_dim, hop
+        self.analysis = nn.Conv1d(1, latent_dim, 3 * hop, hop, hop)
+        self.synthesis = nn.ConvTranspose1d(latent_dim, 1, 3 * hop, hop, hop)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        return self.analysis(audio)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.synthesis(latents)
+
+
+class FrozenCodebook(Codebook):
+    """Random vectors that are never learned; the first is zero, so that no stage makes it worse."""
+
+    tabular = True
+
+    def __init__(self, dim: int, codebook_size: int = 64):
+        super().__init__()
+        self.codebook_size = codebook_size
+        vectors = torch.randn(codebook_size, dim)
+        vectors[0] = 0
+        self.register_buffer("vectors", vectors)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return nearest(inputs, self.vectors)
+
+    def table(self) -> Tensor:
+        return self.vectors
+
+    def sources(self) -> list[Tensor]:
+        return [self.vectors]
+
+    def forward(self, inputs, used, generator=None):
+        codes = self.encode(inputs)
+        return self.lookup(codes), codes, {}
+
+
+class WaveDiscriminator(Discriminator):
+    """One convolution over the waveform."""
+
+    def __init__(self, audio_channels: int = 1):
+        super().__init__()
+        layer = nn.Sequential(nn.Conv1d(audio_channels, 4, 15, 4, 7), nn.LeakyReLU(0.2))
+        self.bodies = nn.ModuleList([ConvStack([layer], nn.Conv1d(4, 1, 3, 1, 1))])
+
+    def views(self, audio: Tensor) -> list[Tensor]:
+        return [audio]
+
+
+class WaveformL2(nn.Module):
+    """Mean squared difference of `[B, C, T]` and `[B, C, T]`."""
+
+    def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
+        return functional.mse_loss(estimate, target)
+
+
+def peak_error(estimate: np.ndarray, reference: np.ndarray, rate: int) -> float:
+    """Largest difference of two samples."""
+    return float(np.abs(estimate - reference).max())

@@ -1,0 +1,126 @@
+"""Parts of a package of its own: found, trained, resumed, loaded, coded, refused, exported and evaluated."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenised import noise
+
+import codec
+from codec.audio.writing import write_wav
+from codec.config import ConfigError, installed_packages, locate_own, trusting
+from codec.layers.streaming import NotStreamable
+from codec.model.batching import decode_part, encode_batch, exact_float32
+from codec.tokens import TokenDataset
+
+ELSEWHERE = Path(__file__).parent / "elsewhere"
+NAME = "anothercodec"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with wavs, and beside it the metadata of the package, as pip would install them."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    metadata = folder / "site" / f"{NAME}-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[neural_audio_codec.parts]\nparts = {NAME}.parts\n")
+    (folder / "wavs").mkdir()
+    for number in range(3):
+        write_wav(folder / "wavs" / f"{number}.wav", noise(8000, number), 8000)
+    return folder
+
+
+def run(place: Path, *arguments: str, installed: bool = True) -> subprocess.CompletedProcess[str]:
+    paths = [str(ELSEWHERE), *([str(place / "site")] if installed else [])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(
+        [sys.executable, "-m", "codec", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=place,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(place) -> Path:
+    options = ["experiment=plain", "data.root=wavs", "logger=none", "evaluate=0", "resume=auto"]
+    first = run(place, "train", *options)
+    assert first.returncode == 0, first.stderr
+    again = run(place, "train", *options, "trainer.max_steps=6")
+    assert again.returncode == 0 and "at step 4, to step 6" in again.stdout, again.stdout + again.stderr
+    return place / "runs" / "plain"
+
+
+@pytest.fixture
+def loaded(trained, monkeypatch) -> codec.Codec:
+    monkeypatch.syspath_prepend(str(ELSEWHERE))
+    return codec.load(trained, trust=[NAME])
+
+
+def test_a_misspelled_option_of_the_package_gets_a_suggestion(place):
+    done = run(place, "train", "autoencoder=plane", "data.root=wavs")
+    assert done.returncode == 2 and "did you mean plain?" in done.stderr
+    done = run(place, "train", "experiment=plain", "data.root=wavs", "autoencoder.latent_dimm=3")
+    assert done.returncode == 2 and "did you mean autoencoder.latent_dim?" in done.stderr
+
+
+def test_a_model_is_loaded_from_a_package_that_the_user_trusts(trained, loaded, place):
+    assert loaded.quantizer.num_quantizers == 3 and type(loaded.autoencoder).__module__ == f"{NAME}.parts"
+    with pytest.raises(ConfigError, match=rf"{NAME}.parts.PlainAutoencoder' is refused.*--trust {NAME}"):
+        codec.load(trained)  # neither registered here nor named
+    with pytest.raises(ConfigError, match="is refused"):
+        codec.load(trained, trust=["another"])
+
+
+def test_trust_in_a_package_is_no_trust_in_what_it_imports(loaded):
+    assert NAME not in installed_packages()
+    with trusting([NAME]):
+        assert locate_own(f"{NAME}.parts.FrozenCodebook").__name__ == "FrozenCodebook"
+        for target in (f"{NAME}.parts.np.load", f"{NAME}.parts.torch.hub.load", "os.system"):
+            with pytest.raises(ConfigError, match="is refused"):
+                locate_own(target)
+
+
+def test_codes_do_not_depend_on_the_batch_and_parts_are_cut_from_the_whole(loaded):
+    signals = [torch.from_numpy(noise(samples, samples)) for samples in (801, 2000, 64)]
+    with torch.inference_mode(), exact_float32():
+        for codes, signal in zip(encode_batch(loaded, signals), signals, strict=True):
+            assert torch.equal(codes, loaded.encode(signal[None])[0])
+        codes = loaded.encode(signals[1][None])[0]
+        whole = loaded.decode(codes[None])[0]
+        part = torch.cat(list(decode_part(loaded, lambda a, b: codes[:, a:b], codes.shape[1], 9, 20)), 1)
+    torch.testing.assert_close(part, whole[:, 9 * 64 : 20 * 64], atol=1e-6, rtol=0)
+    with pytest.raises(NotStreamable, match="PlainAutoencoder has no streaming form"):
+        loaded.streaming()
+
+
+def test_every_command_takes_the_package_by_registration_or_by_name(trained, place):
+    model = str(trained)
+    commands = {
+        "encode": [model, "wavs", "-o", "tokens", "--format", "npy"],
+        "compress": [model, "wavs/0.wav", "-o", "0.codec"],
+        "decompress": [model, "0.codec", "-o", "0.wav"],
+        "decode": [model, "tokens", "-o", "decoded"],
+        "evaluate": [model, "wavs", "-o", "scores", "--metric", f"peak={NAME}.parts:peak_error"],
+    }
+    for command, arguments in commands.items():
+        refused = run(place, command, *arguments, installed=False)
+        assert refused.returncode == 2 and f"--trust {NAME}" in refused.stderr, (command, refused.stderr)
+        trust = ["--trust", NAME] if command in ("encode", "decode") else []
+        done = run(place, command, *arguments, *trust, installed=not trust)
+        assert done.returncode == 0, (command, done.stderr)
+    assert "peak" in done.stdout
+    tokens = TokenDataset(place / "tokens")
+    assert tokens.num_quantizers == 3 and len(tokens) == 3
+    streamed = run(place, "stream", model, "wavs/0.wav", "-o", "s.wav")
+    assert streamed.returncode == 2 and "has no streaming form" in streamed.stderr
+    exported = run(place, "export", model, "--to", "torch", "-o", "exported")
+    assert exported.returncode in (0, 2) and "Traceback" not in exported.stderr
