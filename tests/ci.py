@@ -16,6 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption(OPTION):  # with the locked versions alone: newer ones warn of more
         config.getini("filterwarnings").insert(0, "error")
+        config.option.durations = config.option.durations or 25  # the slowest tests, in the log
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -18,6 +18,7 @@ FILE_LINES, FUNCTION_LINES = 300, 60
 LAYERS = """
     __main__
     codec commands
+    testing
     sweep
     training
     evaluation

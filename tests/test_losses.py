@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from composed import config, options
+from composed import config, options, small_quantizer
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
@@ -17,6 +17,7 @@ from codec.config import build
 from codec.discriminators.base import Judgement
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
+from codec.losses.base import Forward, Loss, Teacher
 from codec.losses.objective import Objective
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
@@ -381,10 +382,14 @@ def objective(**changes) -> Objective:
     return Objective(**(arguments | changes))
 
 
+def compared(estimate: Tensor, target: Tensor) -> Forward:
+    return Forward(target, target, estimate)
+
+
 def test_the_total_is_the_weighted_sum():
     built = objective()
     audio = torch.zeros(1, 1, 10)
-    losses = built.reconstruction_losses(audio + 0.5, audio)
+    losses = built.reconstruction_losses(compared(audio + 0.5, audio))
     losses |= built.generator_losses([judgement(0.0, 1.0)], [judgement(-1.0, 1.25)])
     assert {name: loss.item() for name, loss in losses.items()} == {
         "waveform": 0.5,
@@ -403,7 +408,7 @@ def test_losses_of_weight_zero_are_not_computed():
     weights = {"expensive": 0.0, "waveform": 1.0, "adversarial": 0.0, "feature_matching": 0}
     built = objective(reconstruction={"expensive": Expensive(), "waveform": WaveformL1()}, weights=weights)
     audio = torch.zeros(1, 1, 10)
-    assert list(built.reconstruction_losses(audio, audio)) == ["waveform"]
+    assert list(built.reconstruction_losses(compared(audio, audio))) == ["waveform"]
     assert built.generator_losses([judgement(0.0, 1.0)], [judgement(0.0, 2.0)]) == {}
     assert not built.needs_discriminator
 
@@ -465,7 +470,7 @@ def test_every_yaml_trains_audio_towards_its_target(name):
     def judge(audio: Tensor) -> list[Judgement]:
         return [Judgement(conv(audio), [conv(audio).relu() + 0.1]) for conv in judges]
 
-    losses = built.reconstruction_losses(estimate, target) | built.generator_losses(
+    losses = built.reconstruction_losses(compared(estimate, target)) | built.generator_losses(
         judge(target), judge(estimate)
     )
     assert set(losses) == set(built.weights)
@@ -479,7 +484,8 @@ def test_every_yaml_trains_audio_towards_its_target(name):
         stepped = estimate - 1e-3 * gradient / gradient.norm()
         before, after = (
             built.total(
-                built.reconstruction_losses(x, target) | built.generator_losses(judge(target), judge(x))
+                built.reconstruction_losses(compared(x, target))
+                | built.generator_losses(judge(target), judge(x))
             )
             for x in (estimate, stepped)
         )
@@ -582,8 +588,42 @@ def test_impossible_resolutions_are_told(options, message):
 def test_terms_of_a_group_are_weighed_by_name():
     group, pair = MultiResolutionLoss(16000), (noise(1, 1, 4096), noise(1, 1, 4096, seed=1))
     objective = Objective({"spectral": group}, {"mel": 1.0, "complex": 0.0})
-    assert objective.reconstruction_losses(*pair).keys() == {"mel"}
+    assert objective.reconstruction_losses(compared(*pair)).keys() == {"mel"}
     with pytest.raises(ValueError, match="complex: missing"):
         Objective({"spectral": group}, {"mel": 1.0})
     with pytest.raises(ValueError, match="two losses are named mel"):
         Objective({"spectral": group, "mel": WaveformL1()}, {"mel": 1.0, "complex": 1.0})
+
+
+class Distillation(Loss):
+    """Cosine distance of the semantic branch to a frozen teacher, as in Mimi."""
+
+    def __init__(self, dim: int, hop: int):
+        super().__init__()
+        self.teacher = Teacher(nn.Conv1d(1, dim, hop, hop))
+
+    def forward(self, outputs: Forward) -> Tensor:
+        assert outputs.quantized is not None
+        semantic = outputs.quantized.branches[0].latents
+        return 1 - nn.functional.cosine_similarity(semantic, self.teacher(outputs.target), dim=1).mean()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_loss_on_a_branch_with_a_teacher_teaches_and_leaves_no_trace_in_a_checkpoint(balanced):
+    torch.manual_seed(0)
+    quantizer = small_quantizer("split_rvq", 16)
+    balancer = Balancer if balanced else None
+    built = Objective(
+        {"waveform": WaveformL1(), "teacher": Distillation(16, 40)},
+        {"waveform": 1.0, "teacher": 2.0},
+        balancer=balancer,
+    )
+    assert not list(built.parameters()) and not any("teacher" in name for name in built.state_dict())
+    latents, audio = torch.randn(2, 16, 5, requires_grad=True), torch.randn(2, 1, 200)
+    estimate = torch.randn(2, 1, 200, requires_grad=True)
+    outputs = Forward(audio, audio, estimate, latents, quantizer(latents))
+    losses = built.reconstruction_losses(outputs)
+    total = built.total(losses, estimate)
+    (gradient,) = torch.autograd.grad(total, latents, retain_graph=True)
+    (alone,) = torch.autograd.grad(2.0 * losses["teacher"], latents)
+    assert gradient.any() and torch.equal(gradient, alone)

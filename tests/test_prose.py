@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import codec
+from codec.commands.arguments import PARSERS
 
 PACKAGE = Path(codec.__file__).parent
 ENTRIES = sorted(
@@ -67,6 +68,13 @@ def test_docstrings_name_things(entry):
     clauses = [clause for text in texts for clause in headless(text)]
     words = sum(len(text.split()) for text in texts)
     assert len(clauses) <= LIMIT * words / 1000, "name the thing: " + "\n".join(clauses)
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_texts_name_things(command):
+    parser = PARSERS[command]()
+    texts = [parser.description, parser.epilog, *(action.help for action in parser._actions)]
+    assert not [clause for text in texts for clause in headless(text or "")]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -272,7 +272,8 @@ def test_what_does_not_learn_is_not_traced_for_gradients(frozen, quantizer, trac
             )
         )
     audio = torch.randn(2, 1, 3200)
-    estimate, quantized = reconstruct(model, model.quantizer, audio)
+    outputs = reconstruct(model, model.quantizer, audio)
+    estimate, quantized = outputs.estimate, outputs.quantized
     assert seen == traced
     loss = estimate.square().mean() + sum(loss for loss in quantized.losses.values())
     loss.backward()
@@ -285,7 +286,8 @@ def test_what_does_not_learn_is_not_traced_for_gradients(frozen, quantizer, trac
 def test_without_quantization_the_decoder_hears_the_encoder():
     model = tiny_codec("rvq")
     audio = torch.randn(2, 1, 3200)
-    estimate, quantized = reconstruct(model, Identity(16), audio)
+    outputs = reconstruct(model, Identity(16), audio)
+    estimate, quantized = outputs.estimate, outputs.quantized
     assert torch.equal(estimate, model.autoencoder.decoder(model.autoencoder.encoder(audio)))
     assert quantized.codes.shape == (2, 0, 25) and not quantized.losses
 

@@ -90,8 +90,7 @@ def make_header(
 ) -> Header:
     """Build the header of a codec's files; ConfigError for codes that the format cannot represent."""
     sizes = codec.quantizer.codebook_sizes[: codec.quantizer.check_depth(num_quantizers)]
-    if not sizes:
-        raise ConfigError("this codec's quantizer keeps no codes to write")
+    codec.quantizer.require_codes("write")
     frames = round(chunk_seconds * codec.frame_rate) if np.isfinite(chunk_seconds) else 0
     if not 1 <= frames <= 2**16:
         least, most = 1 / codec.frame_rate, 2**16 / codec.frame_rate

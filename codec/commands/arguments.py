@@ -17,39 +17,38 @@ TABLES_FILE = "entropy.safetensors"  # beside a model
 
 COMPRESS = """Write a recording as a small .codec file.
 
-The recording may be of any format, rate and length. What comes out holds the codes in chunks that decode
-independently, every byte under a checksum; they take less with the entropy tables of codec-fit-entropy.
+The recording may have any format, rate and length. The file holds the codes in chunks that decode
+independently, every byte under a checksum. The entropy tables of codec-fit-entropy make it smaller.
 
 example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4
 in a pipe: ffmpeg -i in.m4a -f wav - | codec-compress runs/tiny - -o - > out.codec"""
 
-DECOMPRESS = """Write a .codec file as a wav, 16 bits, of the recording's old length at the codec's rate.
+DECOMPRESS = """Decode a .codec file to a 16-bit wav of the recording's length, at the codec's sample rate.
 
-It takes the codec and the entropy tables that the file was written with. Exit status: 0 all is there, 1 parts
-were lost and are silent, which only --salvage allows, 2 nothing was written.
+Requires the codec and the entropy tables that wrote the file. Exit status: 0 complete, 1 with --salvage, some
+chunks were damaged and are silent, 2 nothing was written.
 
 example: codec-decompress runs/tiny in.codec -o out.wav"""
 
-TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, less alike.
+TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, with a larger error.
 
-No model is needed, and nothing is coded again: the bytes are those of codec-compress --num-quantizers N.
+Requires no model and codes nothing again: the bytes equal those of codec-compress --num-quantizers N.
 
 example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
 
-ENCODE = """Encode recordings to tokens. The same command again goes on where it was stopped.
+ENCODE = """Encode recordings to tokens. The same command again resumes.
 
 With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
 
 example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
 
-DECODE = "Decode tokens to wavs. The same command again goes on where it was stopped."
+DECODE = "Decode tokens to wavs. The same command again resumes."
 
-FIT = f"""Fit the entropy tables with which a codec's .codec files get smaller.
+FIT = f"""Fit entropy tables, which make a codec's .codec files smaller.
 
-They are written into the model's folder as {TABLES_FILE}, where codec-compress and codec-decompress
-find them; -o names another place. Files that were written with tables need these very tables to be read.
-Tokens of fewer quantizers than the codec has give tables for these: codes of the others are stored as they
-are.
+The tables are written into the model's folder as {TABLES_FILE}, where codec-compress and codec-decompress
+look for them; -o sets another path. Reading a file requires the tables that wrote it. Tokens of fewer
+quantizers than the codec's give tables for these; codes of the others are stored uncompressed.
 
 example: codec-fit-entropy runs/tiny /path/to/wavs"""
 
@@ -75,12 +74,12 @@ def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
     parser = new_parser(
         "doctor",
-        "Say what is in a folder of audio and what is wrong with each file that is not usable.",
+        "List the contents of a folder of audio, and the fault of each file that is not usable.",
         "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
     )
     parser.add_argument("folder", help="searched with all its sub-folders")
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
-    parser.add_argument("--json", action="store_true", help="print every file with what was found, as JSON")
+    parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")
     return parser
 
 
@@ -89,30 +88,30 @@ def evaluate() -> argparse.ArgumentParser:
     parser = new_parser(
         "evaluate",
         "Code recordings with trained, published and classical codecs, and score the results.",
-        "A rerun goes on where it stopped. Nothing is downloaded.",
+        "The same command again resumes. Nothing is downloaded.",
     )
     add = parser.add_argument
     add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
         "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
     add_trust(parser)
-    add("-o", "--output", type=Path, help="where to write; default MODEL/evaluation-FOLDER")
+    add("-o", "--output", type=Path, help="output folder; default: MODEL/evaluation-FOLDER")
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
     add("--metric", action="append", default=[], metavar="NAME=MODULE:FUNCTION[,PATH]",
-        help="yours: gets estimate and reference (float32 [T]), rate, paths; returns a number")  # fmt: skip
+        help="your function of estimate and reference (float32 [T]), rate and paths to a number")  # fmt: skip
     add("--metric-timeout", type=float, default=300.0, help="seconds for a score; default: %(default)s")
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
     add("--beam", type=int, default=1, help=BEAM)
-    add("--bd-rate-against", help="the curve that BD-rates are of; default: opus, or the first model")
-    add("--sample-rate", type=int, help="Hz at which all are compared; default: the first model's")
+    add("--bd-rate-against", help="reference curve of BD-rates; default: opus, or the first model")
+    add("--sample-rate", type=int, help="sample rate of the comparison, Hz; default: the first model's")
     add("--held-out", type=float, metavar="SHARE",
         help="only files that training on this folder holds out: its data.validation.fraction")  # fmt: skip
     add("--max-files", type=int, default=100, help="default: %(default)s")
     add("--max-seconds", type=float, default=20.0, help="of each file; default: %(default)s")
     add("--workers", type=int, default=1, help="files at a time, each with a process for metrics; default: 1")
-    add("--fresh", action="store_true", help="forget what a former evaluation in the folder found")
+    add("--fresh", action="store_true", help="ignore the results of an earlier evaluation in the folder")
     add("--device", help=DEVICE)
     add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
     return parser
@@ -123,7 +122,7 @@ def report() -> argparse.ArgumentParser:
     parser = new_parser("report", "Compare finished runs on one page: codec-report runs/sweep")
     add = parser.add_argument
     add("folders", type=Path, nargs="+", help="runs, or folders of runs")
-    add("-o", "--output", type=Path, help="where to write; default FOLDER/report")
+    add("-o", "--output", type=Path, help="output folder; default: FOLDER/report")
     add("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
     add("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
     add("--evaluation", default="evaluation", help="folder in each run, as codec-evaluate writes; "
@@ -134,7 +133,7 @@ def report() -> argparse.ArgumentParser:
 def export() -> argparse.ArgumentParser:
     """Parser of `codec-export`."""
     parser = new_parser(
-        "export", "Write a codec for other software, and check there that codes and audio are the same."
+        "export", "Export a codec for other software, and verify there that codes and audio are equal."
     )
     add = parser.add_argument
     add("model", type=Path, help=f"{MODEL}, or transformers directory")
@@ -142,21 +141,21 @@ def export() -> argparse.ArgumentParser:
     add("--to", choices=("onnx", "torch", "openvino", "hf", "codec"), required=True,
         help="hf: transformers; codec: ours, of hf")  # fmt: skip
     add("-o", "--output", type=Path, required=True, help="folder to make")
-    add("--streaming", action="store_true", help="also the step graphs of a causal codec")
+    add("--streaming", action="store_true", help="add the step graphs of a causal codec")
     add("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
-    add("--int8", action="store_true", help="int8 weights: smaller, faster, other codes now and then")
-    add("--bf16", action="store_true", help="check that OpenVINO may compute in bfloat16")
+    add("--int8", action="store_true", help="int8 weights: smaller and faster, with some other codes")
+    add("--bf16", action="store_true", help="verify OpenVINO's graphs in bfloat16")
     add("--license", help="for the model card, e.g. mit")
     add("--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub")
-    add("--dry-run", action="store_true", help="with --push: say what would be uploaded, no more")
-    text = "read an EnCodec that pads by reflection, too: its codes differ at the edges of a recording"
+    add("--dry-run", action="store_true", help="with --push: list the files instead of uploading them")
+    text = "accept an EnCodec with reflection padding; its codes differ at the edges of a recording"
     add("--zero-padding", action="store_true", help=text)
     return parser
 
 
 def stream() -> argparse.ArgumentParser:
     """Parser of `codec-stream`."""
-    parser = new_parser("stream", "Hear a codec at work, microphone or file to speakers or file.")
+    parser = new_parser("stream", "Stream through a codec, from microphone or file to speakers or file.")
     add = parser.add_argument
     add("model", type=Path, help=MODEL)
     add_trust(parser)
@@ -165,7 +164,7 @@ def stream() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="overwrite the output")
     add("--frames", type=int, default=1, help="frames per push; default: %(default)s")
     add("--num-quantizers", type=int, help="first stages only")
-    add("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
+    add("--threads", type=int, default=1, help="CPU threads; default: %(default)s")
     return parser
 
 
@@ -180,17 +179,17 @@ def encode() -> argparse.ArgumentParser:
     add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
-    text = "audio in memory at a time; longer files are encoded piece by piece; default: %(default)s"
+    text = "audio in memory at a time; longer files are encoded in blocks; default: %(default)s"
     add("--batch-seconds", type=float, default=30.0, help=text)
-    text = "for files of more channels than the codec has: the mean, or one; default: %(default)s"
+    text = "mono from files of more channels: the mean, or one channel; default: %(default)s"
     add("--downmix", choices=("mid", "left", "right"), default="mid", help=text)
     add("--workers", type=int, default=2, help="reading processes; default: %(default)s")
-    text = "audio in a shard, or one longer file; a kill loses the shard at work; default: %(default)s"
+    text = "audio in a shard, or one longer file; a kill loses one shard; default: %(default)s"
     add("--shard-hours", type=float, default=1.0, help=text)
-    add("--num-shards", type=int, help="jobs that share the work; default: as torchrun or Slurm says")
-    add("--shard-id", type=int, help="which of the jobs this is, from 0")
-    add("--merge", action="store_true", help="only complete the dataset; the last job does it by itself")
-    add("--engine", choices=("local", "ray"), default="local", help="ray: a job for each CPU or GPU of Ray's")
+    add("--num-shards", type=int, help="number of jobs; default: that of torchrun or Slurm")
+    add("--shard-id", type=int, help="number of this job, from 0")
+    add("--merge", action="store_true", help="only complete the dataset, as the last job does")
+    add("--engine", choices=("local", "ray"), default="local", help="ray: one job per CPU or GPU of Ray")
     return parser
 
 
@@ -201,15 +200,15 @@ def decode() -> argparse.ArgumentParser:
     add("tokens", type=Path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
     add("-o", "--output", type=Path, required=True, help=f"folder for the wavs; or a wav, {STDOUT}")
     add("--num-quantizers", type=int, help="first stages to decode; default: all")
-    add("--any-codec", action="store_true", help="decode with another codec than encoded")
+    add("--any-codec", action="store_true", help="accept tokens of another codec")
     return parser
 
 
 def export_tokens() -> argparse.ArgumentParser:
     """Parser of `codec-export-tokens`."""
-    parser = new_parser("export-tokens", "Write a token dataset as another library reads it.")
+    parser = new_parser("export-tokens", "Convert a token dataset for another library.")
     add = parser.add_argument
-    add("tokens", type=Path, help="folder that codec-encode wrote")
+    add("tokens", type=Path, help="token dataset of codec-encode")
     add("--to", choices=("hf", "lhotse", "codec-bpe"), required=True, help="hf: Hugging Face datasets")
     add("-o", "--output", type=Path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
@@ -224,7 +223,7 @@ def compress() -> argparse.ArgumentParser:
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
     add("--chunk-seconds", type=float, default=10.0,
-        help="lost at once when damaged; shorter chunks take more bytes; default: %(default)s")  # fmt: skip
+        help="audio lost by a damaged byte; short chunks take more bytes; default: %(default)s")  # fmt: skip
     return parser
 
 
@@ -234,7 +233,7 @@ def decompress() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("compressed", type=Path, help=f".codec file, {STDIN}")
     add("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
-    add("--salvage", action="store_true", help="make damaged chunks silent, and go on")
+    add("--salvage", action="store_true", help="decode damaged chunks as silence")
     return parser
 
 
@@ -253,11 +252,11 @@ def fit_entropy() -> argparse.ArgumentParser:
     """Parser of `codec-fit-entropy`."""
     parser = bitstream_parser("fit-entropy", FIT)
     add = parser.add_argument
-    add("folder", type=Path, help="recordings, or tokens of codec-encode, like those to come")
+    add("folder", type=Path, help="recordings, or tokens of codec-encode, similar to those to be compressed")
     add("-o", "--output", type=Path, help=f"default: {TABLES_FILE} in the model's folder")
-    add("--max-hours", type=float, default=5.0, help="used at most; default: %(default)s")
+    add("--max-hours", type=float, default=5.0, help="most audio used; default: %(default)s")
     add("--held-out", type=float, metavar="SHARE",
-        help="of recordings: leave out those that codec-evaluate --held-out SHARE takes")  # fmt: skip
+        help="leave out the recordings of codec-evaluate --held-out SHARE")  # fmt: skip
     return parser
 
 

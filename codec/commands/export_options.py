@@ -48,8 +48,8 @@ def check_options(form: str, options: Options) -> None:
 
 def check_codec(codec: Codec, form: str, options: Options) -> None:
     """Raise ConfigError for a codec that a format cannot represent."""
-    if form != "codec" and not codec.quantizer.codebook_sizes:
-        raise ConfigError("this codec's quantizer keeps no codes: there is nothing to export")
+    if form != "codec":
+        codec.quantizer.require_codes("export")
     if form == "hf":
         shape_of(codec)
     if options.streaming:

@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if named and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
     codec = load(options.model)
-    if not codec.quantizer.codebook_sizes:
-        raise ConfigError(f"{options.model}: its quantizer keeps no codes to stream")
+    codec.quantizer.require_codes("stream")
     print(
         f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "
         f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"

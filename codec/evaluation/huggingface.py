@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from codec.config import ConfigError
 from codec.evaluation.systems import Point, depths_of
+from codec.model.identity import state_hash
 
 KINDS = ("encodec", "dac", "mimi")
 
@@ -56,11 +56,8 @@ class Peer:
 
     def identity(self) -> dict[str, Any]:
         """Hash of the weights, and the depths."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return {"peer": self.kind, "weights": digest.hexdigest(), "depths": self.depths}
+        weights = state_hash("", self.model.state_dict())
+        return {"peer": self.kind, "weights": weights, "depths": self.depths}
 
     def describe(self) -> dict[str, Any]:
         """Frame rate, token rate and number of parameters by part."""

@@ -98,8 +98,7 @@ def without_normalisation(codec: Codec) -> Codec:
     The copy is built from the config, because removing parametrizations from a deep copy breaks the original.
     ConfigError for a codec without codes.
     """
-    if not codec.quantizer.codebook_sizes:
-        raise ConfigError("this codec's quantizer keeps no codes: there is nothing to export")
+    codec.quantizer.require_codes("export")
     if codec.config is None:
         raise ConfigError("this codec has no config: make it with codec.build_codec or codec.load")
     plain = build_codec(codec.config).eval().requires_grad_(False)

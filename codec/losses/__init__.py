@@ -2,6 +2,7 @@
 
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
+from codec.losses.base import Forward, Loss, Teacher
 from codec.losses.objective import Objective
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
@@ -10,11 +11,14 @@ from codec.losses.waveform import WaveformL1
 __all__ = [
     "Balancer",
     "FeatureMatching",
+    "Forward",
     "Hinge",
     "LeastSquares",
+    "Loss",
     "MultiResolutionLoss",
     "MultiScaleMelLoss",
     "MultiScaleSpectralLoss",
     "Objective",
+    "Teacher",
     "WaveformL1",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codec.discriminators.base import Judgement
 from codec.losses.adversarial import AdversarialLoss, FeatureMatching
 from codec.losses.balancer import Balancer
+from codec.losses.base import Forward, Loss
 from codec.system.distributed import world_size
 
 
@@ -30,6 +31,7 @@ class LossGroup(nn.Module):
 class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
+    A reconstruction loss compares two audio tensors `[B, C, T]`, or is a `Loss` of the whole forward pass.
     The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
     "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
     scales gradients instead of losses. The quantizer has weights of its
@@ -53,7 +55,9 @@ class Objective(nn.Module):
         self.reconstruction = nn.ModuleDict(reconstruction)
         self.weights = dict(weights)
         self.adversarial, self.feature_matching = adversarial, feature_matching
-        self.balancer = balancer(list(weights)) if balancer else None
+        self.unbalanced = {name for name, loss in reconstruction.items() if isinstance(loss, Loss)}
+        balanced = [name for name in weights if name not in self.unbalanced]
+        self.balancer = balancer(balanced) if balancer else None
 
     @property
     def needs_discriminator(self) -> bool:
@@ -69,18 +73,18 @@ class Objective(nn.Module):
             raise ValueError("\n".join(problems))
         return merged
 
-    def reconstruction_losses(
-        self, estimate: Tensor, target: Tensor, generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """Unweighted scalar per name, of estimate and target `[B, C, T]`."""
+    def reconstruction_losses(self, outputs: Forward) -> dict[str, Tensor]:
+        """Unweighted scalar per name, of all losses but those of a discriminator."""
         losses: dict[str, Tensor] = {}
         for name, loss in self.reconstruction.items():
             if not any(self.weights[each] > 0 for each in names_of(name, loss)):
                 continue
-            if isinstance(loss, LossGroup):
-                losses |= loss(estimate, target, generator)
+            if isinstance(loss, Loss):
+                losses[name] = loss(outputs)
+            elif isinstance(loss, LossGroup):
+                losses |= loss(outputs.estimate, outputs.target, outputs.generator)
             else:
-                losses[name] = loss(estimate, target)
+                losses[name] = loss(outputs.estimate, outputs.target)
         return {name: loss for name, loss in losses.items() if self.weights[name] > 0}
 
     def generator_losses(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> dict[str, Tensor]:
@@ -104,9 +108,16 @@ class Objective(nn.Module):
         The gradient of the balanced total at the estimate is the balanced gradient.
         """
         if self.balancer and estimate is not None:
-            gradient = self.balancer.balance(losses, self.weights, estimate)
+            balanced = {name: loss for name, loss in losses.items() if name not in self.unbalanced}
+            gradient = self.balancer.balance(balanced, self.weights, estimate)
             # Examples are summed, not averaged as in other losses, but DDP averages the processes' gradients.
-            return (estimate * gradient).sum() * world_size()
+            total = (estimate * gradient).sum() * world_size()
+            losses = {name: loss for name, loss in losses.items() if name in self.unbalanced}
+            return total + self.weighted(losses) if losses else total
+        return self.weighted(losses)
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Sum of losses times their weights, a scalar."""
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.config import TARGET
+from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
 from codec.quantizers.base import Quantized, Quantizer
@@ -121,11 +121,7 @@ class Codec(nn.Module):
 
     def codec_id(self) -> str:
         """Hexadecimal SHA-256 of config and weights, which identifies the meaning of codes."""
-        digest = hashlib.sha256(json.dumps(class_names(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return state_hash(json.dumps(class_names(self.config), sort_keys=True), self.state_dict())
 
     def save(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `config.yaml` and `model.safetensors` into a directory, atomically.

@@ -18,13 +18,15 @@ class Quantized(NamedTuple):
 
     `latents` `[B, D, F]` are the quantized latents. `codes` are int64 `[B, K, F]`, −1 for masked frames and
     dropped stages. `losses` are unweighted scalars by name; the quantizer has their `loss_weights`. `inputs`
-    `[B, D, F]` are the latents without gradient, for `Quantizer.update` and `revive`.
+    `[B, D, F]` are the latents without gradient, for `Quantizer.update` and `revive`. `branches` are outputs
+    of quantizers in parallel, such as the semantic one of `Split`, for losses on one of them.
     """
 
     latents: Tensor
     codes: Tensor
     losses: dict[str, Tensor]
     inputs: Tensor
+    branches: tuple[Quantized, ...] = ()
 
 
 class Quantizer(nn.Module):
@@ -70,6 +72,11 @@ class Quantizer(nn.Module):
             raise ConfigError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
         return num_quantizers
 
+    def require_codes(self, purpose: str) -> None:
+        """Raise ConfigError for a quantizer without codes; `purpose` is a verb, as in "to decode"."""
+        if not self.codebook_sizes:
+            raise ConfigError(f"this codec's quantizer keeps no codes to {purpose}: train with another one")
+
     @torch.no_grad()
     def check_loss_weights(self) -> None:
         """Raise ValueError unless every loss has a weight of at least 0, and every weight a loss."""
@@ -86,8 +93,7 @@ class Quantizer(nn.Module):
         """Raise ValueError unless codes are int64 `[B, 1..K, F]`, not empty, and below the codebook sizes."""
         if torch.compiler.is_compiling():
             return
-        if not self.codebook_sizes:
-            raise ValueError("this quantizer keeps no codes to decode; train with another one for tokens")
+        self.require_codes("decode")
         valid = codes.ndim == 3 and codes.shape[1] <= self.num_quantizers and 0 not in codes.shape
         if not valid or codes.dtype != torch.int64:
             shape = f"[B, 1..{self.num_quantizers}, F]"

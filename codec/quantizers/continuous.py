@@ -12,10 +12,24 @@ from codec.codebooks.standardize import Standardize
 from codec.quantizers.base import Quantized, Quantizer
 
 
-class Identity(Quantizer):
-    """Identity of latents `[B, D, F]`, with empty codes `[B, 0, F]` and infinite bitrate."""
+class Continuous(Quantizer):
+    """Bottleneck of latents `[B, D, F]` with empty codes `[B, 0, F]` and infinite bitrate."""
 
     codebook_sizes = ()
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Empty codes `[B, 0, F]`."""
+        self.check_finite(latents)
+        return no_codes(latents)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Raise ConfigError: nothing was coded."""
+        self.require_codes("decode")
+        return super().decode(codes)
+
+
+class Identity(Continuous):
+    """Identity of latents `[B, D, F]`, with empty codes `[B, 0, F]` and infinite bitrate."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -33,17 +47,8 @@ class Identity(Quantizer):
         output = latents if mask is None else torch.where(mask[:, None], latents, 0.0)
         return Quantized(output, no_codes(latents), {}, latents.detach())
 
-    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Empty codes `[B, 0, F]`."""
-        self.check_finite(latents)
-        return no_codes(latents)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Raise ValueError: nothing was coded."""
-        raise ValueError("quantizer=none keeps no codes to decode; train with another quantizer for tokens")
-
-
-class Variational(Quantizer):
+class Variational(Continuous):
     """Variational bottleneck (VAE, arXiv 1312.6114) of latents `[B, D, F]`: `latent_dim` Gaussian variables.
 
     Training draws the latents; without a generator they are the mean. The loss "kl" is the divergence from
@@ -52,7 +57,6 @@ class Variational(Quantizer):
     decoder would learn to ignore it. ValueError for a `latent_dim` below 1.
     """
 
-    codebook_sizes = ()
     FIRST_LOG_VARIANCE = -6.0
 
     initialised: Tensor
@@ -101,15 +105,6 @@ class Variational(Quantizer):
             kl = torch.where(present > 0, divergence, 0.0).sum() / present.sum().clamp(min=1)
             output = torch.where(present > 0, self.out_proj(sample), 0.0)
             return Quantized(output, no_codes(latents), {"kl": kl}, latents.detach())
-
-    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Empty codes `[B, 0, F]`."""
-        self.check_finite(latents)
-        return no_codes(latents)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Raise ValueError: nothing was coded."""
-        raise ValueError("quantizer=kl has continuous latents and no codes; train another one for tokens")
 
 
 def no_codes(latents: Tensor) -> Tensor:

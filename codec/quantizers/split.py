@@ -70,7 +70,8 @@ class Split(Quantizer):
         losses: dict[str, Any] = {}
         for name, loss in itertools.chain.from_iterable(result.losses.items() for result in results):
             losses[name] = losses.get(name, 0) + loss
-        return Quantized(total, torch.cat([result.codes for result in results], 1), losses, latents.detach())
+        codes = torch.cat([result.codes for result in results], 1)
+        return Quantized(total, codes, losses, latents.detach(), tuple(results))
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Semantic, then acoustic codes `[B, num_quantizers, F]`."""

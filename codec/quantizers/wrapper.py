@@ -43,7 +43,8 @@ class Wrapper(Quantizer):
     ) -> Quantized:
         """Map, quantize, map back."""
         inner = self.quantizer(self.to_inner(latents), num_quantizers, mask, generator)
-        return Quantized(self.from_inner(inner.latents), inner.codes, inner.losses, latents.detach())
+        output = self.from_inner(inner.latents)
+        return Quantized(output, inner.codes, inner.losses, latents.detach(), inner.branches)
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes of the mapped latents."""

@@ -169,8 +169,7 @@ def format_of(codec: Codec, settings: Settings) -> TokenFormat:
     if settings.layout == "arrow":
         pyarrow()  # fail early if pyarrow is missing
     sizes = codec.quantizer.codebook_sizes
-    if not sizes:
-        raise ConfigError("this codec's quantizer keeps no codes: train with another one for tokens")
+    codec.quantizer.require_codes("write as tokens")
     if settings.num_quantizers is not None and not 1 <= settings.num_quantizers <= len(sizes):
         raise ConfigError(f"--num-quantizers must be 1 to {len(sizes)}, got {settings.num_quantizers}")
     return TokenFormat(

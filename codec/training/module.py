@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning
@@ -182,14 +183,17 @@ class CodecTraining(lightning.LightningModule):
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
         depth = self.draw_num_quantizers(len(audio))
-        estimate, quantized = reconstruct(self.codec, self.quantizer, audio, depth, noise)
+        outputs = reconstruct(self.codec, self.quantizer, audio, depth, noise)
+        estimate, quantized = outputs.estimate, outputs.quantized
+        assert quantized is not None
         losses: dict[str, Tensor] = {}
         finite = True
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
             losses["discriminator"] = discriminator_loss(self.discriminator, self.objective, audio, estimate)
             finite = self.descend(optimizers[1], losses["discriminator"])
         draws = torch.Generator().manual_seed(self.step_seed())
-        generator_losses = self.objective.reconstruction_losses(estimate, audio, draws)
+        outputs = replace(outputs, step=self.global_step, generator=draws)
+        generator_losses = self.objective.reconstruction_losses(outputs)
         if fooling:
             generator_losses |= adversarial_losses(self.discriminator, self.objective, audio, estimate)
         total = self.generator_total(generator_losses, estimate, quantized)
@@ -279,7 +283,7 @@ class CodecTraining(lightning.LightningModule):
         audio = batch.audio
         trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
         quantizer = self.quantizer_of(trained, self.average)
-        estimate = reconstruct(self.average, quantizer, audio)[0].float()
+        estimate = reconstruct(self.average, quantizer, audio).estimate.float()
         for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
             mean = score(estimate, audio, self.codec.sample_rate).mean()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from codec.config import TARGET, ConfigError, build, validate
 from codec.data.module import AudioData
+from codec.losses.base import Forward
 from codec.losses.objective import Objective, asks_discriminator
 from codec.model.codec import Codec
-from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.base import Quantizer
 from codec.quantizers.channel import GaussianChannel
 from codec.quantizers.continuous import Identity
 from codec.system.distributed import all_gather_rows, rank, world_size
@@ -141,11 +142,12 @@ def reconstruct(
     audio: Tensor,
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Quantized]:
+) -> Forward:
     """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts."""
-    quantized = quantizer(codec.latents(audio), num_quantizers, generator=generator)
+    latents = codec.latents(audio)
+    quantized = quantizer(latents, num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
-    return estimate[..., : audio.shape[-1]], quantized
+    return Forward(audio, audio, estimate[..., : audio.shape[-1]], latents, quantized)
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:

@@ -1,0 +1,183 @@
+"""Contract tests of parts, for this package and for others: each raises AssertionError with the reason.
+
+A package tests its parts with `check_quantizer(MyQuantizer(16))` and the like.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codec.autoencoders.base import Autoencoder
+from codec.codebooks.base import Codebook
+from codec.discriminators.base import Discriminator
+from codec.layers.streaming import NotStreamable
+from codec.losses.base import Forward
+from codec.losses.objective import Objective
+from codec.quantizers.base import Quantizer
+from codec.quantizers.residual import Residual
+
+BATCH, FRAMES = 3, 24
+CLOSE = 1e-4  # of the largest value; float32 sums of another order
+
+
+def check_codebook(codebook: Codebook, dim: int) -> None:
+    """Check one stage for inputs `[N, D]`, alone and in a residual cascade of one."""
+    if codebook.needs_pool:
+        codebook.initialise(noise(codebook.pool_frames, dim))
+    inputs = noise(64, dim)
+    codes = codebook.eval().encode(inputs)
+    require(codes.shape == (64,) and codes.dtype == torch.int64, "encode gives one int64 code an input")
+    require(int(codes.min()) >= 0 and int(codes.max()) < codebook.codebook_size, "codes below codebook_size")
+    vectors, same, losses = codebook(inputs, torch.ones(64, dtype=torch.bool))
+    require(torch.equal(codes, same), "forward without a generator gives the codes of encode")
+    require(torch.equal(vectors, codebook.lookup(codes)), "forward gives the vectors of lookup, bit for bit")
+    require(all(loss.shape in ((64,), ()) for loss in losses.values()), "a loss is [N] or a scalar")
+    if codebook.tabular:
+        table = codebook.table()
+        require(torch.equal(table[codes], codebook.lookup(codes)), "lookup takes rows of the table")
+        require(bool(codebook.sources()), "a table is computed from sources")
+    check_quantizer(
+        Residual(dim, lambda _: codebook, num_quantizers=1, loss_weights=dict.fromkeys(losses, 1.0))
+    )
+
+
+@torch.no_grad()
+def check_quantizer(quantizer: Quantizer) -> None:
+    """Check latents `[B, D, F * stride]` to codes and back: shapes, determinism, batches, masks, weights."""
+    if size := quantizer.pool_size():
+        quantizer.initialise(noise(size, quantizer.dim))
+    require(quantizer.pool_size() == 0, "pool_size is 0 after `initialise`")
+    quantizer.eval().check_loss_weights()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    latents = noise(BATCH, quantizer.dim, FRAMES * quantizer.stride)
+    quantized, codes = quantizer(latents), quantizer.encode(latents)
+    stages, sizes = quantizer.num_quantizers, quantizer.codebook_sizes
+    require(
+        codes.shape == (BATCH, stages, FRAMES) and codes.dtype == torch.int64, "codes are int64 [B, K, F]"
+    )
+    require(torch.equal(codes, quantized.codes), "forward gives the codes of encode")
+    if sizes:
+        most = codes.amax((0, 2)).tolist()
+        require(
+            int(codes.min()) >= 0 and all(a < b for a, b in zip(most, sizes, strict=True)), "codes in range"
+        )
+        require(torch.equal(quantizer.decode(codes), quantized.latents), "decode gives the quantized latents")
+        require(torch.equal(quantizer.encode(latents, 1), codes[:, :1]), "codes of fewer stages are a prefix")
+        alone = quantizer.encode(latents[1:2])
+        require(torch.equal(alone, codes[1:2]), "codes do not depend on the batch")
+        mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
+        mask[0, 5:] = False
+        masked = quantizer(latents, mask=mask)
+        require(bool((masked.codes[0, :, 5:] == -1).all()), "masked frames have code -1")
+        require(not masked.latents[0, :, 5 * quantizer.stride :].any(), "masked frames have zero latents")
+        require(torch.equal(masked.codes[1:], codes[1:]), "a mask changes no other example")
+    require(same_state(before, quantizer), "forward, encode and decode change no state")
+
+
+def check_autoencoder(autoencoder: Autoencoder) -> None:
+    """Check audio to latents and back: shapes, ragged batches, contexts, streaming or its refusal."""
+    autoencoder.eval()
+    hop, channels, dim = autoencoder.hop_length, autoencoder.audio_channels, autoencoder.latent_dim
+    with torch.inference_mode():
+        audio = noise(BATCH, channels, FRAMES * hop)
+        latents = autoencoder.encode(audio)
+        require(latents.shape == (BATCH, dim, FRAMES), "encode gives [B, D, T / hop_length]")
+        require(autoencoder.decode(latents).shape == audio.shape, "decode gives [B, C, F * hop_length]")
+        lengths = torch.tensor([FRAMES * hop, 7 * hop, hop])
+        beyond = torch.arange(FRAMES * hop) >= lengths[:, None, None]
+        ragged = autoencoder.encode_ragged(audio.masked_fill(beyond, 0), lengths)
+        for one, signal, length in zip(ragged, audio, lengths.tolist(), strict=True):
+            alone = autoencoder.encode(signal[None, :, :length])[0]
+            require(close(one[:, : length // hop], alone), "ragged batches give the latents of each signal")
+        check_contexts(autoencoder, audio, latents)
+        check_streaming(autoencoder, audio, latents)
+
+
+def check_contexts(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) -> None:
+    """Change one hop or latent; outputs outside the contexts stay as they were."""
+    hop, middle = autoencoder.hop_length, FRAMES // 2
+    context, changed = autoencoder.encoder_context, audio.clone()
+    changed[..., middle * hop : (middle + 1) * hop] += 1
+    if context.before is not None and context.after is not None:
+        first, last = middle - -(-context.after // hop), middle + -(-context.before // hop)
+        new = autoencoder.encode(changed)
+        outside = [i for i in range(FRAMES) if not first <= i <= last]
+        require(close(new[..., outside], latents[..., outside]), "latents depend on encoder_context only")
+    context, changed = autoencoder.decoder_context, latents.clone()
+    changed[..., middle] += 1
+    if context.before is not None and context.after is not None:
+        old, new = autoencoder.decode(latents), autoencoder.decode(changed)
+        first, last = (middle - context.after) * hop, (middle + 1 + context.before) * hop
+        outside = [i for i in range(FRAMES * hop) if not first <= i < last]
+        require(close(new[..., outside], old[..., outside]), "samples depend on decoder_context only")
+
+
+def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) -> None:
+    """Stream in chunks of several sizes, or expect NotStreamable."""
+    parts = ((autoencoder.streaming_encoder, audio, latents), (autoencoder.streaming_decoder, latents, None))
+    for make, inputs, expected in parts:
+        try:
+            step = make()
+        except NotStreamable:
+            continue
+        expected = autoencoder.decode(latents) if expected is None else expected
+        for size in (1, 7, inputs.shape[2]):
+            state, outputs = step.initial(len(inputs)), []
+            chunks = inputs.transpose(1, 2).split(size, 1)
+            for number, chunk in enumerate(chunks):
+                output, state = step(chunk, state, final=number == len(chunks) - 1)
+                outputs.append(output)
+            streamed = torch.cat(outputs, 1).transpose(1, 2)
+            require(close(streamed, expected), f"chunks of {size} give what the whole signal gives")
+
+
+def check_discriminator(discriminator: Discriminator, audio_channels: int = 1) -> None:
+    """Check judgements of audio of any length, gradients to the audio, and independence of the batch."""
+    for length in (1, 100, 4000):
+        audio = noise(2, audio_channels, length).requires_grad_()
+        judged = discriminator(audio)
+        require(len(judged) > 0, "at least one judgement")
+        require(all(len(one.logits) == 2 for one in judged), "logits have the batch first")
+        (gradient,) = torch.autograd.grad(torch.stack([one.logits.sum() for one in judged]).sum(), audio)
+        require(bool(gradient.isfinite().all()), "gradients to the audio are finite")
+    with torch.inference_mode():
+        alone = discriminator(audio[:1])
+        same = all(close(a.logits, b.logits[:1]) for a, b in zip(alone, judged, strict=True))
+    require(same, "a judgement does not depend on the batch")
+
+
+def check_loss(loss: nn.Module, audio_channels: int = 1) -> None:
+    """Check a loss of two audio tensors `[B, C, T]`: finite, smallest for equal ones, with a gradient."""
+    target = noise(2, audio_channels, 8000) / 4
+    estimate = (target + noise(2, audio_channels, 8000, seed=1) / 10).requires_grad_()
+    objective = Objective({"loss": loss}, {"loss": 1.0})
+    (apart,) = objective.reconstruction_losses(Forward(target, target, estimate)).values()
+    (equal,) = objective.reconstruction_losses(Forward(target, target, target)).values()
+    require(apart.ndim == 0 and bool(apart.isfinite()), "a loss is a finite scalar")
+    require(float(equal) < float(apart), "equal audio has a smaller loss than different audio")
+    (gradient,) = torch.autograd.grad(apart, estimate)
+    require(bool(gradient.isfinite().all()) and bool(gradient.any()), "the estimate has a finite gradient")
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Normal random numbers of a seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Equality up to the order of float32 sums."""
+    if one.shape != other.shape or not one.numel():
+        return one.shape == other.shape
+    return bool((one - other).abs().max() <= CLOSE * other.abs().max().clamp(min=1e-3))
+
+
+def same_state(before: dict[str, Tensor], module: nn.Module) -> bool:
+    """Equality of a module's state with an older copy."""
+    return all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def require(holds: bool, rule: str) -> None:
+    """Raise AssertionError with the rule unless it holds."""
+    if not holds:
+        raise AssertionError(f"broken contract: {rule}")

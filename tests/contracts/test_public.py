@@ -1,0 +1,85 @@
+"""The contract tests of `codec.testing` on every yaml's part, on another package's, and on broken ones."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from composed import config, options, small_autoencoder, small_quantizer
+from torch import nn
+
+from codec.codebooks import EMACodebook
+from codec.config import build
+from codec.losses import WaveformL1
+from codec.testing import (
+    check_autoencoder,
+    check_codebook,
+    check_discriminator,
+    check_loss,
+    check_quantizer,
+)
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "elsewhere"))
+    yield importlib.import_module("anothercodec.parts")
+    for name in [name for name in sys.modules if name.startswith("anothercodec")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", options("quantizer"))
+def test_quantizers(name):
+    torch.manual_seed(0)
+    check_quantizer(small_quantizer(name))
+
+
+@pytest.mark.parametrize("name", options("autoencoder"))
+def test_autoencoders(name):
+    torch.manual_seed(0)
+    check_autoencoder(build(config(f"autoencoder={name}", *small_autoencoder(name))["autoencoder"]))
+
+
+@pytest.mark.parametrize("name", sorted(set(options("discriminator")) - {"none"}))
+def test_discriminators(name):
+    torch.manual_seed(0)
+    check_discriminator(build(config(f"discriminator={name}")["discriminator"]))
+
+
+def test_parts_of_another_package(parts):
+    torch.manual_seed(0)
+    check_autoencoder(parts.PlainAutoencoder())
+    check_codebook(parts.FrozenCodebook(16), 16)
+    check_codebook(EMACodebook(16, 32), 16)
+    check_discriminator(parts.WaveDiscriminator())
+    check_loss(parts.WaveformL2())
+    check_loss(WaveformL1())
+
+
+def test_broken_parts_are_named_by_their_rule(parts):
+    class Moody(parts.FrozenCodebook):
+        def encode(self, inputs):
+            return super().encode(inputs) if len(inputs) > 24 else super().encode(inputs) * 0
+
+    class Blind(parts.PlainAutoencoder):
+        def decode(self, latents):
+            return self.synthesis(latents)[..., :-1]
+
+    class Liar(parts.PlainAutoencoder):
+        @property
+        def decoder_context(self):
+            return type(super().decoder_context)(0, 0)
+
+    class Constant(nn.Module):
+        def forward(self, estimate, target):
+            return estimate.sum() * 0 + 1
+
+    for check, broken, rule in (
+        (lambda part: check_codebook(part, 16), Moody(16), "do not depend on the batch"),
+        (check_autoencoder, Blind(), r"decode gives \[B, C, F"),
+        (check_autoencoder, Liar(), "depend on decoder_context only"),
+        (check_loss, Constant(), "equal audio has a smaller loss"),
+    ):
+        with pytest.raises(AssertionError, match=rule):
+            check(broken)
