@@ -58,9 +58,12 @@ def locate(target: str) -> Any:
 
 
 @contextmanager
-def trusting(packages: Iterable[str]) -> Iterator[None]:
-    """Allow saved models to name classes of these packages, beside the `installed_packages`."""
-    token = _trusted.set(_trusted.get() | frozenset(packages))
+def trusting(packages: str | Iterable[str]) -> Iterator[None]:
+    """Allow saved models to name parts of these packages or modules, beside the `registered_modules`."""
+    names = [packages] if isinstance(packages, str) else list(packages)
+    if not all(isinstance(name, str) and name.replace(".", "").isidentifier() for name in names):
+        raise ConfigError(f"trust: expected names of packages, got {names}")
+    token = _trusted.set(_trusted.get() | frozenset(names))
     try:
         yield
     finally:
@@ -68,9 +71,9 @@ def trusting(packages: Iterable[str]) -> Iterator[None]:
 
 
 @functools.cache
-def installed_packages() -> frozenset[str]:
-    """Packages that registered themselves as parts of codecs, in the entry-point group of `PARTS`."""
-    return frozenset(entry.value.partition(".")[0] for entry in entry_points(group=PARTS))
+def registered_modules() -> frozenset[str]:
+    """Modules of installed packages that are registered as parts of codecs, in the group `PARTS`."""
+    return frozenset(entry.module for entry in entry_points(group=PARTS))
 
 
 def locate_own(target: str) -> Any:
@@ -78,13 +81,16 @@ def locate_own(target: str) -> Any:
 
     The defining module of a class is checked, because a path may lead through modules of a package into
     other packages (`codec.layers.torch.hub.load`). Of this package, only names that match `MODEL_PART` are
-    imported; of others, nothing unless the user trusts them. Saved files never extend the trust.
+    imported; of others, only public modules that the user trusts. Saved files never extend the trust.
     """
-    package = str(target).partition(".")[0]
-    if package != "codec" and package in _trusted.get() | installed_packages():
+    package, public = str(target).partition(".")[0], not re.search(r"(^|\.)_", str(target))
+    trusted = any(str(target).startswith(f"{name}.") for name in _trusted.get() | registered_modules())
+    if package != "codec" and trusted and public:
         member = locate(target)
-        if getattr(member, "__module__", "").partition(".")[0] == package:
+        own = inspect.isclass(member) and member.__module__.partition(".")[0] == package
+        if own and any(base.__module__.startswith("torch.nn.") for base in member.__mro__):
             return member
+        raise ConfigError(f"{target!r} is refused: a saved model may name only modules of networks")
     if MODEL_PART.fullmatch(str(target)):
         member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):

@@ -5,15 +5,18 @@ A package tests its parts with `check_quantizer(MyQuantizer(16))` and the like.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from codec.autoencoders.base import Autoencoder
 from codec.codebooks.base import Codebook
 from codec.discriminators.base import Discriminator
+from codec.layers.base import Context
 from codec.layers.streaming import NotStreamable
 from codec.losses.base import Forward
-from codec.losses.objective import Objective
+from codec.losses.objective import Objective, names_of
 from codec.quantizers.base import Quantizer
 from codec.quantizers.residual import Residual
 
@@ -24,7 +27,8 @@ CLOSE = 1e-4  # of the largest value; float32 sums of another order
 def check_codebook(codebook: Codebook, dim: int) -> None:
     """Check one stage for inputs `[N, D]`, alone and in a residual cascade of one."""
     if codebook.needs_pool:
-        codebook.initialise(noise(codebook.pool_frames, dim))
+        with torch.no_grad():
+            codebook.initialise(noise(codebook.pool_frames, dim))
     inputs = noise(64, dim)
     codes = codebook.eval().encode(inputs)
     require(codes.shape == (64,) and codes.dtype == torch.int64, "encode gives one int64 code an input")
@@ -90,27 +94,33 @@ def check_autoencoder(autoencoder: Autoencoder) -> None:
         for one, signal, length in zip(ragged, audio, lengths.tolist(), strict=True):
             alone = autoencoder.encode(signal[None, :, :length])[0]
             require(close(one[:, : length // hop], alone), "ragged batches give the latents of each signal")
-        check_contexts(autoencoder, audio, latents)
+        check_contexts(autoencoder)
         check_streaming(autoencoder, audio, latents)
 
 
-def check_contexts(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) -> None:
+def check_contexts(autoencoder: Autoencoder) -> None:
     """Change one hop or latent; outputs outside the contexts stay as they were."""
-    hop, middle = autoencoder.hop_length, FRAMES // 2
-    context, changed = autoencoder.encoder_context, audio.clone()
-    changed[..., middle * hop : (middle + 1) * hop] += 1
-    if context.before is not None and context.after is not None:
-        first, last = middle - -(-context.after // hop), middle + -(-context.before // hop)
-        new = autoencoder.encode(changed)
-        outside = [i for i in range(FRAMES) if not first <= i <= last]
-        require(close(new[..., outside], latents[..., outside]), "latents depend on encoder_context only")
-    context, changed = autoencoder.decoder_context, latents.clone()
-    changed[..., middle] += 1
-    if context.before is not None and context.after is not None:
-        old, new = autoencoder.decode(latents), autoencoder.decode(changed)
-        first, last = (middle - context.after) * hop, (middle + 1 + context.before) * hop
-        outside = [i for i in range(FRAMES * hop) if not first <= i < last]
-        require(close(new[..., outside], old[..., outside]), "samples depend on decoder_context only")
+    hop, channels, dim = autoencoder.hop_length, autoencoder.audio_channels, autoencoder.latent_dim
+    check_reach(autoencoder.encode, channels, hop, 1, autoencoder.encoder_context, "encoder_context")
+    check_reach(autoencoder.decode, dim, 1, hop, autoencoder.decoder_context, "decoder_context")
+
+
+def check_reach(
+    network: Callable[[Tensor], Tensor], channels: int, size: int, out: int, context: Context, name: str
+) -> None:
+    """Change inputs of `size` samples, and compare outputs of `out` samples outside each bounded side."""
+    before, after = context
+    room = 2 + max(-(-(before or 0) // size), -(-(after or 0) // size))
+    inputs = noise(1, channels, (2 * room + 1) * size)
+    changed = inputs.clone()
+    changed[..., room * size : (room + 1) * size] += 1
+    old, new = network(inputs), network(changed)
+    if after is not None:
+        stop = (room - -(-after // size)) * out
+        require(close(new[..., :stop], old[..., :stop]), f"{name}: nothing earlier than `after` changes")
+    if before is not None:
+        start = (room + 1 + -(-before // size)) * out
+        require(close(new[..., start:], old[..., start:]), f"{name}: nothing later than `before` changes")
 
 
 def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) -> None:
@@ -134,29 +144,45 @@ def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) ->
 
 def check_discriminator(discriminator: Discriminator, audio_channels: int = 1) -> None:
     """Check judgements of audio of any length, gradients to the audio, and independence of the batch."""
+    discriminator.eval()
     for length in (1, 100, 4000):
         audio = noise(2, audio_channels, length).requires_grad_()
         judged = discriminator(audio)
         require(len(judged) > 0, "at least one judgement")
         require(all(len(one.logits) == 2 for one in judged), "logits have the batch first")
-        (gradient,) = torch.autograd.grad(torch.stack([one.logits.sum() for one in judged]).sum(), audio)
-        require(bool(gradient.isfinite().all()), "gradients to the audio are finite")
-    with torch.inference_mode():
-        alone = discriminator(audio[:1])
+        total = torch.stack([one.logits.sum() for one in judged]).sum()
+        gradient = torch.autograd.grad(total, audio, allow_unused=True)[0] if total.requires_grad else None
+        require(gradient is not None and bool(gradient.isfinite().all()), "the audio has a finite gradient")
+        with torch.no_grad():
+            alone = discriminator(audio[:1])
         same = all(close(a.logits, b.logits[:1]) for a, b in zip(alone, judged, strict=True))
-    require(same, "a judgement does not depend on the batch")
+        require(same, "a judgement does not depend on the batch")
 
 
-def check_loss(loss: nn.Module, audio_channels: int = 1) -> None:
-    """Check a loss of two audio tensors `[B, C, T]`: finite, smallest for equal ones, with a gradient."""
+def check_loss(loss: nn.Module, audio_channels: int = 1, outputs: Forward | None = None) -> None:
+    """Check a loss: finite scalars, and with audio alone smallest for equal audio, with a gradient.
+
+    A loss of latents, codes or a teacher needs `outputs`, one forward pass of a codec.
+    """
+    names = names_of("loss", loss)
+    objective = Objective({"loss": loss}, dict.fromkeys(names, 1.0))
+    if outputs is not None:
+        scalars = objective.reconstruction_losses(outputs)
+        finite = all(one.ndim == 0 and bool(one.isfinite()) for one in scalars.values())
+        require(finite, "a loss is a finite scalar")
+        return
     target = noise(2, audio_channels, 8000) / 4
     estimate = (target + noise(2, audio_channels, 8000, seed=1) / 10).requires_grad_()
-    objective = Objective({"loss": loss}, {"loss": 1.0})
-    (apart,) = objective.reconstruction_losses(Forward(target, target, estimate)).values()
-    (equal,) = objective.reconstruction_losses(Forward(target, target, target)).values()
-    require(apart.ndim == 0 and bool(apart.isfinite()), "a loss is a finite scalar")
-    require(float(equal) < float(apart), "equal audio has a smaller loss than different audio")
-    (gradient,) = torch.autograd.grad(apart, estimate)
+    draws = torch.Generator()
+    apart, equal = (
+        objective.reconstruction_losses(Forward(target, target, one, generator=draws.manual_seed(0)))
+        for one in (estimate, target)
+    )
+    finite = all(one.ndim == 0 and bool(one.isfinite()) for one in apart.values())
+    require(finite, "a loss is a finite scalar")
+    smaller = all(bool(equal[name] < apart[name]) for name in names)
+    require(smaller, "equal audio has a smaller loss than different audio")
+    (gradient,) = torch.autograd.grad(objective.total(apart), estimate)
     require(bool(gradient.isfinite().all()) and bool(gradient.any()), "the estimate has a finite gradient")
 
 

@@ -11,7 +11,7 @@ from tokenised import noise
 
 import codec
 from codec.audio.writing import write_wav
-from codec.config import ConfigError, installed_packages, locate_own, trusting
+from codec.config import ConfigError, locate_own, registered_modules, trusting
 from codec.layers.streaming import NotStreamable
 from codec.model.batching import decode_part, encode_batch, exact_float32
 from codec.tokens import TokenDataset
@@ -78,13 +78,17 @@ def test_a_model_is_loaded_from_a_package_that_the_user_trusts(trained, loaded, 
         codec.load(trained)  # neither registered here nor named
     with pytest.raises(ConfigError, match="is refused"):
         codec.load(trained, trust=["another"])
+    assert codec.load(trained, trust=NAME).codec_id() == loaded.codec_id()
+    with pytest.raises(ConfigError, match="expected names of packages"):
+        codec.load(trained, trust=["../another"])
 
 
 def test_trust_in_a_package_is_no_trust_in_what_it_imports(loaded):
-    assert NAME not in installed_packages()
+    assert f"{NAME}.parts" not in registered_modules()
     with trusting([NAME]):
         assert locate_own(f"{NAME}.parts.FrozenCodebook").__name__ == "FrozenCodebook"
-        for target in (f"{NAME}.parts.np.load", f"{NAME}.parts.torch.hub.load", "os.system"):
+        inner = ("np.load", "torch.hub.load", "peak_error", "FrozenCodebook.mro", "FrozenCodebook.__init__")
+        for target in ("os.system", f"{NAME}.__main__.run", *(f"{NAME}.parts.{name}" for name in inner)):
             with pytest.raises(ConfigError, match="is refused"):
                 locate_own(target)
 

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = TokenDataset(options.tokens, options.num_quantizers)
     if options.output.suffix.lower() == ".wav" or is_pipe(options.output):
         raise ConfigError(f"{options.output}: {options.tokens} becomes a folder of wavs: name a folder")
-    codec = on_device(load(options.model), options.device)
+    codec = on_device(load(options.model, options.trust), options.device)
     paths = decode_dataset(codec, tokens, options.output, options.any_codec)
     print(f"{len(paths)} wavs in {options.output}")
     return 0
@@ -132,7 +132,7 @@ def decoded_file(options: argparse.Namespace) -> int:
     with options.tokens.open("rb") as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX and options.tokens.suffix != ".npy":
             return decompressed(options)
-    codec = on_device(load(options.model), options.device)
+    codec = on_device(load(options.model, options.trust), options.device)
     codes = read_array(codec, options.tokens, options.num_quantizers)
     frames = codes.shape[1]
     parts = decode_part(codec, lambda a, b: codes[:, a:b], frames, 0, frames)

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if single:
         require_one(options.inputs, options.output)
-        codec = on_device(load(options.model), options.device)
+        codec = on_device(load(options.model, options.trust), options.device)
         encode_one(codec, options.inputs[0], options.output, settings)
         return 0
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}

@@ -152,7 +152,7 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
             if model.startswith("hf:"):
                 systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
             else:
-                codec, tables = load(model).to(device), beside(Path(model))
+                codec, tables = load(model, options.trust).to(device), beside(Path(model))
                 known = load_tables(tables) if tables.exists() else None
                 systems.append(OwnCodec(codec, name, depths, known, options.beam))
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = options.output and not is_pipe(options.output)
     if named and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
-    codec = load(options.model)
+    codec = load(options.model, options.trust)
     codec.quantizer.require_codes("stream")
     print(
         f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "

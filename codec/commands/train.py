@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.commands.errors import report_errors
-from codec.config import CONFIG_DIR, in_quotes, installed_packages
+from codec.config import CONFIG_DIR, in_quotes, registered_modules
 
 # Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -87,8 +87,9 @@ def installed_configs(arguments: Sequence[str]) -> list[str]:
     """Override of `hydra.searchpath` for `configs` folders of installed packages; none beside the user's."""
     if any(argument.startswith(("hydra.searchpath=", "--config-dir", "-cd")) for argument in arguments):
         return []
-    places = {name: importlib.util.find_spec(name) for name in sorted(installed_packages())}
-    roots = [root for spec in places.values() if spec for root in spec.submodule_search_locations or []]
+    packages = sorted({module.partition(".")[0] for module in registered_modules()})
+    places = [importlib.util.find_spec(package) for package in packages]
+    roots = [root for spec in places if spec for root in spec.submodule_search_locations or []]
     folders = [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
     listed = ",".join(in_quotes(f"file://{folder}") for folder in folders)
     return [f"hydra.searchpath=[{listed}]"] if folders else []

@@ -21,7 +21,7 @@ from codec.system.files import printable
 RESULT = "result.json"
 LONGEST_LABEL = 80  # characters
 # Options that may differ between runs of one variant.
-INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir"}
+INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir", "trust"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
 # Types of summary entries that are not plain numbers.
 KINDS = {"rate_distortion": list, "parameters": dict, "files": int}

@@ -75,6 +75,9 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     on all processes. A shared codebook takes inputs of its first stage.
     """
     replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64)
+    reviving = {stage for stage in quantizer.stages if stage.revives}
+    if not reviving:
+        return replaced
     generator = torch.Generator().manual_seed(seed)
     seen: set[Codebook] = set()
     firsts: list[tuple[int, Codebook]] = []
@@ -85,6 +88,8 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
                 seen.add(stage)
                 firsts.append((first, stage))
                 rows_of_stages.append(random_inputs(stage, inputs, codes, generator))
+            if seen == reviving:
+                break
     for (first, stage), candidate in zip(firsts, all_reduce_sum(rows_of_stages), strict=True):
         vectors, available = candidate[:, :-1], candidate[:, -1] > 0
         if stage.revive_from == "overused":

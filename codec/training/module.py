@@ -137,7 +137,8 @@ class CodecTraining(lightning.LightningModule):
         """One optimizer for the codec and, if there is one, one for the discriminator."""
         discriminator = self.discriminator if self.has_discriminator else None
         half = self.trainer.precision == "16-mixed"
-        return self.optimization.optimizers(self.codec, discriminator, half, bool(self.objective.balancer))
+        generator = torch.nn.ModuleList([self.codec, self.objective])  # a loss may learn a projection
+        return self.optimization.optimizers(generator, discriminator, half, bool(self.objective.balancer))
 
     def on_train_start(self) -> None:
         """Enter the stage of the current step."""

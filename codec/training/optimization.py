@@ -79,9 +79,9 @@ class Optimization:
             )
 
     def optimizers(
-        self, codec: nn.Module, discriminator: nn.Module | None, half: bool, balanced: bool
+        self, generator: nn.Module, discriminator: nn.Module | None, half: bool, balanced: bool
     ) -> list[Optimizer]:
-        """One optimizer for the codec and one for a discriminator; `half` for fp16's loss scaling.
+        """One optimizer for codec and losses, one for a discriminator; `half` for fp16's loss scaling.
 
         MisconfigurationException for a balanced loss in fp16.
         """
@@ -92,7 +92,7 @@ class Optimization:
             )
         # A fused optimizer unscales fp16 gradients itself, too late for clipping.
         options = {"fused": False} if half else {}
-        players = [(self.generator, codec), (self.discriminator, discriminator)]
+        players = [(self.generator, generator), (self.discriminator, discriminator)]
         return [make(module.parameters(), **options) for make, module in players if module is not None]
 
     def updates_discriminator(self, seed: int) -> bool:
