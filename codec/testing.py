@@ -125,14 +125,18 @@ def check_reach(
 
 def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) -> None:
     """Stream in chunks of several sizes, or expect NotStreamable."""
-    parts = ((autoencoder.streaming_encoder, audio, latents), (autoencoder.streaming_decoder, latents, None))
-    for make, inputs, expected in parts:
+    odd = autoencoder.hop_length // 2 + 1  # samples; chunks need not hold whole hops
+    parts = (
+        (autoencoder.streaming_encoder, audio, latents, (odd, 5 * odd)),
+        (autoencoder.streaming_decoder, latents, None, (1, 7)),
+    )
+    for make, inputs, expected, sizes in parts:
         try:
             step = make()
         except NotStreamable:
             continue
         expected = autoencoder.decode(latents) if expected is None else expected
-        for size in (1, 7, inputs.shape[2]):
+        for size in (*sizes, inputs.shape[2]):
             state, outputs = step.initial(len(inputs)), []
             chunks = inputs.transpose(1, 2).split(size, 1)
             for number, chunk in enumerate(chunks):
