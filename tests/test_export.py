@@ -457,7 +457,7 @@ def test_a_decoder_that_is_wrong_with_fewer_stages_is_refused(tmp_path, monkeypa
 
 
 # Their graphs are those of others, of other sizes.
-REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2"))
+REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2", "vocos_l"))
 IN_RUNTIME = [
     one for one in AUTOENCODERS if os.environ.get("CODEC_TEST_ALL") or not one[0].startswith(REPEATED)
 ]
