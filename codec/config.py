@@ -90,7 +90,7 @@ def locate_own(target: str) -> Any:
         own = inspect.isclass(member) and member.__module__.partition(".")[0] == package
         if own and any(base.__module__.startswith("torch.nn.") for base in member.__mro__):
             return member
-        raise ConfigError(f"{target!r} is refused: a saved model may name only modules of networks")
+        raise ConfigError(f"{target!r} is refused: a saved model may name only subclasses of torch.nn.Module")
     if MODEL_PART.fullmatch(str(target)):
         member = locate(target)
         for kind, allowed in ((inspect.isclass, MODEL_CLASS), (inspect.isfunction, MODEL_FUNCTION)):

@@ -15,9 +15,7 @@ from codec.config import CONFIG_DIR, in_quotes, registered_modules
 
 # Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
-
 PUNCTUATION = r"[,:=() {}\[\]*'\"]"
-
 LIST_ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]+?)\s*(?:,|$)""")
 
 

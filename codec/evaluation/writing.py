@@ -17,6 +17,8 @@ from codec.evaluation.pictures import save_spectrogram_pair
 from codec.metrics.glossary import entry_of
 from codec.system.files import printable, write_whole
 
+drawing = threading.Lock()  # matplotlib is not thread-safe
+
 
 def write_pair(
     output: Path, number: int, name: str, original: Tensor, estimate: Tensor, rate: int, picture: bool
@@ -82,6 +84,3 @@ def scores_line(summary: dict[str, Any]) -> str:
         if summary.get(name) is not None
     ]
     return f"{files}{rate}: {', '.join(parts)}"
-
-
-drawing = threading.Lock()  # matplotlib is not thread-safe

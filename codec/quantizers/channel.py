@@ -61,14 +61,12 @@ class GaussianChannel(Identity):
         generator: torch.Generator | None,
     ) -> Quantized:
         """Pass latents `[B, D, F]` through the channel at the rate of each example's `num_quantizers`."""
-        self.check_latents(latents, num_quantizers)
         if mask is not None:
             raise ValueError("a channel takes no mask: its covariance is that of all latents")
         passed = latents
         if generator is not None:
             rates = torch.as_tensor(len(self.bits) if num_quantizers is None else num_quantizers)
-            with torch.autocast(latents.device.type, enabled=False):
-                passed = self.transmit(latents.float().mT, rates.expand(len(latents)) - 1, generator).mT
+            passed = self.transmit(latents.float().mT, rates.expand(len(latents)) - 1, generator).mT
         return Quantized(passed, no_codes(latents), {}, latents.detach())
 
     def transmit(self, latents: Tensor, rates: Tensor, generator: torch.Generator) -> Tensor:

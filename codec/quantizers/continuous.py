@@ -92,19 +92,18 @@ class Variational(Continuous):
         generator: torch.Generator | None,
     ) -> Quantized:
         """Draw latents `[B, D, F]`, or return their mean without a generator; zero where masked."""
-        with torch.autocast(latents.device.type, enabled=False):
-            standard = self.standardize(latents.float().mT).mT
-            mean, log_variance = self.to_moments(standard).chunk(2, 1)
-            log_variance = log_variance.clamp(-30, 20)
-            sample = mean
-            if generator is not None:
-                noise = torch.empty_like(mean).normal_(generator=generator)
-                sample = mean + noise * (0.5 * log_variance).exp()
-            present = torch.ones_like(mean[:, :1]) if mask is None else mask[:, None].to(mean.dtype)
-            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(1, keepdim=True)
-            kl = torch.where(present > 0, divergence, 0.0).sum() / present.sum().clamp(min=1)
-            output = torch.where(present > 0, self.out_proj(sample), 0.0)
-            return Quantized(output, no_codes(latents), {"kl": kl}, latents.detach())
+        standard = self.standardize(latents.float().mT).mT
+        mean, log_variance = self.to_moments(standard).chunk(2, 1)
+        log_variance = log_variance.clamp(-30, 20)
+        sample = mean
+        if generator is not None:
+            noise = torch.empty_like(mean).normal_(generator=generator)
+            sample = mean + noise * (0.5 * log_variance).exp()
+        present = torch.ones_like(mean[:, :1]) if mask is None else mask[:, None].to(mean.dtype)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean(1, keepdim=True)
+        kl = torch.where(present > 0, divergence, 0.0).sum() / present.sum().clamp(min=1)
+        output = torch.where(present > 0, self.out_proj(sample), 0.0)
+        return Quantized(output, no_codes(latents), {"kl": kl}, latents.detach())
 
 
 def no_codes(latents: Tensor) -> Tensor:

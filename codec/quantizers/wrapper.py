@@ -14,6 +14,8 @@ class Wrapper(Quantizer):
     `length` is the number of latents in one latent of the inner quantizer.
     """
 
+    quantizer: Quantizer
+
     def __init__(self, dim: int, length: int = 1):
         super().__init__()
         self.dim, self.length = dim, length
@@ -23,8 +25,6 @@ class Wrapper(Quantizer):
         self.codebook_sizes, self.loss_weights = quantizer.codebook_sizes, quantizer.loss_weights
         self.stride = self.length * quantizer.stride
         return quantizer
-
-    quantizer: Quantizer
 
     def to_inner(self, latents: Tensor) -> Tensor:
         """Latents `[B, D', F / length]` of the inner quantizer from `[B, D, F]`."""
