@@ -100,7 +100,7 @@ class BareTraining(CodecTraining):
 
     def train_on(self, audio: Tensor) -> None:
         """One step; RuntimeError if it was skipped."""
-        done = self.training_step(Batch(audio, torch.arange(len(audio))), self.steps)
+        done = self.training_step(Batch.of(audio, torch.arange(len(audio))), self.steps)
         self.steps += 1
         if not done["step"].finite:
             raise RuntimeError("the step was skipped: its losses are not finite")

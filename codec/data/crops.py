@@ -1,5 +1,7 @@
 """Training crops, each a pure function of its number, and validation clips."""
 
+from __future__ import annotations
+
 import itertools
 import logging
 import time
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset
 from codec.audio.conversion import resampled_length
 from codec.audio.reading import AudioError, read_segment
 from codec.data.augmentation import Augmentation, happens
+from codec.data.degradation import Degraded, Degrader
 from codec.data.index import DataError, IndexedFile
 from codec.system.files import printable
 
@@ -25,10 +28,20 @@ PAUSES = 1, 2, 4, 8, 15, 30  # seconds between attempts, for a network folder to
 
 
 class Batch(NamedTuple):
-    """`audio` float32 `[B, C, T]` and the number of each crop, int64 `[B]`."""
+    """Input and target of the codec, float32 `[B, C, T]`, condition and number of each crop, int64 `[B]`.
+
+    The condition is 1 where the target is clean although the input may be noisy, see `Degradation`.
+    """
 
     audio: Tensor
+    target: Tensor
+    condition: Tensor
     numbers: Tensor
+
+    @classmethod
+    def of(cls, audio: Tensor, numbers: Tensor) -> Batch:
+        """Batch whose target is its audio."""
+        return cls(audio, audio, torch.zeros_like(numbers), numbers)
 
 
 class Place(NamedTuple):
@@ -56,18 +69,19 @@ class Crops(Dataset[Batch]):
         seed: int = 0,
         weights: Sequence[float] | None = None,
         augmentation: Augmentation = Augmentation(),
+        degrader: Degrader | None = None,
     ) -> None:
         self.files = list(itertools.chain(*folders))
         seconds = [np.array([file.seconds for file in folder]) for folder in folders]
         if weights is not None:
             seconds = [weight * part / part.sum() for weight, part in zip(weights, seconds, strict=True)]
         self.cumulative = np.cumsum(np.concatenate(seconds))
-        self.shape, self.seed, self.augmentation = shape, seed, augmentation
+        self.shape, self.seed, self.augmentation, self.degrader = shape, seed, augmentation, degrader
         self.reported: set[str] = set()
 
     def crop(self, number: int) -> np.ndarray:
-        """Crop `number`, float32 `[C, T]`; `DataError` after 50 draws of unreadable files."""
-        return self._draw(number)[0]
+        """Input of crop `number`, float32 `[C, T]`; `DataError` after 50 draws of unreadable files."""
+        return self._draw(number)[0].audio
 
     def source(self, number: int) -> list[str]:
         """Paths drawn for crop `number`, then for the crop mixed with it; the last path of each is used."""
@@ -75,10 +89,14 @@ class Crops(Dataset[Batch]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """Load a batch: one copy of each crop, and one transfer from a worker."""
-        audio = np.stack([self.crop(number) for number in numbers])
-        return Batch(torch.from_numpy(audio), torch.tensor(numbers, dtype=torch.int64))
+        crops = [self._draw(number)[0] for number in numbers]
+        audio, numbered = torch.from_numpy(np.stack([crop.audio for crop in crops])), torch.tensor(numbers)
+        if self.degrader is None:
+            return Batch.of(audio, numbered)
+        target = torch.from_numpy(np.stack([crop.target for crop in crops]))
+        return Batch(audio, target, torch.tensor([crop.clean for crop in crops]), numbered)
 
-    def _draw(self, number: int) -> tuple[np.ndarray, list[str]]:
+    def _draw(self, number: int) -> tuple[Degraded, list[str]]:
         for pause in PAUSES:
             try:
                 return self._try(number)
@@ -87,7 +105,7 @@ class Crops(Dataset[Batch]):
                 time.sleep(pause)
         return self._try(number)
 
-    def _try(self, number: int) -> tuple[np.ndarray, list[str]]:
+    def _try(self, number: int) -> tuple[Degraded, list[str]]:
         random = np.random.default_rng((self.seed, int(number)))
         audio, tried = self._read(number, random)
         if happens(self.augmentation.mix.probability, random):
@@ -95,7 +113,13 @@ class Crops(Dataset[Batch]):
             if not self.augmentation.is_quiet(second):
                 audio = self.augmentation.mix.apply(audio, second, random)
             tried += others
-        return self.augmentation.apply(audio, self.shape[1], random), tried
+        audio = self.augmentation.apply(audio, self.shape[1], random)
+        if self.degrader is None:
+            return Degraded(audio, audio, 0), tried
+        try:
+            return self.degrader.apply(audio, random), tried
+        except AudioError as error:
+            raise DataError(f"crop {number}: noise or room not readable any more: {error}") from error
 
     def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, list[str]]:
         tried, failed = list[str](), list[AudioError]()

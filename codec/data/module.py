@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from codec.audio.conversion import resampled_length
 from codec.data.augmentation import Augmentation
 from codec.data.crops import Batch, Crops, read_clips
+from codec.data.degradation import Degradation, Degrader
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.loader import WorkerLoader
 from codec.data.partition import separate
@@ -81,7 +82,8 @@ class AudioData(LightningDataModule):
     root: folder or folders, searched recursively; `weights`: relative probabilities of the folders (None:
         by duration).
     batch_size: crops of `segment_seconds` per step, over all processes.
-    augmentation, validation: augmentation of the crops; size of the validation set.
+    augmentation, degradation, validation: augmentation of the crops; noise and rooms added to them; size of
+        the validation set, which stays clean.
     index: function that returns the `Index` of a folder: `codec.data.scan.scan` or a partial of it.
     generate: function that writes audio into a root without any.
 
@@ -100,6 +102,7 @@ class AudioData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 2,
         augmentation: Augmentation = Augmentation(),
+        degradation: Degradation = Degradation(),
         validation: Validation = Validation(),
         index: Callable[[str], Index] = scan,
         generate: Callable[[str], Any] | None = None,
@@ -118,7 +121,7 @@ class AudioData(LightningDataModule):
         self.shape = self.segment_length, sample_rate, channels
         self.batch_size, self.num_workers = batch_size, num_workers
         self.weights, self.seed = weights, seed
-        self.augmentation, self.validation = augmentation, validation
+        self.augmentation, self.degradation, self.validation = augmentation, degradation, validation
         self.make_index, self.generate = index, generate
         self.seen = 0
         self.indexes: list[Index] = []
@@ -147,7 +150,9 @@ class AudioData(LightningDataModule):
             roots.append([[file.below(index.root) for file in part] for part in parts])
         self.trained, self.valid = separate(roots, self.known)
         self.valid_files = [file.path for file in self.valid]
-        self.train_crops = Crops(self.trained, self.shape, self.seed, self.weights, self.augmentation)
+        self.train_crops = Crops(
+            self.trained, self.shape, self.seed, self.weights, self.augmentation, self.degrader()
+        )
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
             log.info("%s", describe_parts(itertools.chain(*self.trained), self.valid))
@@ -159,6 +164,18 @@ class AudioData(LightningDataModule):
                     "s" * (len(self.valid) != 1),
                     self.validation.fraction,
                 )
+
+    def degrader(self) -> Degrader | None:
+        """Noise and rooms of the option `degradation`, indexed; None without them."""
+        options = self.degradation
+        noises, rooms = (self.usable_files(part.root) for part in (options.noise, options.rooms))
+        return Degrader(options, noises, rooms, self.shape) if options.is_active else None
+
+    def usable_files(self, roots: str | Sequence[str] | None) -> list[IndexedFile]:
+        """Usable files of one or more folders; `DataError` for a folder without any."""
+        listed = [roots] if isinstance(roots, str | os.PathLike) else roots or []
+        indexes = [self.make_index(root) for root in listed]
+        return [file.below(index.root) for index in indexes for file in index.usable]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Loader of this process's part of the endless training batches, from the first unused crop on."""
@@ -183,7 +200,7 @@ class AudioData(LightningDataModule):
         padded = -(-len(clips) // world_size) * world_size
         numbers = torch.arange(distributed.rank(), padded, world_size) % len(clips)
         portions = numbers.split(max(1, self.batch_size // world_size))
-        return ClipBatches(Batch(clips[portion], portion) for portion in portions)
+        return ClipBatches(Batch.of(clips[portion], portion) for portion in portions)
 
     def crops(self, start: int, count: int) -> Tensor:
         """Training crops `start` to `start + count`: `[count, C, T]`, not counted as used."""

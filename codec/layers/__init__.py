@@ -3,9 +3,11 @@
 from codec.layers.base import Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import ConvNeXtBlock
+from codec.layers.film import FiLM
 
 __all__ = [
     "ConvNeXtBlock",
+    "FiLM",
     "Layer",
     "Layers",
 ]

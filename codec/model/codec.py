@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
-from codec.config import TARGET
+from codec.config import TARGET, ConfigError
+from codec.layers.film import Condition, FiLM, modulated
 from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
@@ -29,9 +30,19 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 
 
 class Codec(nn.Module):
-    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`."""
+    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
 
-    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int):
+    With `conditioning`, latents are modulated by a condition before they are quantized. It is the default of
+    `conditioning` if a call names none.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        quantizer: Quantizer,
+        sample_rate: int,
+        conditioning: FiLM | None = None,
+    ):
         super().__init__()
         if not 1 <= sample_rate <= HIGHEST_RATE:
             raise ValueError(f"sample_rate must be at least 1 Hz, at most {HIGHEST_RATE}, got {sample_rate}")
@@ -43,6 +54,7 @@ class Codec(nn.Module):
             raise ValueError(f"a frame must be at most {LONGEST_FRAME} samples long: lower the strides")
         self.autoencoder = autoencoder
         self.quantizer = quantizer
+        self.conditioning = conditioning
         self.sample_rate = sample_rate
         self.config: dict[str, Any] | None = None
 
@@ -70,11 +82,12 @@ class Codec(nn.Module):
         """Type of the autoencoder's parameters; the quantizer stays float32."""
         return next(self.autoencoder.parameters()).dtype
 
-    def latents(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Encoder output `[B, D, F * stride]` of audio `[B, C, T]`, zero-padded to whole frames.
+    def latents(self, audio: Tensor, lengths: Tensor | None = None, condition: Condition = None) -> Tensor:
+        """Modulated encoder output `[B, D, F * stride]` of audio `[B, C, T]`, zero-padded to whole frames.
 
         With `lengths` `[B]`, whole frames in samples, the latents of each signal in a zero-padded batch equal
-        those of the signal alone. ValueError for audio of another type or shape.
+        those of the signal alone. `condition`: see `FiLM.forward`. ValueError for audio of another type or
+        shape, and for a condition of a codec without conditioning.
         """
         if not isinstance(audio, Tensor) or not audio.is_floating_point():
             kind = getattr(audio, "dtype", type(audio).__name__)
@@ -84,23 +97,47 @@ class Codec(nn.Module):
             raise ValueError(f"audio must be {shape}, got {list(audio.shape)}")
         padded = functional.pad(audio.to(self.dtype), (0, -audio.shape[-1] % self.hop_length))
         if lengths is None:
-            return self.autoencoder.encode(padded)
-        return self.autoencoder.encode_ragged(padded, lengths)
+            return self.modulate(self.autoencoder.encode(padded), condition)
+        return self.modulate(self.autoencoder.encode_ragged(padded, lengths), condition)
+
+    def modulate(self, latents: Tensor, condition: Condition = None) -> Tensor:
+        """Modulate encoder outputs `[B, D, F]` by a condition; unchanged without conditioning."""
+        return modulated(self.conditioning, latents, condition)
+
+    def set_condition(self, name: str) -> None:
+        """Set the condition of calls that name none; ConfigError for one that the codec lacks."""
+        if self.conditioning is None:
+            raise ConfigError(f"condition {name!r}: this codec was trained without conditions")
+        try:
+            self.conditioning.default = self.conditioning.number(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def forward(
         self,
         audio: Tensor,
         num_quantizers: int | Tensor | None = None,
         generator: torch.Generator | None = None,
+        condition: Condition = None,
     ) -> tuple[Tensor, Quantized]:
         """Reconstruction `[B, C, T]`, and the quantizer's output for the losses."""
-        quantized = self.quantizer(self.latents(audio), num_quantizers, generator=generator)
+        latents = self.latents(audio, condition=condition)
+        quantized = self.quantizer(latents, num_quantizers, generator=generator)
         estimate = self.autoencoder.decode(quantized.latents.to(self.dtype))
         return estimate[..., : audio.shape[-1]], quantized
 
-    def encode(self, audio: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`; `beam` as in `Quantizer.encode`."""
-        return self.quantizer.encode(self.latents(audio), num_quantizers, beam)
+    def encode(
+        self,
+        audio: Tensor,
+        num_quantizers: int | None = None,
+        beam: int = 1,
+        condition: Condition = None,
+    ) -> Tensor:
+        """Codes int64 `[B, num_quantizers, F]` of audio `[B, C, T]`.
+
+        `beam` as in `Quantizer.encode`, `condition` as in `latents`.
+        """
+        return self.quantizer.encode(self.latents(audio, condition=condition), num_quantizers, beam)
 
     def decode(self, codes: Tensor, length: int | None = None) -> Tensor:
         """Audio `[B, C, F * hop_length]` of codes `[B, k, F]`, of k <= K stages, cut to `length` samples."""
@@ -117,7 +154,7 @@ class Codec(nn.Module):
 
         NotStreamable, a ConfigError, for an autoencoder without a streaming form.
         """
-        return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch)
+        return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch, self.conditioning)
 
     def codec_id(self) -> str:
         """Hexadecimal SHA-256 of config and weights, which identifies the meaning of codes."""

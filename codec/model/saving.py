@@ -30,22 +30,24 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
     Untrusted configs, such as those of downloaded weights, may name only this package's classes.
     """
     find = locate if trusted else locate_own
+    config = {name: part for name, part in config.items() if part not in (None, {})}  # no conditioning
     validate(config, find, "model")
     codec = build(config, find, "model")
     if not isinstance(codec, Codec):
         raise ConfigError(f"model: expected a codec, got {type(codec).__name__}")
-    codec.config = dict(config)
+    codec.config = config
     return codec
 
 
-def load(path: str | Path, trust: Iterable[str] = ()) -> Codec:
+def load(path: str | Path, trust: Iterable[str] = (), condition: str | None = None) -> Codec:
     """Codec from a run folder, a directory of `Codec.save`, or a checkpoint (its averaged weights).
 
-    `path` may also be the name of a pretrained model of this package (`codec.pretrained`).
+    `path` may also be the name of a pretrained model of this package (`codec.pretrained`). `condition` is
+    used where a call of the codec names none.
 
     Executes nothing from the files: yaml is data, weights are tensors, classes are this package's own, or of
     installed packages that registered parts of codecs, or of the packages in `trust`.
-    Raises FileNotFoundError, or ConfigError for a damaged or foreign file.
+    Raises FileNotFoundError, or ConfigError for a damaged or foreign file or an unknown condition.
     """
     path = require_model(path)
     if path.is_dir():
@@ -60,7 +62,10 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> Codec:
     else:
         config, weights = read_checkpoint(path)
     with trusting(trust):
-        return assemble(config, weights, path)
+        codec = assemble(config, weights, path)
+    if condition is not None:
+        codec.set_condition(condition)
+    return codec
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, Tensor], source: str | Path) -> Codec:

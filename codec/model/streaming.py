@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
+from codec.layers.film import Condition, FiLM, modulated
 from codec.layers.streaming import LONG, State
 from codec.quantizers.base import Quantizer
 
@@ -25,12 +26,19 @@ class Stream:
     ValueError for a batch below 1, NotStreamable for an autoencoder without a streaming form.
     """
 
-    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int, batch: int = 1):
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        quantizer: Quantizer,
+        sample_rate: int,
+        batch: int = 1,
+        conditioning: FiLM | None = None,
+    ):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.autoencoder, self.quantizer, self.batch = autoencoder, quantizer, batch
         self.hop_length = autoencoder.hop_length * quantizer.stride
-        self.sample_rate = sample_rate
+        self.sample_rate, self.conditioning = sample_rate, conditioning
         self.encoder, self.decoder = autoencoder.streaming_encoder(), autoencoder.streaming_decoder()
         self.reset()
 
@@ -88,12 +96,18 @@ class Stream:
 
     @torch.no_grad()
     def encode(
-        self, audio: Tensor, final: bool = False, num_quantizers: int | None = None, beam: int = 1
+        self,
+        audio: Tensor,
+        final: bool = False,
+        num_quantizers: int | None = None,
+        beam: int = 1,
+        condition: Condition = None,
     ) -> Tensor:
         """Codes `[B, K, F]`, `F >= 0`, of the frames that audio `[B, C, T]`, `T >= 0`, completes.
 
         `final` ends the signals: an incomplete last frame is padded with zeros, and all remaining frames are
-        returned. Further audio starts new signals.
+        returned. Further audio starts new signals. `condition`, a name or indexes `[B]`, applies to the
+        returned frames and may change from call to call.
         """
         shape = [self.batch, self.autoencoder.audio_channels]
         if audio.ndim != 3 or list(audio.shape[:2]) != shape or not audio.is_floating_point():
@@ -109,7 +123,8 @@ class Stream:
             outputs.append(output)
         latents, remainder = whole(torch.cat(outputs, 1), self.quantizer.stride)
         if latents.shape[1]:
-            codes = self.quantizer.encode(latents.transpose(1, 2), num_quantizers, beam)
+            conditioned = modulated(self.conditioning, latents.transpose(1, 2), condition)
+            codes = self.quantizer.encode(conditioned, num_quantizers, beam)
         else:
             codes = torch.zeros(self.batch, depth, 0, dtype=torch.int64, device=latents.device)
         # Assigned last, so that a chunk that raises an error leaves the state unchanged.

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from codec.config import ConfigError, trusting
+from codec.config import ConfigError, build, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import Codec
 from codec.model.saving import load
@@ -21,6 +21,7 @@ MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 def adopt(composed: Any) -> tuple[Any, Codec | None]:
     """Composed config with the model of its `weights`, and that codec; `composed` and None without weights.
 
+    A codec without conditioning gets the one of the option, if any.
     A resumed run loads the codec of its own checkpoint instead; the path is not read. ConfigError for
     options that the saved model determines.
     """
@@ -41,14 +42,21 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     with trusting(composed.get("trust") or ()):
         codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
-    return with_model(composed, codec.config), codec.train()
+    composed = with_model(composed, codec.config)
+    node = OmegaConf.to_container(composed.model, resolve=True)["conditioning"]  # type: ignore[index]
+    if codec.conditioning is None and node is not None:  # starts as the identity
+        codec.conditioning = build(node, path="conditioning")
+        codec.config["conditioning"] = node
+    return composed, codec.train()
 
 
 def with_model(composed: Any, model: dict[str, Any]) -> Any:
     """Copy of a composed config with the model replaced by `model`."""
     changed = copy.deepcopy(composed)
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
-    parts |= {"channels": model["autoencoder"].get("audio_channels", 1), "model": model}
+    parts |= {"channels": model["autoencoder"].get("audio_channels", 1)}
+    parts |= {name: model[name] for name in ("conditioning",) if name in model}
+    parts |= {"model": {"conditioning": "${conditioning}"} | model}
     for name, value in parts.items():
         OmegaConf.update(changed, name, value, merge=False, force_add=True)
     return changed

@@ -180,23 +180,22 @@ class CodecTraining(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Train generator and discriminator on one batch."""
         optimizers = self.players()
-        audio = batch.audio
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
-        depth = self.draw_num_quantizers(len(audio))
-        outputs = reconstruct(self.codec, self.quantizer, audio, depth, noise)
-        estimate, quantized = outputs.estimate, outputs.quantized
+        depth = self.draw_num_quantizers(len(batch.audio))
+        outputs = reconstruct(self.codec, self.quantizer, batch, depth, noise)
+        target, estimate, quantized = outputs.target, outputs.estimate, outputs.quantized
         assert quantized is not None
         losses: dict[str, Tensor] = {}
         finite = True
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
-            losses["discriminator"] = discriminator_loss(self.discriminator, self.objective, audio, estimate)
+            losses["discriminator"] = discriminator_loss(self.discriminator, self.objective, target, estimate)
             finite = self.descend(optimizers[1], losses["discriminator"])
         draws = torch.Generator().manual_seed(self.step_seed())
         outputs = replace(outputs, step=self.global_step, generator=draws)
         generator_losses = self.objective.reconstruction_losses(outputs)
         if fooling:
-            generator_losses |= adversarial_losses(self.discriminator, self.objective, audio, estimate)
+            generator_losses |= adversarial_losses(self.discriminator, self.objective, target, estimate)
         total = self.generator_total(generator_losses, estimate, quantized)
         losses |= generator_losses | quantized.losses
         finite = self.descend(optimizers[0], total) and finite
@@ -281,15 +280,15 @@ class CodecTraining(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""
-        audio = batch.audio
+        target = batch.target
         trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
         quantizer = self.quantizer_of(trained, self.average)
-        estimate = reconstruct(self.average, quantizer, audio).estimate.float()
+        estimate = reconstruct(self.average, quantizer, batch).estimate.float()
         for name, score in SCORES.items():
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
-            mean = score(estimate, audio, self.codec.sample_rate).mean()
+            mean = score(estimate, target, self.codec.sample_rate).mean()
             self.log(
-                f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
+                f"valid/{name}", mean, batch_size=len(target), sync_dist=True, on_epoch=True, logger=False
             )
         return estimate
 

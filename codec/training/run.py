@@ -50,7 +50,7 @@ from codec.training.trainer import build_trainer, check_launch, check_options, c
 log = logging.getLogger(__name__)
 BUILT = (
     *("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint"),
-    *("sweep", "search"),
+    *("sweep", "search", "conditioning"),
 )
 
 
@@ -183,8 +183,24 @@ def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[Aud
             f"{data.segment_length}; lower the strides or raise data.segment_seconds"
         )
     codec = codec or build_codec(config["model"])
+    check_conditions(codec, data)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     return data, complete(config, "training", codec, *parts)
+
+
+def check_conditions(codec: Codec, data: AudioData) -> None:
+    """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
+    share, names = data.degradation.clean_target, codec.conditioning and codec.conditioning.names
+    if names and not 0 < share < 1:
+        raise ConfigError(
+            f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "
+            "take 0.5 and a folder of noise (data.degradation.noise.root), or conditioning=none"
+        )
+    if 0 < share < 1 and not names:
+        raise ConfigError(
+            f"data.degradation.clean_target={share:g}: a codec that cleans some crops and not others needs a "
+            "condition to choose by; add conditioning=clean, or take 0 or 1"
+        )
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import TARGET, ConfigError, build, validate
+from codec.data.crops import Batch
 from codec.data.module import AudioData
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, asks_discriminator
@@ -139,15 +140,16 @@ def check_stages(
 def reconstruct(
     codec: Codec,
     quantizer: Quantizer,
-    audio: Tensor,
+    batch: Batch,
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Forward:
     """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts."""
-    latents = codec.latents(audio)
+    audio = batch.audio
+    latents = codec.latents(audio, condition=batch.condition if codec.conditioning else None)
     quantized = quantizer(latents, num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
-    return Forward(audio, audio, estimate[..., : audio.shape[-1]], latents, quantized)
+    return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:

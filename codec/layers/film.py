@@ -1,0 +1,61 @@
+"""Feature-wise linear modulation (FiLM) of latents by a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Condition = str | Tensor | None
+
+
+class FiLM(nn.Module):
+    """Scale and shift latents `[B, D, F]` by learned values of a condition: `gamma * x + beta`.
+
+    The condition is one of `names` and may change from frame to frame; the first is the default. `gamma`
+    starts at 1 and `beta` at 0. Source: Perez et al. 2018 (1709.07871), eq. 2; between encoder and quantizer
+    as in SoundStream (2107.03312), section III-F.
+    ValueError for fewer than two names, or equal ones.
+    """
+
+    def __init__(self, dim: int, names: Sequence[str] = ("as_is", "clean")):
+        super().__init__()
+        if len(set(names)) < max(2, len(names)):
+            raise ValueError(f"names must be two or more different conditions, got {list(names)}")
+        self.names = tuple(names)
+        self.default = 0
+        self.gamma = nn.Parameter(torch.ones(len(names), dim))
+        self.beta = nn.Parameter(torch.zeros(len(names), dim))
+
+    def number(self, name: str) -> int:
+        """Index of a condition; ValueError with the names for another."""
+        if name not in self.names:
+            raise ValueError(f"condition must be {' or '.join(self.names)}, got {name!r}")
+        return self.names.index(name)
+
+    def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
+        """Modulate latents `[B, D, F]`; `condition` is a name, or int64 indexes `[B]` or `[B, F]`.
+
+        ValueError for an unknown name, another shape, or an index beyond the names.
+        """
+        if not isinstance(condition, Tensor):
+            index = self.default if condition is None else self.number(condition)
+            return self.gamma[index, :, None] * latents + self.beta[index, :, None]
+        batch, _, frames = latents.shape
+        if condition.is_floating_point() or condition.shape not in ((batch,), (batch, frames)):
+            raise ValueError(
+                f"condition must be integers [{batch}] or [{batch}, {frames}], got {condition.dtype} "
+                f"{list(condition.shape)}"
+            )
+        index = condition if condition.ndim == 2 else condition[:, None]
+        return self.gamma[index].transpose(1, 2) * latents + self.beta[index].transpose(1, 2)
+
+
+def modulated(film: FiLM | None, latents: Tensor, condition: Condition) -> Tensor:
+    """Latents `[B, D, F]` modulated by `film`; unchanged without it, then ValueError for a condition."""
+    if film is not None:
+        return film(latents, condition)
+    if condition is not None:
+        raise ValueError("this codec was trained without conditions: see the option conditioning")
+    return latents

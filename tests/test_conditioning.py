@@ -1,0 +1,106 @@
+"""Conditions of a codec: switched per call, frame and chunk of a stream; refused by a codec without them."""
+
+import pytest
+import torch
+from composed import config
+from tokenised import small_codec
+
+from codec import build_codec, load
+from codec.config import ConfigError, validate
+from codec.layers import FiLM
+from codec.model.batching import encode_batch, encode_long
+from codec.model.codec import Codec
+
+
+@pytest.fixture(scope="module")
+def conditioned() -> Codec:
+    """A codec whose two conditions give different codes."""
+    codec = small_codec("conditioning=clean")
+    assert codec.conditioning is not None
+    with torch.no_grad():
+        codec.conditioning.gamma[1] = torch.linspace(-1, 1, codec.autoencoder.latent_dim)
+        codec.conditioning.beta[1] = 0.1
+    return codec
+
+
+def audio_for(codec: Codec, frames: int, batch: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, 1, frames * codec.hop_length, generator=generator) * 0.6 - 0.3
+
+
+def test_a_new_film_is_the_identity_and_a_trained_one_scales_and_shifts():
+    film, latents = FiLM(3, ["a", "b"]), torch.randn(2, 3, 5)
+    assert torch.equal(film(latents, "b"), latents)
+    film.gamma.data[1], film.beta.data[1] = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.5])
+    by_frame = torch.tensor([[0, 1, 0, 1, 1], [1, 1, 1, 0, 0]])
+    expected = latents.clone()
+    for signal in range(2):
+        for frame in range(5):
+            if by_frame[signal, frame]:
+                x = latents[signal, :, frame]
+                expected[signal, :, frame] = torch.stack([2 * x[0], 0 * x[1] + 1, -x[2] + 0.5])
+    torch.testing.assert_close(film(latents, by_frame), expected)
+    torch.testing.assert_close(film(latents, torch.tensor([0, 1]))[0], latents[0])
+
+
+@torch.no_grad()
+def test_every_way_to_name_a_condition_gives_the_same_codes(conditioned, tmp_path):
+    audio = audio_for(conditioned, 30, batch=2)
+    as_is, clean = conditioned.encode(audio), conditioned.encode(audio, condition="clean")
+    assert torch.equal(as_is, conditioned.encode(audio, condition="as_is"))
+    assert (as_is != clean).float().mean() > 0.3
+    mixed = conditioned.encode(audio, condition=torch.tensor([0, 1]))
+    assert torch.equal(mixed[0], as_is[0]) and torch.equal(mixed[1], clean[1])
+    _, quantized = conditioned(audio, condition="clean")
+    assert torch.equal(quantized.codes, clean)
+
+    conditioned.save(tmp_path)
+    chosen = load(tmp_path, condition="clean")
+    assert torch.equal(chosen.encode(audio), clean)
+    assert torch.equal(encode_batch(chosen, list(audio))[1], clean[1])
+    assert torch.equal(torch.cat(list(encode_long(chosen, iter(audio[0].split(777, -1)))), 1), clean[0])
+    assert torch.equal(load(tmp_path).encode(audio), as_is)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 4])
+def test_a_stream_switches_between_chunks_as_the_whole_signal_does_by_frames(conditioned, frames):
+    audio, hop = audio_for(conditioned, 24), conditioned.hop_length
+    flags = torch.arange(24).div(frames, rounding_mode="floor").remainder(2)
+    expected = conditioned.encode(audio, condition=flags[None])
+    with conditioned.streaming() as stream:
+        parts = [
+            stream.encode(chunk, condition=("as_is", "clean")[number % 2])
+            for number, chunk in enumerate(audio.split(frames * hop, -1))
+        ]
+    assert torch.equal(torch.cat(parts, 2), expected)
+
+
+def test_conditions_that_do_not_exist_are_named(conditioned, tmp_path):
+    audio, plain = audio_for(conditioned, 4), small_codec()
+    with pytest.raises(ValueError, match="condition must be as_is or clean, got 'loud'"):
+        conditioned.encode(audio, condition="loud")
+    with pytest.raises(ValueError, match=r"integers \[1\] or \[1, 4\], got torch.int64 \[3\]"):
+        conditioned.encode(audio, condition=torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match="trained without conditions"):
+        plain.encode(audio, condition="clean")
+    with pytest.raises(ValueError, match="trained without conditions"):
+        plain.streaming().encode(audio, condition="clean")
+    plain.save(tmp_path)
+    with pytest.raises(ConfigError, match="condition 'clean': this codec was trained without conditions"):
+        load(tmp_path, condition="clean")
+    with pytest.raises(ValueError, match="two or more different conditions"):
+        FiLM(4, ["same", "same"])
+
+
+def test_a_codec_without_conditions_is_saved_as_before(tmp_path):
+    codec = build_codec(config("experiment=tiny")["model"])
+    assert codec.config is not None and "conditioning" not in codec.config
+
+
+def test_an_option_of_conditioning_is_checked():
+    model = config("experiment=tiny", "conditioning=clean")["model"]
+    validate(model)
+    model["conditioning"]["names"] = "clean"
+    with pytest.raises(ConfigError, match=r"conditioning\.names"):
+        validate(model)
