@@ -5,7 +5,7 @@ import torch
 from composed import config
 from tokenised import small_codec
 
-from codec import build_codec, load
+from codec import load
 from codec.config import ConfigError, validate
 from codec.layers import FiLM
 from codec.model.batching import encode_batch, encode_long
@@ -16,7 +16,6 @@ from codec.model.codec import Codec
 def conditioned() -> Codec:
     """A codec whose two conditions give different codes."""
     codec = small_codec("conditioning=clean")
-    assert codec.conditioning is not None
     with torch.no_grad():
         codec.conditioning.gamma[1] = torch.linspace(-1, 1, codec.autoencoder.latent_dim)
         codec.conditioning.beta[1] = 0.1
@@ -91,11 +90,6 @@ def test_conditions_that_do_not_exist_are_named(conditioned, tmp_path):
         load(tmp_path, condition="clean")
     with pytest.raises(ValueError, match="two or more different conditions"):
         FiLM(4, ["same", "same"])
-
-
-def test_a_codec_without_conditions_is_saved_as_before(tmp_path):
-    codec = build_codec(config("experiment=tiny")["model"])
-    assert codec.config is not None and "conditioning" not in codec.config
 
 
 def test_an_option_of_conditioning_is_checked():

@@ -136,11 +136,11 @@ def test_without_the_option_nothing_changes(tmp_path, wavs):
 def test_a_codec_without_conditions_can_learn_one(tmp_path, wavs):
     codec = saved(tmp_path)
     codec.save(tmp_path / "source")
-    composed, adopted = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source", "conditioning=clean"))
+    _, adopted = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source", "conditioning=clean"))
     audio = torch.randn(1, 1, 3200)
     assert torch.equal(adopted.eval().encode(audio, condition="clean"), codec.encode(audio))
     adopted.save(tmp_path / "conditioned")
     assert torch.equal(load(tmp_path / "conditioned").encode(audio), codec.encode(audio))
     # Its own conditions stay, without the option.
     again, kept = adopt(fine_tuning(tmp_path, wavs, tmp_path / "conditioned"))
-    assert kept.conditioning is not None and run.resolve(again)["model"] == adopted.config
+    assert kept.conditioning.names and run.resolve(again)["model"] == adopted.config

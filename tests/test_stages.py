@@ -19,6 +19,7 @@ from test_training import assert_same, changed, command, config_before_training,
 
 import codec
 from codec.config import CONFIG_DIR, ConfigError
+from codec.data.crops import Batch
 from codec.data.module import AudioData
 from codec.evaluation.report import training_curves
 from codec.metrics.signal import SCORES
@@ -272,7 +273,7 @@ def test_what_does_not_learn_is_not_traced_for_gradients(frozen, quantizer, trac
             )
         )
     audio = torch.randn(2, 1, 3200)
-    outputs = reconstruct(model, model.quantizer, audio)
+    outputs = reconstruct(model, model.quantizer, Batch.of(audio, torch.arange(len(audio))))
     estimate, quantized = outputs.estimate, outputs.quantized
     assert seen == traced
     loss = estimate.square().mean() + sum(loss for loss in quantized.losses.values())
@@ -286,7 +287,7 @@ def test_what_does_not_learn_is_not_traced_for_gradients(frozen, quantizer, trac
 def test_without_quantization_the_decoder_hears_the_encoder():
     model = tiny_codec("rvq")
     audio = torch.randn(2, 1, 3200)
-    outputs = reconstruct(model, Identity(16), audio)
+    outputs = reconstruct(model, Identity(16), Batch.of(audio, torch.arange(len(audio))))
     estimate, quantized = outputs.estimate, outputs.quantized
     assert torch.equal(estimate, model.autoencoder.decoder(model.autoencoder.encoder(audio)))
     assert quantized.codes.shape == (2, 0, 25) and not quantized.losses

@@ -22,12 +22,12 @@ class EncoderStep(nn.Module):
     def __init__(self, codec: Codec):
         super().__init__()
         self.network = codec.autoencoder.streaming_encoder()
-        self.quantizer, self.modulate = codec.quantizer, codec.modulate
+        self.quantizer, self.conditioning = codec.quantizer, codec.conditioning
 
     def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Encode."""
         latents, following = self.network(audio.transpose(1, 2), list(state))
-        return self.quantizer.encode(self.modulate(latents.transpose(1, 2))), *following
+        return self.quantizer.encode(self.conditioning(latents.transpose(1, 2))), *following
 
 
 class DecoderStep(nn.Module):

@@ -3,11 +3,12 @@
 from codec.layers.base import Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import ConvNeXtBlock
-from codec.layers.film import FiLM
+from codec.layers.film import FiLM, Unconditioned
 
 __all__ = [
     "ConvNeXtBlock",
     "FiLM",
     "Layer",
     "Layers",
+    "Unconditioned",
 ]

@@ -1,4 +1,4 @@
-"""Feature-wise linear modulation (FiLM) of latents by a condition."""
+"""Feature-wise linear modulation (FiLM) of latents by a condition, and its absence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,28 @@ from torch import Tensor, nn
 Condition = str | Tensor | None
 
 
-class FiLM(nn.Module):
+class Unconditioned(nn.Module):
+    """Identity on latents `[B, D, F]`, for a codec without conditions."""
+
+    names: tuple[str, ...] = ()
+    default = 0
+
+    def number(self, name: str) -> int:
+        """Index of a condition; ValueError with the names for another."""
+        if not self.names:
+            raise ValueError(f"condition {name!r}: this codec was trained without conditions")
+        if name not in self.names:
+            raise ValueError(f"condition must be {' or '.join(self.names)}, got {name!r}")
+        return self.names.index(name)
+
+    def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
+        """Return the latents; ValueError for a condition."""
+        if condition is not None:
+            self.number(str(condition))
+        return latents
+
+
+class FiLM(Unconditioned):
     """Scale and shift latents `[B, D, F]` by learned values of a condition: `gamma * x + beta`.
 
     The condition is one of `names` and may change from frame to frame; the first is the default. `gamma`
@@ -24,15 +45,8 @@ class FiLM(nn.Module):
         if len(set(names)) < max(2, len(names)):
             raise ValueError(f"names must be two or more different conditions, got {list(names)}")
         self.names = tuple(names)
-        self.default = 0
         self.gamma = nn.Parameter(torch.ones(len(names), dim))
         self.beta = nn.Parameter(torch.zeros(len(names), dim))
-
-    def number(self, name: str) -> int:
-        """Index of a condition; ValueError with the names for another."""
-        if name not in self.names:
-            raise ValueError(f"condition must be {' or '.join(self.names)}, got {name!r}")
-        return self.names.index(name)
 
     def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
         """Modulate latents `[B, D, F]`; `condition` is a name, or int64 indexes `[B]` or `[B, F]`.
@@ -50,12 +64,3 @@ class FiLM(nn.Module):
             )
         index = condition if condition.ndim == 2 else condition[:, None]
         return self.gamma[index].transpose(1, 2) * latents + self.beta[index].transpose(1, 2)
-
-
-def modulated(film: FiLM | None, latents: Tensor, condition: Condition) -> Tensor:
-    """Latents `[B, D, F]` modulated by `film`; unchanged without it, then ValueError for a condition."""
-    if film is not None:
-        return film(latents, condition)
-    if condition is not None:
-        raise ValueError("this codec was trained without conditions: see the option conditioning")
-    return latents

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.config import TARGET, ConfigError
-from codec.layers.film import Condition, FiLM, modulated
+from codec.layers.film import Condition, Unconditioned
 from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
@@ -32,8 +32,8 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 class Codec(nn.Module):
     """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
 
-    With `conditioning`, latents are modulated by a condition before they are quantized. It is the default of
-    `conditioning` if a call names none.
+    With `conditioning`, such as `codec.layers.FiLM`, latents are modulated by a condition before they are
+    quantized. A call that names none uses the default of `conditioning`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Codec(nn.Module):
         autoencoder: Autoencoder,
         quantizer: Quantizer,
         sample_rate: int,
-        conditioning: FiLM | None = None,
+        conditioning: Unconditioned | None = None,
     ):
         super().__init__()
         if not 1 <= sample_rate <= HIGHEST_RATE:
@@ -54,7 +54,7 @@ class Codec(nn.Module):
             raise ValueError(f"a frame must be at most {LONGEST_FRAME} samples long: lower the strides")
         self.autoencoder = autoencoder
         self.quantizer = quantizer
-        self.conditioning = conditioning
+        self.conditioning = conditioning or Unconditioned()
         self.sample_rate = sample_rate
         self.config: dict[str, Any] | None = None
 
@@ -97,17 +97,11 @@ class Codec(nn.Module):
             raise ValueError(f"audio must be {shape}, got {list(audio.shape)}")
         padded = functional.pad(audio.to(self.dtype), (0, -audio.shape[-1] % self.hop_length))
         if lengths is None:
-            return self.modulate(self.autoencoder.encode(padded), condition)
-        return self.modulate(self.autoencoder.encode_ragged(padded, lengths), condition)
-
-    def modulate(self, latents: Tensor, condition: Condition = None) -> Tensor:
-        """Modulate encoder outputs `[B, D, F]` by a condition; unchanged without conditioning."""
-        return modulated(self.conditioning, latents, condition)
+            return self.conditioning(self.autoencoder.encode(padded), condition)
+        return self.conditioning(self.autoencoder.encode_ragged(padded, lengths), condition)
 
     def set_condition(self, name: str) -> None:
         """Set the condition of calls that name none; ConfigError for one that the codec lacks."""
-        if self.conditioning is None:
-            raise ConfigError(f"condition {name!r}: this codec was trained without conditions")
         try:
             self.conditioning.default = self.conditioning.number(name)
         except ValueError as error:

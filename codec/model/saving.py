@@ -30,12 +30,11 @@ def build_codec(config: Mapping[str, Any], trusted: bool = True) -> Codec:
     Untrusted configs, such as those of downloaded weights, may name only this package's classes.
     """
     find = locate if trusted else locate_own
-    config = {name: part for name, part in config.items() if part not in (None, {})}  # no conditioning
     validate(config, find, "model")
     codec = build(config, find, "model")
     if not isinstance(codec, Codec):
         raise ConfigError(f"model: expected a codec, got {type(codec).__name__}")
-    codec.config = config
+    codec.config = dict(config)
     return codec
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
-from codec.layers.film import Condition, FiLM, modulated
+from codec.layers.film import Condition, Unconditioned
 from codec.layers.streaming import LONG, State
 from codec.quantizers.base import Quantizer
 
@@ -32,13 +32,13 @@ class Stream:
         quantizer: Quantizer,
         sample_rate: int,
         batch: int = 1,
-        conditioning: FiLM | None = None,
+        conditioning: Unconditioned | None = None,
     ):
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.autoencoder, self.quantizer, self.batch = autoencoder, quantizer, batch
         self.hop_length = autoencoder.hop_length * quantizer.stride
-        self.sample_rate, self.conditioning = sample_rate, conditioning
+        self.sample_rate, self.conditioning = sample_rate, conditioning or Unconditioned()
         self.encoder, self.decoder = autoencoder.streaming_encoder(), autoencoder.streaming_decoder()
         self.reset()
 
@@ -123,7 +123,7 @@ class Stream:
             outputs.append(output)
         latents, remainder = whole(torch.cat(outputs, 1), self.quantizer.stride)
         if latents.shape[1]:
-            conditioned = modulated(self.conditioning, latents.transpose(1, 2), condition)
+            conditioned = self.conditioning(latents.transpose(1, 2), condition)
             codes = self.quantizer.encode(conditioned, num_quantizers, beam)
         else:
             codes = torch.zeros(self.batch, depth, 0, dtype=torch.int64, device=latents.device)

@@ -73,7 +73,7 @@ def at_bitrate(
 def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
     """Function from a quantizer's config to the nominal bit/s of the codec, computed without weights."""
     with torch.device("meta"):
-        parts = {key: build(node, path=key) for key, node in model.items() if key != "quantizer" and node}
+        parts = {key: build(node, path=key) for key, node in model.items() if key != "quantizer"}
 
     def measure(quantizer: Config) -> float:
         with torch.device("meta"):

@@ -42,21 +42,21 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     with trusting(composed.get("trust") or ()):
         codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
-    composed = with_model(composed, codec.config)
-    node = OmegaConf.to_container(composed.model, resolve=True)["conditioning"]  # type: ignore[index]
-    if codec.conditioning is None and node is not None:  # starts as the identity
+    composed = with_model(composed, codec)
+    if not codec.conditioning.names:  # a new one starts as the identity
+        node = OmegaConf.to_container(composed.conditioning, resolve=True)
         codec.conditioning = build(node, path="conditioning")
         codec.config["conditioning"] = node
     return composed, codec.train()
 
 
-def with_model(composed: Any, model: dict[str, Any]) -> Any:
-    """Copy of a composed config with the model replaced by `model`."""
-    changed = copy.deepcopy(composed)
+def with_model(composed: Any, codec: Codec) -> Any:
+    """Copy of a composed config with the model of a codec; the conditioning stays if the codec has none."""
+    changed, model = copy.deepcopy(composed), codec.config or {}
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
     parts |= {"channels": model["autoencoder"].get("audio_channels", 1)}
-    parts |= {name: model[name] for name in ("conditioning",) if name in model}
-    parts |= {"model": {"conditioning": "${conditioning}"} | model}
+    parts |= {"conditioning": model["conditioning"]} if codec.conditioning.names else {}
+    parts |= {"model": model | {"conditioning": "${conditioning}"}}
     for name, value in parts.items():
         OmegaConf.update(changed, name, value, merge=False, force_add=True)
     return changed

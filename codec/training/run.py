@@ -190,7 +190,7 @@ def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[Aud
 
 def check_conditions(codec: Codec, data: AudioData) -> None:
     """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
-    share, names = data.degradation.clean_target, codec.conditioning and codec.conditioning.names
+    share, names = data.degradation.clean_target, codec.conditioning.names
     if names and not 0 < share < 1:
         raise ConfigError(
             f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "

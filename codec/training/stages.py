@@ -146,7 +146,7 @@ def reconstruct(
 ) -> Forward:
     """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts."""
     audio = batch.audio
-    latents = codec.latents(audio, condition=batch.condition if codec.conditioning else None)
+    latents = codec.latents(audio, condition=batch.condition if codec.conditioning.names else None)
     quantized = quantizer(latents, num_quantizers, generator=generator)
     estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
     return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
