@@ -1,5 +1,7 @@
 """Configs for tests: composed by Hydra as the commands do, shrunk so that a test takes moments."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, build
 from codec.quantizers.base import Quantizer
-from codec.training.run import to_plain
+from codec.training.resolve import to_plain
 
 NO_CODES = {"kl", "none"}  # quantizers whose latents are not quantized
 
@@ -16,6 +18,13 @@ NO_CODES = {"kl", "none"}  # quantizers whose latents are not quantized
 def options(group: str) -> list[str]:
     """Names of all yaml files of a config group: a new one is tested because it exists."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def distinct(group: str) -> list[str]:
+    """Names without those of another size, which tests shrink to the same; all with CODEC_TEST_ALL."""
+    names = options(group)
+    sizes = [name for name in names if re.fullmatch(r".*_\d+", name) and name.rpartition("_")[0] in names]
+    return names if os.environ.get("CODEC_TEST_ALL") else sorted(set(names) - set(sizes))
 
 
 def config(*overrides: str) -> dict[str, Any]:

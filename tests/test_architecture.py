@@ -172,12 +172,12 @@ def test_one_function_is_the_only_way_from_a_file_to_a_model():
     assert callers("build_codec") == {
         "model.saving.assemble",  # from files, through the allow-list
         "model.saving.build_empty",
-        "training.run.build_parts",  # from the config that Hydra composed
+        "training.build.build_parts",  # from the config that Hydra composed
         "export.graphs.without_normalisation",  # again, a codec that was built
     }
     assert callers("build") == {
         *("config.build", "model.saving.build_codec"),
-        *("config.complete", "training.run.build_parts", "training.trainer.build_trainer"),
+        *("config.complete", "training.build.build_parts", "training.trainer.build_trainer"),
         *("sweep.bitrate.measure", "sweep.bitrate.bitrate_of", "sweep.sweeper.search"),
         *("training.loggers.build_logger", "training.stages.settle"),
     }

@@ -11,7 +11,7 @@ from torch import nn
 
 from codec.config import ConfigError, build
 from codec.sweep.bitrate import Knob, at_bitrate, closest_levels, with_count
-from codec.training.run import resolve
+from codec.training.resolve import resolve
 
 FRAME_RATE = 16000 / 128  # of experiment=tiny
 

@@ -94,7 +94,7 @@ def test_oracles_are_all_extras():
 
 
 def test_ci_installs_the_oracles_and_allows_no_skips(tmp_path):
-    for name in ("chromium", "make"):
+    for name in ("chromium", "make", "uv"):
         (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}

@@ -14,7 +14,7 @@ from composed import config, options
 from codec.config import CONFIG_DIR, ConfigError, build, locate, locate_own, validate
 from codec.layers.conv import Layers
 from codec.quantizers.residual import Residual
-from codec.training.run import BUILT
+from codec.training.resolve import BUILT
 
 GROUPS = sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
 YAMLS = sorted(path.relative_to(CONFIG_DIR).as_posix() for path in CONFIG_DIR.rglob("*.yaml"))

@@ -15,6 +15,7 @@ from codec.data.degradation import Degradation, Degrader, Noise, Rooms, reverber
 from codec.data.index import DataError
 from codec.data.module import AudioData
 from codec.training import run
+from codec.training.build import build_parts
 
 BOTH = {"noise": {"probability": 1.0, "snr_db": (5.0, 15.0)}, "rooms": {"probability": 1.0}}
 
@@ -125,7 +126,7 @@ def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
         (["conditioning=clean"], "but the codec has conditions"),
     ):
         with pytest.raises(ConfigError, match=message):
-            run.build_parts(tiny_run(tmp_path, wavs, *overrides))
+            build_parts(tiny_run(tmp_path, wavs, *overrides))
 
 
 @pytest.mark.slow

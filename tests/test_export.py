@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from composed import NO_CODES, causality, config, options, shrink, small_autoencoder
+from composed import NO_CODES, causality, config, distinct, options, shrink, small_autoencoder
 from table_exports import started
 from torch import nn
 from torch.nn.utils import parametrize
@@ -365,7 +365,7 @@ def few_stages(name: str) -> list[str]:
     "name",
     [
         pytest.param(name, marks=[] if name in SAMPLED else pytest.mark.slow)
-        for name in options("quantizer")
+        for name in distinct("quantizer")
         if name not in NO_CODES
     ],
 )
@@ -400,7 +400,7 @@ class Latents(nn.Module):
         return self.quantizer.decode(graphs.all_stages(codes, self.quantizer.num_quantizers))
 
 
-@pytest.mark.parametrize("name", [name for name in options("quantizer") if name not in NO_CODES])
+@pytest.mark.parametrize("name", [name for name in distinct("quantizer") if name not in NO_CODES])
 @torch.no_grad()
 def test_a_traced_quantizer_decodes_any_number_of_stages(name):
     codec = model("autoencoder=tiny", f"quantizer={name}")

@@ -12,7 +12,9 @@ from codec.config import ConfigError
 from codec.huggingface import convert as huggingface
 from codec.model.saving import build_codec, load
 from codec.training import run
+from codec.training.build import build_parts
 from codec.training.finetuning import adopt
+from codec.training.resolve import resolve
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ def test_a_run_starts_from_the_weights_and_keeps_their_codebooks(kind, tmp_path,
     else:
         huggingface.save(codec, tmp_path / "source")
     composed, adopted = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source"))
-    resolved = run.resolve(composed)
+    resolved = resolve(composed)
     assert resolved["model"]["autoencoder"]["lstm_layers"] == 2
     assert all(part.training for part in adopted.modules())
-    _, module = run.build_parts(resolved, adopted)
+    _, module = build_parts(resolved, adopted)
     audio = torch.randn(1, 1, 3200)
     assert torch.equal(module.codec.eval().encode(audio), codec.encode(audio))
     assert torch.equal(module.average.encode(audio), codec.encode(audio))
@@ -143,4 +145,4 @@ def test_a_codec_without_conditions_can_learn_one(tmp_path, wavs):
     assert torch.equal(load(tmp_path / "conditioned").encode(audio), codec.encode(audio))
     # Its own conditions stay, without the option.
     again, kept = adopt(fine_tuning(tmp_path, wavs, tmp_path / "conditioned"))
-    assert kept.conditioning.names and run.resolve(again)["model"] == adopted.config
+    assert kept.conditioning.names and resolve(again)["model"] == adopted.config

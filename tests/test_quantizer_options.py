@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import config, options, shrink
+from composed import config, distinct, shrink
 
 from codec.config import ConfigError, build, validate
 
@@ -50,7 +50,7 @@ def small(name: str) -> dict[str, Any]:
     return node
 
 
-@pytest.mark.parametrize("name", [name for name in options("quantizer") if name != "none"])
+@pytest.mark.parametrize("name", [name for name in distinct("quantizer") if name != "none"])
 def test_what_an_option_of_a_yaml_cannot_be_is_named(name):
     node = small(name)
     tried = 0
@@ -68,7 +68,7 @@ def test_what_an_option_of_a_yaml_cannot_be_is_named(name):
     assert tried
 
 
-@pytest.mark.parametrize("name", options("quantizer"))
+@pytest.mark.parametrize("name", distinct("quantizer"))
 def test_a_misspelt_option_of_a_yaml_is_named_at_its_place(name):
     node = small(name)
     inner, path = node, "quantizer"

@@ -26,9 +26,11 @@ from codec.metrics.signal import SCORES
 from codec.model.saving import build_codec
 from codec.quantizers.continuous import Identity
 from codec.quantizers.residual import Residual
+from codec.training.build import build_parts
 from codec.training.optimization import Cosine, Exponential, freeze_submodules
+from codec.training.resolve import resolve
 from codec.training.resume import check_same_stages
-from codec.training.run import build_parts, resolve, train
+from codec.training.run import train
 from codec.training.stages import Stage, locate, plain, reconstruct
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -18,7 +18,7 @@ from codec.audio.writing import write_wav
 from codec.config import ConfigError, in_quotes
 from codec.evaluation.report import report
 from codec.sweep.sweeper import Job, check_unchanged, folder_name, record, recorded
-from codec.training.run import perceptual_metrics
+from codec.training.finish import perceptual_metrics
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 TINY = [

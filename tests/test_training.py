@@ -24,9 +24,10 @@ from codec.config import ConfigError, build
 from codec.data.index import DataError
 from codec.losses.objective import Objective
 from codec.quantizers.residual import Residual
+from codec.training.build import build_parts
 from codec.training.checkpoints import AtomicCheckpoints
 from codec.training.module import CodecTraining
-from codec.training.run import build_parts, train
+from codec.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -315,7 +316,7 @@ def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
         devices.append(next(model.parameters()).device.type)
         return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
 
-    monkeypatch.setattr("codec.training.run.evaluate", evaluated)
+    monkeypatch.setattr("codec.training.finish.evaluate", evaluated)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     run(tmp_path, wavs, "trainer.max_steps=1", "evaluate=1", f"trainer.accelerator={accelerator}")
     assert devices == [accelerator]

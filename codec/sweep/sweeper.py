@@ -138,7 +138,9 @@ class Sweep(Sweeper):
 
     def check_distinct(self, jobs: Sequence[Job]) -> None:
         """ConfigError if two runs would be the same, or if none can start."""
-        from codec.training.run import resolve  # imports Lightning, which would delay a launcher's workers
+        from codec.training.resolve import (
+            resolve,  # imports Lightning, which would delay a launcher's workers
+        )
 
         distinct: dict[str, Job] = {}
         refusals = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import options, small_quantizer
+from composed import distinct, small_quantizer
 from torch import distributed, multiprocessing
 
 from codec.quantizers.base import Quantizer
@@ -57,7 +57,7 @@ def work(rank: int, port: int, folder: str) -> None:
     """One of two processes: all quantizers are built before the process group is, as Lightning does it."""
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    quantizers = {name: build(name) for name in options("quantizer")}
+    quantizers = {name: build(name) for name in distinct("quantizer")}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     learned = {name: learn(quantizer, rank, 2) for name, quantizer in quantizers.items()}
@@ -76,7 +76,7 @@ def learned(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", options("quantizer"))
+@pytest.mark.parametrize("name", distinct("quantizer"))
 def test_two_processes_learn_as_one(name, learned):
     alone = learn(build(name), 0, 1)
     first, second = (one[name] for one in learned)

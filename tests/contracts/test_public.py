@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import config, options, small_autoencoder, small_quantizer
+from composed import config, distinct, options, small_autoencoder, small_quantizer
 from torch import nn
 
 from codec import codebooks
@@ -30,7 +30,7 @@ def parts(monkeypatch):
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", options("quantizer"))
+@pytest.mark.parametrize("name", distinct("quantizer"))
 def test_quantizers(name):
     torch.manual_seed(0)
     check_quantizer(small_quantizer(name))

@@ -5,15 +5,15 @@ import re
 
 import pytest
 import torch
-from composed import NO_CODES, options, small_quantizer
+from composed import NO_CODES, distinct, small_quantizer
 
 from codec.codebooks.fsq import ScaledFSQCodebook
 from codec.quantizers.base import Quantizer
 from codec.quantizers.residual import Residual
 
 DIM, FRAMES, BATCH = 16, 24, 4
-EVERY = pytest.mark.parametrize("name", options("quantizer"))
-WITH_CODES = sorted(set(options("quantizer")) - NO_CODES)
+EVERY = pytest.mark.parametrize("name", distinct("quantizer"))
+WITH_CODES = sorted(set(distinct("quantizer")) - NO_CODES)
 CODED = pytest.mark.parametrize("name", WITH_CODES)
 # One stage; codebooks that only gradients teach; a map or projections that start random.
 WITHOUT_ORDER = re.compile("(factorized_)?vq(_[a-z]+)?|.*(bsq|fsq|lfq|gumbel|random|simvq|split).*")

@@ -1,0 +1,69 @@
+"""Construction of the data and the training module from a resolved config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from codec.config import ConfigError, build, complete
+from codec.data.module import AudioData
+from codec.metrics.perceptual import PerceptualMetric
+from codec.model.codec import Codec
+from codec.model.saving import build_codec
+from codec.training.module import CodecTraining
+from codec.training.signals import StopOnSignal
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its resolved config, folder and parts; `checkpoint` is the one to resume from, if any."""
+
+    config: dict[str, Any]
+    folder: Path
+    checkpoint: Path | None
+    data: AudioData
+    module: CodecTraining
+    metrics: Sequence[PerceptualMetric]
+    stop: StopOnSignal
+    trainer: lightning.Trainer
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole training; -1 without an end."""
+        return self.config["trainer"]["max_steps"]
+
+
+def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[AudioData, CodecTraining]:
+    """Build the data and the training module, with the given codec or a new one."""
+    data = build(config["data"], path="data")
+    with torch.device("meta"):  # a model with impossible strides may not fit into memory
+        hop_length = (codec or build_codec(config["model"])).hop_length
+    if hop_length > data.segment_length:
+        raise ConfigError(
+            f"autoencoder.strides: a frame of {hop_length} samples is longer than the crops of "
+            f"{data.segment_length}; lower the strides or raise data.segment_seconds"
+        )
+    codec = codec or build_codec(config["model"])
+    check_conditions(codec, data)
+    parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
+    return data, complete(config, "training", codec, *parts)
+
+
+def check_conditions(codec: Codec, data: AudioData) -> None:
+    """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
+    share, names = data.degradation.clean_target, codec.conditioning.names
+    if names and not 0 < share < 1:
+        raise ConfigError(
+            f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "
+            "take 0.5 and a folder of noise (data.degradation.noise.root), or conditioning=none"
+        )
+    if 0 < share < 1 and not names:
+        raise ConfigError(
+            f"data.degradation.clean_target={share:g}: a codec that cleans some crops and not others needs a "
+            "condition to choose by; add conditioning=clean, or take 0 or 1"
+        )
