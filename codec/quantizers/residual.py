@@ -123,8 +123,8 @@ class Residual(Quantizer):
             depth = depth * mask.reshape(-1)
         # No mask is needed if every frame uses every stage.
         complete = self.stride == 1 or computed == self.num_quantizers
-        whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
-        total, codes, losses = self.cascade(inputs, depth, computed, whole, generator)
+        all_frames = mask is None and not isinstance(num_quantizers, Tensor) and complete
+        total, codes, losses = self.cascade(inputs, depth, computed, all_frames, generator)
         return Quantized(
             columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
         )
@@ -139,7 +139,12 @@ class Residual(Quantizer):
         return torch.full((batch * frames,), computed, device=device), computed
 
     def cascade(
-        self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
+        self,
+        inputs: Tensor,
+        depth: Tensor,
+        computed: int,
+        all_frames: bool,
+        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Quantize rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
         copies_gradient = self.stages[0].straight_through_cascade
@@ -159,11 +164,11 @@ class Residual(Quantizer):
             vectors = vectors.detach() if copies_gradient else vectors
             remainder = subtract(stage_inputs, vectors, own=copies_gradient and first > 0 and not errors)
             if copies_gradient and "commitment" in self.loss_weights:
-                commitment = remainder if whole else remainder * used[:, None]
+                commitment = remainder if all_frames else remainder * used[:, None]
                 squares = torch.dot(commitment.flatten(), commitment.flatten()) * (scale / (count * self.dim))
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 commitments += spread(commitment, stride)
-            masked_vectors = vectors if whole else vectors * used[:, None]
+            masked_vectors = vectors if all_frames else vectors * used[:, None]
             total += spread(masked_vectors, stride)
             residual = remainder if stride == 1 else residual - spread(vectors, stride)
         if copies_gradient:

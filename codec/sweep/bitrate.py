@@ -114,7 +114,7 @@ class Neighbours:
         """Variant with the number of stages of the closest bitrate."""
         if not self.count:
             return node
-        steps = self.between(*(with_count(node, self.count, self.fewest + more) for more in (0, 1)))
+        steps = self.between(*(with_count(node, self.count, self.fewest + step) for step in (0, 1)))
         number = self.fewest if math.isnan(steps) else round(self.fewest + steps)
         return with_count(node, self.count, min(max(number, self.fewest), MOST_STAGES))
 

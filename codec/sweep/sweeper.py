@@ -74,7 +74,7 @@ class Sweep(Sweeper):
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = parser.parse_overrides(texts)
         self.jobs: list[Job] = []
-        status, begun = 0, time.time()
+        status, start = 0, time.time()
         try:
             if self.config.get("search"):
                 print(self.search(overrides))
@@ -85,8 +85,8 @@ class Sweep(Sweeper):
             status = 2
         except KeyboardInterrupt:
             status = 130
-        failed = self.summarise(begun) if self.jobs else 0
-        raise SystemExit(status or (1 if failed else 0))
+        failures = self.summarise(start) if self.jobs else 0
+        raise SystemExit(status or (1 if failures else 0))
 
     def grid(self, overrides: Sequence[Override]) -> None:
         """Run every combination of the swept values."""
@@ -227,10 +227,10 @@ def check_unchanged(job: Job) -> None:
     )
     if not has_checkpoint or previous == current:
         return
-    changed = ", ".join(sorted(previous ^ current))
+    differences = ", ".join(sorted(previous ^ current))
     raise ConfigError(
-        f"{job.folder} was made with other options ({changed}): give this sweep another name=..., or remove "
-        "that folder"
+        f"{job.folder} was made with other options ({differences}): give this sweep another name=..., or "
+        "remove that folder"
     )
 
 
@@ -239,7 +239,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
 
     Returns 0, or 1 after printing an error. KeyboardInterrupt if a signal stopped the run.
     """
-    began = time.time()
+    start = time.time()
     record(folder, status="running", error=None, traceback=None)
     try:
         status = command()
@@ -253,7 +253,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
     if status > 128:
         record(folder, status="interrupted")
         raise KeyboardInterrupt
-    record(folder, status="done", ended=time.time(), seconds=round(time.time() - began, 1))
+    record(folder, status="done", ended=time.time(), seconds=round(time.time() - start, 1))
     return 0
 
 

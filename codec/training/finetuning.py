@@ -46,9 +46,9 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
 
 def with_model(composed: Any, model: dict[str, Any]) -> Any:
     """Copy of a composed config with the model replaced by `model`."""
-    changed = copy.deepcopy(composed)
+    config = copy.deepcopy(composed)
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
     parts |= {"channels": model["autoencoder"].get("audio_channels", 1), "model": model}
     for name, value in parts.items():
-        OmegaConf.update(changed, name, value, merge=False, force_add=True)
-    return changed
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
+    return config

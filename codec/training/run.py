@@ -23,7 +23,7 @@ from codec.config import ConfigError, build, complete, fits, validate
 from codec.data.index import DataError
 from codec.data.loader import named_losses
 from codec.data.module import AudioData
-from codec.data.partition import read_record, say_changes, write_record
+from codec.data.partition import read_record, warn_of_changes, write_record
 from codec.evaluation.evaluate import evaluate
 from codec.evaluation.writing import print_summary
 from codec.metrics.perceptual import PerceptualMetric, choose_metrics
@@ -96,7 +96,7 @@ def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | N
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(config, module, folder, checkpoint), flush=True)
-        say_changes(record, [*itertools.chain(*data.trained), *data.valid])
+        warn_of_changes(record, [*itertools.chain(*data.trained), *data.valid])
         write_record(folder, data.trained, data.valid, record)
     fit(trainer, module, data, checkpoint)
     return finish(config, module, data, stop, trainer, metrics)
