@@ -111,6 +111,7 @@ class StageTables:
     def decode(self, data: bytes, below: np.ndarray) -> np.ndarray:
         """Decode symbols int64 `[F]`, given those of the stages below, `[K - 1, F]`."""
         decoder, (stage, frames) = RangeDecoder(data), below.shape
+        # Stages below are complete, so their logits come in blocks; contexts of this stage wait for a symbol.
         lower = self.rows(below, [context for context in self.contexts if context.stage < stage])
         stage_contexts = [context for context in self.contexts if context.stage == stage]
         output, embeddings = self.output.astype(np.int32), self.embeddings.astype(np.int32)

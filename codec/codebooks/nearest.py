@@ -97,6 +97,7 @@ def largest(scores: Tensor, count: int, offsets: Tensor) -> tuple[Tensor, Tensor
     offsets = offsets.repeat_interleave(number // scores.shape[1], 1)
     maxima = scores.view(rows, number, width).amax(2) + offsets
     indices, values = [], []
+    # A maximum is read from the maxima of blocks; each round changes one block, not all P * K scores.
     for _ in range(count):
         value, block = maxima.max(1, keepdim=True)
         row = torch.arange(0, rows * number, number) + block[:, 0]

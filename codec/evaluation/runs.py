@@ -211,6 +211,7 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         if len(common) > 1:
             rival_scores, best_scores = ([tables[n][file] for file in common] for n in (name, best))
             over_seeds = pooled_p_value(seeds[name], seeds[best], list(seeds.values()))
+            # The larger p covers files and seeds; fmax ignores NaN, the p over seeds if all have one.
             p_values[name] = float(np.fmax(paired_p_value(rival_scores, best_scores), over_seeds))
     corrected = holm(p_values)
     intervals = {name: interval(list(table.values())) for name, table in tables.items()}

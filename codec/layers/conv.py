@@ -164,7 +164,9 @@ class SubPixel(nn.Module):
 class Layers:
     """Factory for the layers of one network: causal or centered, with or without weight norm, one activation.
 
-    `activation` is a key of `ACTIVATIONS`; ValueError otherwise.
+    Its layers map `[B, C, T]` to `[B, C', T']`. Causal padding is SoundStream's (arXiv 2107.03312), weight
+    norm that of Salimans and Kingma 2016 (arXiv 1602.07868). `activation` is a key of `ACTIVATIONS`;
+    ValueError otherwise.
     """
 
     def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):

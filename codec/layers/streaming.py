@@ -110,10 +110,11 @@ class Convolution(Step):
 
     def windows(self, x: Tensor, count: int) -> Tensor:
         """Samples under the taps at `count` positions of the kernel, `[B, count, k * C]`."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # exported graphs have no strides
             reach = (count - 1) * self.stride + 1
             starts = range(0, self.span, self.dilation)
             return torch.cat([x[:, start : start + reach : self.stride] for start in starts], 2)
+        # Overlapping windows as a view, so that `reshape` makes the only copy.
         x = x.contiguous()
         size = (len(x), count, self.kernel_size, self.channels)
         batch, step = x.stride(0), self.channels

@@ -32,6 +32,7 @@ class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
     A reconstruction loss compares two audio tensors `[B, C, T]`, or is a `Loss` of the whole forward pass.
+    Each is a scalar. The sum is SoundStream's (arXiv 2107.03312), the balanced one EnCodec's (2210.13438).
     The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
     "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
     scales gradients instead of losses. The quantizer has weights of its

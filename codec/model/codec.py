@@ -29,7 +29,10 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 
 
 class Codec(nn.Module):
-    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`."""
+    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
+
+    Encoder, quantizer and decoder in sequence, as in SoundStream (arXiv 2107.03312).
+    """
 
     def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int):
         super().__init__()

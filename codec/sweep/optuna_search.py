@@ -21,6 +21,8 @@ Values = dict[str, str]
 class Search:
     """Resumable search: `trials` runs whose options Optuna's TPE suggests to improve `metric`.
 
+    Tree-structured Parzen estimator of Bergstra et al. 2011, in Optuna (arXiv 1907.10902).
+
     `parallel` trials are suggested at a time, without each other's results. ValueError for numbers below 1.
     """
 

@@ -52,11 +52,11 @@ class TrainingFailed(RuntimeError):
 class CodecTraining(lightning.LightningModule):
     """Trains a codec on reconstruction losses and, from step `adversarial_from`, against a discriminator.
 
-    Each batch is one generator forward, one discriminator step on its detached output, one generator step,
-    one codebook update, and counts as one `global_step`. All random draws are seeded with the data's seed
-    and the step, so that a resumed run repeats an uninterrupted one. Submodules of the codec in `freeze`
-    are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and the use of the
-    discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
+    Each batch `[B, C, T]` is one generator forward to `[B, C, T]`, one discriminator step on its detached
+    output, one generator step (SoundStream, arXiv 2107.03312), one codebook update and one `global_step`.
+    All random draws are seeded with the data's seed and the step: a resumed run repeats an uninterrupted
+    one. Submodules in `freeze` are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and
+    the discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
     """
 
     def __init__(
