@@ -173,7 +173,7 @@ def test_one_function_is_the_only_way_from_a_file_to_a_model():
         "model.saving.assemble",  # from files, through the allow-list
         "model.saving.build_empty",
         "training.run.build_parts",  # from the config that Hydra composed
-        "export.graphs.without_normalisation",  # again, a codec that was built
+        "export.graphs.without_normalization",  # again, a codec that was built
     }
     assert callers("build") == {
         *("config.build", "model.saving.build_codec"),

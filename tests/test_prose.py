@@ -43,6 +43,19 @@ NAMELESS = re.compile(
 LARGEST_SHARE = 0.002  # of all assigned names
 
 
+ROOT = Path(__file__).parent.parent
+HELPERS = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+PYTHON = sorted({*PACKAGE.rglob("*.py"), *SCRIPTS, *Path(__file__).parent.rglob("*.py")} - {Path(__file__)})
+TEXTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "configs").rglob("*"), *PACKAGE.rglob("*.md"))
+    if path.suffix in (".md", ".yaml")
+)
+# Names in saved models and in the contract of codebooks, which stay, and options that tests misspell.
+SPELLED = re.compile(r"initialised?|CANCELLING|analyses|(?:num_)?quantisers?")
+
+
 def files(entry: str) -> list[Path]:
     path = PACKAGE / entry
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
@@ -90,6 +103,12 @@ def test_docstrings_name_things(entry):
     assert len(clauses) <= LIMIT * words / 1000, "name the thing: " + "\n".join(clauses)
 
 
+@pytest.mark.parametrize("path", [*SCRIPTS, *HELPERS], ids=lambda path: path.name)
+def test_docstrings_of_scripts_and_helpers_name_things(path):
+    clauses = [clause for text in docstrings(ast.parse(path.read_text())) for clause in headless(text)]
+    assert not clauses, "name the thing: " + "\n".join(clauses)
+
+
 def test_local_names_are_nouns():
     names = {path: assigned(ast.parse(path.read_text())) for path in PACKAGE.rglob("*.py")}
     nameless = [f"{path}: {name}" for path in names for name in names[path] if NAMELESS.fullmatch(name)]
@@ -118,6 +137,37 @@ def test_spelling_is_american(entry):
         for match in BRITISH.finditer(text)
     ]
     assert not words, f"American spelling, please: {words}"
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    """Names of functions, classes, arguments and variables."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+
+
+def british(text: str) -> list[str]:
+    """British words of a text or of a name with underscores."""
+    words = (match.group() for match in BRITISH.finditer(text.replace("_", " ")))
+    return [word for word in words if not SPELLED.fullmatch(word)]
+
+
+def test_names_are_american():
+    names = {(path.name, name) for path in PYTHON for name in names_in(ast.parse(path.read_text()))}
+    words = sorted(f"{path}: {name}" for path, name in names if british(name))
+    assert not words, f"American spelling, please: {words}"
+
+
+def test_spelling_of_scripts_tests_configs_and_texts_is_american():
+    words = {
+        f"{path.name}: {word}" for path in TEXTS for word in british(re.sub(r"`[^`]*`", "", path.read_text()))
+    }
+    words |= {f"{p.name}: {word}" for p in PYTHON for text in prose(p.read_text()) for word in british(text)}
+    assert not words, f"American spelling, please: {sorted(words)}"
 
 
 @pytest.mark.parametrize(

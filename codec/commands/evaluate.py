@@ -20,7 +20,7 @@ from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.evaluation.classical import Baseline
-from codec.evaluation.comparison import analyse, write_comparison
+from codec.evaluation.comparison import analyze, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import Peer
 from codec.evaluation.reading import shown
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
     runs = evaluate_all(systems, files, folder, output, metrics, options)
     analyses = {
-        system.name: analyse(system, files, runs[system.name].folder / "analysis.json", options)
+        system.name: analyze(system, files, runs[system.name].folder / "analysis.json", options)
         for system in systems
         if isinstance(system, OwnCodec) and runs[system.name].summary
     }

@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
     with progress():
         log.info("loading %s", arguments.model)
         codec = huggingface.load_any(arguments.model, arguments.zero_padding)
-        card = partial(model_card, codec, arguments.model, licence=arguments.license)
+        card = partial(model_card, codec, arguments.model, license_id=arguments.license)
         lines = export(codec, arguments.to, arguments.output, options, card)
     print("\n".join(lines))
     print(f"{arguments.to}: {arguments.output}")

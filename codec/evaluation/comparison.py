@@ -30,13 +30,13 @@ from codec.evaluation.systems import OwnCodec
 from codec.metrics.glossary import title_of
 from codec.system.files import write_whole
 
-ANALYSED = 8  # number of clips for token stability
+ANALYZED_CLIPS = 8  # number of clips for token stability
 
 # Metrics that rank the worst files; the first measured one is used.
 DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 
 
-def analyse(
+def analyze(
     system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure costs and token stability; cached in a file until the codec changes."""
@@ -46,7 +46,7 @@ def analyse(
         if cache.get("codec") == identity:
             return cache
     device = next(system.codec.parameters()).device
-    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYSED], options.max_seconds)]
+    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYZED_CLIPS], options.max_seconds)]
     analysis = {
         "codec": identity,
         "cost": cost(system.codec, first_clip(system, files, options.max_seconds)),

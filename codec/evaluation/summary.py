@@ -17,7 +17,7 @@ from codec.metrics.signal import codebook_statistics, count_codes
 Record = dict[str, Any]
 
 
-def summarise(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
+def summarize(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
     """Mean scores at each point; nominal, entropy-coded and file bitrates; codebook statistics.
 
     The entropy-coded rate is the sum over stages of the entropy of the codes' frequencies in these files,

@@ -92,7 +92,7 @@ def as_batch(frames: Tensor, batch: int) -> Tensor:
     return frames[0].unflatten(1, (batch, -1)).transpose(0, 1)
 
 
-def without_normalisation(codec: Codec) -> Codec:
+def without_normalization(codec: Codec) -> Codec:
     """Copy a codec to the CPU for inference, with folded weight normalization.
 
     The copy is built from the config, because removing parametrizations from a deep copy breaks the original.
@@ -110,8 +110,8 @@ def without_normalisation(codec: Codec) -> Codec:
 
 
 def inference_codec(codec: Codec) -> Codec:
-    """Copy of `without_normalisation` with its layers in their forms for graphs."""
-    plain = without_normalisation(codec)
+    """Copy of `without_normalization` with its layers in their forms for graphs."""
+    plain = without_normalization(codec)
     plain.autoencoder.export_form()
     return plain.requires_grad_(False)
 

@@ -76,11 +76,11 @@ def model_card(
     form: str,
     options: Any,
     checks: Sequence[str],
-    licence: str | None = None,
+    license_id: str | None = None,
 ) -> str:
     """Model card as Markdown, with front matter for the Hugging Face hub."""
     matter: dict[str, Any] = {"tags": ["audio", "neural-audio-codec"]}
-    matter |= {"license": licence} if licence else {}
+    matter |= {"license": license_id} if license_id else {}
     matter |= {"library_name": "transformers"} if form == "hf" else {}
     names: dict[str, Any] = {
         "channels": codec.audio_channels,
@@ -105,7 +105,7 @@ def model_card(
         "## Checked\n",
         "Against the codec that this was made from, on speech-like clips, before it was kept:\n",
         *(f"- {line}" for line in checks),
-        f"\nLicense: {licence or 'not stated: ask whoever trained it'}",
+        f"\nLicense: {license_id or 'not stated: ask whoever trained it'}",
     ]
     return "\n".join(parts) + "\n"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
-from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalisation
+from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalization
 from codec.export.progress import log
 from codec.layers.streaming import State, Step
 from codec.model.codec import Codec
@@ -71,7 +71,7 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     if frames < 1:
         raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
     require_causal(codec)
-    codec = without_normalisation(codec)
+    codec = without_normalization(codec)
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
     codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
     graphs = {}

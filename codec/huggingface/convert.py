@@ -10,14 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
-from codec.huggingface.foreign import folded, normalised, read_json, read_json_config, read_safetensors
+from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
@@ -60,7 +60,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     # Raised by torch and Python for wrong shapes and numbers out of range.
     except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return assemble(config, normalised(weights, empty.state_dict()), path)
+    return assemble(config, normalized(weights, empty.state_dict()), path)
 
 
 def load_any(path: Path, zero_padding: bool = False) -> Codec:
@@ -100,9 +100,9 @@ def save(codec: Codec, directory: Path) -> str:
         gain_names = [
             name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions
         ]
-        weights = normalised(weights, gain_names)
+        weights = normalized(weights, gain_names)
     directory.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
-    (directory / WEIGHTS_FILE).write_bytes(serialise(plain, metadata={"format": "pt"}))
+    (directory / WEIGHTS_FILE).write_bytes(serialize(plain, metadata={"format": "pt"}))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config["architectures"][0]

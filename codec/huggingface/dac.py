@@ -54,7 +54,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
             list(units["dilations"]) != DILATIONS
             or (units["kernel_size"], units["hidden_ratio"], units["convolutional_skip"]) != (7, 1, False)
         ),
-        "quantizer is no residual cascade of factorized codebooks of one size, a power of 2": not factorised(
+        "quantizer is no residual cascade of factorized codebooks of one size, a power of 2": not factorized(
             quantizer
         ),
     }
@@ -76,7 +76,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
     }
 
 
-def factorised(quantizer: object) -> bool:
+def factorized(quantizer: object) -> bool:
     """Return True for a residual cascade of factorized codebooks that DAC's format can represent."""
     if not isinstance(quantizer, Residual) or set(quantizer.strides) != {1}:
         return False

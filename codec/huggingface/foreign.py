@@ -36,7 +36,7 @@ def unit_rows(weight: Tensor) -> Tensor:
     return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
 
 
-def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def normalized(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Inverse of `folded`: split weights into gain and direction wherever `names` contains these."""
     parametrized = dict(weights)
     for name in [name for name in names if name.endswith(f".{GAIN}")]:

@@ -59,7 +59,7 @@ def at_bitrate(
             "comparison: sweep.unlimited=true"
         )
     target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
-    for candidate in itertools.chain([quantizer], Neighbours(quantizer, target, measure)):
+    for candidate in itertools.chain([quantizer], Neighbors(quantizer, target, measure)):
         try:
             rate = measure(candidate)
         except ConfigError:  # impossible sizes, such as a number of groups that does not divide dim
@@ -82,7 +82,7 @@ def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
     return measure
 
 
-class Neighbours:
+class Neighbors:
     """Variants of a quantizer's config for a target in bit/s, the smallest changes first."""
 
     def __init__(self, quantizer: Config, target: float, measure: Callable[[Config], float]):

@@ -85,7 +85,7 @@ class Sweep(Sweeper):
             status = 2
         except KeyboardInterrupt:
             status = 130
-        failures = self.summarise(start) if self.jobs else 0
+        failures = self.summarize(start) if self.jobs else 0
         raise SystemExit(status or (1 if failures else 0))
 
     def grid(self, overrides: Sequence[Override]) -> None:
@@ -192,7 +192,7 @@ class Sweep(Sweeper):
                 return
             jobs = remaining
 
-    def summarise(self, begun: float) -> int:
+    def summarize(self, begun: float) -> int:
         """Print the unfinished runs with their reasons; returns their number."""
         jobs = list({job.folder: job for job in self.jobs}.values())
         unfinished = [job for job in jobs if job.state.get("status") != "done"]
