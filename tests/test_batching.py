@@ -3,7 +3,7 @@
 import pytest
 import torch
 from composed import causality, options
-from tokenised import noise, require_same_codes, small_codec
+from tokenized import noise, require_same_codes, small_codec
 from torch.nn import functional
 
 from codec.layers.base import looks_ahead

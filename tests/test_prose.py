@@ -157,7 +157,9 @@ def british(text: str) -> list[str]:
 
 
 def test_names_are_american():
-    names = {(path.name, name) for path in PYTHON for name in names_in(ast.parse(path.read_text()))}
+    names = {
+        (path.name, name) for path in PYTHON for name in [path.stem, *names_in(ast.parse(path.read_text()))]
+    }
     words = sorted(f"{path}: {name}" for path, name in names if british(name))
     assert not words, f"American spelling, please: {words}"
 
