@@ -87,8 +87,8 @@ def locate_own(target: str) -> Any:
     trusted = any(str(target).startswith(f"{name}.") for name in _trusted.get() | registered_modules())
     if package != "codec" and trusted and public:
         member = locate(target)
-        own = inspect.isclass(member) and member.__module__.partition(".")[0] == package
-        if own and any(base.__module__.startswith("torch.nn.") for base in member.__mro__):
+        is_own = inspect.isclass(member) and member.__module__.partition(".")[0] == package
+        if is_own and any(base.__module__.startswith("torch.nn.") for base in member.__mro__):
             return member
         raise ConfigError(f"{target!r} is refused: a saved model may name only subclasses of torch.nn.Module")
     if MODEL_PART.fullmatch(str(target)):
@@ -163,14 +163,14 @@ def find_problems(node: Any, find: Callable[[str], Any], path: str) -> Iterator[
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     options = {key: value for key, value in node.items() if key not in (TARGET, PARTIAL)}
     for key, value in options.items():
-        where = f"{path}.{key}".lstrip(".")
+        option = f"{path}.{key}".lstrip(".")
         if key not in parameters:
             close = difflib.get_close_matches(str(key), parameters, 1)
-            yield f"{where}: {target.__name__} has no such option" + (
+            yield f"{option}: {target.__name__} has no such option" + (
                 f"; did you mean {close[0]}?" if close else ""
             )
         elif key in hints and not fits(value, hints[key]):
-            yield f"{where}: expected {describe(hints[key])}, got {value!r}"
+            yield f"{option}: expected {describe(hints[key])}, got {value!r}"
     if not node.get(PARTIAL):
         for name, parameter in parameters.items():
             if (

@@ -33,8 +33,8 @@ def check_codebook(codebook: Codebook, dim: int) -> None:
     codes = codebook.eval().encode(inputs)
     require(codes.shape == (64,) and codes.dtype == torch.int64, "encode gives one int64 code an input")
     require(int(codes.min()) >= 0 and int(codes.max()) < codebook.codebook_size, "codes below codebook_size")
-    vectors, same, losses = codebook(inputs, torch.ones(64, dtype=torch.bool))
-    require(torch.equal(codes, same), "forward without a generator gives the codes of encode")
+    vectors, codes_of_forward, losses = codebook(inputs, torch.ones(64, dtype=torch.bool))
+    require(torch.equal(codes, codes_of_forward), "forward without a generator gives the codes of encode")
     require(torch.equal(vectors, codebook.lookup(codes)), "forward gives the vectors of lookup, bit for bit")
     require(all(loss.shape in ((64,), ()) for loss in losses.values()), "a loss is [N] or a scalar")
     if codebook.tabular:
@@ -53,7 +53,7 @@ def check_quantizer(quantizer: Quantizer) -> None:
         quantizer.initialise(noise(size, quantizer.dim))
     require(quantizer.pool_size() == 0, "pool_size is 0 after `initialise`")
     quantizer.eval().check_loss_weights()
-    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     latents = noise(BATCH, quantizer.dim, FRAMES * quantizer.stride)
     quantized, codes = quantizer(latents), quantizer.encode(latents)
     stages, sizes = quantizer.num_quantizers, quantizer.codebook_sizes
@@ -62,21 +62,22 @@ def check_quantizer(quantizer: Quantizer) -> None:
     )
     require(torch.equal(codes, quantized.codes), "forward gives the codes of encode")
     if sizes:
-        most = codes.amax((0, 2)).tolist()
+        largest = codes.amax((0, 2)).tolist()
         require(
-            int(codes.min()) >= 0 and all(a < b for a, b in zip(most, sizes, strict=True)), "codes in range"
+            int(codes.min()) >= 0 and all(a < b for a, b in zip(largest, sizes, strict=True)),
+            "codes in range",
         )
         require(torch.equal(quantizer.decode(codes), quantized.latents), "decode gives the quantized latents")
         require(torch.equal(quantizer.encode(latents, 1), codes[:, :1]), "codes of fewer stages are a prefix")
-        alone = quantizer.encode(latents[1:2])
-        require(torch.equal(alone, codes[1:2]), "codes do not depend on the batch")
+        single = quantizer.encode(latents[1:2])
+        require(torch.equal(single, codes[1:2]), "codes do not depend on the batch")
         mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
         mask[0, 5:] = False
         masked = quantizer(latents, mask=mask)
         require(bool((masked.codes[0, :, 5:] == -1).all()), "masked frames have code -1")
         require(not masked.latents[0, :, 5 * quantizer.stride :].any(), "masked frames have zero latents")
         require(torch.equal(masked.codes[1:], codes[1:]), "a mask changes no other example")
-    require(same_state(before, quantizer), "forward, encode and decode change no state")
+    require(same_state(state, quantizer), "forward, encode and decode change no state")
 
 
 def check_autoencoder(autoencoder: Autoencoder) -> None:
@@ -89,11 +90,11 @@ def check_autoencoder(autoencoder: Autoencoder) -> None:
         require(latents.shape == (BATCH, dim, FRAMES), "encode gives [B, D, T / hop_length]")
         require(autoencoder.decode(latents).shape == audio.shape, "decode gives [B, C, F * hop_length]")
         lengths = torch.tensor([FRAMES * hop, 7 * hop, hop])
-        beyond = torch.arange(FRAMES * hop) >= lengths[:, None, None]
-        ragged = autoencoder.encode_ragged(audio.masked_fill(beyond, 0), lengths)
+        padding = torch.arange(FRAMES * hop) >= lengths[:, None, None]
+        ragged = autoencoder.encode_ragged(audio.masked_fill(padding, 0), lengths)
         for one, signal, length in zip(ragged, audio, lengths.tolist(), strict=True):
-            alone = autoencoder.encode(signal[None, :, :length])[0]
-            require(close(one[:, : length // hop], alone), "ragged batches give the latents of each signal")
+            single = autoencoder.encode(signal[None, :, :length])[0]
+            require(close(one[:, : length // hop], single), "ragged batches give the latents of each signal")
         check_contexts(autoencoder)
         check_streaming(autoencoder, audio, latents)
 
@@ -109,17 +110,17 @@ def check_reach(
     network: Callable[[Tensor], Tensor], channels: int, size: int, out: int, context: Context, name: str
 ) -> None:
     """Change inputs of `size` samples, and compare outputs of `out` samples outside each bounded side."""
-    before, after = context
-    room = 2 + max(-(-(before or 0) // size), -(-(after or 0) // size))
+    past, future = context
+    room = 2 + max(-(-(past or 0) // size), -(-(future or 0) // size))
     inputs = noise(1, channels, (2 * room + 1) * size)
-    changed = inputs.clone()
-    changed[..., room * size : (room + 1) * size] += 1
-    old, new = network(inputs), network(changed)
-    if after is not None:
-        stop = (room - -(-after // size)) * out
+    perturbed = inputs.clone()
+    perturbed[..., room * size : (room + 1) * size] += 1
+    old, new = network(inputs), network(perturbed)
+    if future is not None:
+        stop = (room - -(-future // size)) * out
         require(close(new[..., :stop], old[..., :stop]), f"{name}: nothing earlier than `after` changes")
-    if before is not None:
-        start = (room + 1 + -(-before // size)) * out
+    if past is not None:
+        start = (room + 1 + -(-past // size)) * out
         require(close(new[..., start:], old[..., start:]), f"{name}: nothing later than `before` changes")
 
 
@@ -151,16 +152,16 @@ def check_discriminator(discriminator: Discriminator, audio_channels: int = 1) -
     discriminator.eval()
     for length in (1, 100, 4000):
         audio = noise(2, audio_channels, length).requires_grad_()
-        judged = discriminator(audio)
-        require(len(judged) > 0, "at least one judgement")
-        require(all(len(one.logits) == 2 for one in judged), "logits have the batch first")
-        total = torch.stack([one.logits.sum() for one in judged]).sum()
+        judgements = discriminator(audio)
+        require(len(judgements) > 0, "at least one judgement")
+        require(all(len(one.logits) == 2 for one in judgements), "logits have the batch first")
+        total = torch.stack([one.logits.sum() for one in judgements]).sum()
         gradient = torch.autograd.grad(total, audio, allow_unused=True)[0] if total.requires_grad else None
         require(gradient is not None and bool(gradient.isfinite().all()), "the audio has a finite gradient")
         with torch.no_grad():
-            alone = discriminator(audio[:1])
-        same = all(close(a.logits, b.logits[:1]) for a, b in zip(alone, judged, strict=True))
-        require(same, "a judgement does not depend on the batch")
+            single = discriminator(audio[:1])
+        independent = all(close(a.logits, b.logits[:1]) for a, b in zip(single, judgements, strict=True))
+        require(independent, "a judgement does not depend on the batch")
 
 
 def check_loss(loss: nn.Module, audio_channels: int = 1, outputs: Forward | None = None) -> None:

@@ -3,7 +3,8 @@
 Tables are fitted to the codes of the folder TRAIN, or taken from --tables, and measured on those of TEST,
 where nothing was fitted. The entropy of a code given the one before it in its stage is shown three ways:
 counted on TEST itself, which is too low (most pairs are rare, and seem certain); with Miller and Madow's
-correction; and as what TRAIN's counts, interpolated after Witten and Bell, take on TEST: an upper bound.
+correction; and as the cross-entropy of TRAIN's counts, interpolated after Witten and Bell, on TEST: an upper
+bound.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def order_one(
 
 
 def pair_counts(symbols: np.ndarray, width: int) -> np.ndarray:
-    """How often each symbol `[V, V]` follows each."""
+    """Counts `[V, V]` of each pair of successive symbols."""
     pairs = symbols[:-1].astype(np.int64) * width + symbols[1:]
     return np.bincount(pairs, minlength=width * width).reshape(width, width).astype(float)
 
@@ -164,7 +165,7 @@ def show_speed(codec: Codec, tables: EntropyTables, codes: np.ndarray) -> None:
 
 
 def timed(work: Callable[[], list]) -> tuple[list, float]:
-    """What work returns, and its processor time in seconds: one thread, whatever else runs."""
+    """Result of a function, and its processor time in seconds on one thread."""
     began = time.process_time()
     return work(), time.process_time() - began
 

@@ -1,4 +1,4 @@
-"""Measure how many training crops one core reads: python scripts/benchmark_data.py [FOLDER].
+"""Measure the training crops per second of one core: python scripts/benchmark_data.py [FOLDER].
 
 Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac; crops of one
 second are read at the files' own rate and resampled, by seeking and by decoding whole files, and with each

@@ -1,11 +1,11 @@
 """Time exported codecs against eager PyTorch and transformers, in one run, taking turns.
 
     python scripts/benchmark_export.py                     # shapes of EnCodec and SoundStream, random weights
-    python scripts/benchmark_export.py runs/speech         # a trained model: also what int8 and bf16 cost it
+    python scripts/benchmark_export.py runs/speech         # a trained model: also its errors in int8 and bf16
 
-Prints a Markdown table a thread count: the median of how often faster than real time, and that over eager.
-Runtimes that are not installed are left out. Random weights are as fast as trained ones, but say nothing of
-quality: the share of equal codes is printed for a trained model alone.
+Prints a Markdown table per thread count: median speed relative to real time, and relative to eager.
+Runtimes that are not installed are left out. Random weights are as fast as trained ones, but not as good:
+the share of equal codes is printed for a trained model alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from codec.config import ConfigError
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
 from codec.export import transformers_check
-from codec.export.graphs import inference_codec, programs, without_normalisation
+from codec.export.graphs import inference_codec, programs, without_normalization
 from codec.export.streaming_graphs import run_steps, step_programs
 from codec.export.verification import clip, compare, optional
 from codec.huggingface import convert as huggingface
@@ -76,7 +76,7 @@ def turns(jobs: dict[str, Job], rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def table(title: str, times: dict[str, tuple[float, float]], seconds: float, reference: str) -> None:
-    """Print how often faster than real time encoding, decoding and both are."""
+    """Print the speeds of encoding, decoding and both, relative to real time."""
     print(f"\n{title}\n\n| | encode | decode | both | of {reference} |\n|---|---|---|---|---|")
     base = sum(times[reference])
     for name, (encode, decode) in times.items():
@@ -89,7 +89,7 @@ def whole_jobs(codec: Codec, folder: Path, threads: int, seconds: float) -> dict
     """Everything that is installed and can code whole signals."""
     audio = clip(codec, 1, int(seconds * codec.sample_rate) // codec.hop_length * codec.hop_length)
     codes = codec.encode(audio)
-    folded = without_normalisation(codec)
+    folded = without_normalization(codec)
     pairs = {"eager": (codec.encode, codec.decode), "eager, folded": (folded.encode, folded.decode)}
     for name in ("onnx", "onnx-int8"):
         if (folder / name).is_dir():
@@ -116,7 +116,7 @@ def whole_jobs(codec: Codec, folder: Path, threads: int, seconds: float) -> dict
 
 
 def write_all(codec: Codec, folder: Path, formats: Sequence[str]) -> None:
-    """Export to what is asked for and installed, without the checks that codec-export makes."""
+    """Export to the formats of the options that are installed, without the checks of codec-export."""
     for name in formats:
         path = folder / name
         path.mkdir()
@@ -184,7 +184,7 @@ def step_jobs(codec: Codec, folder: Path, frames: int) -> dict[str, Job]:
 
 
 def quality(codec: Codec, folder: Path) -> None:
-    """Print what the formats' precision costs on speech-like clips."""
+    """Print the errors of the formats' precision on speech-like clips."""
     print("\n| | codes that agree | decoder's SNR, dB |\n|---|---|---|")
     for name, (encode, decode) in quality_pairs(codec, folder).items():
         found = compare(codec, encode, decode, [(4, 3 * codec.sample_rate)])

@@ -36,7 +36,7 @@ MEMORY_SETTING = (8, 128, 16, 2000)
 
 
 class Contender(NamedTuple):
-    """What one library does with latents `[B, D, F]`; what learns without gradients learns in `update`."""
+    """Quantizer of one library for latents `[B, D, F]`; `update` learns everything without gradients."""
 
     module: nn.Module
     forward: Callable[[Tensor], tuple[Tensor, Tensor, Any]]  # output, loss, and what `update` is given
@@ -143,7 +143,7 @@ def mimi(books: int, dim: int) -> Contender:
 
 
 def dac(books: int, dim: int) -> Contender:
-    """Descript's factorised residual VQ."""
+    """Descript's factorized residual VQ."""
     from dac.nn.quantize import ResidualVectorQuantize
 
     module = ResidualVectorQuantize(dim, books, SIZE, 8, quantizer_dropout=0.0)
@@ -193,7 +193,7 @@ def installed(books: int, dim: int, compiled: bool = False) -> dict[str, Contend
 
 
 def jobs_of(contender: Contender, latents: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed, by name, each done once already."""
+    """Functions to time, by name, each called once already."""
     contender.module.eval()
     with torch.no_grad():
         codes = contender.encode(latents)
@@ -257,7 +257,7 @@ def compare(books: int, dim: int, batch: int, frames: int, options: argparse.Nam
 
 
 def print_memory(name: str) -> None:
-    """Print how far one training step and one encode raise this process's peak memory, in MiB."""
+    """Print the rise of this process's peak memory by one training step and one encode, in MiB."""
     books, dim, batch, frames = MEMORY_SETTING
     contender = CONTENDERS[name][0](books, dim)
     latents = torch.randn(batch, dim, frames)
@@ -274,7 +274,7 @@ def print_memory(name: str) -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the benchmarks of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

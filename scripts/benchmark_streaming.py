@@ -3,7 +3,7 @@
 Ours (the SoundStream, EnCodec and tiny presets, random weights) takes turns with Mimi's streaming (package
 moshi, where it is installed; see scripts/benchmark-requirements.txt), which codes 80 ms at a time, and with
 ours at 80 ms. CPU time per push of encoding and of decoding, middle and 95 % of all, and audio seconds per
-CPU second of both together. The latency is the algorithm's: a push, and what the network looks ahead.
+CPU second of both together. The latency is the algorithm's: a push, and the look-ahead of the network.
 """
 
 from __future__ import annotations

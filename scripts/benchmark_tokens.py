@@ -1,10 +1,10 @@
-"""Token files and their making, against what others do.
+"""Token files and their encoding, compared with other formats and libraries.
 
 python scripts/benchmark_tokens.py files     sizes and read speed of our formats and the usual ones
 python scripts/benchmark_tokens.py encode    audio-hours per hour of EnCodec 24 kHz and DAC 44.1 kHz, ours and
     the transformers library's of the same sizes (pip install transformers)
 
-Reading gives what a language model trains on: int64 tensors `[K, F]`. The page cache is warm for all.
+Reading gives the inputs of a language model: int64 tensors `[K, F]`. The page cache is warm for all.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def measure(form: Any, folder: Path, codes: list[np.ndarray], picked: np.ndarray
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a call takes, and what it returns."""
+    """Duration of a call in seconds, and its result."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result

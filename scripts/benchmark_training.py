@@ -43,7 +43,7 @@ Step = Callable[[Tensor], None]
 
 
 class BareOptimizer:
-    """What `CodecTraining` uses of a LightningOptimizer."""
+    """The members of a LightningOptimizer that `CodecTraining` uses."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, training: BareTraining):
         self.optimizer, self.training = optimizer, training
@@ -59,7 +59,7 @@ class BareOptimizer:
 
 
 class BareData:
-    """What the training step asks of the data module."""
+    """The members of the data module that the training step uses."""
 
     seed = 0
 
@@ -72,7 +72,7 @@ class BareData:
 
 
 class BareTrainer(NamedTuple):
-    """What the training step asks of Lightning's trainer."""
+    """The members of Lightning's trainer that the training step uses."""
 
     optimizers: list[torch.optim.Optimizer]
     precision: str = "32-true"
@@ -121,7 +121,7 @@ def ours(experiment: str, balancer: bool, bf16: bool) -> Step:
 
 
 def contenders(pair: str) -> list[str]:
-    """Who takes part: ours in fp32 and bf16-mixed, and the original if there is one."""
+    """Trainings to compare: ours in fp32 and bf16-mixed, and the original if there is one."""
     return ["ours", "bf16", *(["original"] if pair in PEERS else [])]
 
 
@@ -239,7 +239,7 @@ def print_memory(pair: str, who: str, balancer: bool) -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run the benchmarks of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

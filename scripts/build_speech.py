@@ -125,7 +125,7 @@ def unpack(package: Path) -> bytes:
 
 
 def read_package(package: Path, pattern: str) -> dict[str, bytes]:
-    """What is in the files whose path matches, by path."""
+    """Contents of the files whose path matches, by path."""
     found: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(unpack(package))) as archive:
         for member in archive:
@@ -136,7 +136,7 @@ def read_package(package: Path, pattern: str) -> dict[str, bytes]:
 
 
 def run(*command: str, cwd: Path | None = None, advice: str) -> bytes:
-    """What a program of the system prints; `DataError` with its last words when it is missing or fails."""
+    """Output of a program of the system; `DataError` with its last words when it is missing or fails."""
     if shutil.which(command[0]) is None:
         raise DataError(f"{command[0]} is missing: run this on Debian or Ubuntu, or in a container of one")
     english = {**os.environ, "LC_ALL": "C"}
@@ -224,7 +224,7 @@ def recordings(files: dict[str, bytes], sample_rate: int, name: str) -> Iterator
 
 
 def build(output: Path, sample_rate: int, packages: Path) -> None:
-    """Build what is missing in `output`; `DataError`, `FileError` or OSError for what stops it."""
+    """Build the missing parts of `output`; raises `DataError`, `FileError` or OSError."""
     baselines.ffmpeg()  # or the error that it is missing, before the downloads
     rows: list[dict[str, str]] = []
     for part, sources in SETS.items():
@@ -268,7 +268,7 @@ def as_csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def write_summary(output: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write the manifest of all files, and how much there is under which license; print the latter."""
+    """Write the manifest of all files and the hours under each license; print the latter."""
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         names = (

@@ -1,4 +1,4 @@
-"""The picture of `learning_curve.py`: scores over what the training cost, beside classical codecs."""
+"""The picture of `learning_curve.py`: scores over the cost of the training, beside classical codecs."""
 
 from __future__ import annotations
 

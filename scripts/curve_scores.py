@@ -33,7 +33,7 @@ OWN_SCORES = ("si_sdr", "mel")
 
 
 class Reconstruction(NamedTuple):
-    """Audio `[1, C, T]` that was coded, its rate's name, and bits by what they count."""
+    """Audio `[1, C, T]` that was coded, its rate's name, and bits by kind."""
 
     rate: str
     estimate: Tensor
@@ -45,7 +45,7 @@ Row = dict[str, str]
 
 
 class Listener:
-    """Recordings at one rate in Hz, and the metrics that judge what a codec makes of them."""
+    """Recordings at one rate in Hz, and the metrics of their reconstructions."""
 
     def __init__(
         self,

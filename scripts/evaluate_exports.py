@@ -1,4 +1,4 @@
-"""Measure on recordings what int8 and bf16 cost a trained codec: equal codes, mel distance, ViSQOL.
+"""Measure the errors of int8 and bf16 on recordings: equal codes, mel distance, ViSQOL.
 
     python scripts/evaluate_exports.py runs/mine /wavs --held-out 0.05 --max-files 20
 
@@ -33,7 +33,7 @@ Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # encode, 
 
 
 def exported(codec: Codec, folder: Path) -> dict[str, Pair]:
-    """What computes with fewer bits, by name."""
+    """Systems that compute with fewer bits, by name."""
     for name, options in (
         ("onnx", Options(int8=True)),
         ("openvino", Options(int8=True)),

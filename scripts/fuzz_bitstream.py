@@ -4,7 +4,7 @@ Small files, coded and not, are mutated: bits, bytes and stretches changed, cut,
 moved, or taken from another file with the same header; random bytes; and fields changed with all checksums
 made right again, as an attacker would. Strict reading has to end in BitstreamError or in the original codes
 (forged files: in any codes of the right range), salvage in codes that were written or in a flagged chunk.
-Prints what came out, the longest time and the most memory. Exit status 1 when anything else happened.
+Prints the outcomes, the longest time and the most memory. Exit status 1 when anything else happened.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SIZES = (5, 40)
 
 
 class Sample(NamedTuple):
-    """A whole file, what it holds, and another file with the same header."""
+    """A file, its codes, and another file with the same header."""
 
     data: bytes
     codes: np.ndarray
@@ -78,7 +78,7 @@ def sample(tables: EntropyTables | None, frames: int) -> Sample:
 
 
 def outcome(path: Path, original: Sample, free: bool, salvage: bool) -> str:
-    """What reading a file comes to; WRONG for what never should."""
+    """Outcome of reading a file; WRONG for a violation of the contract."""
     try:
         with BitstreamReader(path, salvage) as reader:
             if free and reader.header.codebook_sizes != SIZES:

@@ -3,7 +3,7 @@
     python scripts/learning_curve.py runs/mine /held-out -o curve.csv --fit /training --cores 2
 
 adds a row for each checkpoint of the run and each bitrate to curve.csv, measures classical codecs on the same
-files into baselines.csv beside it, and draws both as curve.png. What is in the tables already is not measured
+files into baselines.csv beside it, and draws both as curve.png. Rows of the tables are not measured
 again: repeat the command while the training goes on. `checkpoint.keep_every=STEPS` keeps checkpoints.
 """
 
@@ -67,7 +67,7 @@ class Table:
 
 
 class Run:
-    """A run folder: its checkpoints and what they cost; ConfigError for a folder that is none."""
+    """A run folder: its checkpoints and their cost; ConfigError for a folder that is none."""
 
     def __init__(self, folder: Path, cores: float, before: Sequence[float] = (0.0, 0.0)):
         self.folder, self.cores = folder, cores
@@ -98,7 +98,7 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is not in the tables yet; exit status 1 when a checkpoint cannot be read."""
+    """Measure the checkpoints without rows in the tables; exit status 1 when a checkpoint cannot be read."""
     asked = build_parser().parse_args(argv)
     run = Run(asked.run, asked.cores, asked.before)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """Parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

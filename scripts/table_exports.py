@@ -90,7 +90,7 @@ def started(codec: Codec) -> Codec:
 
 
 def verdict(codec: Codec, form: str, streaming: bool = False) -> str:
-    """`yes` of what was exported and is the same, or why it is not."""
+    """`yes` for an export with the same results, otherwise the reason."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             if streaming:

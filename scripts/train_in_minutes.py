@@ -38,7 +38,7 @@ Stages = list[dict[str, Any]]
 
 
 def main() -> int:
-    """Probe, then train what fits; the exit status of the training."""
+    """Probe, then train the steps that fit; the exit status of the training."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

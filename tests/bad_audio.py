@@ -1,4 +1,4 @@
-"""A zoo of good, odd and broken audio files, each with what should be said of it."""
+"""Good, odd and broken audio files, each with its expected report."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def cut(path: Path, share: float = 0.5) -> None:
 
 
 def set_data_size(path: Path, size: int) -> None:
-    """Change what a wav's header says of the bytes that follow it."""
+    """Change the size of the data in a wav's header."""
     content = bytearray(path.read_bytes())
     assert content[36:40] == b"data"
     content[40:44] = size.to_bytes(4, "little")
@@ -87,7 +87,7 @@ def mp3_without_xing(seconds: float = 20.0) -> bytes:
 
 
 def wrapped(path: Path) -> None:
-    """A wav of 4.5 GB, of which its header counts what 32 bits can; it takes no disk."""
+    """A sparse wav of 4.5 GB, whose size in the header is modulo 2^32."""
     actual = 4_500_000_000
     form = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 2, 48000, 192000, 4, 16)
     with path.open("wb") as file:
@@ -103,7 +103,7 @@ def counting_less(path: Path) -> None:
 
 
 def of_rate(path: Path, rate: int) -> None:
-    """A wav whose header says another rate."""
+    """A wav with another rate in its header."""
     content = bytearray(encoded())
     content[24:28] = rate.to_bytes(4, "little")
     path.write_bytes(content)

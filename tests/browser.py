@@ -1,4 +1,4 @@
-"""What a page shows in a browser, asked by script."""
+"""Queries of a page in a browser, by script."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ onload = async () => {{
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a page and the script that asks it, and takes what that finds."""
+    """Serves a page and the script that queries it, and receives the answers."""
 
     def __init__(self, page: Path, probe: str):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def ask(page: Path, width: int, questions: str) -> dict:
-    """What a script, which may await, finds out about a page of so many pixels.
+    """Answers of a script, which may await, about a page of a width in pixels.
 
     Fails unless the page is ready, is as wide, loads nothing and has no errors.
     """

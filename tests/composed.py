@@ -45,7 +45,7 @@ def small_autoencoder(name: str, dim: int = 8, width: int = 4) -> list[str]:
 
 
 def causality(name: str, causal: bool) -> str:
-    """Override that makes an autoencoder of `configs/autoencoder` causal or centred."""
+    """Override that makes an autoencoder of `configs/autoencoder` causal or centered."""
     layers = "layers." if "layers" in config(f"autoencoder={name}")["autoencoder"] else ""
     return f"autoencoder.{layers}causal={causal}"
 

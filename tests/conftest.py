@@ -42,7 +42,7 @@ def wavs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def codec():
     """A small codec whose codes mean something."""
-    from tokenised import small_codec
+    from tokenized import small_codec
 
     return small_codec()
 

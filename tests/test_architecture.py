@@ -132,7 +132,7 @@ def test_public_names():
     assert set(codec.__all__) == {"Codec", "build_codec", "load"}
     assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
         *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
-        *("data", "trainer", "logger", "sweep", "search", "experiment"),
+        *("data", "trainer", "logger", "sweep", "search", "experiment", "conditioning"),
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"codec": "codec.commands.main:main"} | {
@@ -173,13 +173,14 @@ def test_one_function_is_the_only_way_from_a_file_to_a_model():
         "model.saving.assemble",  # from files, through the allow-list
         "model.saving.build_empty",
         "training.build.build_parts",  # from the config that Hydra composed
-        "export.graphs.without_normalisation",  # again, a codec that was built
+        "export.graphs.without_normalization",  # again, a codec that was built
     }
     assert callers("build") == {
         *("config.build", "model.saving.build_codec"),
         *("config.complete", "training.build.build_parts", "training.trainer.build_trainer"),
         *("sweep.bitrate.measure", "sweep.bitrate.bitrate_of", "sweep.sweeper.search"),
         *("training.loggers.build_logger", "training.stages.settle"),
+        "training.finetuning.adopt",  # a conditioning, from the composed config
     }
     assert callers("assemble") == {"model.saving.load", "huggingface.convert.load"}
     assert callers("read_directory", "read_checkpoint") == {"model.saving.load"}

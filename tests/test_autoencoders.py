@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from composed import config, small_quantizer
-from tokenised import noise
+from tokenized import noise
 from torch import nn
 
 from codec.audio.reading import read_audio

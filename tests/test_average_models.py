@@ -3,7 +3,7 @@
 import average_models
 import pytest
 import torch
-from tokenised import small_codec
+from tokenized import small_codec
 
 from codec.model.saving import load
 

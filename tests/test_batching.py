@@ -3,7 +3,7 @@
 import pytest
 import torch
 from composed import causality, options
-from tokenised import noise, require_same_codes, small_codec
+from tokenized import noise, require_same_codes, small_codec
 from torch.nn import functional
 
 from codec.layers.base import looks_ahead
@@ -46,7 +46,7 @@ def test_a_batch_of_any_lengths_has_the_codes_of_each_signal_alone(name, causal)
 
 
 @pytest.mark.parametrize("name", ["tiny", "encodec", "dac_44khz"])
-def test_zeros_at_the_end_alone_would_change_codes_of_centred_networks(name):
+def test_zeros_at_the_end_alone_would_change_codes_of_centered_networks(name):
     codec = network(name, False)
     short, long = signals(codec, (20, 40))
     with exact_float32():
@@ -58,8 +58,8 @@ def test_zeros_at_the_end_alone_would_change_codes_of_centred_networks(name):
 
 def test_only_convolutions_that_look_ahead_are_masked():
     assert not any(looks_ahead(m) for m in network("tiny", True).modules() if isinstance(m, Conv1d))
-    centred = [m for m in network("tiny", False).autoencoder.encoder.modules() if isinstance(m, Conv1d)]
-    assert [looks_ahead(m) for m in centred] == [m.conv.kernel_size[0] > 1 for m in centred]
+    centered = [m for m in network("tiny", False).autoencoder.encoder.modules() if isinstance(m, Conv1d)]
+    assert [looks_ahead(m) for m in centered] == [m.conv.kernel_size[0] > 1 for m in centered]
 
 
 def test_hooks_are_gone_after_a_batch_and_after_a_failure():

@@ -26,7 +26,7 @@ def test_the_range_in_common_alone_counts():
     short = [(1.5 * rate, score) for rate, score in ANCHOR[1:4]]
     near = bd_rate(short, ANCHOR[1:4])
     assert near == pytest.approx(50, abs=1e-6)
-    assert bd_rate(short, ANCHOR) == pytest.approx(near, abs=3)  # other neighbours, other slopes at the ends
+    assert bd_rate(short, ANCHOR) == pytest.approx(near, abs=3)  # other neighbors, other slopes at the ends
 
 
 def test_the_interpolation_is_scipy_s():

@@ -194,10 +194,10 @@ def test_a_sweep_of_several_processes_is_refused_before_it_starts_any(tmp_path, 
     assert runs >= {"quantizer.dropout=0.5", "quantizer.dropout=1.0"}
 
 
-def test_what_is_nested_too_deeply_is_said_in_words(capsys, tmp_path):
+def test_deep_nesting_is_reported_as_an_error(capsys, tmp_path):
     deep = tmp_path / ("a/" * 1500)
     assert report_errors(lambda: deep.mkdir(parents=True) or 0) == 2
-    assert capsys.readouterr().err == "error: a path, or what a file describes, is nested too deeply\n"
+    assert capsys.readouterr().err == "error: a path or the content of a file is nested too deeply\n"
 
 
 DOWNLOAD = "`hf download facebook/encodec_24khz --local-dir encodec_24khz`"

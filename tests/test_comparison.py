@@ -12,7 +12,7 @@ from browser import NEEDS_CHROMIUM, ask
 from composed import config
 
 from codec.audio.writing import write_wav
-from codec.commands.evaluate import asked_depths, main, names, places
+from codec.commands.evaluate import main, names, parse_depths, places
 from codec.config import ConfigError
 from codec.evaluation.analysis import curves, delta_rates, domains, pairs, worst
 from codec.evaluation.runs import Run
@@ -121,7 +121,7 @@ def test_words_of_the_command_line():
     assert places(["a", "hf:b", "c = d"]) == (["a", "hf:b"], Path("c = d"))
     assert names(["runs/a", "runs/b/model", "hf:c"]) == ["a", "b", "c"]
     assert names(["one/a", "two/a"]) == ["one/a", "two/a"]
-    assert asked_depths("") is None and asked_depths("1,4") == [1, 4] and asked_depths("all")[:2] == [1, 2]
+    assert parse_depths("") is None and parse_depths("1,4") == [1, 4] and parse_depths("all")[:2] == [1, 2]
 
 
 # Tables

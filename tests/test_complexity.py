@@ -109,7 +109,7 @@ def test_a_causal_codec_waits_for_one_frame():
     assert found["encoder_field"] > found["latency"] and found["decoder_field"] > found["latency"]
 
 
-def test_a_centred_codec_waits_as_long_as_changing_the_future_changes_the_past():
+def test_a_centered_codec_waits_as_long_as_changing_the_future_changes_the_past():
     model = codec("autoencoder.layers.causal=false")
     latency = round(reach(model)["latency"] * RATE / 1000)
     model.double()  # the last samples change little

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from composed import config
-from tokenised import small_codec
+from tokenized import small_codec
 
 from codec import load
 from codec.config import ConfigError, validate

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_files import held
-from tokenised import LAYOUTS, RATE, noise, small_codec, write_corpus
+from tokenized import LAYOUTS, RATE, noise, small_codec, write_corpus
 
 from codec.audio.reading import AudioError, read_audio, read_info
 from codec.audio.writing import write_wav

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenised import noise
+from tokenized import noise
 
 import codec
 from codec.audio.writing import write_wav

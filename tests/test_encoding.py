@@ -19,7 +19,7 @@ import torch
 from bad_audio import BAD as BAD_ZOO
 from bad_audio import GOOD, write_zoo
 from test_files import held
-from tokenised import BAD, LAYOUTS, NEEDS_ARROW, RATE, noise, require_same_codes, small_codec, write_corpus
+from tokenized import BAD, LAYOUTS, NEEDS_ARROW, RATE, noise, require_same_codes, small_codec, write_corpus
 
 from codec.audio.conversion import resampled_length
 from codec.audio.reading import read_audio

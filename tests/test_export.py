@@ -377,7 +377,7 @@ def test_every_quantizer_with_codes_runs_in_onnx_runtime(name, tmp_path):
     frames = quantizer.stride * torch.export.Dim("frames") if quantizer.stride > 1 else graphs.FREE
     example = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
     shapes = ({0: graphs.FREE, 2: frames},)
-    plain = graphs.without_normalisation(codec)
+    plain = graphs.without_normalization(codec)
     program = torch.export.export(There(plain), (example,), dynamic_shapes=shapes)
     onnx_export.write_onnx(program, tmp_path / "q.onnx", (["latents"], ["codes", "back"]), {})
     session = onnx_export.Session(tmp_path / "q.onnx")

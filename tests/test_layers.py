@@ -156,7 +156,7 @@ def compare(result: torch.Tensor, expected: torch.Tensor, x: torch.Tensor, lengt
 
 
 @pytest.mark.parametrize("kernel, stride, dilation", [(7, 1, 1), (7, 1, 9), (4, 2, 1), (10, 5, 1), (1, 1, 1)])
-def test_centred_convolution_copies_nothing(kernel, stride, dilation):
+def test_centered_convolution_copies_nothing(kernel, stride, dilation):
     module = Conv1d(4, 4, kernel, stride=stride, dilation=dilation, causal=False)
     x = torch.randn(1, 4, 20, requires_grad=True)
     (kept,) = saved_for_backward(module, x)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from learning_curve import main
-from tokenised import RATE, noise, small_codec
+from tokenized import RATE, noise, small_codec
 
 from codec.audio.writing import write_wav
 from codec.bitstream.compress import compress

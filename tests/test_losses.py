@@ -461,7 +461,7 @@ def test_a_discriminator_needs_an_adversarial_loss():
 
 
 @pytest.mark.parametrize("name", options("loss"))
-def test_every_yaml_trains_audio_towards_its_target(name):
+def test_every_yaml_trains_audio_toward_its_target(name):
     torch.manual_seed(0)
     built = build(config(f"loss={name}")["loss"])
     target, estimate = noise(1, 1, 4800), noise(1, 1, 4800, seed=1).requires_grad_()

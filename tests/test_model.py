@@ -80,7 +80,7 @@ def test_a_causal_codec_never_looks_ahead():
     assert not torch.equal(decoded[0][..., 12 * hop : 13 * hop], decoded[1][..., 12 * hop : 13 * hop])
 
 
-def test_a_centred_codec_looks_ahead_as_far_as_behind():
+def test_a_centered_codec_looks_ahead_as_far_as_behind():
     one = small("autoencoder.layers.causal=false")
     audio = torch.zeros(1, 1, one.hop_length * 40)
     audio[..., one.hop_length * 20] = 1

@@ -6,7 +6,7 @@ import yaml
 from composed import tiny_run
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from tokenised import noise, small_codec
+from tokenized import noise, small_codec
 
 import codec
 from codec import pretrained

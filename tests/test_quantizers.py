@@ -239,7 +239,7 @@ def test_a_gradient_codebook_s_loss_is_the_mean_squared_error():
     assert set(touched.nonzero().flatten().tolist()) == set(used.tolist())
 
 
-def test_dead_factorised_codes_are_revived_with_projected_frames():
+def test_dead_factorized_codes_are_revived_with_projected_frames():
     # DAC, SNAC and BigCodec have nothing for dead codes.
     torch.manual_seed(0)
     weights = {"commitment": 0.25, "codebook": 1.0}
@@ -263,7 +263,7 @@ def test_dead_factorised_codes_are_revived_with_projected_frames():
 
 
 @pytest.mark.parametrize("scale", [0.02, 50.0])
-def test_a_factorised_codebook_starts_in_its_own_units(scale):
+def test_a_factorized_codebook_starts_in_its_own_units(scale):
     # Adam's first steps are as long for codes of any length: they must not be nothing, nor all, beside them.
     torch.manual_seed(0)
     pool = scale * (5 + torch.randn(2000, 6))
@@ -278,7 +278,7 @@ def test_a_factorised_codebook_starts_in_its_own_units(scale):
     torch.testing.assert_close(codebook.in_proj(kept), projected, rtol=1e-3, atol=1e-3)
 
 
-def test_only_the_codebook_loss_moves_a_factorised_codebook():
+def test_only_the_codebook_loss_moves_a_factorized_codebook():
     # As in DAC, whose decoder's gradient goes past the codes to the projections.
     weights = {"commitment": 0.25, "codebook": 1.0}
     quantizer = residual(

@@ -16,12 +16,12 @@ from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
 
-CENTRED = "autoencoder.layers.causal=false"
+CENTERED = "autoencoder.layers.causal=false"
 MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
-    "centred": ["autoencoder=tiny", CENTRED],
-    "odd strides": ["autoencoder=tiny", CENTRED, "autoencoder.strides=[3,2]"],
-    "centred, recurrent": ["autoencoder=tiny", CENTRED, "autoencoder.lstm_layers=2"],
-    "centred, several rates": ["autoencoder=tiny", CENTRED, "quantizer=multiscale_rvq"],
+    "centered": ["autoencoder=tiny", CENTERED],
+    "odd strides": ["autoencoder=tiny", CENTERED, "autoencoder.strides=[3,2]"],
+    "centered, recurrent": ["autoencoder=tiny", CENTERED, "autoencoder.lstm_layers=2"],
+    "centered, several rates": ["autoencoder=tiny", CENTERED, "quantizer=multiscale_rvq"],
     "stereo": ["autoencoder=tiny", "channels=2"],
     "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],
     "frames, one ahead": ["autoencoder=vocos", "autoencoder.causal=true", "autoencoder.lookahead=1"],
@@ -89,7 +89,7 @@ def test_pieces_of_every_size_give_the_codes_and_audio_of_the_whole(name):
             )
 
 
-CENTRED_MODEL = model("centred, recurrent")
+CENTERED_MODEL = model("centered, recurrent")
 
 
 def check_but_for_ties(codec: Codec, audio: torch.Tensor, codes: torch.Tensor, whole: torch.Tensor) -> None:
@@ -116,15 +116,15 @@ def check_but_for_ties(codec: Codec, audio: torch.Tensor, codes: torch.Tensor, w
 @torch.no_grad()
 def test_no_way_of_cutting_makes_a_difference(lengths, samples, seed):
     torch.manual_seed(seed)
-    audio = noise(CENTRED_MODEL, samples, batch=1)
-    codes = CENTRED_MODEL.encode(audio)
-    with CENTRED_MODEL.streaming() as stream:
-        check_but_for_ties(CENTRED_MODEL, audio, streamed(stream.encode, cut(audio, lengths)), codes)
+    audio = noise(CENTERED_MODEL, samples, batch=1)
+    codes = CENTERED_MODEL.encode(audio)
+    with CENTERED_MODEL.streaming() as stream:
+        check_but_for_ties(CENTERED_MODEL, audio, streamed(stream.encode, cut(audio, lengths)), codes)
         decoded = streamed(stream.decode, cut(codes, lengths))
-    torch.testing.assert_close(decoded, CENTRED_MODEL.decode(codes), atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoded, CENTERED_MODEL.decode(codes), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["soundstream", "encodec", "dac_16khz", "centred", "odd strides"])
+@pytest.mark.parametrize("name", ["soundstream", "encodec", "dac_16khz", "centered", "odd strides"])
 @torch.no_grad()
 def test_the_latency_is_how_long_a_sample_takes(name):
     codec = model(name)
@@ -143,7 +143,7 @@ def test_the_latency_is_how_long_a_sample_takes(name):
 
 @torch.no_grad()
 def test_a_stream_goes_on_from_its_saved_state():
-    codec = model("centred, recurrent")
+    codec = model("centered, recurrent")
     audio = noise(codec, 12000)  # a part in which the LSTM runs frame by frame, and one in which it does not
     codes = codec.encode(audio)
     first, second = codec.streaming(2), codec.streaming(2)
@@ -158,8 +158,8 @@ def test_a_stream_goes_on_from_its_saved_state():
 
 
 def test_a_state_of_another_model_or_batch_is_refused():
-    stream = model("centred").streaming()
-    for other in (model("centred").streaming(2), model("encodec").streaming(), model("stereo").streaming()):
+    stream = model("centered").streaming()
+    for other in (model("centered").streaming(2), model("encodec").streaming(), model("stereo").streaming()):
         with pytest.raises(ValueError, match="another model or batch"):
             stream.load_state(other.state())
 

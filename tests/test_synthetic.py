@@ -30,14 +30,14 @@ def levels(audio: np.ndarray) -> np.ndarray:
 
 
 def centroids(audio: np.ndarray) -> np.ndarray:
-    """Spectral centre of gravity (Hz) of the 20 ms frames that are not quiet."""
+    """Spectral center of gravity (Hz) of the 20 ms frames that are not quiet."""
     spectra = np.abs(np.fft.rfft(frames(audio) * np.hanning(480))) ** 2
     frequency = np.fft.rfftfreq(480, 1 / RATE)
     return (spectra @ frequency / spectra.sum(axis=1))[levels(audio) > -30]
 
 
 def periodicity(audio: np.ndarray) -> np.ndarray:
-    """Highest normalised autocorrelation at a lag of 50 to 400 Hz in each 60 ms, where not quiet."""
+    """Highest normalized autocorrelation at a lag of 50 to 400 Hz in each 60 ms, where not quiet."""
     result = []
     for frame in frames(audio, 1440):
         if (frame**2).mean() > 0.05 * (audio**2).mean():

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from tokenised import NEEDS_ARROW, small_codec, write_corpus
+from tokenized import NEEDS_ARROW, small_codec, write_corpus
 
 from codec.commands.export_tokens import main
 from codec.config import ConfigError

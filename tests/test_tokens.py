@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenised import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_codec, write_corpus
+from tokenized import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_codec, write_corpus
 from torch.utils.data import DataLoader
 
 from codec.audio.reading import read_audio

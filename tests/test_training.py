@@ -522,20 +522,20 @@ def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
 ):
     *python, code = command(tmp_path, wavs, "trainer.max_steps=100000", "data.num_workers=2")
     place, function = moment.rpartition(".")[::2]
-    signalled = f"""
+    signaled = f"""
 import os, signal
 from codec.config import locate
 import codec.data.module, codec.data.loader
 place = locate({place!r}) if {place!r}.endswith("Data") else codec.data.loader
 real = place.{function}
-def signalled(*arguments):
+def signaled(*arguments):
     if arguments[1:] != (1,):  # one of the workers is enough: a second Ctrl-C means at once
         os.killpg(0, signal.{name})
     return real(*arguments)
-place.{function} = signalled
+place.{function} = signaled
 """
     process = subprocess.run(
-        [*python, signalled + code], capture_output=True, text=True, timeout=120, start_new_session=True
+        [*python, signaled + code], capture_output=True, text=True, timeout=120, start_new_session=True
     )
     assert process.returncode == status, process.stderr
     assert f"stopped by {name} at step 1;" in process.stdout
@@ -657,7 +657,7 @@ def config_before_training(folder: Path, wavs: Path) -> dict:
     return {"state_dict": build_parts(config)[1].state_dict()}
 
 
-def test_frozen_factorised_codebooks_get_no_gradient(tmp_path, wavs):
+def test_frozen_factorized_codebooks_get_no_gradient(tmp_path, wavs):
     options = ["trainer.max_steps=3", "training.freeze=[quantizer]"]
     config = tiny_run(tmp_path, wavs, *options, swap_quantizer="factorized_rvq")
     seed_everything(config["seed"], workers=False, verbose=False)

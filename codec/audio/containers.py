@@ -49,13 +49,13 @@ def check_header(path: str | os.PathLike[str], frames: int, sample_rate: int) ->
         reason = "length unknown: its header counts no samples, as of a pipe, and its end does not, either"
         raise AudioError(path, f"{reason}; rewrite it: {convert(path)}")
     with open(path, "rb") as file:
-        promised, hidden = _behind_samples(file)
+        data_size, hidden = _behind_samples(file)
     seconds = frames / sample_rate
-    if promised and hidden * seconds / promised > SHORTEST_HIDDEN:
-        held = seconds * (1 + hidden / promised)
+    if data_size and hidden * seconds / data_size > SHORTEST_HIDDEN:
+        duration = seconds * (1 + hidden / data_size)
         raise AudioError(
             path,
-            f"header counts too little: {_duration(seconds)} of {_duration(held)} (sizes wrap at 4 GB); "
+            f"header counts too little: {_duration(seconds)} of {_duration(duration)} (sizes wrap at 4 GB); "
             f"rewrite it: {convert(path, '-ignore_length 1')}",
         )
 
@@ -70,18 +70,18 @@ def _behind_samples(file: IO[bytes]) -> tuple[int, int]:
     file.seek(0)
     magic = file.read(12)
     if magic.startswith(b".snd"):
-        promised = int.from_bytes(magic[8:12], "big")
-        return promised, max(0, size - int.from_bytes(magic[4:8], "big") - promised)
+        data_size = int.from_bytes(magic[8:12], "big")
+        return data_size, max(0, size - int.from_bytes(magic[4:8], "big") - data_size)
     layout = LAYOUTS.get(magic[:4])
-    promised = 0
+    data_size = 0
     for name, begin, end in _chunks(file, layout, size) if layout else ():
-        if promised and not (name.isascii() and name.decode().isprintable() and end <= size + 1):
-            return promised, size - begin
-        if promised and name in LAYOUTS:  # a second file, appended
-            return promised, size - begin
+        if data_size and not (name.isascii() and name.decode().isprintable() and end <= size + 1):
+            return data_size, size - begin
+        if data_size and name in LAYOUTS:  # a second file, appended
+            return data_size, size - begin
         if layout and name == layout.samples:
-            promised = end - begin
-    return promised, 0
+            data_size = end - begin
+    return data_size, 0
 
 
 def _chunks(file: IO[bytes], layout: ChunkLayout, size: int) -> Iterator[tuple[bytes, int, int]]:
@@ -119,12 +119,12 @@ def _may_be_mp3(magic: bytes) -> bool:
 def _check_mp3(path: str | os.PathLike[str], stream: mp3.Stream | None, frames: int) -> None:
     if stream is None:
         return
-    first, counted = stream.first, stream.counted
-    if counted is not None and counted >= 0 and stream.frames - counted > 2:
-        held = stream.frames * first.samples / first.sample_rate
+    first, declared = stream.first, stream.counted
+    if declared is not None and declared >= 0 and stream.frames - declared > 2:
+        duration = stream.frames * first.samples / first.sample_rate
         raise AudioError(
             path,
-            f"header counts too little: {frames / first.sample_rate:.1f} s of {held:.1f} s, as of joined "
+            f"header counts too little: {frames / first.sample_rate:.1f} s of {duration:.1f} s, as of joined "
             f"files; rewrite it: {convert(path)}",
         )
     if stream.junk > max(LEAST_JUNK, (stream.end - stream.start) // 10):
@@ -148,12 +148,12 @@ def _second_ogg(file: IO[bytes]) -> int | None:
 
 def _second_flac(file: IO[bytes]) -> int | None:
     """Position of another FLAC file within this one."""
-    kept, position = b"", 4
+    overlap, position = b"", 4
     file.seek(position)
     while block := file.read(WINDOW):
-        window = kept + block
+        window = overlap + block
         if (at := window.find(STREAM_INFO)) >= 0:
-            return position - len(kept) + at
+            return position - len(overlap) + at
         position += len(block)
-        kept = window[-len(STREAM_INFO) + 1 :]
+        overlap = window[-len(STREAM_INFO) + 1 :]
     return None

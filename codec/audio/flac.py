@@ -21,14 +21,14 @@ BLOCK_SIZES = {
 
 def table(polynomial: int, bits: int) -> list[int]:
     """Lookup table of a CRC, one entry per byte value."""
-    found = []
+    remainders = []
     for byte in range(256):
         crc = byte << (bits - 8)
         for _ in range(8):
             crc = (crc << 1) ^ (polynomial if crc >> (bits - 1) else 0)
             crc &= (1 << bits) - 1
-        found.append(crc)
-    return found
+        remainders.append(crc)
+    return remainders
 
 
 CRC8, CRC16 = table(0x07, 8), table(0x8005, 16)
@@ -103,9 +103,9 @@ def with_length(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
     """File with the missing sample count, as when written to a pipe, filled in; `None` for other files."""
     with open(path, "rb") as file:
         head = bytearray(file.read(HEAD))
-        known = not head.startswith(MAGIC) or len(head) < HEAD or head[21] & 15 or any(head[22:26])
+        unpatchable = not head.startswith(MAGIC) or len(head) < HEAD or head[21] & 15 or any(head[22:26])
         status = os.fstat(file.fileno())
-        samples = 0 if known else count_samples(os.fspath(path), status.st_size, status.st_mtime_ns)
+        samples = 0 if unpatchable else count_samples(os.fspath(path), status.st_size, status.st_mtime_ns)
         if not 0 < samples < 2**36:
             yield None
             return

@@ -95,8 +95,8 @@ def walk(file: IO[bytes], whole: bool = True) -> Stream | None:
     content = file.read(LONGEST)
     first = parse_frame(content)
     assert first is not None
-    counted = _xing_count(content, first)
-    begin = start if counted is None else start + first.length
+    declared = _xing_count(content, first)
+    begin = start if declared is None else start + first.length
     frames, end, gaps, junk, position = 0, begin, 0, 0, begin
     kinds: dict[bytes, int] = {}
     while whole and position < size:
@@ -108,12 +108,12 @@ def walk(file: IO[bytes], whole: bool = True) -> Stream | None:
             frames, position = frames + 1, position + length
             end = position
             continue
-        after = _after_tags(file, position)
-        found = _next_frame(file, after, first)
-        if found is None:
+        next_position = _after_tags(file, position)
+        position_of_next = _next_frame(file, next_position, first)
+        if position_of_next is None:
             break
-        gaps, junk, position = gaps + 1, junk + found - after, found
-    return Stream(first, begin, end, frames, counted, gaps, junk)
+        gaps, junk, position = gaps + 1, junk + position_of_next - next_position, position_of_next
+    return Stream(first, begin, end, frames, declared, gaps, junk)
 
 
 def _same_kind(header: bytes, first: Frame) -> int:
@@ -181,7 +181,7 @@ def xing_frame(stream: Stream) -> bytes:
 
 
 @functools.lru_cache(2**14)
-def _known(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
+def _cached_walk(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
     with open(path, "rb") as file:
         return walk(file)
 
@@ -189,7 +189,7 @@ def _known(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
 def examine(path: str | os.PathLike[str]) -> Stream | None:
     """Run `walk` on a file; cached until the file changes."""
     status = os.stat(path)
-    return _known(os.fspath(path), status.st_size, status.st_mtime_ns)
+    return _cached_walk(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -226,25 +226,25 @@ def remarks() -> Iterator[list[str]]:
 
     The list is complete at the end of the block. Other output on stderr is delayed until then.
     """
-    found: list[str] = []
+    messages: list[str] = []
     with alone, tempfile.TemporaryFile() as sink:
         try:
-            kept = os.dup(STDERR)
+            stderr_copy = os.dup(STDERR)
         except OSError:  # stderr is closed
-            yield found
+            yield messages
             return
         os.dup2(sink.fileno(), STDERR)
         try:
-            yield found
+            yield messages
         finally:
-            os.dup2(kept, STDERR)
-            os.close(kept)
+            os.dup2(stderr_copy, STDERR)
+            os.close(stderr_copy)
             sink.seek(0)
             for line in sink:
                 if not PRINTED.match(line.strip()):
                     os.write(STDERR, line)
                 elif line.strip():
-                    found.append(line.strip().decode("utf-8", "backslashreplace"))
+                    messages.append(line.strip().decode("utf-8", "backslashreplace"))
 
 
 def quiet(path: str | os.PathLike[str]) -> AbstractContextManager[list[str]]:

@@ -85,8 +85,8 @@ def read_wav_header(file: IO[bytes], head: bytearray) -> Wav | None:
         return None
     if layout is None:
         return None
-    known = long_size if start[:4] == b"RF64" and size == NO_SIZE else size
-    return Wav(*layout, known if 0 < known < STREAMED_SIZE or known == long_size > 0 else None)
+    data_size = long_size if start[:4] == b"RF64" and size == NO_SIZE else size
+    return Wav(*layout, data_size if 0 < data_size < STREAMED_SIZE or data_size == long_size > 0 else None)
 
 
 def wav_layout(content: bytes) -> tuple[int, int, str] | None:
@@ -100,20 +100,20 @@ def wav_layout(content: bytes) -> tuple[int, int, str] | None:
 
 def wav_blocks(file: IO[bytes], wav: Wav) -> Iterator[np.ndarray]:
     """Yield float32 samples `[n, C]` as they arrive; `AudioError` if the header has another number."""
-    left, waiting = wav.size, b""
-    while left is None or left > 0:
-        data = read_some(file, WINDOW if left is None else min(WINDOW, left))
+    bytes_to_read, waiting = wav.size, b""
+    while bytes_to_read is None or bytes_to_read > 0:
+        data = read_some(file, WINDOW if bytes_to_read is None else min(WINDOW, bytes_to_read))
         if not data:
             break
-        left = left if left is None else left - len(data)
+        bytes_to_read = bytes_to_read if bytes_to_read is None else bytes_to_read - len(data)
         waiting += data
-        whole = len(waiting) - len(waiting) % wav.frame_bytes
-        if whole:
-            yield samples_of(waiting[:whole], wav)
-            waiting = waiting[whole:]
-    if left:
+        frames_end = len(waiting) - len(waiting) % wav.frame_bytes
+        if frames_end:
+            yield samples_of(waiting[:frames_end], wav)
+            waiting = waiting[frames_end:]
+    if bytes_to_read:
         raise AudioError(
-            INPUT, f"truncated: the header promises {wav.size} bytes of samples, {left} did not come"
+            INPUT, f"truncated: the header promises {wav.size} bytes of samples, {bytes_to_read} did not come"
         )
     if wav.size:
         check_rest(file, wav.size)
@@ -161,15 +161,15 @@ def write_sink(
     if not is_pipe(path):
         write_wav_blocks(path, blocks, sample_rate, length)
         return
-    file, begun = standard_output(), False
+    file, has_started = standard_output(), False
     for block in blocks:
         data = pcm16(block, OUTPUT)
-        if not begun:
+        if not has_started:
             file.write(wav_header(sample_rate, data.shape[1], length))
-            begun = True
+            has_started = True
         file.write(data.astype("<i2").tobytes())
         file.flush()
-    if not begun:
+    if not has_started:
         raise FileError(OUTPUT, "nothing written: there is no audio")
 
 

@@ -42,16 +42,16 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     require_regular(path)
     # Bytes, because soundfile cannot encode a name that is not UTF-8.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
-    with ExitStack() as opened:
+    with ExitStack() as resources:
         try:
-            file = opened.enter_context(soundfile.SoundFile(name))
+            file = resources.enter_context(soundfile.SoundFile(name))
             is_mp3 = file.format == "MP3"
             if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
                 raise AudioError(path, other)
             if is_mp3 or file.frames > UNKNOWN_LENGTH:
-                counted: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
-                if with_length := opened.enter_context(counted):
-                    file = opened.enter_context(soundfile.SoundFile(with_length))
+                patch: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
+                if with_length := resources.enter_context(patch):
+                    file = resources.enter_context(soundfile.SoundFile(with_length))
         except TypeError as error:
             raise AudioError(
                 path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
@@ -210,9 +210,9 @@ def read_audio(
 def _read(file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]) -> np.ndarray:
     if start >= file.frames:
         return np.zeros((0, file.channels), np.float32)
-    before = min(start, PREROLL.get(file.subtype, 0))
-    file.seek(start - before)
-    return read_finite(file, start - before, before + frames, path)[before:]
+    preroll = min(start, PREROLL.get(file.subtype, 0))
+    file.seek(start - preroll)
+    return read_finite(file, start - preroll, preroll + frames, path)[preroll:]
 
 
 def _read_resampled(

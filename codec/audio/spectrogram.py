@@ -73,10 +73,10 @@ class FramesTransform(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Adjoint: each bin's gradient counts once; an inverse transform doubles all but the ends."""
         (window,) = ctx.saved_tensors
-        once = torch.full_like(gradient[0, 0, 0].real, 0.5)
-        once[0] = 1
-        once[-1] = 1 if len(window) % 2 == 0 else 0.5
-        frames = torch.fft.irfft(gradient * once, n=len(window), norm="forward") * window
+        weight = torch.full_like(gradient[0, 0, 0].real, 0.5)
+        weight[0] = 1
+        weight[-1] = 1 if len(window) % 2 == 0 else 0.5
+        frames = torch.fft.irfft(gradient * weight, n=len(window), norm="forward") * window
         audio = overlap_add(frames, ctx.hop)
         return functional.pad(audio, (0, ctx.length - audio.shape[-1])), None, None
 

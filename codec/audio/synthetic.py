@@ -155,8 +155,8 @@ def glottal_pulses(pitch: np.ndarray, sample_rate: int, random: Generator) -> np
     phase = phase - cycle
     opening, closing = 0.4, 0.16
     flow = np.where(phase < opening, 0.5 - 0.5 * np.cos(np.pi * phase / opening), 0.0)
-    falls = (phase >= opening) & (phase < opening + closing)
-    flow[falls] = np.cos(0.5 * np.pi * (phase[falls] - opening) / closing)
+    is_closing = (phase >= opening) & (phase < opening + closing)
+    flow[is_closing] = np.cos(0.5 * np.pi * (phase[is_closing] - opening) / closing)
     return np.diff(flow * shimmer[cycle], prepend=0.0) * sample_rate / pitch / 10
 
 

@@ -33,8 +33,8 @@ def write_wav_blocks(
     kind = "RF64" if 2 * length * first.shape[1] > LARGEST_WAV else "WAV"
     with (
         written_whole(path) as temporary,
-        open(temporary, "xb") as opened,
-        soundfile.SoundFile(opened, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
+        open(temporary, "xb") as stream,
+        soundfile.SoundFile(stream, "w", sample_rate, first.shape[1], "PCM_16", format=kind) as file,
     ):
         try:
             file.write(first)

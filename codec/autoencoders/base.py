@@ -38,11 +38,11 @@ class Autoencoder(nn.Module):
         `lengths` `[B]`, in samples, are multiples of `hop_length`. Latents beyond a length are undefined.
         """
         frames = audio.shape[-1] // self.hop_length
-        alone = [
+        latents = [
             self.encode(signal[None, :, :length])
             for signal, length in zip(audio, lengths.tolist(), strict=True)
         ]
-        return torch.cat([functional.pad(one, (0, frames - one.shape[-1])) for one in alone])
+        return torch.cat([functional.pad(part, (0, frames - part.shape[-1])) for part in latents])
 
     @property
     def encoder_context(self) -> Context:

@@ -57,8 +57,10 @@ class Vocos(LayeredAutoencoder):
         def level(number: int, depths: Sequence[int], lookahead: int = 0) -> list[nn.Module]:
             scale = 1 / max(1, sum(depths))
             extra = [{"lookahead": lookahead} if lookahead else {}, *[{}] * depths[number]]
-            options = [{"causal": causal, "layer_scale": scale, **more} for more in extra[: depths[number]]]
-            return [blocks(channels[number], **each) for each in options]
+            options = [
+                {"causal": causal, "layer_scale": scale, **extras} for extras in extra[: depths[number]]
+            ]
+            return [blocks(channels[number], **arguments) for arguments in options]
 
         features = STFTFeatures(audio_channels, windows[0], hop, causal)
         encoder = [features, Projection(features.num_features, channels[0], normalize=False)]

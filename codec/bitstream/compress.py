@@ -93,8 +93,8 @@ def make_header(
     codec.quantizer.require_codes("write")
     frames = round(chunk_seconds * codec.frame_rate) if np.isfinite(chunk_seconds) else 0
     if not 1 <= frames <= 2**16:
-        least, most = 1 / codec.frame_rate, 2**16 / codec.frame_rate
-        raise ConfigError(f"chunks must be {least:.3g} to {most:.3g} seconds long, got {chunk_seconds}")
+        shortest, longest = 1 / codec.frame_rate, 2**16 / codec.frame_rate
+        raise ConfigError(f"chunks must be {shortest:.3g} to {longest:.3g} seconds long, got {chunk_seconds}")
     if tables is not None:
         require_codec(tables, codec)
     header = Header(
@@ -127,11 +127,11 @@ def file_bits(codec: Codec, tables: EntropyTables | None) -> Callable[[Tensor, i
             return None
 
     def bits(codes: Tensor, samples: int) -> int | None:
-        known = header(codes.shape[1])
-        if known is None:
+        stream_header = header(codes.shape[1])
+        if stream_header is None:
             return None
         file = io.BytesIO()
-        writer = BitstreamWriter(file, known, tables)
+        writer = BitstreamWriter(file, stream_header, tables)
         writer.write(codes[0].cpu().numpy())
         writer.finish(samples)
         return 8 * len(file.getvalue())
@@ -170,8 +170,10 @@ def decompress(
         chunks = reader.chunks(tables, num_quantizers)
         audio = decode_chunks(codec, chunks, lost)
         samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
-        known = samples if reader.end or not is_pipe(target) else 0  # otherwise only an upper bound
-        write_sink(target, cut(audio, samples), codec.sample_rate, known)
+        announced_samples = (
+            samples if reader.end or not is_pipe(target) else 0
+        )  # otherwise only an upper bound
+        write_sink(target, cut(audio, samples), codec.sample_rate, announced_samples)
     return lost
 
 
@@ -181,15 +183,20 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
     if header.codec_id != codec.codec_id():
         reason = f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}..."
         raise BitstreamError(reader.path, reason)
-    ours = codec.sample_rate, codec.audio_channels, codec.hop_length, quantizer.codebook_sizes[: header.depth]
-    if (header.sample_rate, header.channels, header.hop_length, header.codebook_sizes) != ours:
+    settings = (
+        codec.sample_rate,
+        codec.audio_channels,
+        codec.hop_length,
+        quantizer.codebook_sizes[: header.depth],
+    )
+    if (header.sample_rate, header.channels, header.hop_length, header.codebook_sizes) != settings:
         raise BitstreamError(reader.path, "its header contradicts the codec that it names")
 
 
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
     """Decode chunks in order to audio `[C, n]`; lost ones are appended to `lost` and become silence."""
     stream, device = stream_or_whole(codec), next(codec.parameters()).device
-    nothing, running = np.zeros((1, 0), np.int64), False
+    no_codes, running = np.zeros((1, 0), np.int64), False
 
     def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:
         with exact_float32():  # not around `yield`: it would also apply to the caller's code
@@ -202,13 +209,13 @@ def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> I
             continue
         lost.append(chunk)
         if running:  # the next chunk does not continue this stream
-            yield decode(nothing, final=True)
+            yield decode(no_codes, final=True)
             running = False
         for start in range(0, chunk.frames, SILENT_FRAMES):
             frames = min(SILENT_FRAMES, chunk.frames - start)
             yield np.zeros((codec.audio_channels, frames * codec.hop_length), np.float32)
     if running:
-        yield decode(nothing, final=True)
+        yield decode(no_codes, final=True)
 
 
 def cut(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:

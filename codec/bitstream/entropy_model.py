@@ -66,12 +66,12 @@ class Context(NamedTuple):
 
 def place_contexts(pairs: Sequence[tuple[int, int]], codebook_sizes: Sequence[int]) -> tuple[Context, ...]:
     """Contexts of (stage, shift) pairs with consecutive rows of embeddings."""
-    placed, first = [], 0
+    contexts, first = [], 0
     for stage, shift in pairs:
         missing = first + alphabet(codebook_sizes[stage])
-        placed.append(Context(stage, shift, first, missing))
+        contexts.append(Context(stage, shift, first, missing))
         first = missing + 1
-    return tuple(placed)
+    return tuple(contexts)
 
 
 @dataclass(frozen=True)
@@ -104,23 +104,24 @@ class StageTables:
             cumulative = self.cumulative(self.logits(rows[:, begin : begin + BLOCK]))
             targets = symbols[-1, begin : begin + BLOCK, None].astype(np.int64)
             ends = np.take_along_axis(cumulative, targets, axis=1)[:, 0]
-            before = np.take_along_axis(cumulative, np.maximum(targets - 1, 0), axis=1)[:, 0]
-            starts = np.where(targets[:, 0] > 0, before, 0)
+            lower = np.take_along_axis(cumulative, np.maximum(targets - 1, 0), axis=1)[:, 0]
+            starts = np.where(targets[:, 0] > 0, lower, 0)
             yield starts, ends - starts, cumulative[:, -1]
 
     def decode(self, data: bytes, below: np.ndarray) -> np.ndarray:
         """Decode symbols int64 `[F]`, given those of the stages below, `[K - 1, F]`."""
         decoder, (stage, frames) = RangeDecoder(data), below.shape
+        # Stages below are complete, so their logits come in blocks; contexts of this stage wait for a symbol.
         lower = self.rows(below, [context for context in self.contexts if context.stage < stage])
-        own = [context for context in self.contexts if context.stage == stage]
+        stage_contexts = [context for context in self.contexts if context.stage == stage]
         output, embeddings = self.output.astype(np.int32), self.embeddings.astype(np.int32)
         symbols: list[int] = []
         for begin in range(0, frames, BLOCK):
             for frame, logits in enumerate(self.logits(lower[:, begin : begin + BLOCK]), begin):
-                if own:
+                if stage_contexts:
                     rows = [
                         first + symbols[shift] if frame + shift >= 0 else missing
-                        for _, shift, first, missing in own
+                        for _, shift, first, missing in stage_contexts
                     ]
                     logits += np.einsum("r,rv->v", embeddings[rows].sum(axis=0, dtype=np.int32), output)
                 symbols.append(decoder.symbol(self.cumulative(logits)))

@@ -59,7 +59,7 @@ def fit_tables(
     held_out, training = pieces[::HELD_OUT], [p for i, p in enumerate(pieces) if i % HELD_OUT]
     if not training:
         raise ConfigError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
-    frames, fits = sum(piece.shape[1] for piece in held_out), []
+    frames, choices = sum(piece.shape[1] for piece in held_out), []
     for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", disable=None):
         static = fit_static([piece[stage] for piece in training], alphabet(codebook_sizes[stage]))
         fitted = fit_contexts(training, stage, codebook_sizes, static, device)
@@ -67,8 +67,8 @@ def fit_tables(
             sum(tables.bits(piece[: stage + 1]) for piece in held_out) / frames for tables in (static, fitted)
         )
         better = fitted if fitted_bits < static_bits else static
-        fits.append((better, static_bits, min(static_bits, fitted_bits)))
-    stages, static_bits, bits = zip(*fits, strict=True)
+        choices.append((better, static_bits, min(static_bits, fitted_bits)))
+    stages, static_bits, bits = zip(*choices, strict=True)
     return Fit(EntropyTables(codec_id, tuple(codebook_sizes), stages), static_bits, bits)
 
 

@@ -49,9 +49,9 @@ class Header:
 
     def check(self) -> None:
         """Raise CorruptError if a number is out of range."""
-        for name, most in LIMITS.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise CorruptError(f"{name} must be 1 to {most}, got {getattr(self, name)}")
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise CorruptError(f"{name} must be 1 to {limit}, got {getattr(self, name)}")
         if not re.fullmatch("[0-9a-f]{64}", self.codec_id) or not re.fullmatch(
             "([0-9a-f]{32})?", self.tables_id
         ):
@@ -92,8 +92,8 @@ class Header:
     @cached_property
     def raw_flag(self) -> int:
         """Highest bit of a stage's length: marks raw codes, used where they are shorter."""
-        most = max(self.raw_bytes(stage, self.chunk_frames) for stage in range(self.depth))
-        return 1 << 15 if most < 1 << 15 else 1 << 31
+        longest = max(self.raw_bytes(stage, self.chunk_frames) for stage in range(self.depth))
+        return 1 << 15 if longest < 1 << 15 else 1 << 31
 
     @property
     def least_chunk_bytes(self) -> int:
@@ -175,8 +175,8 @@ def unpack_head(data: bytes, header: Header, seed: int) -> Head:
     if not 1 <= frames <= header.chunk_frames:
         raise CorruptError(f"a chunk of {frames} frames, the header allows 1 to {header.chunk_frames}")
     for stage, (size, raw) in enumerate(zip(head.sizes, head.raw, strict=True)):
-        most = header.raw_bytes(stage, frames)
-        if not (most if raw else least_bytes(frames)) <= size <= most:
+        limit = header.raw_bytes(stage, frames)
+        if not (limit if raw else least_bytes(frames)) <= size <= limit:
             raise CorruptError(f"{size} bytes for {frames} codes of stage {stage} are impossible")
     return head
 

@@ -239,8 +239,8 @@ def require_tables(header: Header, tables: EntropyTables | None) -> None:
     if tables.tables_id != header.tables_id:
         raise TablesError(f"the entropy tables {header.tables_id} are needed, not {tables.tables_id}")
     common = min(header.depth, len(tables.codebook_sizes))
-    same = tables.codebook_sizes[:common] == header.codebook_sizes[:common]
-    if tables.codec_id != header.codec_id or not same:
+    sizes_match = tables.codebook_sizes[:common] == header.codebook_sizes[:common]
+    if tables.codec_id != header.codec_id or not sizes_match:
         raise TablesError(f"the entropy tables are of codec {tables.codec_id}, not of {header.codec_id}")
 
 

@@ -166,8 +166,10 @@ class ScaledFSQCodebook(Codebook):
         cost = (inputs - self.from_digits(neighbors)).square() - error.square()
         order = cost.argsort(1)[:, : count - 1]
         change = ((neighbors - digits).long() * self.basis).gather(1, order)
-        base, least = self.to_codes(digits)[:, None], error.square().sum(1, keepdim=True)
-        return torch.cat([base, base + change], 1), torch.cat([least, least + cost.gather(1, order)], 1)
+        base, base_error = self.to_codes(digits)[:, None], error.square().sum(1, keepdim=True)
+        return torch.cat([base, base + change], 1), torch.cat(
+            [base_error, base_error + cost.gather(1, order)], 1
+        )
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., d]` of codes `[...]`."""

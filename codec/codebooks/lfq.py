@@ -108,11 +108,12 @@ class LFQCodebook(Codebook):
         # softmax(-inverse_temperature * distance²) over the two values of a bit is a sigmoid of 4 t x.
         logits = 4 * self.inverse_temperature * self.size * embedded
         count = used.sum().to(embedded.dtype)
+        # Entropy of a bit with logit l is log(1 + e^l) - l sigmoid(l), finite where p log p is not.
         bits = functional.softplus(logits) - logits * torch.sigmoid(logits)
         frame_entropy = (bits.sum(1) * used).sum() / count.clamp(min=1)
         joint = [self.joint(group) for group in logits.tensor_split(-(-len(self.basis) // self.LARGEST), 1)]
         total = torch.cat([torch.where(used[:, None], p, 0.0).sum(0) for p in joint] + [count[None]])
-        if self.training:
+        if self.training:  # each process alone would underestimate the entropy of the mean
             total = all_reduce_with_gradient(total)
         mean = total[:-1] / total[-1].clamp(min=1)
         entropy = -torch.xlogy(mean, mean.clamp(min=1e-8)).sum()

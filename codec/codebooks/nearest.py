@@ -54,10 +54,10 @@ def best_few(
     """
     points, vectors, bias = points.detach(), vectors.detach(), bias.detach()
     offsets = points.new_zeros(points.shape[:2]) if offsets is None else offsets
-    most = max(1, TILE // (points.shape[1] * len(vectors)))
+    tile_rows = max(1, TILE // (points.shape[1] * len(vectors)))
     results = [
         largest(linear(tile.flatten(0, 1), vectors, bias).view(*tile.shape[:2], -1), count, offset)
-        for tile, offset in zip(evenly(points, most), evenly(offsets, most), strict=True)
+        for tile, offset in zip(evenly(points, tile_rows), evenly(offsets, tile_rows), strict=True)
     ]
     return torch.cat([indices for indices, _ in results]), torch.cat([values for _, values in results])
 
@@ -97,6 +97,7 @@ def largest(scores: Tensor, count: int, offsets: Tensor) -> tuple[Tensor, Tensor
     offsets = offsets.repeat_interleave(number // scores.shape[1], 1)
     maxima = scores.view(rows, number, width).amax(2) + offsets
     indices, values = [], []
+    # A maximum is read from the maxima of blocks; each round changes one block, not all P * K scores.
     for _ in range(count):
         value, block = maxima.max(1, keepdim=True)
         row = torch.arange(0, rows * number, number) + block[:, 0]

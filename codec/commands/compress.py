@@ -31,7 +31,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
     tables = chosen_tables(options)
     if tables is None:
         print("no entropy tables: codes are stored as they are (make tables with codec-fit-entropy)")
-    done = compress(
+    duration = compress(
         codec,
         options.recording,
         options.output,
@@ -41,7 +41,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
         options.force,
         options.beam,
     )
-    print(f"{OUTPUT if is_pipe(options.output) else printable(options.output)}: {in_words(done)}")
+    print(f"{OUTPUT if is_pipe(options.output) else printable(options.output)}: {in_words(duration)}")
     return 0
 
 
@@ -64,12 +64,12 @@ def decompress_main(argv: Sequence[str] | None = None) -> int:
     codec = on_device(load(options.model, options.trust), options.device)
     with spooled(options.compressed) as compressed:
         with BitstreamReader(compressed, options.salvage) as reader:
-            needed = reader.header.tables_id
+            tables_id = reader.header.tables_id
         lost = decompress(
             codec,
             compressed,
             options.output,
-            chosen_tables(options) if needed else None,
+            chosen_tables(options) if tables_id else None,
             options.num_quantizers,
             options.salvage,
             options.force,

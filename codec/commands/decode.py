@@ -84,21 +84,21 @@ def wav_names(tokens: TokenDataset) -> list[str]:
 
 def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
     """Create or resume the output folder; ConfigError for one with wavs of other tokens or stages."""
-    about = {
+    description = {
         "codec_id": codec.codec_id(),
         "tokens": tokens.format.describe(),
         "num_quantizers": tokens.num_quantizers,
     }
     mark = output / MARK
     if mark.is_file():
-        if mark.read_bytes() != json.dumps(about, indent=2).encode():
+        if mark.read_bytes() != json.dumps(description, indent=2).encode():
             raise ConfigError(f"{output} holds the wavs of other tokens or stages: name another folder")
         return
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output} is not empty: name another folder")
     output.mkdir(parents=True, exist_ok=True)
     mark_output(output)
-    write_whole(mark, json.dumps(about, indent=2))
+    write_whole(mark, json.dumps(description, indent=2))
 
 
 def is_whole(path: Path, length: int) -> bool:

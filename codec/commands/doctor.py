@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def as_json(index: Index) -> str:
     """Convert the whole index to JSON; bytes of names that are not UTF-8 become lone surrogates `\\udc..`."""
     seconds = sum(file.seconds for file in index.usable)
-    found = {
+    report = {
         "root": index.root,
         "usable": len(index.usable),
         "hours": seconds / 3600,
         "ignored": index.ignored,
     }
-    return json.dumps({**found, "files": [asdict(file) for file in index.files]}, indent=1) + "\n"
+    return json.dumps({**report, "files": [asdict(file) for file in index.files]}, indent=1) + "\n"
 
 
 def write(text: str) -> None:

@@ -31,7 +31,7 @@ def report_errors(command: Callable[[], int]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except RecursionError:  # from Python's recursive walk over folders and their parents
-            print("error: a path, or what a file describes, is nested too deeply", file=sys.stderr)
+            print("error: a path or the content of a file is nested too deeply", file=sys.stderr)
             return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -20,11 +20,11 @@ from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.evaluation.classical import Baseline
-from codec.evaluation.comparison import analyse, write_comparison
+from codec.evaluation.comparison import analyze, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import Peer
 from codec.evaluation.reading import shown
-from codec.evaluation.report import made
+from codec.evaluation.report import origin_of_page
 from codec.evaluation.runs import Run, read_scores
 from codec.evaluation.systems import OwnCodec, System
 from codec.evaluation.writing import scores_line, stem_of
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse("evaluate", argv)
     check_numbers(options)
     models, folder = places(options.what)
-    metrics, left_out = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
-    for reason in left_out:
+    metrics, reasons = choose_metrics([m for m in options.metrics.split(",") if m], options.metric)
+    for reason in reasons:
         print(f"left out: {reason}")
     index = scan(folder).require_usable()
     if index.problems:
@@ -54,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
     runs = evaluate_all(systems, files, folder, output, metrics, options)
     analyses = {
-        system.name: analyse(system, files, runs[system.name].folder / "analysis.json", options)
+        system.name: analyze(system, files, runs[system.name].folder / "analysis.json", options)
         for system in systems
         if isinstance(system, OwnCodec) and runs[system.name].summary
     }
     stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
     command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
-    origin = made(command, "recordings", [folder])
+    origin = origin_of_page(command, "recordings", [folder])
     write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
     print(f"tables, curves, audio side by side: {output}/index.html")
     return 0 if all(run.summary for run in runs.values()) else 1
@@ -117,8 +117,8 @@ def anchor_of(systems: Sequence[System], asked: str | None) -> str:
 
 def check_numbers(options: argparse.Namespace) -> None:
     """Raise ConfigError for numbers out of range."""
-    least = {"max_files": 1, "beam": 1, "workers": 1, "clips": 0, "sample_rate": 1}
-    for name, bound in least.items():
+    bounds = {"max_files": 1, "beam": 1, "workers": 1, "clips": 0, "sample_rate": 1}
+    for name, bound in bounds.items():
         value = getattr(options, name)
         if value is not None and value < bound:
             raise ConfigError(f"--{name.replace('_', '-')}: expected {bound} or more, got {value}")
@@ -127,7 +127,7 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: expected seconds, got {getattr(options, name)}")
     if options.held_out is not None and not 0 < options.held_out < 1:
         raise ConfigError(f"--held-out: expected a share between 0 and 1, got {options.held_out}")
-    if 0 in (asked_depths(options.num_quantizers) or []):
+    if 0 in (parse_depths(options.num_quantizers) or []):
         raise ConfigError("--num-quantizers: expected 1 or more")
 
 
@@ -145,7 +145,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
 def build_systems(models: Sequence[str], files: Sequence[str], options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    depths = asked_depths(options.num_quantizers)
+    depths = parse_depths(options.num_quantizers)
     systems: list[System] = []
     for model, name in zip(models, names(models), strict=True):
         try:
@@ -153,8 +153,8 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
                 systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
             else:
                 codec, tables = load(model, options.trust).to(device), beside(Path(model))
-                known = load_tables(tables) if tables.exists() else None
-                systems.append(OwnCodec(codec, name, depths, known, options.beam))
+                entropy_tables = load_tables(tables) if tables.exists() else None
+                systems.append(OwnCodec(codec, name, depths, entropy_tables, options.beam))
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])
@@ -166,7 +166,7 @@ def build_systems(models: Sequence[str], files: Sequence[str], options: argparse
     return systems
 
 
-def asked_depths(text: str) -> list[int] | None:
+def parse_depths(text: str) -> list[int] | None:
     """Parse numbers of stages, as `1,2,8` or `all`; None if empty."""
     if text == "all":
         return list(range(1, 1000))
@@ -195,8 +195,8 @@ def slug(name: str) -> str:
 
 def default_output(models: Sequence[str], folder: Path) -> Path:
     """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
-    here = Path(f"evaluation-{folder.name or 'root'}")
+    name = Path(f"evaluation-{folder.name or 'root'}")
     if not models or models[0].startswith("hf:"):
-        return here
+        return name
     model = Path(models[0])
-    return (model if model.is_dir() else model.parent) / here
+    return (model if model.is_dir() else model.parent) / name

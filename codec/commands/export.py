@@ -52,19 +52,19 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
 
     Such files can hold pickled objects: use `torch.export.load` only on trusted files.
     """
-    plain, found = inference_codec(codec), {}
+    plain, comparisons = inference_codec(codec), {}
     for name, program in programs(plain).items():
         save_program(program, folder / f"{name}.pt2")
     encode, decode = (load_program(folder / f"{name}.pt2") for name in ("encoder", "decoder"))
-    found |= compare_whole(codec, encode, decode)
+    comparisons |= compare_whole(codec, encode, decode)
     if options.streaming:
         graphs = step_programs(codec, options.frames_per_step)
         for name, graph in graphs.items():
             save_program(graph.program, folder / f"{name}.pt2")
         steps = {name: load_program(folder / f"{name}.pt2") for name in graphs}
         states = {name: graph.initial for name, graph in graphs.items()}
-        found["streamed"] = compare_steps(codec, steps, states, options)
-    return found
+        comparisons["streamed"] = compare_steps(codec, steps, states, options)
+    return comparisons
 
 
 def calibration(codec: Codec) -> list[Tensor]:
@@ -95,11 +95,11 @@ def load_program(path: Path) -> Callable[..., Tensor]:
 
 def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
     """Write `encoder.onnx`, `decoder.onnx`, with --streaming also `*_step.onnx`; all run in ONNX Runtime."""
-    plain, about, found = inference_codec(codec), onnx_export.about(codec), {}
-    onnx_export.write_whole(programs(plain), folder, about)
+    plain, metadata, comparisons = inference_codec(codec), onnx_export.about(codec), {}
+    onnx_export.write_whole(programs(plain), folder, metadata)
     names = ["encoder", "decoder"]
     if options.streaming:
-        onnx_export.write_steps(step_programs(codec, options.frames_per_step), folder, about)
+        onnx_export.write_steps(step_programs(codec, options.frames_per_step), folder, metadata)
         names += ["encoder_step", "decoder_step"]
     if options.int8:
         audio = calibration(codec)
@@ -108,11 +108,11 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
             onnx_export.to_int8(folder / f"{name}.onnx", inputs.get(name))
     sessions = {name: onnx_export.Session(folder / f"{name}.onnx") for name in names}
     encode, decode = (partial(first, sessions[name]) for name in ("encoder", "decoder"))
-    found |= compare_whole(codec, encode, decode)
+    comparisons |= compare_whole(codec, encode, decode)
     if options.streaming:
         states = {name: session.initial for name, session in sessions.items()}
-        found["streamed"] = compare_steps(codec, sessions, states, options)
-    return found
+        comparisons["streamed"] = compare_steps(codec, sessions, states, options)
+    return comparisons
 
 
 def compare_whole(
@@ -120,15 +120,15 @@ def compare_whole(
 ) -> dict[str, Comparison]:
     """Compare on whole signals with all stages, and the decoder also with each smaller number of stages."""
     log.info("comparing whole signals with the codec")
-    found = {"whole signals": compare(codec, encode, decode, lengths(codec))}
+    comparisons = {"whole signals": compare(codec, encode, decode, lengths(codec))}
     stages = range(1, codec.quantizer.num_quantizers)
     if stages:
         log.info("comparing the decoder with fewer stages")
         shapes = [(1, 7 * codec.hop_length - 1)]
-        found["fewer stages"] = Comparison.worst(
+        comparisons["fewer stages"] = Comparison.worst(
             compare(codec, partial(codec.encode, num_quantizers=n), decode, shapes, stages=n) for n in stages
         )
-    return found
+    return comparisons
 
 
 def first(function: Callable[..., tuple[Tensor, ...]], given: Tensor) -> Tensor:
@@ -172,8 +172,8 @@ def export_codec(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
     """Write a directory for `codec.load`, for example from a model of `transformers`, to train it further."""
     log.info("writing the codec")
     codec.save(folder)
-    again = load(folder)
-    return {"saved": compare(codec, again.encode, again.decode, lengths(codec))}
+    copy = load(folder)
+    return {"saved": compare(codec, copy.encode, copy.decode, lengths(codec))}
 
 
 FORMATS: dict[str, Callable[[Codec, Path, Options], dict[str, Comparison]]] = {
@@ -193,29 +193,29 @@ def export(codec: Codec, form: str, folder: Path, options: Options, card: Callab
     """
     check_codec(codec, form, options)
     with folder_whole(folder) as staging:
-        found = FORMATS[form](codec, staging, options)
-        lines = [f"{what}: {comparison}" for what, comparison in found.items()]
-        for what, comparison in found.items():
-            comparison.require(f"{form}, {what},", limits(options))
+        comparisons = FORMATS[form](codec, staging, options)
+        lines = [f"{case}: {comparison}" for case, comparison in comparisons.items()]
+        for case, comparison in comparisons.items():
+            comparison.require(f"{form}, {case},", limits(options))
         (staging / "README.md").write_text(card(form=form, options=options, checks=lines), encoding="utf-8")
     return lines
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; exit status 0: exported and verified, 2: nothing was kept."""
-    asked = parse("export", argv)
-    options = Options(asked.streaming, asked.frames_per_step, asked.int8, asked.bf16)
-    check_options(asked.to, options)
-    check_others(asked)
+    arguments = parse("export", argv)
+    options = Options(arguments.streaming, arguments.frames_per_step, arguments.int8, arguments.bf16)
+    check_options(arguments.to, options)
+    check_others(arguments)
     with progress():
-        log.info("loading %s", asked.model)
-        codec = huggingface.load_any(asked.model, asked.zero_padding)
-        card = partial(model_card, codec, asked.model, licence=asked.license)
-        lines = export(codec, asked.to, asked.output, options, card)
+        log.info("loading %s", arguments.model)
+        codec = huggingface.load_any(arguments.model, arguments.zero_padding)
+        card = partial(model_card, codec, arguments.model, license_id=arguments.license)
+        lines = export(codec, arguments.to, arguments.output, options, card)
     print("\n".join(lines))
-    print(f"{asked.to}: {asked.output}")
-    if asked.push:
-        print(push(asked.output, asked.push, asked.dry_run))
+    print(f"{arguments.to}: {arguments.output}")
+    if arguments.push:
+        print(push(arguments.output, arguments.push, arguments.dry_run))
     return 0
 
 
@@ -234,9 +234,9 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
     """Upload a folder to the Hugging Face hub, with the account of `hf auth login`; returns a report."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     megabytes = sum((folder / name).stat().st_size for name in files) / 1e6
-    what = f"{len(files)} files, {megabytes:.1f} MB, to {repository}: {', '.join(files)}"
+    upload = f"{len(files)} files, {megabytes:.1f} MB, to {repository}: {', '.join(files)}"
     if dry_run:
-        return f"would upload {what}"
+        return f"would upload {upload}"
     hub = optional("huggingface_hub")
     try:
         api = hub.HfApi()
@@ -244,4 +244,4 @@ def push(folder: Path, repository: str, dry_run: bool) -> str:
         api.upload_folder(repo_id=repository, folder_path=str(folder))
     except Exception as error:  # from the hub, its HTTP library or the network
         raise ConfigError(f"--push {repository}: {error}; the folder {folder} is complete") from error
-    return f"uploaded {what}"
+    return f"uploaded {upload}"

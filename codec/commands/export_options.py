@@ -35,8 +35,10 @@ def check_options(form: str, options: Options) -> None:
     """Raise ConfigError for options that a format does not support, invalid values and missing packages."""
     for name in ("streaming", "int8", "bf16"):
         if getattr(options, name) and name not in TAKES[form]:
-            others = " and ".join(f"--to {other}" for other, takes in TAKES.items() if name in takes)
-            raise ConfigError(f"--{name} is for {others}: --to {form} has none")
+            formats = " and ".join(
+                f"--to {other}" for other, options_of_format in TAKES.items() if name in options_of_format
+            )
+            raise ConfigError(f"--{name} is for {formats}: --to {form} has none")
     if options.frames_per_step < 1:
         raise ConfigError(f"--frames-per-step: expected 1 or more, got {options.frames_per_step}")
     if options.frames_per_step > 1 and not options.streaming:

@@ -113,8 +113,8 @@ def check_inputs(options: argparse.Namespace) -> None:
     models: list[str | Path] = [options.model] if "model" in options else []
     inputs: list[str | Path] = []
     for name in ("folder", "inputs", "input", "recording", "compressed", "tokens"):
-        given = getattr(options, name, None) or []
-        inputs += given if isinstance(given, list) else [given]
+        paths = getattr(options, name, None) or []
+        inputs += paths if isinstance(paths, list) else [paths]
     words: list[str] = getattr(options, "what", [])  # of codec-evaluate: models, and a folder
     if len(words) > 1:
         *named, folder = sorted(words, key=lambda word: word.startswith("data.root="))

@@ -37,9 +37,9 @@ class Clock:
     def measure(self, work: Callable[[], Any]) -> Any:
         """Call `work` and record its duration."""
         start = time.perf_counter()
-        done = work()
+        result = work()
         self.taken.append(time.perf_counter() - start)
-        return done
+        return result
 
     def __str__(self) -> str:
         """Format latency and speed."""
@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("--frames and --threads must be at least 1")
     if options.output:
         check_wav_name(options.output)
-    named = options.output and not is_pipe(options.output)
-    if named and options.output.exists() and not options.force:
+    has_path = options.output and not is_pipe(options.output)
+    if has_path and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
     codec = load(options.model, options.trust)
     codec.quantizer.require_codes("stream")
@@ -93,12 +93,12 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
         blocks = microphone(codec, pushed)
     extra = (options.frames - 1) * 1000 / codec.frame_rate
     clock = Clock(pushed / codec.sample_rate, codec.streaming().latency_ms + extra)
-    heard = coded(codec, blocks, options.num_quantizers, clock, duration)
+    audio = coded(codec, blocks, options.num_quantizers, clock, duration)
     try:
         if options.output:
-            write_sink(options.output, heard, codec.sample_rate)
+            write_sink(options.output, audio, codec.sample_rate)
         else:
-            play(codec, heard)
+            play(codec, audio)
     finally:
         if clock.taken:
             print(clock)
@@ -121,12 +121,12 @@ def coded(
             return stream.decode(stream.encode(audio, final, num_quantizers), final)[0].numpy()
 
         for block in blocks:
-            heard = clock.measure(lambda block=block: push(block))
-            read, written = read + block.shape[1], written + heard.shape[1]
+            output = clock.measure(lambda block=block: push(block))
+            read, written = read + block.shape[1], written + output.shape[1]
             bar.set_postfix_str(str(clock), refresh=False)
             bar.update(block.shape[1] / codec.sample_rate)
-            if heard.shape[1]:
-                yield heard
+            if output.shape[1]:
+                yield output
         rest = push(np.zeros((codec.audio_channels, 0), np.float32), final=True)[:, : read - written]
         if rest.shape[1]:
             yield rest
@@ -137,9 +137,9 @@ def rechunked(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     waiting: np.ndarray | None = None
     for block in blocks:
         waiting = block if waiting is None else np.concatenate([waiting, block], 1)
-        whole = waiting.shape[1] // size * size
-        yield from (waiting[:, start : start + size] for start in range(0, whole, size))
-        waiting = waiting[:, whole:]
+        end = waiting.shape[1] // size * size
+        yield from (waiting[:, start : start + size] for start in range(0, end, size))
+        waiting = waiting[:, end:]
     if waiting is not None and waiting.shape[1]:
         yield waiting
 
@@ -161,7 +161,7 @@ def microphone(codec: Codec, size: int) -> Iterator[np.ndarray]:
     """Yield blocks `[C, size]` from the default input device; Ctrl-C ends the signal without an error."""
     library = devices()
     stopped = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    handler = signal.signal(signal.SIGINT, lambda *_: stopped.set())
     try:
         with library.InputStream(codec.sample_rate, size, channels=codec.audio_channels) as source:
             while not stopped.is_set():
@@ -172,7 +172,7 @@ def microphone(codec: Codec, size: int) -> Iterator[np.ndarray]:
     except library.PortAudioError as error:
         raise ConfigError(f"microphone: {error}") from error
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
 
 
 def play(codec: Codec, blocks: Iterable[np.ndarray]) -> None:

@@ -55,8 +55,8 @@ def start_training() -> int:
         RayLauncher.install()
         # Flags first: Hydra's parser rejects overrides on both sides of a flag.
         overrides = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
-        named = any(argument.startswith("name=") for argument in overrides)
-        sys.argv[1:] = ["-m", *overrides, *([] if named else ["name=sweep"])]
+        has_name = any(argument.startswith("name=") for argument in overrides)
+        sys.argv[1:] = ["-m", *overrides, *([] if has_name else ["name=sweep"])]
     status = 0
 
     def job(config: Any) -> None:
@@ -89,8 +89,8 @@ def installed_configs(arguments: Sequence[str]) -> list[str]:
     places = [importlib.util.find_spec(package) for package in packages]
     roots = [root for spec in places if spec for root in spec.submodule_search_locations or []]
     folders = [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
-    listed = ",".join(in_quotes(f"file://{folder}") for folder in folders)
-    return [f"hydra.searchpath=[{listed}]"] if folders else []
+    urls = ",".join(in_quotes(f"file://{folder}") for folder in folders)
+    return [f"hydra.searchpath=[{urls}]"] if folders else []
 
 
 def check_roots(config: Any) -> None:

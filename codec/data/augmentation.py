@@ -52,7 +52,7 @@ def held(audio: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixes a second crop into the first.
+    """Mixes a second crop `[C, T]` into the first `[C, T]`, as in EnCodec's training (arXiv 2210.13438).
 
     probability: probability of mixing.
     level_db: the second crop's RMS relative to the first's, drawn uniformly from (lowest, highest) dB.
@@ -81,7 +81,9 @@ class Filter(Protocol):
 
 @dataclass(frozen=True)
 class Equalizer:
-    """Random smooth frequency response, as of another microphone or room.
+    """Random smooth frequency response, as of another microphone or room: gains `[F]` at frequencies `[F]`.
+
+    Original to this project: octave bands with random gains.
 
     probability: probability of filtering.
     gain_db: each octave's gain is drawn uniformly from (lowest, highest) dB; between octaves it is linear in
@@ -106,7 +108,9 @@ class Equalizer:
 
 @dataclass(frozen=True)
 class BandLimit:
-    """Low-pass with a random cutoff, as of a telephone or an old recording.
+    """Low-pass with a random cutoff, as of a telephone: gains `[F]` at frequencies `[F]`.
+
+    Butterworth's response (Butterworth 1930) with zero phase; the random cutoff is original to this project.
 
     probability: probability of filtering.
     cutoff_hz: the frequency at −3 dB is drawn log-uniformly from (lowest, highest) Hz; the response is that
@@ -153,7 +157,10 @@ def apply_filters(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a training crop; levels in dB relative to full scale.
+    """Augmentation of a training crop `[C, T] -> [C, T]`; levels in dB relative to full scale.
+
+    Speed perturbation is that of Ko et al. 2015, mixing and random gain are those of EnCodec's training
+    (arXiv 2210.13438).
 
     silence_db: a crop with an RMS below this is drawn again, up to 8 times; None accepts all crops.
     speed: playback speed drawn uniformly from (slowest, fastest), changing pitch and tempo; 1.0 if the file

@@ -19,7 +19,7 @@ LONGEST_ROOM = 2.0  # seconds of an impulse response that are used
 
 @dataclass(frozen=True)
 class Noise:
-    """Adds a recording of noise to a crop.
+    """Adds a recording of noise to a crop, `[C, T]` to `[C, T]`, as in SoundStream (arXiv 2107.03312).
 
     root: folder or folders of noise, searched with all sub-folders; None for no noise.
     probability: share of the crops with noise.
@@ -37,7 +37,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Rooms:
-    """Convolves a crop with a recorded room impulse response, aligned to its direct sound.
+    """Convolves a crop, `[C, T]` to `[C, T]`, with a room impulse response, aligned to its direct sound.
+
+    Common augmentation of speech, Ko et al. 2017.
 
     root: folder or folders of impulse responses; None for no rooms.
     probability: share of the crops with a room.
@@ -52,7 +54,7 @@ class Rooms:
 
 @dataclass(frozen=True)
 class Degradation:
-    """Noise and rooms, and the share of crops whose target is clean.
+    """Noise and rooms for crops `[C, T]`, and the share of targets `[C, T]` that are clean.
 
     clean_target: share of the crops that the codec shall clean; the others shall be reproduced as they are.
         1 trains a codec that always cleans, 0 one that is robust to noise, a share between them one with a

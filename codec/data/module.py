@@ -37,6 +37,8 @@ def check_above(limit: int, **options: float) -> None:
 class Validation:
     """Validation set: the held-out share of files or duration, see `split`, and the clips taken from it.
 
+    Original to this project.
+
     `clips` of `seconds` (None: twice the training crop, at least one second) are spread evenly over the
     files that are long enough; if all are shorter, clips are as long as the longest file.
     """
@@ -77,7 +79,9 @@ class ClipBatches(list[Batch]):
 
 
 class AudioData(LightningDataModule):
-    """Training batches and validation clips from one or more folders of audio.
+    """Training crops and validation clips `[B, C, T]`, with numbers `[B]`, from folders of audio.
+
+    Weighted folders are the weighted data sets of EnCodec's training (arXiv 2210.13438).
 
     root: folder or folders, searched recursively; `weights`: relative probabilities of the folders (None:
         by duration).

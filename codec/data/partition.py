@@ -124,7 +124,7 @@ def parts_near(model: Path) -> dict[str, str]:
     return {}
 
 
-def say_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[IndexedFile]) -> None:
+def warn_of_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[IndexedFile]) -> None:
     """Warn if a resumed run has other recordings than its record."""
     now = {identity(file): printable(os.path.basename(file.path)) for file in files}
     gone = [row["file"] for name, row in before.items() if name not in now]

@@ -43,7 +43,9 @@ def column_stack(in_channels: int, channels: Sequence[int]) -> ConvStack:
     """Convolutions 5 x 1 of stride 3, the last of stride 1, and the head."""
     widths, last = [in_channels, *channels], len(channels) - 1
     layers = [
-        activated(weight_norm(nn.Conv2d(before, after, (5, 1), (3 if i < last else 1, 1), (2, 0))), slope=0.1)
-        for i, (before, after) in enumerate(pairwise(widths))
+        activated(
+            weight_norm(nn.Conv2d(width, next_width, (5, 1), (3 if i < last else 1, 1), (2, 0))), slope=0.1
+        )
+        for i, (width, next_width) in enumerate(pairwise(widths))
     ]
     return ConvStack(layers, weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))))

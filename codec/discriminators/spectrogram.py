@@ -53,12 +53,12 @@ def frame_stack(in_channels: int, channels: int, slope: float) -> ConvStack:
     """Convolutions over three frames, the first two strided, and the head."""
     widths = [in_channels] + len(STRIDES) * [channels]
 
-    def conv(before: int, after: int, stride: int = 1) -> nn.Module:
+    def conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
         # Conv1d would transpose to channels first before each layer, which takes 15 % longer.
-        return weight_norm(nn.Conv2d(before, after, (1, 3), (1, stride), (0, 1)))
+        return weight_norm(nn.Conv2d(in_channels, out_channels, (1, 3), (1, stride), (0, 1)))
 
     layers = [
-        activated(conv(before, after, stride), slope)
-        for (before, after), stride in zip(pairwise(widths), STRIDES, strict=True)
+        activated(conv(width, next_width, stride), slope)
+        for (width, next_width), stride in zip(pairwise(widths), STRIDES, strict=True)
     ]
     return ConvStack(layers, conv(channels, 1))

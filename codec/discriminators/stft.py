@@ -130,8 +130,8 @@ class ComplexSTFTDiscriminator(Discriminator):
         widths = [channels * factor for factor in (1, 2, 4, 4, 8, 8, 16)]
         first = normed(nn.Conv2d(2 * audio_channels, channels, 7, padding=3), norm)
         blocks = [
-            ResidualBlock(before, after, 1 + i % 2, norm)
-            for i, (before, after) in enumerate(pairwise(widths))
+            ResidualBlock(width, next_width, 1 + i % 2, norm)
+            for i, (width, next_width) in enumerate(pairwise(widths))
         ]
         head = nn.Conv2d(widths[-1], 1, (1, window // 128))
         head = weight_norm(head) if norm == "weight" else head

@@ -41,20 +41,22 @@ class Table:
 
 def curves(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
     """Rate–distortion points by codec; a classical codec at several bitrates is one curve."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    families: dict[str, list[dict[str, Any]]] = {}
     for name, run in runs.items():
         assert run.summary
-        found.setdefault(run.summary.get("family", name), []).extend(run.summary["rate_distortion"])
-    return found
+        families.setdefault(run.summary.get("family", name), []).extend(run.summary["rate_distortion"])
+    return families
 
 
 def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) -> Table:
     """BD-rate in % of every curve against the anchor's, by metric, or the reason for its absence."""
-    found = curves(runs)
+    families = curves(runs)
     rows = []
-    for name, points in found.items():
+    for name, points in families.items():
         if name != anchor and any(point["kbit/s"] is not None for point in points):
-            rows.append([name, *(delta_rate(points, found[anchor], m, list(runs.values())) for m in metrics)])
+            rows.append(
+                [name, *(delta_rate(points, families[anchor], m, list(runs.values())) for m in metrics)]
+            )
     return Table(
         "bd_rate",
         f"Bitrate at equal quality, against {anchor}",
@@ -98,50 +100,59 @@ def domains(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
 
 def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
     """Paired differences of all pairs of models and of each model with each classical codec."""
-    found: list[tuple[str, str, str, list[float], list[float]]] = []
+    comparisons: list[tuple[str, str, str, list[float], list[float]]] = []
     models = [name for name, run in runs.items() if not is_classical(run)]
-    for one, other in itertools.combinations(runs, 2):
-        if one not in models and other not in models:
+    for first, second in itertools.combinations(runs, 2):
+        if first not in models and second not in models:
             continue
         for metric in metrics:
-            tables = scores_of(runs[one], metric), scores_of(runs[other], metric)
+            tables = scores_of(runs[first], metric), scores_of(runs[second], metric)
             common = sorted(tables[0].keys() & tables[1].keys())
             if len(common) > 1:
-                ours, theirs = ([table[file] for file in common] for table in tables)
-                found.append((one, other, metric, ours, theirs))
-    p_values = {str(n): paired_p_value(entry[3], entry[4]) for n, entry in enumerate(found)}
+                first_scores, second_scores = ([table[file] for file in common] for table in tables)
+                comparisons.append((first, second, metric, first_scores, second_scores))
+    p_values = {str(n): paired_p_value(entry[3], entry[4]) for n, entry in enumerate(comparisons)}
     corrected = holm(p_values)
     rows = []
-    for number, (one, other, metric, ours, theirs) in enumerate(found):
-        difference = np.subtract(ours, theirs)
+    for number, (first, second, metric, first_scores, second_scores) in enumerate(comparisons):
+        difference = np.subtract(first_scores, second_scores)
         low, high = interval(difference.tolist())
         p = corrected[str(number)]
-        leader = one if (difference.mean() < 0) == is_lower(metric, [runs[one]]) else other
+        leader = first if (difference.mean() < 0) == is_lower(metric, [runs[first]]) else second
         better = leader if p < SIGNIFICANT else ""
         rows.append(
-            [f"{one} - {other}", title_of(metric), len(ours), float(difference.mean()), low, high, p, better]
+            [
+                f"{first} - {second}",
+                title_of(metric),
+                len(first_scores),
+                float(difference.mean()),
+                low,
+                high,
+                p,
+                better,
+            ]
         )
     note = (
         "Differences of the same files, 95 % paired bootstrap intervals; p of the sign-flip permutation "
         "test, Holm-corrected over all rows. Bitrates differ: see the first table. "
     )
-    if found:
-        note += smallest_p(max(len(entry[3]) for entry in found), len(found))
+    if comparisons:
+        note += smallest_p(max(len(entry[3]) for entry in comparisons), len(comparisons))
     head = ["pair", "score", "files", "difference", "low", "high", "p", "better"]
     return Table("pairs", "Paired differences", note, head, rows)
 
 
 def tokens(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """Token stability: shares of codes that change under batching, streaming, shift, gain and re-encoding."""
-    found = {name: analysis["stability"] for name, analysis in analyses.items() if analysis["stability"]}
-    if not found:
+    shares = {name: analysis["stability"] for name, analysis in analyses.items() if analysis["stability"]}
+    if not shares:
         return None
-    names = list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
+    names = list(dict.fromkeys(itertools.chain.from_iterable(shares.values())))
     titles = {"shift": "shift by a sample", "gain_up": "gain +6 dB", "gain_down": "gain -6 dB"}
     titles |= {"reencode": "encoding the decoded audio again", "batch": "batch of 4", "chunks": "streaming"}
     rows = [
         [name, *(None if key not in share else round(100 * share[key], 3) for key in names)]
-        for name, share in found.items()
+        for name, share in shares.items()
     ]
     note = "Codes in % that are not those of the clip coded alone."
     return Table("tokens", "Do the tokens stay?", note, ["codec", *(titles[key] for key in names)], rows)
@@ -152,12 +163,12 @@ def stages(runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]]) -
     rows = []
     for name, run in runs.items():
         summary = run.summary or {}
-        left = analyses.get(name, {}).get("energy_left") or [None] * len(summary["codebook_sizes"])
+        energies = analyses.get(name, {}).get("energy_left") or [None] * len(summary["codebook_sizes"])
         columns = [summary[f"codebook_{key}"] for key in ("sizes", "usage", "perplexity", "entropy")]
         for number, (size, usage, perplexity, entropy) in enumerate(zip(*columns, strict=True), start=1):
             bits = round(entropy * math.log2(size), 3)
             rows.append(
-                [f"{name}: {number}", size, round(100 * usage, 1), perplexity, bits, left[number - 1]]
+                [f"{name}: {number}", size, round(100 * usage, 1), perplexity, bits, energies[number - 1]]
             )
     note = (
         "In the scored files: codes that occur, effective number of codes, bits a code carries; share of "

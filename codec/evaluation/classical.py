@@ -122,9 +122,9 @@ class Baseline:
             or not re.fullmatch(r"\d+(\.\d+)?", rate)
             or not float(rate)
         ):
-            known = ", ".join([*FORMATS, "codec2"])
+            choices = ", ".join([*FORMATS, "codec2"])
             raise ConfigError(
-                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {known}"
+                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {choices}"
             )
         self.coder: Coder
         if self.family == "codec2":
@@ -226,11 +226,11 @@ def ffmpeg() -> str:
 def run(arguments: Sequence[str], content: bytes) -> bytes:
     """Run FFmpeg on `content` as standard input; returns its output; ValueError with FFmpeg's message."""
     command = [ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-threads", "1", "-y", *arguments]
-    done = subprocess.run(command, input=content, capture_output=True, timeout=300, check=False)
-    if done.returncode:
-        words = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ValueError(f"FFmpeg: {' '.join(words[-2:]) or f'exit status {done.returncode}'}")
-    return done.stdout
+    process = subprocess.run(command, input=content, capture_output=True, timeout=300, check=False)
+    if process.returncode:
+        words = process.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ValueError(f"FFmpeg: {' '.join(words[-2:]) or f'exit status {process.returncode}'}")
+    return process.stdout
 
 
 @cache
@@ -242,5 +242,5 @@ def encoders() -> str:
 @cache
 def version() -> str:
     """Version number from `ffmpeg -version`."""
-    said = run(["-version"], b"").decode("utf-8", "replace")
-    return " ".join(said.split()[2:3])
+    output = run(["-version"], b"").decode("utf-8", "replace")
+    return " ".join(output.split()[2:3])

@@ -30,31 +30,31 @@ from codec.evaluation.systems import OwnCodec
 from codec.metrics.glossary import title_of
 from codec.system.files import write_whole
 
-ANALYSED = 8  # number of clips for token stability
+ANALYZED_CLIPS = 8  # number of clips for token stability
 
 # Metrics that rank the worst files; the first measured one is used.
 DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 
 
-def analyse(
+def analyze(
     system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure costs and token stability; cached in a file until the codec changes."""
     identity = system.codec.codec_id()
     if path.is_file() and not options.fresh:
-        known = read_json(path)
-        if known.get("codec") == identity:
-            return known
+        cache = read_json(path)
+        if cache.get("codec") == identity:
+            return cache
     device = next(system.codec.parameters()).device
-    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYSED], options.max_seconds)]
-    found = {
+    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYZED_CLIPS], options.max_seconds)]
+    analysis = {
         "codec": identity,
         "cost": cost(system.codec, first_clip(system, files, options.max_seconds)),
         "stability": token_stability(system.codec, clips),
         "energy_left": stage_energy(system.codec, clips),
     }
-    write_whole(path, json.dumps(found, indent=2) + "\n")
-    return found
+    write_whole(path, json.dumps(analysis, indent=2) + "\n")
+    return analysis
 
 
 def write_comparison(
@@ -67,7 +67,7 @@ def write_comparison(
     origin: Sequence[tuple[str, str]],
 ) -> None:
     """Write the page, and each of its tables as csv."""
-    failed = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
+    failures = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
     runs = {name: run for name, run in runs.items() if run.summary}
     variants = {name: [run] for name, run in runs.items()}
     metrics = [metric["key"] for metric in metrics_of(variants)]
@@ -76,17 +76,17 @@ def write_comparison(
     for table in tables:
         write_whole(output / f"{table.name}.csv", table.to_csv())
     folders = {name: run.folder for name, run in runs.items() if name != "original" or len(runs) == 1}
-    described = describe(variants, models if len(models) > 1 else [])
+    descriptions = describe(variants, models if len(models) > 1 else [])
     page = {
         "title": output.resolve().name,
         "what": "codecs" if len(runs) > 1 else "codec",
         "metrics": metrics_of(variants),
-        "variants": described,
-        "failed": failed,
+        "variants": descriptions,
+        "failed": failures,
         "clips": embed_clips(folders, heard(folders.values(), stems, clips), 5.0),
         "worst": worst_files(runs[(models or list(runs))[0]], stems),
         "tables": [vars(table) for table in tables],
-        "notes": [*notes(variants, described, seeds=False), *empty_cells(runs)],
+        "notes": [*notes(variants, descriptions, seeds=False), *empty_cells(runs)],
         "made": origin,
     }
     write_page(without_nan(page), output)
@@ -116,10 +116,10 @@ def comparison_tables(
     runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[str], anchor: str
 ) -> list[Table]:
     """Build the tables of a comparison, except for its first one."""
-    found = curves(runs)
+    families = curves(runs)
     perceived = [metric for metric in metrics if metric != "l1"]
     tables = [
-        delta_rates(runs, perceived, anchor) if len(found) > 1 and anchor in found else None,
+        delta_rates(runs, perceived, anchor) if len(families) > 1 and anchor in families else None,
         domains(runs, metrics),
         pairs(runs, metrics) if len(runs) > 1 else None,
         stages(runs, analyses),

@@ -28,9 +28,9 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
     def fastest(work: Callable[[], Tensor], repeats: int = 3) -> float:
         times = []
         for _ in range(repeats):
-            began = time.perf_counter()
+            start = time.perf_counter()
             work().cpu()  # waits for a GPU, whose kernels run asynchronously
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
         return round(1000 * min(times) * codec.sample_rate / audio.shape[-1], 3)
 
     num_threads = torch.get_num_threads()
@@ -87,9 +87,9 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
 
     def macs(work: Callable[[], Any]) -> int:
         aten = torch.ops.aten
-        counted = {aten._fft_r2c: count_transform, aten._fft_c2r: count_transform}
-        counted |= {torch.ops.mkldnn._linear_pointwise: count_linear}
-        counter = FlopCounterMode(display=False, custom_mapping=counted)
+        formulas = {aten._fft_r2c: count_transform, aten._fft_c2r: count_transform}
+        formulas |= {torch.ops.mkldnn._linear_pointwise: count_linear}
+        counter = FlopCounterMode(display=False, custom_mapping=formulas)
         # Fused recurrent layers are one operation without a count; the unfused ones are matrix products.
         with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):
             warnings.simplefilter("ignore", UserWarning)  # about an option of other hardware
@@ -146,8 +146,8 @@ def encoder_reach(codec: Codec) -> tuple[int, int]:
         audio = (0.1 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
         latents = codec.autoencoder.encode(audio)[..., place]
         (gradient,) = torch.autograd.grad(latents.square().sum(), audio)
-    reached = gradient.abs().sum((0, 1)).nonzero()
-    return int(reached.min()) - place * hop, int(reached.max()) - place * hop
+    positions = gradient.abs().sum((0, 1)).nonzero()
+    return int(positions.min()) - place * hop, int(positions.max()) - place * hop
 
 
 def decoder_reach(codec: Codec) -> tuple[int, int]:
@@ -157,8 +157,8 @@ def decoder_reach(codec: Codec) -> tuple[int, int]:
     shape = (1, codec.autoencoder.latent_dim, 2 * place + codec.quantizer.stride)
     with torch.inference_mode():
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-        changed = latents.clone()
-        changed[..., place] += 1
-        pair = [codec.autoencoder.decode(latents) for latents in (latents, changed)]
-    reached = (pair[0] != pair[1]).any(dim=1)[0].nonzero()
-    return int(reached.min()) - place * hop, int(reached.max()) - place * hop
+        perturbed = latents.clone()
+        perturbed[..., place] += 1
+        pair = [codec.autoencoder.decode(latents) for latents in (latents, perturbed)]
+    positions = (pair[0] != pair[1]).any(dim=1)[0].nonzero()
+    return int(positions.min()) - place * hop, int(positions.max()) - place * hop

@@ -21,7 +21,7 @@ from codec.data.index import DataError
 from codec.evaluation.cache import Records
 from codec.evaluation.complexity import time_coding
 from codec.evaluation.reading import first_clip, read_clip, shown, stamp
-from codec.evaluation.summary import summarise
+from codec.evaluation.summary import summarize
 from codec.evaluation.systems import OwnCodec, Point, System
 from codec.evaluation.writing import write_pair, write_tables
 from codec.metrics.perceptual import MetricProcess, PerceptualMetric
@@ -97,7 +97,7 @@ def evaluate_system(
     if not scored:
         raise DataError(f"none of {len(files)} files could be evaluated")
     names = [*SCORES, *(metric.name for metric in options.metrics)]
-    summary = summarise(system, scored, names)
+    summary = summarize(system, scored, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
     summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
     if isinstance(system, OwnCodec):

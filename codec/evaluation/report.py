@@ -45,26 +45,26 @@ def report(
         raise ConfigError(f"--clips must be 0 or more and --seconds above 0, got {clips} and {seconds:g}")
     runs = find_runs(folders, evaluation)
     variants = group(runs)
-    failed = [{"name": str(run.folder), "error": run.error} for run in runs if run.error]
+    failures = [{"name": str(run.folder), "error": run.error} for run in runs if run.error]
     if not variants:
-        reasons = "\n".join(f"{run['name']}: {run['error']}" for run in failed)
+        reasons = "\n".join(f"{run['name']}: {run['error']}" for run in failures)
         raise ConfigError(f"nothing to compare, no run is finished:\n{reasons}")
     places = {name: members[0].folder / evaluation for name, members in variants.items()}
-    described, stems = describe(variants), common_stems(places)[:clips]
+    descriptions, stems = describe(variants), common_stems(places)[:clips]
     data = {
         "title": title_of([folder.resolve() for folder in folders]),
         "what": "runs",
         "metrics": metrics_of(variants),
-        "variants": described,
-        "failed": failed,
+        "variants": descriptions,
+        "failed": failures,
         "clips": embed_clips(places, {stem: stem for stem in stems}, seconds),
-        "notes": notes(variants, described),
-        "made": made(command, "runs", folders),
+        "notes": notes(variants, descriptions),
+        "made": origin_of_page(command, "runs", folders),
     }
     write_page(data, output)
     number = sum(map(len, variants.values()))
-    compared = f"{counted(number, 'run')} of {counted(len(variants), 'variant')}"
-    return f"{compared}, {len(failed)} without result: {output / 'index.html'}"
+    numbers_of_runs = f"{counted(number, 'run')} of {counted(len(variants), 'variant')}"
+    return f"{numbers_of_runs}, {len(failures)} without result: {output / 'index.html'}"
 
 
 def counted(number: int, what: str) -> str:
@@ -72,7 +72,7 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def made(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+def origin_of_page(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
     """Origin of a page, as pairs of name and value: command, version, date, folders."""
     lines = [("command", printable(command))] if command else []
     return [
@@ -101,14 +101,14 @@ def write_page(data: Mapping[str, Any], output: Path) -> None:
 def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """All metrics of the runs, those of the glossary first."""
     names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
-    everyone = [run for runs in variants.values() for run in runs]
+    all_runs = [run for runs in variants.values() for run in runs]
     ranks = {name: rank for rank, name in enumerate(GLOSSARY)}
     ordered = sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
     return [
         {
             "key": name,
             **vars(entry_of(name)),
-            "lower": is_lower(name, everyone),
+            "lower": is_lower(name, all_runs),
         }
         for name in ordered
     ]
@@ -123,7 +123,7 @@ def describe(
     """
     coded = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
     rivals = coded if rivals is None else rivals
-    compared = {metric["key"]: compare(variants, metric["key"], rivals) for metric in metrics_of(variants)}
+    comparisons = {metric["key"]: compare(variants, metric["key"], rivals) for metric in metrics_of(variants)}
     return [
         {
             "name": name,
@@ -132,7 +132,7 @@ def describe(
             "family": summaries(runs)[0].get("family", name),
             "reference": name not in coded,
             "files": summaries(runs)[0]["files"],
-            "scores": {key: table[name] for key, table in compared.items() if name in table},
+            "scores": {key: table[name] for key, table in comparisons.items() if name in table},
             "nominal": mean(runs, "kbit/s"),
             "entropy": mean(runs, "kbit/s_entropy"),
             "file": mean(runs, "kbit/s_file"),
@@ -172,8 +172,8 @@ def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
     curves = [summary["rate_distortion"] for summary in summaries(runs)]
     averaged = []
     for points in zip(*curves, strict=False):
-        known = [{key for key, value in p.items() if isinstance(value, int | float)} for p in points]
-        shared = sorted(set.intersection(*known))
+        keys = [{key for key, value in p.items() if isinstance(value, int | float)} for p in points]
+        shared = sorted(set.intersection(*keys))
         averaged.append({key: float(np.mean([point[key] for point in points])) for key in shared})
     return averaged
 
@@ -186,8 +186,8 @@ def training_curves(path: Path) -> dict[str, list[list[float]]]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
-                shown = name and name.startswith(("train/", "valid/")) and value
-                if shown and not name.endswith(("learning_rate", "skipped")):
+                is_curve = name and name.startswith(("train/", "valid/")) and value
+                if is_curve and not name.endswith(("learning_rate", "skipped")):
                     with suppress(KeyError, TypeError, ValueError):  # row truncated by a kill
                         point = [float(row["step"]), float(value)]
                         curves.setdefault(name, []).append(point)
@@ -203,8 +203,8 @@ def notes(
     variants: Mapping[str, Sequence[Run]], described: Sequence[Mapping[str, Any]], seeds: bool = True
 ) -> list[str]:
     """Notes about the scores, as sentences; with `seeds`, also about the variation over seeds."""
-    everything = [summary for runs in variants.values() for summary in summaries(runs)]
-    said = []
+    all_summaries = [summary for runs in variants.values() for summary in summaries(runs)]
+    sentences = []
     files = [
         frozenset(table)
         for runs in variants.values()
@@ -212,31 +212,31 @@ def notes(
         for table in (run.scores or {}).values()
     ]
     if len(set(files)) > 1:
-        said.append(
+        sentences.append(
             "The runs were not scored on the same files: scores are comparable only where files are shared."
         )
     if seeds and min(map(len, variants.values())) == 1:
-        said.append(
+        sentences.append(
             "Some variants have one seed. The intervals are over files and do not know how much another seed "
             "would change: train close pairs with three seeds or more before you believe their order."
         )
-    said += few_files(described)
+    sentences += few_files(described)
     frames = [
         s["frames"] / max(s["codebook_sizes"])
-        for s in everything
+        for s in all_summaries
         if s.get("frames") and s.get("codebook_sizes")
     ]
     if frames and min(frames) < 16:
-        said.append(
+        sentences.append(
             f"There are few frames per code ({min(frames):.1f} in the worst run), so entropy, usage and "
             "perplexity come out too low: evaluate more files."
         )
-    timed = sorted({s["timed_on"] for s in everything if s.get("timed_on")})
-    if timed:
-        said.append(
-            f"Coding times are of {'; '.join(timed)}, at the end of each run, whatever else ran there."
+    machines = sorted({s["timed_on"] for s in all_summaries if s.get("timed_on")})
+    if machines:
+        sentences.append(
+            f"Coding times are of {'; '.join(machines)}, at the end of each run, whatever else ran there."
         )
-    return said
+    return sentences
 
 
 def few_files(described: Sequence[Mapping[str, Any]]) -> list[str]:

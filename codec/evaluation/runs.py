@@ -50,11 +50,11 @@ def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[R
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
-    found = {place.resolve(): place for folder in folders for place in run_folders(folder)}
-    if not found:
+    places = {place.resolve(): place for folder in folders for place in run_folders(folder)}
+    if not places:
         names = ", ".join(map(str, folders))
         raise ConfigError(f"{names}: no run of codec-train in there (a folder with config.yaml)")
-    return [read_run(place, evaluation) for place in found.values()]
+    return [read_run(place, evaluation) for place in places.values()]
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
@@ -84,13 +84,13 @@ def read_run(folder: Path, evaluation: str) -> Run:
         else:
             run.summary = read_json(folder / evaluation / "summary.json")
             run.scores = read_scores(folder / evaluation / "files.csv")
-            lacks = {"files", "rate_distortion", *run.scores} - run.summary.keys()
+            missing = {"files", "rate_distortion", *run.scores} - run.summary.keys()
             odd = {
                 name for name, kind in KINDS.items() if not isinstance(run.summary.get(name, kind()), kind)
             }
-            if lacks | odd:
+            if missing | odd:
                 raise ValueError(
-                    f"summary.json lacks {', '.join(sorted(lacks | odd))}: evaluate the run again"
+                    f"summary.json lacks {', '.join(sorted(missing | odd))}: evaluate the run again"
                 )
     except (OSError, ValueError, KeyError) as error:
         run.summary, run.error = None, f"damaged: {error}"
@@ -152,12 +152,12 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 run.error = f"the same config and seed as {twin.folder}: left out"
             else:
                 members.append(run)
-    named: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for members in variants.values():
         label = members[0].label
-        taken = label in named or sum(label == other[0].label for other in variants.values()) > 1
-        named[f"{label} ({members[0].folder.name})" if taken else label] = members
-    return named
+        ambiguous = label in groups or sum(label == other[0].label for other in variants.values()) > 1
+        groups[f"{label} ({members[0].folder.name})" if ambiguous else label] = members
+    return groups
 
 
 def essence(node: Any) -> Any:
@@ -176,8 +176,8 @@ def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
 
 def is_lower(metric: str, runs: Sequence[Run]) -> bool:
     """Return True for metrics that fall with quality: built-in distances, and plug-ins marked so."""
-    said = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
-    return metric in LOWER_IS_BETTER or any(metric in names for names in said)
+    lists = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
+    return metric in LOWER_IS_BETTER or any(metric in names for names in lists)
 
 
 def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
@@ -200,8 +200,8 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         for name, table in tables.items()
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
-    everyone = [run for runs in variants.values() for run in runs]
-    sign = 1 if is_lower(metric, everyone) else -1
+    all_runs = [run for runs in variants.values() for run in runs]
+    sign = 1 if is_lower(metric, all_runs) else -1
     best = min((name for name in rivals if name in means), key=lambda name: sign * means[name], default=None)
     p_values = {}
     for name in rivals:
@@ -209,9 +209,10 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
             continue
         common = sorted(tables[name].keys() & tables[best].keys())
         if len(common) > 1:
-            ours, theirs = ([tables[n][file] for file in common] for n in (name, best))
+            rival_scores, best_scores = ([tables[n][file] for file in common] for n in (name, best))
             over_seeds = pooled_p_value(seeds[name], seeds[best], list(seeds.values()))
-            p_values[name] = float(np.fmax(paired_p_value(ours, theirs), over_seeds))
+            # The larger p covers files and seeds; fmax ignores NaN, the p over seeds if all have one.
+            p_values[name] = float(np.fmax(paired_p_value(rival_scores, best_scores), over_seeds))
     corrected = holm(p_values)
     intervals = {name: interval(list(table.values())) for name, table in tables.items()}
     return {

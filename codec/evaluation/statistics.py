@@ -45,14 +45,14 @@ def least_p(files: int, comparisons: int) -> float:
 
 def smallest_p(files: int, comparisons: int) -> str:
     """Sentence on the smallest possible p, with advice if it is not significant."""
-    least = least_p(files, comparisons)
+    bound = least_p(files, comparisons)
     plural = "" if comparisons == 1 else "s"
-    said = f"With {files} files and {comparisons} comparison{plural}, no p can be below {least:.2g}"
-    if least < SIGNIFICANT:
-        return f"{said}."
+    sentence = f"With {files} files and {comparisons} comparison{plural}, no p can be below {bound:.2g}"
+    if bound < SIGNIFICANT:
+        return f"{sentence}."
     enough = next((n for n in range(files, 30) if least_p(n, comparisons) < SIGNIFICANT), None)
     advice = f"evaluate {enough} files or more" if enough else "compare fewer codecs or scores"
-    return f"{said}, so no difference can be significant: {advice}."
+    return f"{sentence}, so no difference can be significant: {advice}."
 
 
 def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequence[Sequence[float]]) -> float:
@@ -61,11 +61,11 @@ def pooled_p_value(one: Sequence[float], other: Sequence[float], samples: Sequen
     Pooling gives a better estimate of the variance over seeds than the two or three seeds of one variant. NaN
     if no sample has two values.
     """
-    several = [np.asarray(sample) for sample in samples if len(sample) > 1]
-    freedom = sum(len(sample) - 1 for sample in several)
+    groups = [np.asarray(sample) for sample in samples if len(sample) > 1]
+    freedom = sum(len(sample) - 1 for sample in groups)
     if not freedom:
         return math.nan
-    variance = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in several) / freedom
+    variance = sum(float(((sample - sample.mean()) ** 2).sum()) for sample in groups) / freedom
     difference = abs(float(np.mean(one) - np.mean(other)))
     if variance == 0:
         return 0.0 if difference else 1.0

@@ -17,7 +17,7 @@ from codec.metrics.signal import codebook_statistics, count_codes
 Record = dict[str, Any]
 
 
-def summarise(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
+def summarize(system: System, records: Sequence[Record], metrics: Sequence[str]) -> dict[str, Any]:
     """Mean scores at each point; nominal, entropy-coded and file bitrates; codebook statistics.
 
     The entropy-coded rate is the sum over stages of the entropy of the codes' frequencies in these files,
@@ -28,7 +28,7 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
     statistics = codebook_statistics(counts)
     sizes = system.codebook_sizes
     bits = [float(e) * math.log2(n) for e, n in zip(statistics["entropy"], sizes, strict=True)]
-    described = system.describe()
+    description = system.describe()
     points = []
     for place, depth in enumerate(point["num_quantizers"] for point in records[0]["points"]):
         rows = [record["points"][place] for record in records]
@@ -36,7 +36,7 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
         nominal = system.bitrate(depth)
         rates = {
             "kbit/s": nominal / 1000 if nominal is not None else payload,
-            "kbit/s_entropy": sum(bits[:depth]) * described["frame_rate"] / 1000 if depth else payload,
+            "kbit/s_entropy": sum(bits[:depth]) * description["frame_rate"] / 1000 if depth else payload,
             "kbit/s_file": file_rate,
         }
         points.append({"num_quantizers": depth, **{name: mean(rows, name) for name in metrics}, **rates})
@@ -49,7 +49,7 @@ def summarise(system: System, records: Sequence[Record], metrics: Sequence[str])
         **{f"codebook_{name}": [round(v, 4) for v in values.tolist()] for name, values in statistics.items()},
         "rate_distortion": points,
         "empty_cells": sum(len(record["reasons"]) for record in records),
-        **described,
+        **description,
     }
 
 

@@ -40,8 +40,8 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Decode."""
-        given = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
-        return self.autoencoder.decode(as_batch(self.quantizer.decode(given), codes.shape[0]))
+        row = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
+        return self.autoencoder.decode(as_batch(self.quantizer.decode(row), codes.shape[0]))
 
 
 class Network(nn.Module):
@@ -72,8 +72,8 @@ class Codes(nn.Module):
 def all_stages(codes: Tensor, count: int) -> Tensor:
     """Extend codes `[B, k, F]` to `[B, count, F]`, with -1 in the missing stages."""
     # Append `count` stages and cut: unlike padding, the graph need not compute the number of missing stages.
-    lacking = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
-    return torch.cat([codes, lacking], 1)[:, :count]
+    padding = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
+    return torch.cat([codes, padding], 1)[:, :count]
 
 
 def stages_of(codec: Codec) -> Any:
@@ -92,7 +92,7 @@ def as_batch(frames: Tensor, batch: int) -> Tensor:
     return frames[0].unflatten(1, (batch, -1)).transpose(0, 1)
 
 
-def without_normalisation(codec: Codec) -> Codec:
+def without_normalization(codec: Codec) -> Codec:
     """Copy a codec to the CPU for inference, with folded weight normalization.
 
     The copy is built from the config, because removing parametrizations from a deep copy breaks the original.
@@ -110,8 +110,8 @@ def without_normalisation(codec: Codec) -> Codec:
 
 
 def inference_codec(codec: Codec) -> Codec:
-    """Copy of `without_normalisation` with its layers in their forms for graphs."""
-    plain = without_normalisation(codec)
+    """Copy of `without_normalization` with its layers in their forms for graphs."""
+    plain = without_normalization(codec)
     plain.autoencoder.export_form()
     return plain.requires_grad_(False)
 
@@ -135,11 +135,11 @@ def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.Export
         parts["quantizer"] = Codes(codec), latents, {2: frames}
     else:
         parts["encoder"] = Encoder(codec), audio, {2: FREE}
-    found = {}
+    graphs = {}
     for name, (module, example, axes) in parts.items():
         log.info("tracing the %s", name)
         shapes = ({0: FREE, **axes},)
-        found[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
+        graphs[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
         # The tracer's guards against sizes of 1 are removed: no operation depends on them.
-        found[name]._guards_code.clear()
-    return found
+        graphs[name]._guards_code.clear()
+    return graphs

@@ -76,11 +76,11 @@ def model_card(
     form: str,
     options: Any,
     checks: Sequence[str],
-    licence: str | None = None,
+    license_id: str | None = None,
 ) -> str:
     """Model card as Markdown, with front matter for the Hugging Face hub."""
     matter: dict[str, Any] = {"tags": ["audio", "neural-audio-codec"]}
-    matter |= {"license": licence} if licence else {}
+    matter |= {"license": license_id} if license_id else {}
     matter |= {"library_name": "transformers"} if form == "hf" else {}
     names: dict[str, Any] = {
         "channels": codec.audio_channels,
@@ -88,8 +88,8 @@ def model_card(
         "stages": codec.quantizer.num_quantizers,
     }
     names |= {"hop": codec.hop_length, "precision": "bf16" if options.bf16 else "f32"}
-    several = codec.quantizer.num_quantizers > 1
-    names["fewer"] = "  # or of codes[:, :n]: fewer stages, for fewer bits" if several else ""
+    has_stages = codec.quantizer.num_quantizers > 1
+    names["fewer"] = "  # or of codes[:, :n]: fewer stages, for fewer bits" if has_stages else ""
     encodec = form == "hf" and shape_of(codec) == "encodec"
     names["bandwidth"] = ", bandwidth=model.config.target_bandwidths[-1]" if encodec else ""
     parts = [
@@ -105,7 +105,7 @@ def model_card(
         "## Checked\n",
         "Against the codec that this was made from, on speech-like clips, before it was kept:\n",
         *(f"- {line}" for line in checks),
-        f"\nLicense: {licence or 'not stated: ask whoever trained it'}",
+        f"\nLicense: {license_id or 'not stated: ask whoever trained it'}",
     ]
     return "\n".join(parts) + "\n"
 
@@ -167,8 +167,8 @@ def scores(source: Path) -> list[str]:
     """Table of scores per number of stages from the run's evaluation; empty without one."""
     summary = run_folder(source) / "evaluation" / "summary.json"
     try:
-        found = json.loads(summary.read_text(encoding="utf-8"))
-        points, files = found["rate_distortion"], found["files"]
+        results = json.loads(summary.read_text(encoding="utf-8"))
+        points, files = results["rate_distortion"], results["files"]
         names = {name: title for name, title in SCORES.items() if any(name in point for point in points)}
         rows = [" | ".join(cell(point.get(name)) for name in names) for point in points]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

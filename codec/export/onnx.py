@@ -41,7 +41,7 @@ def write_onnx(
     onnx = optional("onnx")
     optional("onnxscript")
     with silence():
-        made = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
@@ -49,8 +49,8 @@ def write_onnx(
             input_names=list(names[0]),
             output_names=list(names[1]),
         )
-        assert made is not None
-        model = made.model_proto
+        assert onnx_program is not None
+        model = onnx_program.model_proto
     # Inner shapes are the tracer's formulas: runtimes infer their own, and the int8 pass rejects these.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
@@ -78,13 +78,13 @@ def write_whole(
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
     """Write `encoder_step.onnx`, `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
-    for name, (given, made) in {
+    for name, (input_name, output_name) in {
         "encoder_step": ("audio", "codes"),
         "decoder_step": ("codes", "audio"),
     }.items():
         graph = graphs[name]
         count = range(len(graph.initial))
-        names = [given, *(f"state_{i}" for i in count)], [made, *(f"next_{i}" for i in count)]
+        names = [input_name, *(f"state_{i}" for i in count)], [output_name, *(f"next_{i}" for i in count)]
         write_onnx(graph.program, folder / f"{name}.onnx", names, about)
 
 
@@ -110,11 +110,11 @@ def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
             products = ["MatMul", "Gemm"]
             quantization.quantize_dynamic(model, str(path), op_types_to_quantize=products, **options)
             return
-        given = model.graph.input[0].name
+        input_name = model.graph.input[0].name
         quantization.quantize_static(
             model,
             str(path),
-            Clips({given: clip.numpy()} for clip in clips),
+            Clips({input_name: clip.numpy()} for clip in clips),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             op_types_to_quantize=["Conv"],
@@ -153,11 +153,11 @@ class Session:
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the graph; returns all outputs."""
-        given = {
+        feeds = {
             value.name: np.ascontiguousarray(tensor.numpy())
             for value, tensor in zip(self.inputs, tensors, strict=True)
         }
-        return tuple(torch.from_numpy(array) for array in self.session.run(None, given))
+        return tuple(torch.from_numpy(array) for array in self.session.run(None, feeds))
 
     @property
     def initial(self) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
-from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalisation
+from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalization
 from codec.export.progress import log
 from codec.layers.streaming import State, Step
 from codec.model.codec import Codec
@@ -26,8 +26,8 @@ class EncoderStep(nn.Module):
 
     def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Encode."""
-        latents, following = self.network(audio.transpose(1, 2), list(state))
-        return self.quantizer.encode(self.conditioning(latents.transpose(1, 2))), *following
+        latents, new_state = self.network(audio.transpose(1, 2), list(state))
+        return self.quantizer.encode(self.conditioning(latents.transpose(1, 2))), *new_state
 
 
 class DecoderStep(nn.Module):
@@ -40,10 +40,10 @@ class DecoderStep(nn.Module):
 
     def forward(self, codes: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Decode."""
-        given = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
-        latents = self.quantizer.decode(given).transpose(1, 2)
-        audio, following = self.network(latents, list(state))
-        return audio.transpose(1, 2), *following
+        row = in_one_row(all_stages(codes, self.quantizer.num_quantizers))
+        latents = self.quantizer.decode(row).transpose(1, 2)
+        audio, new_state = self.network(latents, list(state))
+        return audio.transpose(1, 2), *new_state
 
 
 class StepGraph(NamedTuple):
@@ -71,10 +71,10 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     if frames < 1:
         raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
     require_causal(codec)
-    codec = without_normalisation(codec)
+    codec = without_normalization(codec)
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
     codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
-    found = {}
+    graphs = {}
     for name, module, example, axes in (
         ("encoder_step", EncoderStep(codec), audio, None),
         ("decoder_step", DecoderStep(codec), codes, {1: stages_of(codec)}),
@@ -84,10 +84,10 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from LSTMs, which set attributes while they are traced
-            given, shapes = (example, *initial), (axes, (None,) * len(initial))
-            program = torch.export.export(module.eval(), given, dynamic_shapes=shapes)
-            found[name] = StepGraph(program, initial)
-    return found
+            examples, shapes = (example, *initial), (axes, (None,) * len(initial))
+            program = torch.export.export(module.eval(), examples, dynamic_shapes=shapes)
+            graphs[name] = StepGraph(program, initial)
+    return graphs
 
 
 StepFunction = Callable[..., tuple[Tensor, ...]]

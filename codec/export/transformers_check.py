@@ -25,20 +25,20 @@ def check(codec: Codec, directory: Path) -> Comparison:
     transformers = optional("transformers")
     name = read_json(directory / CONFIG_FILE)["architectures"][0]
     with quiet():
-        theirs = getattr(transformers, name).from_pretrained(directory, local_files_only=True).eval()
+        model = getattr(transformers, name).from_pretrained(directory, local_files_only=True).eval()
     hop = codec.hop_length
     shapes = [(1, hop * frames) for frames in (1, 2, 7, 50)] + [(3, hop * 24)]
     trimmed = 0
     if name == "DacModel":
-        encode, decode = partial(encode_dac, theirs), partial(decode_dac, theirs)
-        trimmed = dac_format.unequal_end(theirs.config.downsampling_ratios)
+        encode, decode = partial(encode_dac, model), partial(decode_dac, model)
+        trimmed = dac_format.unequal_end(model.config.downsampling_ratios)
         shapes = [shape for shape in shapes if shape[1] > trimmed]
         shapes = shapes or [(1, trimmed + hop * 8)]
     else:
-        encode, decode = partial(encode_encodec, theirs), partial(decode_encodec, theirs)
-    found = compare(codec, encode, decode, shapes, trimmed)
-    found.require(f"what {name} loads")
-    return found
+        encode, decode = partial(encode_encodec, model), partial(decode_encodec, model)
+    comparison = compare(codec, encode, decode, shapes, trimmed)
+    comparison.require(f"what {name} loads")
+    return comparison
 
 
 def encode_encodec(theirs: Any, audio: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ def decode_dac(theirs: Any, codes: Tensor) -> Tensor:
 def quiet() -> Iterator[None]:
     """Suppress progress bars and warnings of `transformers`."""
     logging = optional("transformers.utils.logging")
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -68,13 +68,13 @@ class Comparison(NamedTuple):
 
     def require(self, what: str, limits: Limits = EXACT) -> None:
         """Raise ConfigError unless all limits are met."""
-        kept = {
+        checks = {
             f"{limits.agreement:.0%} of the codes": self.agreement >= limits.agreement,
             f"audio within {limits.max_error:g}": self.max_error <= limits.max_error,
             f"SNR {limits.snr:g} dB": self.snr >= limits.snr,
             f"mel distance {limits.rise:+.0%}": self.rise <= limits.rise,
         }
-        missed = [limit for limit, met in kept.items() if not met]
+        missed = [limit for limit, passes in checks.items() if not passes]
         if missed:
             raise ConfigError(
                 f"{what} is not the codec that it was made from, nothing was kept: {self}; the limits are "
@@ -117,26 +117,26 @@ def compare(
             raise ConfigError(f"codes are {codes.dtype} {list(codes.shape)}, not {list(expected.shape)}")
         equal += int((codes == expected).sum())
         total += expected.numel()
-        reference, made = codec.decode(expected), decode(expected)
+        reference, output = codec.decode(expected), decode(expected)
         length = reference.shape[-1] - trimmed
-        difference = (made[..., :length] - reference[..., :length]).double()
+        difference = (output[..., :length] - reference[..., :length]).double()
         error = max(error, float(difference.abs().max()) if difference.isfinite().all() else float("inf"))
         noise += float(difference.square().sum())
         signal += float(reference.double().square().sum())
-        heard = made if torch.equal(codes, expected) else decode(codes)
+        estimate = output if torch.equal(codes, expected) else decode(codes)
         length = min(length, samples)
         if length >= max(MEL_WINDOWS):
-            before, after = (
+            reference_distance, output_distance = (
                 float(mel_distance(x[..., :length], audio[..., :length], codec.sample_rate).mean())
-                for x in (reference, heard)
+                for x in (reference, estimate)
             )
-            distances.append((before, after))
+            distances.append((reference_distance, output_distance))
     snr = 10 * float(np.log10(max(signal, 1e-20) / max(noise, 1e-20)))
     return Comparison(error, equal / total, snr, len(shapes), relative_rise(distances))
 
 
 def relative_rise(distances: Sequence[tuple[float, float]]) -> float:
     """Relative increase from the first to the second numbers; 0 for none, infinite for NaN."""
-    before, after = (sum(pair[side] for pair in distances) for side in (0, 1))
-    rise = after / before - 1 if before else 0.0
+    reference, output = (sum(pair[side] for pair in distances) for side in (0, 1))
+    rise = output / reference - 1 if reference else 0.0
     return rise if np.isfinite(rise) else float("inf")

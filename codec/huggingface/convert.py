@@ -10,14 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
-from codec.huggingface.foreign import folded, normalised, read_json, read_json_config, read_safetensors
+from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
@@ -48,19 +48,19 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
             )
     kind = read_json(path / CONFIG_FILE).get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
-        known = " and ".join(FORMATS)
-        raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {known} can be loaded")
+        kinds = " and ".join(FORMATS)
+        raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {kinds} can be loaded")
     form = FORMATS[kind]
-    given = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
+    settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
     try:
-        config = form.from_config(given, zero_padding)
+        config = form.from_config(settings, zero_padding)
         plain = folded(read_safetensors(path / WEIGHTS_FILE))
         empty = build_empty(config, plain)
-        weights = form.from_weights(empty, plain, given)
+        weights = form.from_weights(empty, plain, settings)
     # Raised by torch and Python for wrong shapes and numbers out of range.
     except (ValueError, ArithmeticError, RuntimeError, TypeError, LookupError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return assemble(config, normalised(weights, empty.state_dict()), path)
+    return assemble(config, normalized(weights, empty.state_dict()), path)
 
 
 def load_any(path: Path, zero_padding: bool = False) -> Codec:
@@ -97,10 +97,12 @@ def save(codec: Codec, directory: Path) -> str:
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
     if kind == "encodec":  # DAC's weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
-        made_of = [name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions]
-        weights = normalised(weights, made_of)
+        gain_names = [
+            name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions
+        ]
+        weights = normalized(weights, gain_names)
     directory.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
-    (directory / WEIGHTS_FILE).write_bytes(serialise(plain, metadata={"format": "pt"}))
+    (directory / WEIGHTS_FILE).write_bytes(serialize(plain, metadata={"format": "pt"}))
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return config["architectures"][0]

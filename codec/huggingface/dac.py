@@ -54,13 +54,13 @@ def to_config(codec: Codec) -> dict[str, Any]:
             list(units["dilations"]) != DILATIONS
             or (units["kernel_size"], units["hidden_ratio"], units["convolutional_skip"]) != (7, 1, False)
         ),
-        "quantizer is no residual cascade of factorized codebooks of one size, a power of 2": not factorised(
+        "quantizer is no residual cascade of factorized codebooks of one size, a power of 2": not factorized(
             quantizer
         ),
     }
     if any(unlike.values()):
-        why = "; ".join(reason for reason, found in unlike.items() if found)
-        raise ConfigError(f"not of the shape of DAC in transformers: {why}")
+        reasons = "; ".join(reason for reason, differs in unlike.items() if differs)
+        raise ConfigError(f"not of the shape of DAC in transformers: {reasons}")
     assert isinstance(quantizer, Residual)
     return {
         "architectures": ["DacModel"],
@@ -76,13 +76,13 @@ def to_config(codec: Codec) -> dict[str, Any]:
     }
 
 
-def factorised(quantizer: object) -> bool:
+def factorized(quantizer: object) -> bool:
     """Return True for a residual cascade of factorized codebooks that DAC's format can represent."""
     if not isinstance(quantizer, Residual) or set(quantizer.strides) != {1}:
         return False
     sizes = set(quantizer.codebook_sizes)
-    same = len(sizes) == 1 and math.log2(min(sizes)).is_integer()
-    return same and all(isinstance(stage, FactorizedCodebook) for stage in quantizer.codebooks)
+    one_size = len(sizes) == 1 and math.log2(min(sizes)).is_integer()
+    return one_size and all(isinstance(stage, FactorizedCodebook) for stage in quantizer.codebooks)
 
 
 def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
@@ -127,27 +127,27 @@ def unequal_end(strides: Sequence[int]) -> int:
 
 def renamed(plain: Mapping[str, Tensor], pairs: Mapping[str, str]) -> dict[str, Tensor]:
     """Rename weights: prefixes that are keys of `pairs` are replaced by the values, others are dropped."""
-    made = {}
+    tensors = {}
     for name, tensor in plain.items():
         prefix, _, leaf = name.rpartition(".")
         if prefix in pairs:
-            made[f"{pairs[prefix]}.{leaf}"] = tensor
-    return made
+            tensors[f"{pairs[prefix]}.{leaf}"] = tensor
+    return tensors
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to those of `DacModel`."""
-    made = renamed(plain, dict(names(cast(SEANet, codec.autoencoder))))
+    tensors = renamed(plain, dict(names(cast(SEANet, codec.autoencoder))))
     quantizer = codec.quantizer
     assert isinstance(quantizer, Residual)
     for index in range(config["n_codebooks"]):
-        ours = f"quantizer.codebooks.{min(index, len(quantizer.codebooks) - 1)}"
-        theirs = f"quantizer.quantizers.{index}"
+        own_prefix = f"quantizer.codebooks.{min(index, len(quantizer.codebooks) - 1)}"
+        dac_prefix = f"quantizer.quantizers.{index}"
         for name in ("in_proj", "out_proj"):
-            made[f"{theirs}.{name}.weight"] = plain[f"{ours}.{name}.weight"][..., None]
-            made[f"{theirs}.{name}.bias"] = plain[f"{ours}.{name}.bias"]
-        made[f"{theirs}.codebook.weight"] = plain[f"{ours}.vectors"]
-    return made
+            tensors[f"{dac_prefix}.{name}.weight"] = plain[f"{own_prefix}.{name}.weight"][..., None]
+            tensors[f"{dac_prefix}.{name}.bias"] = plain[f"{own_prefix}.{name}.bias"]
+        tensors[f"{dac_prefix}.codebook.weight"] = plain[f"{own_prefix}.vectors"]
+    return tensors
 
 
 def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "dim": latent_dim,
             "num_quantizers": given["n_codebooks"],
             "dropout": float(given["quantizer_dropout"]),
-            "loss_weights": {name: float(given[theirs]) for name, theirs in losses.items()},
+            "loss_weights": {name: float(given[option]) for name, option in losses.items()},
             "codebook": {
                 "_target_": "codec.codebooks.FactorizedCodebook",
                 "_partial_": True,
@@ -214,16 +214,18 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of `DacModel` to folded ones of a codec; `codec` gives only the names."""
-    made = renamed(plain, {theirs: ours for ours, theirs in names(cast(SEANet, codec.autoencoder))})
+    tensors = renamed(
+        plain, {dac_prefix: own_prefix for own_prefix, dac_prefix in names(cast(SEANet, codec.autoencoder))}
+    )
     for index in range(config["n_codebooks"]):
-        ours, theirs = f"quantizer.codebooks.{index}", f"quantizer.quantizers.{index}"
+        own_prefix, dac_prefix = f"quantizer.codebooks.{index}", f"quantizer.quantizers.{index}"
         for name in ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias", "codebook.weight"):
-            if f"{theirs}.{name}" not in plain:
-                raise ConfigError(f"{theirs}.{name} is missing")
-            tensor = plain[f"{theirs}.{name}"]
+            if f"{dac_prefix}.{name}" not in plain:
+                raise ConfigError(f"{dac_prefix}.{name} is missing")
+            tensor = plain[f"{dac_prefix}.{name}"]
             leaf = "vectors" if name == "codebook.weight" else name
-            made[f"{ours}.{leaf}"] = tensor[..., 0] if tensor.ndim == 3 else tensor
+            tensors[f"{own_prefix}.{leaf}"] = tensor[..., 0] if tensor.ndim == 3 else tensor
         size = config["codebook_size"]
-        made[f"{ours}.usage"] = torch.full((size,), 1 / size)
-        made[f"{ours}.initialised"] = torch.tensor(True)
-    return made
+        tensors[f"{own_prefix}.usage"] = torch.full((size,), 1 / size)
+        tensors[f"{own_prefix}.initialised"] = torch.tensor(True)
+    return tensors

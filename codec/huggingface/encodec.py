@@ -80,8 +80,8 @@ def to_config(codec: Codec) -> dict[str, Any]:
     quantizer = codec.quantizer
     unlike = differences(codec, net, layers, units)
     if any(unlike.values()):
-        why = "; ".join(reason for reason, found in unlike.items() if found)
-        raise ConfigError(f"not of the shape of EnCodec in transformers: {why}")
+        reasons = "; ".join(reason for reason, differs in unlike.items() if differs)
+        raise ConfigError(f"not of the shape of EnCodec in transformers: {reasons}")
     assert isinstance(quantizer, Residual)
     size = 2 ** math.ceil(math.log2(max(quantizer.codebook_sizes)))
     frame_rate = math.ceil(codec.sample_rate / codec.hop_length)
@@ -133,49 +133,49 @@ def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
         flat: list[tuple[str, nn.Module]] = []
         for index, layer in enumerate(getattr(autoencoder, side)):
             units = list(enumerate(layer)) if isinstance(layer, ResidualUnits) else []
-            ours = f"autoencoder.{side}.{index}"
-            flat += [(f"{ours}.{number}", unit) for number, unit in units] or [(ours, layer)]
+            own_name = f"autoencoder.{side}.{index}"
+            flat += [(f"{own_name}.{number}", unit) for number, unit in units] or [(own_name, layer)]
         if not any(isinstance(layer, LSTM) for _, layer in flat):
             flat.insert(len(flat) - 2 if side == "encoder" else 1, ("", LSTM(1, 1)))
-        for index, (ours, layer) in enumerate(flat):
-            theirs = f"{side}.layers.{index}"
+        for index, (own_name, layer) in enumerate(flat):
+            encodec_name = f"{side}.layers.{index}"
             if isinstance(layer, Conv1d | ConvTranspose1d):
-                yield f"{ours}.conv", f"{theirs}.conv"
+                yield f"{own_name}.conv", f"{encodec_name}.conv"
             elif isinstance(layer, LSTM):
-                yield f"{ours}.lstm" if ours else "", f"{theirs}.lstm"
+                yield f"{own_name}.lstm" if own_name else "", f"{encodec_name}.lstm"
             elif hasattr(layer, "block"):
-                yield f"{ours}.block.1.conv", f"{theirs}.block.1.conv"
-                yield f"{ours}.block.3.conv", f"{theirs}.block.3.conv"
-                yield f"{ours}.skip.conv", f"{theirs}.shortcut.conv"
+                yield f"{own_name}.block.1.conv", f"{encodec_name}.block.1.conv"
+                yield f"{own_name}.block.3.conv", f"{encodec_name}.block.3.conv"
+                yield f"{own_name}.skip.conv", f"{encodec_name}.shortcut.conv"
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to folded ones of `EncodecModel`."""
-    made: dict[str, Tensor] = {}
-    for ours, theirs in names(cast(SEANet, codec.autoencoder)):
-        if not ours:
-            made |= idle_lstm(theirs, config["num_filters"] * 2 ** len(config["upsampling_ratios"]))
-        prefix = f"{ours}."
-        made |= {
-            f"{theirs}.{name.removeprefix(prefix)}": tensor
+    tensors: dict[str, Tensor] = {}
+    for own_name, encodec_name in names(cast(SEANet, codec.autoencoder)):
+        if not own_name:
+            tensors |= idle_lstm(encodec_name, config["num_filters"] * 2 ** len(config["upsampling_ratios"]))
+        prefix = f"{own_name}."
+        tensors |= {
+            f"{encodec_name}.{name.removeprefix(prefix)}": tensor
             for name, tensor in plain.items()
-            if ours and name.startswith(prefix)
+            if own_name and name.startswith(prefix)
         }
     for side in ("encoder", "decoder"):
-        last = max(int(name.split(".")[2]) for name in made if name.startswith(side))
+        last = max(int(name.split(".")[2]) for name in tensors if name.startswith(side))
         name = f"{side}.layers.{last}.conv.weight"
-        made[name] = fit_kernel(made[name], config["last_kernel_size"], config["use_causal_conv"])
+        tensors[name] = fit_kernel(tensors[name], config["last_kernel_size"], config["use_causal_conv"])
     assert isinstance(codec.quantizer, Residual)
     for index, stage in enumerate(codec.quantizer.stages):
         table, missing = stage.table(), config["codebook_size"] - stage.codebook_size
         usage = functional.pad(cast(Tensor, stage.usage), (0, missing))
         table = functional.pad(table, (0, 0, 0, missing), value=FAR)
         prefix = f"quantizer.layers.{index}.codebook"
-        made[f"{prefix}.embed"] = table
-        made[f"{prefix}.embed_avg"] = table * usage[:, None]
-        made[f"{prefix}.cluster_size"] = usage
-        made[f"{prefix}.inited"] = torch.ones(1)
-    return made
+        tensors[f"{prefix}.embed"] = table
+        tensors[f"{prefix}.embed_avg"] = table * usage[:, None]
+        tensors[f"{prefix}.cluster_size"] = usage
+        tensors[f"{prefix}.inited"] = torch.ones(1)
+    return tensors
 
 
 def idle_lstm(prefix: str, channels: int) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
     if wrong or not ratios or len(ratios) > 64 or min(ratios) < 1:
         raise ConfigError(f"no such EnCodec: {', '.join(wrong) or f'upsampling_ratios {ratios}'}")
     norm, pad = given["norm_type"], given["pad_mode"]
-    ours_not = {
+    limits = {
         f"norm_type {norm} (weight_norm alone can be loaded)": norm != "weight_norm",
         f"pad_mode {pad} (we pad zeros; --zero-padding loads it all the same, with other codes at the "
         "edges of a recording)": pad != "constant" and not zero_padding,
@@ -207,8 +207,10 @@ def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
         "compress of which the channels are no multiple": given["num_filters"] % given["compress"] != 0,
         "codebook_dim other than hidden_size": given["codebook_dim"] not in (None, given["hidden_size"]),
     }
-    if any(ours_not.values()):
-        raise ConfigError("this EnCodec has: " + "; ".join(what for what, found in ours_not.items() if found))
+    if any(limits.values()):
+        raise ConfigError(
+            "this EnCodec has: " + "; ".join(reason for reason, applies in limits.items() if applies)
+        )
 
 
 def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[str, Any]:
@@ -269,11 +271,11 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of `EncodecModel` to folded ones of a codec; `codec` gives only the names."""
-    made: dict[str, Tensor] = {}
-    for ours, theirs in names(cast(SEANet, codec.autoencoder)):
-        prefix = f"{theirs}."
-        made |= {
-            f"{ours}.{name.removeprefix(prefix)}": tensor
+    tensors: dict[str, Tensor] = {}
+    for own_name, encodec_name in names(cast(SEANet, codec.autoencoder)):
+        prefix = f"{encodec_name}."
+        tensors |= {
+            f"{own_name}.{name.removeprefix(prefix)}": tensor
             for name, tensor in plain.items()
             if name.startswith(prefix)
         }
@@ -281,17 +283,17 @@ def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str,
     last = len(cast(SEANet, codec.autoencoder).decoder) - 1
     for name in ("encoder.0", "decoder.0", f"decoder.{last}"):
         key = f"autoencoder.{name}.conv.weight"
-        if key in made:
-            made[key] = fit_kernel(made[key], KERNEL, causal)
+        if key in tensors:
+            tensors[key] = fit_kernel(tensors[key], KERNEL, causal)
     for index in range(codec.quantizer.num_quantizers):
         prefix = f"quantizer.layers.{index}.codebook"
         vectors = plain.get(f"{prefix}.embed")
         if vectors is None:
             raise ConfigError(f"{prefix}.embed is missing")
         counts = plain.get(f"{prefix}.cluster_size", torch.zeros(len(vectors)))
-        known = bool(counts.sum() > 0)
-        usage = counts / counts.sum() if known else torch.full_like(counts, 1 / len(counts))
-        made[f"quantizer.codebooks.{index}.vectors"] = vectors
-        made[f"quantizer.codebooks.{index}.usage"] = usage
-        made[f"quantizer.codebooks.{index}.initialised"] = torch.tensor(True)
-    return made
+        has_counts = bool(counts.sum() > 0)
+        usage = counts / counts.sum() if has_counts else torch.full_like(counts, 1 / len(counts))
+        tensors[f"quantizer.codebooks.{index}.vectors"] = vectors
+        tensors[f"quantizer.codebooks.{index}.usage"] = usage
+        tensors[f"quantizer.codebooks.{index}.initialised"] = torch.tensor(True)
+    return tensors

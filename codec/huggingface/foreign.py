@@ -36,26 +36,26 @@ def unit_rows(weight: Tensor) -> Tensor:
     return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
 
 
-def normalised(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def normalized(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Inverse of `folded`: split weights into gain and direction wherever `names` contains these."""
-    made = dict(weights)
+    parametrized = dict(weights)
     for name in [name for name in names if name.endswith(f".{GAIN}")]:
         prefix = name.removesuffix(GAIN)
-        if f"{prefix}weight" in made:
-            weight = made.pop(f"{prefix}weight")
+        if f"{prefix}weight" in parametrized:
+            weight = parametrized.pop(f"{prefix}weight")
             rows = (len(weight), *[1] * (weight.ndim - 1))
             gain = weight.flatten(1).norm(dim=1).view(rows)
             # A row of zeros would become NaN by 0 / 0; with gain 0 any direction is valid.
-            made[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
-            made[f"{prefix}{GAIN}"] = gain
-    return made
+            parametrized[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
+            parametrized[f"{prefix}{GAIN}"] = gain
+    return parametrized
 
 
 def fit_kernel(weight: Tensor, size: int, causal: bool) -> Tensor:
     """Pad a stride-1 convolution's weight `[C', C, k]` with zeros to an equivalent one of `size` taps."""
     missing = size - weight.shape[2]
-    after = 0 if causal else (size - 1) // 2 - (weight.shape[2] - 1) // 2
-    return torch.nn.functional.pad(weight, (missing - after, after))
+    trailing = 0 if causal else (size - 1) // 2 - (weight.shape[2] - 1) // 2
+    return torch.nn.functional.pad(weight, (missing - trailing, trailing))
 
 
 def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dict[str, Any]:
@@ -70,28 +70,28 @@ def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dic
 
 def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Read a foreign `config.json`, merged into its format's defaults; ConfigError for wrong types."""
-    given = read_json(path)
-    check_plain({name: given[name] for name in defaults if name in given}, str(path))
+    options = read_json(path)
+    check_plain({name: options[name] for name in defaults if name in options}, str(path))
     hints = {
         name: list[float] if isinstance(value, list) else type(value) if value is not None else Any
         for name, value in defaults.items()
     }
-    wrong = [name for name, hint in hints.items() if name in given and not fits(given[name], hint)]
+    wrong = [name for name, hint in hints.items() if name in options and not fits(options[name], hint)]
     if wrong:
-        values = ", ".join(f"{name}: {given[name]!r}" for name in wrong)
+        values = ", ".join(f"{name}: {options[name]!r}" for name in wrong)
         raise ConfigError(f"{path}: not what such a model has: {values}")
-    return dict(defaults) | {name: given[name] for name in defaults if name in given}
+    return dict(defaults) | {name: options[name] for name in defaults if name in options}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a mapping from a JSON file; ConfigError if it is damaged."""
     try:
-        given = json.loads(read_small(path))
+        content = json.loads(read_small(path))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: damaged: {error}") from error
-    if not isinstance(given, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(given).__name__}")
-    return given
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(content).__name__}")
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

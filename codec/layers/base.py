@@ -109,8 +109,8 @@ def zeros_beyond(network: nn.Module, lengths: Tensor, longest: int) -> Iterator[
         x = inputs[0]
         size = x.shape[1] if layer.channels_last else x.shape[-1]
         # Exact: lengths are whole frames, and the rate of a layer divides a frame.
-        beyond = torch.arange(size, device=x.device) >= (lengths * size // longest)[:, None]
-        return x.masked_fill(beyond[..., None] if layer.channels_last else beyond[:, None], 0)
+        padding = torch.arange(size, device=x.device) >= (lengths * size // longest)[:, None]
+        return x.masked_fill(padding[..., None] if layer.channels_last else padding[:, None], 0)
 
     ragged = bool((lengths < longest).any())
     ahead = [module for module in network.modules() if looks_ahead(module)] if ragged else []

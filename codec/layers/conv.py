@@ -16,8 +16,8 @@ from codec.layers.streaming import Convolution, Step, Upsampling
 
 def split_padding(total: int, causal: bool) -> tuple[int, int]:
     """Samples of padding before and after: all before if causal, otherwise centered, an odd one before."""
-    left = total if causal else total - total // 2
-    return left, total - left
+    right = 0 if causal else total // 2
+    return total - right, right
 
 
 class Conv1d(Layer):
@@ -108,8 +108,8 @@ class ConvTranspose1d(Layer):
     def forward(self, latents: Tensor) -> Tensor:
         """Upsample `[B, C, F]`."""
         output = self.conv(latents)
-        left, right = self.trim
-        return output[..., left : output.shape[-1] - right]
+        begin, end = self.trim
+        return output[..., begin : output.shape[-1] - end]
 
     @property
     def rate(self) -> int:
@@ -164,7 +164,9 @@ class SubPixel(nn.Module):
 class Layers:
     """Factory for the layers of one network: causal or centered, with or without weight norm, one activation.
 
-    `activation` is a key of `ACTIVATIONS`; ValueError otherwise.
+    Its layers map `[B, C, T]` to `[B, C', T']`. Causal padding is SoundStream's (arXiv 2107.03312), weight
+    norm that of Salimans and Kingma 2016 (arXiv 1602.07868). `activation` is a key of `ACTIVATIONS`;
+    ValueError otherwise.
     """
 
     def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):

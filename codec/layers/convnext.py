@@ -177,7 +177,7 @@ class DepthwiseConv(Layer):
 
 
 class ConvNeXtBlock(Layer):
-    """Residual block on frames `[B, F, C]`: depthwise convolution, normalization, two linear maps.
+    """Residual block `[B, F, C] -> [B, F, C]`: depthwise convolution, normalization, two linear maps.
 
     ConvNeXt (arXiv 2201.03545) along time as in Vocos (2306.00814, Fig. 2). `layer_scale` is the initial
     value of the learned factor of each channel. A causal kernel covers `lookahead` future frames.

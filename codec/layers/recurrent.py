@@ -103,8 +103,8 @@ class Recurrence(Step):
         if x.shape[1] == 0:
             return x, state
         if x.shape[1] > SHORT:
-            output, following = self.lstm(x.transpose(0, 1), (state[0], state[1]))
-            return x + output.transpose(0, 1), list(following)
+            output, new_state = self.lstm(x.transpose(0, 1), (state[0], state[1]))
+            return x + output.transpose(0, 1), list(new_state)
         output, ends = x, []
         for weights, hidden, cell in zip(self.lstm.all_weights, *state, strict=True):
             output, *end = recur(output, hidden, cell, *weights)

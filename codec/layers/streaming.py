@@ -96,24 +96,25 @@ class Convolution(Step):
         padding = [x.new_zeros(len(x), self.right, self.channels)] if final and self.right else []
         x = torch.cat([*state, x, *padding], 1)
         count = max(0, self.count(x.shape[1] - self.left))
-        following = [x[:, count * self.stride :]]
+        new_state = [x[:, count * self.stride :]]
         if torch.compiler.is_compiling() and self.kernel_size > WIDE:
             kernel = self.weight.view(-1, self.kernel_size, self.channels).transpose(1, 2)
             y = functional.conv1d(x.transpose(1, 2), kernel, self.bias, self.stride, 0, self.dilation)
-            return y.transpose(1, 2), following
+            return y.transpose(1, 2), new_state
         if count < MANY or self.channels == 1 or torch.compiler.is_compiling():
-            return linear(self.windows(x, count), self.weight, self.bias), following
+            return linear(self.windows(x, count), self.weight, self.bias), new_state
         # Libraries implement channels last for two dimensions only.
         kernel = self.weight.view(-1, 1, self.kernel_size, self.channels).permute(0, 3, 1, 2)
-        image, along = x.transpose(1, 2).unsqueeze(2), ((1, self.stride), 0, (1, self.dilation))
-        return functional.conv2d(image, kernel, self.bias, *along).squeeze(2).transpose(1, 2), following
+        image, geometry = x.transpose(1, 2).unsqueeze(2), ((1, self.stride), 0, (1, self.dilation))
+        return functional.conv2d(image, kernel, self.bias, *geometry).squeeze(2).transpose(1, 2), new_state
 
     def windows(self, x: Tensor, count: int) -> Tensor:
         """Samples under the taps at `count` positions of the kernel, `[B, count, k * C]`."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # exported graphs have no strides
             reach = (count - 1) * self.stride + 1
             starts = range(0, self.span, self.dilation)
             return torch.cat([x[:, start : start + reach : self.stride] for start in starts], 2)
+        # Overlapping windows as a view, so that `reshape` makes the only copy.
         x = x.contiguous()
         size = (len(x), count, self.kernel_size, self.channels)
         batch, step = x.stride(0), self.channels
@@ -149,16 +150,16 @@ class Upsampling(Step):
 
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Upsample."""
-        more = -(-self.trim // self.stride) if final else 0
-        x = functional.pad(x, (0, 0, 0, more)) if more else x
+        extra_frames = -(-self.trim // self.stride) if final else 0
+        x = functional.pad(x, (0, 0, 0, extra_frames)) if extra_frames else x
         size = len(state) - bool(self.trim)
-        blocks, following = self.steps(x, state[:size])
+        blocks, new_state = self.steps(x, state[:size])
         samples = blocks.reshape(len(x), -1, self.outputs)
         if not self.trim:
-            return samples, following
+            return samples, new_state
         trimmed = min(int(state[-1]), samples.shape[1])
-        end = samples.shape[1] - (more * self.stride - self.trim if final else 0)
-        return samples[:, trimmed:end], [*following, state[-1] - trimmed]
+        end = samples.shape[1] - (extra_frames * self.stride - self.trim if final else 0)
+        return samples[:, trimmed:end], [*new_state, state[-1] - trimmed]
 
 
 class DepthwiseConvolution(Step):
@@ -236,11 +237,11 @@ class Chain(Step):
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Run all steps."""
         ends = list(itertools.accumulate(self.sizes))
-        following: State = []
+        new_state: State = []
         for step, size, end in zip(self.parts, self.sizes, ends, strict=True):
             x, part = step(x, state[end - size : end], final)
-            following += part
-        return x, following
+            new_state += part
+        return x, new_state
 
 
 class Skip(Step):
@@ -263,9 +264,9 @@ class Skip(Step):
     def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
         """Add the block's outputs to the delayed skip path."""
         if not self.waits:
-            output, following = self.block(x, state, final)
-            return self.around(x, [])[0] + output, following
+            output, new_state = self.block(x, state, final)
+            return self.around(x, [])[0] + output, new_state
         delay_line = torch.cat([state[-1], x], 1)
-        output, following = self.block(x, state[:-1], final)
+        output, new_state = self.block(x, state[:-1], final)
         count = output.shape[1]
-        return self.around(delay_line[:, :count], [])[0] + output, [*following, delay_line[:, count:]]
+        return self.around(delay_line[:, :count], [])[0] + output, [*new_state, delay_line[:, count:]]

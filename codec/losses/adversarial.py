@@ -50,8 +50,8 @@ def reduce(values: list[Tensor], reduction: Reduction) -> Tensor:
 class Hinge:
     """Hinge loss (arXiv:2107.03312 eq. 1 and 2): max(0, 1 - D) for real and max(0, 1 + D) for coded audio.
 
-    The codec's loss is max(0, 1 - D) as well, as printed by SoundStream and EnCodec, not -D. `reduction` is
-    over sub-discriminators.
+    The codec's loss is max(0, 1 - D) as well, as printed by SoundStream and EnCodec, not -D. Logits D
+    `[B, ...]` of each sub-discriminator give a scalar; `reduction` is over sub-discriminators.
     """
 
     def __init__(self, reduction: Reduction = "mean"):
@@ -73,7 +73,8 @@ class Hinge:
 class LeastSquares:
     """Least-squares loss (LSGAN, arXiv:1611.04076): targets 1 for the logits of real, 0 for coded audio.
 
-    Used by HiFi-GAN and by DAC's released code; DAC's paper has the hinge loss.
+    Logits `[B, ...]` of each sub-discriminator give a scalar. Used by HiFi-GAN and by DAC's released code;
+    DAC's paper has the hinge loss.
     """
 
     def __init__(self, reduction: Reduction = "sum"):
@@ -93,8 +94,9 @@ class LeastSquares:
 
 
 class FeatureMatching:
-    """L1 distance between a discriminator's feature maps of real and of coded audio.
+    """L1 distance between a discriminator's feature maps `[B, C, ...]` of real and of coded audio.
 
+    As in SoundStream (arXiv:2107.03312); the result is a scalar.
     `reduction="mean"` averages over maps, then sub-discriminators (SoundStream, EnCodec); "sum" adds all maps
     (DAC). `relative` divides each map's distance by the mean of |D(real)| (EnCodec, arXiv:2210.13438), at
     least by `floor`: features near zero would otherwise raise the loss to tens of thousands.

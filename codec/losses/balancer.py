@@ -15,10 +15,10 @@ TINY = 1e-12
 class Balancer(nn.Module):
     """EnCodec's balancer (arXiv:2210.13438): g~_i = R * w_i / sum(w) * g_i / <||g_i||>.
 
-    g_i is the gradient of loss i at the decoder's output `[B, C, T]`. `<||g_i||>` is the average norm of one
-    example's gradient, over the batch, all processes and, exponentially with `decay` and bias correction,
-    over steps. R is `total_norm`. The averages are buffers, so they survive a resume. Each loss costs one
-    backward pass through the discriminator.
+    Scalar losses give one gradient `[B, C, T]`; g_i is that of loss i at the decoder's output. `<||g_i||>` is
+    the average norm of one example's gradient, over the batch, all processes and, exponentially with `decay`
+    and bias correction, over steps. R is `total_norm`. The averages are buffers, so they survive a resume.
+    Each loss costs one backward pass through the discriminator.
 
         gradient = balancer.balance(losses, weights, audio)
         audio.backward(gradient)

@@ -32,6 +32,7 @@ class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
     A reconstruction loss compares two audio tensors `[B, C, T]`, or is a `Loss` of the whole forward pass.
+    Each is a scalar. The sum is SoundStream's (arXiv 2107.03312), the balanced one EnCodec's (2210.13438).
     The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
     "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
     scales gradients instead of losses. The quantizer has weights of its
@@ -62,7 +63,7 @@ class Objective(nn.Module):
     @property
     def needs_discriminator(self) -> bool:
         """True if a loss with a weight above 0 needs a discriminator."""
-        return asks_discriminator(self.weights)
+        return has_adversarial_weight(self.weights)
 
     def reweighted(self, weights: Mapping[str, float]) -> dict[str, float]:
         """All weights, some replaced by `weights`; ValueError as in the constructor."""
@@ -77,7 +78,7 @@ class Objective(nn.Module):
         """Unweighted scalar per name, of all losses but those of a discriminator."""
         losses: dict[str, Tensor] = {}
         for name, loss in self.reconstruction.items():
-            if not any(self.weights[each] > 0 for each in names_of(name, loss)):
+            if not any(self.weights[key] > 0 for key in names_of(name, loss)):
                 continue
             if isinstance(loss, Loss):
                 losses[name] = loss(outputs)
@@ -126,7 +127,7 @@ def names_of(name: str, loss: object) -> tuple[str, ...]:
     return loss.names if isinstance(loss, LossGroup) else (name,)
 
 
-def asks_discriminator(weights: Mapping[str, float]) -> bool:
+def has_adversarial_weight(weights: Mapping[str, float]) -> bool:
     """Test for a weight above 0 of a loss that needs a discriminator."""
     return any(weights.get(name, 0) > 0 for name in ("adversarial", "feature_matching"))
 
@@ -135,7 +136,7 @@ def find_problems(
     reconstruction: Mapping[str, object], weights: Mapping[str, float], others: Mapping[str, object]
 ) -> Iterator[str]:
     """Yield one line for each error in the names or weights."""
-    reconstruction_names = [each for name, loss in reconstruction.items() for each in names_of(name, loss)]
+    reconstruction_names = [key for name, loss in reconstruction.items() for key in names_of(name, loss)]
     names = [*reconstruction_names, *(name for name, loss in others.items() if loss is not None)]
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):

@@ -92,7 +92,7 @@ class MetricProcess:
             )
         return self.process
 
-    def ask(self, metric: PerceptualMetric, audio: np.ndarray, rate: int) -> dict[str, Any]:
+    def send(self, metric: PerceptualMetric, audio: np.ndarray, rate: int) -> dict[str, Any]:
         """Send a request with audio `[2, T]`; returns the answer, or a `reason` after a crash or timeout."""
         process = self.start()
         assert process.stdin and process.stdout
@@ -129,12 +129,12 @@ class MetricProcess:
         """Score of the channels' mean of `[C, T]` at the metric's rate, within ±1; or None and a reason."""
         pair = np.stack([estimate.mean(0), reference.mean(0)]).clip(-1, 1)
         pair = resample(pair, rate, metric.rate or rate).clip(-1, 1)
-        answer = self.ask(metric, pair, metric.rate or rate)
+        answer = self.send(metric, pair, metric.rate or rate)
         return answer.get("value"), answer.get("reason", "")
 
     def check(self, metric: PerceptualMetric) -> PerceptualMetric:
         """Metric with the rate, direction and version of its function; ConfigError if it is missing."""
-        answer = self.ask(metric, np.zeros((2, 0), np.float32), 0)
+        answer = self.send(metric, np.zeros((2, 0), np.float32), 0)
         if "reason" in answer:
             advice = f"; {metric.install}" if answer.get("missing") or metric.function else ""
             raise ConfigError(f"metric {metric.name}: {answer['reason']}{advice}")

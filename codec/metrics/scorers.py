@@ -99,12 +99,12 @@ def plugin(place: str) -> Any:
         spec = importlib.util.spec_from_file_location(Path(module).stem, module)
         if spec is None or spec.loader is None or not Path(module).is_file():
             raise ImportError(f"{module}: no such file")
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = loaded
-        spec.loader.exec_module(loaded)
+        plugin_module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = plugin_module
+        spec.loader.exec_module(plugin_module)
     else:
-        loaded = importlib.import_module(module)
-    return getattr(loaded, name)
+        plugin_module = importlib.import_module(module)
+    return getattr(plugin_module, name)
 
 
 def load(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
@@ -156,9 +156,9 @@ def main() -> None:
     os.dup2(2, 1)  # the output of a metric must not mix with answers
     refuse_network()
     sys.path.append(os.getcwd())  # plug-ins may be in the working directory
-    loaded: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     while line := sys.stdin.buffer.readline():
-        reply = answer(json.loads(line), sys.stdin.buffer, loaded)
+        reply = answer(json.loads(line), sys.stdin.buffer, metrics)
         answers.write(json.dumps(reply).encode() + b"\n")
         answers.flush()
 

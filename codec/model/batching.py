@@ -67,16 +67,16 @@ class WholeSignal:
         self.audio += [audio] if audio.shape[2] else []
         if not final or not self.audio:
             return torch.zeros(1, depth, 0, dtype=torch.int64, device=audio.device)
-        whole, self.audio = torch.cat(self.audio, 2), []
-        return self.codec.encode(whole, num_quantizers, beam)
+        signal, self.audio = torch.cat(self.audio, 2), []
+        return self.codec.encode(signal, num_quantizers, beam)
 
     def decode(self, codes: Tensor, final: bool = False) -> Tensor:
         """Audio `[1, C, T]` of all codes `[1, K, F]` since the last end; none before `final`."""
         self.codes += [codes] if codes.shape[2] else []
         if not final or not self.codes:
             return torch.zeros(1, self.codec.audio_channels, 0, device=codes.device)
-        whole, self.codes = torch.cat(self.codes, 2), []
-        return self.codec.decode(whole)
+        signal, self.codes = torch.cat(self.codes, 2), []
+        return self.codec.decode(signal)
 
 
 def stream_or_whole(codec: Codec) -> Stream | WholeSignal:
@@ -106,11 +106,11 @@ def encode_batch(
 
 def decoder_reach(codec: Codec) -> tuple[int | None, int | None]:
     """Receptive field of a decoded sample, in frames of codes before and after its own; None if unbounded."""
-    before, after = (
+    past, future = (
         None if side is None else math.ceil(side / codec.quantizer.stride)
         for side in codec.autoencoder.decoder_context
     )
-    return before, after
+    return past, future
 
 
 def decode_part(
@@ -121,9 +121,9 @@ def decode_part(
     The audio is equal to a slice of the full signal's. `read(a, b)` returns codes `[K, b - a]` and is called
     only for frames in the receptive field of the part.
     """
-    before, after = decoder_reach(codec)
-    first = 0 if before is None else max(0, start - before)
-    last = n_frames if after is None else min(n_frames, stop + after)
+    past, future = decoder_reach(codec)
+    first = 0 if past is None else max(0, start - past)
+    last = n_frames if future is None else min(n_frames, stop + future)
     device = next(codec.parameters()).device
     chunk = max(1, round(PIECE_SECONDS * codec.frame_rate))
     if last - first <= chunk:

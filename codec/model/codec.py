@@ -32,7 +32,8 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 class Codec(nn.Module):
     """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
 
-    With `conditioning`, such as `codec.layers.FiLM`, latents are modulated by a condition before they are
+    Encoder, quantizer and decoder in sequence, as in SoundStream (arXiv 2107.03312). With
+    `conditioning`, such as `codec.layers.FiLM`, latents are modulated by a condition before they are
     quantized. A call that names none uses the default of `conditioning`.
     """
 

@@ -73,8 +73,8 @@ class Stream:
     def state(self) -> dict[str, Tensor]:
         """State of the stream as named tensors, for `load_state`."""
         parts = {"encoder": self.encoder_state, "decoder": self.decoder_state}
-        named = {f"{part}.{i}": tensor for part, state in parts.items() for i, tensor in enumerate(state)}
-        return {name: tensor.contiguous() for name, tensor in named.items()} | {
+        tensors = {f"{part}.{i}": tensor for part, state in parts.items() for i, tensor in enumerate(state)}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()} | {
             "pending": self.pending.contiguous(),
             "latents": self.latents.contiguous(),
         }
@@ -84,12 +84,12 @@ class Stream:
         current = self.state()
         mismatched = state.keys() ^ current.keys() or {
             name
-            for name, own in current.items()
-            if own.dtype != state[name].dtype or kept(own) != kept(state[name])
+            for name, tensor in current.items()
+            if tensor.dtype != state[name].dtype or fixed_sizes(tensor) != fixed_sizes(state[name])
         }
         if mismatched:
             raise ValueError(f"the state is of another model or batch: {', '.join(sorted(mismatched)[:3])}")
-        tensors = {name: state[name].to(own.device, copy=True) for name, own in current.items()}
+        tensors = {name: state[name].to(tensor.device, copy=True) for name, tensor in current.items()}
         self.pending, self.latents = tensors["pending"], tensors["latents"]
         self.encoder_state = [tensors[f"encoder.{i}"] for i in range(len(self.encoder_state))]
         self.decoder_state = [tensors[f"decoder.{i}"] for i in range(len(self.decoder_state))]
@@ -166,7 +166,7 @@ def pieces(signal: Tensor, length: int, final: bool) -> Iterator[tuple[Tensor, b
             yield chunk, final and number == len(chunks)
 
 
-def kept(tensor: Tensor) -> list[int]:
+def fixed_sizes(tensor: Tensor) -> list[int]:
     """Sizes of a state tensor that do not depend on the position in the signal."""
     sizes = list(tensor.shape)
     return [*sizes[:1], *sizes[2:]]

@@ -97,12 +97,12 @@ def number(value: int) -> str:
 def bounded_building(tensors: int) -> Iterator[None]:
     """Bound the modules, parameters and buffers built in this thread by `tensors`; ConfigError beyond it."""
     # A normalized convolution registers its parts, and itself, about three times per tensor.
-    left, thread = 4 * tensors + 4096, threading.get_ident()
+    budget, thread = 4 * tensors + 4096, threading.get_ident()
 
     def count(*_: Any) -> None:
-        nonlocal left
-        left -= threading.get_ident() == thread
-        if left < 0:
+        nonlocal budget
+        budget -= threading.get_ident() == thread
+        if budget < 0:
             raise ConfigError(f"model: it describes more than {tensors} tensors: {APART}")
 
     handles = [

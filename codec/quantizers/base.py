@@ -98,10 +98,10 @@ class Quantizer(nn.Module):
         if not valid or codes.dtype != torch.int64:
             shape = f"[B, 1..{self.num_quantizers}, F]"
             raise ValueError(f"codes must be int64 {shape}, got {codes.dtype} {list(codes.shape)}")
-        least, most = torch.stack(torch.aminmax(codes)).tolist()  # one transfer from a GPU
-        if least >= 0 and most < min(self.codebook_sizes):
+        smallest, largest = torch.stack(torch.aminmax(codes)).tolist()  # one transfer from a GPU
+        if smallest >= 0 and largest < min(self.codebook_sizes):
             return
-        if least < 0 or any(map(operator.ge, codes.amax((0, 2)).tolist(), self.codebook_sizes)):
+        if smallest < 0 or any(map(operator.ge, codes.amax((0, 2)).tolist(), self.codebook_sizes)):
             raise ValueError(f"codes must be at least 0 and below the codebook sizes {self.codebook_sizes}")
 
     def check_latents(

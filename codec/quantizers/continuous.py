@@ -29,7 +29,10 @@ class Continuous(Quantizer):
 
 
 class Identity(Continuous):
-    """Identity of latents `[B, D, F]`, with empty codes `[B, 0, F]` and infinite bitrate."""
+    """Identity of latents `[B, D, F]`, with empty codes `[B, 0, F]` and infinite bitrate.
+
+    Mimi (arXiv 2410.00037) trains on half of its sequences without quantization; here all of them are.
+    """
 
     def __init__(self, dim: int):
         super().__init__()

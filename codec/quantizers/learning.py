@@ -79,16 +79,16 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     if not reviving:
         return replaced
     generator = torch.Generator().manual_seed(seed)
-    seen: set[Codebook] = set()
+    candidates: set[Codebook] = set()
     firsts: list[tuple[int, Codebook]] = []
     rows_of_stages: list[Tensor] = []
     with torch.autocast(quantized.inputs.device.type, enabled=False):
         for first, stage, inputs, codes in stage_inputs(quantizer, quantized):
-            if stage.revives and stage not in seen:
-                seen.add(stage)
+            if stage.revives and stage not in candidates:
+                candidates.add(stage)
                 firsts.append((first, stage))
                 rows_of_stages.append(random_inputs(stage, inputs, codes, generator))
-            if seen == reviving:
+            if candidates == reviving:
                 break
     for (first, stage), candidate in zip(firsts, all_reduce_sum(rows_of_stages), strict=True):
         vectors, available = candidate[:, :-1], candidate[:, -1] > 0
@@ -108,9 +108,9 @@ def random_inputs(stage: Codebook, inputs: Tensor, codes: Tensor, generator: tor
     picks = random_rows(len(inputs) * world_size(), stage.codebook_size, generator)
     picks = picks.to(inputs.device) - rank() * len(inputs)
     local = picks.clamp(0, len(inputs) - 1)
-    held = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
+    is_local = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
     row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
-    return torch.where(held[:, None], row, 0.0)
+    return torch.where(is_local[:, None], row, 0.0)
 
 
 def random_rows(total: int, count: int, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,9 @@ from codec.quantizers.wrapper import Wrapper
 class Patches(Wrapper):
     """Joins `patch_length` successive latents of `[B, D, F]` to one vector and quantizes it.
 
-    Within a shared `Grouped` of all channels this is channelwise VQ: one codebook for the patches in time of
-    every channel (quantizer-pytorch's `split_size`). ValueError for a `patch_length` below 1.
+    Codes are `[B, K, F / patch_length]`. Within a shared `Grouped` of all channels this is channelwise VQ:
+    one codebook for the patches in time of every channel (NWT, arXiv 2106.04283; quantizer-pytorch's
+    `split_size`). ValueError for a `patch_length` below 1.
     """
 
     def __init__(self, dim: int, quantizer: Callable[[int], Quantizer], patch_length: int = 4):

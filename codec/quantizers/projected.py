@@ -12,7 +12,7 @@ from codec.quantizers.wrapper import Wrapper
 
 
 class Projected(Wrapper):
-    """Quantizes `quantizer_dim` projections of latents `[B, D, F]` and projects back, without bias.
+    """Quantizes projections `[B, quantizer_dim, F]` of latents `[B, D, F]` and projects back, without bias.
 
     Search in fewer dimensions than those of the latents, as in EnCodec's successors (Mimi, arXiv 2410.00037:
     512 to 256). `quantizer` builds the inner quantizer from its number of dimensions. ValueError for a

@@ -23,8 +23,9 @@ MOST_CODES = 4096  # codes per frame
 
 
 class Residual(Quantizer):
-    """Residual VQ (arXiv 2107.03312): `num_quantizers` codebooks for latents `[B, D, F]`, codes `[B, K, F]`.
+    """Residual VQ: `num_quantizers` codebooks for latents `[B, D, F]`, codes `[B, K, F]`.
 
+    SoundStream's cascade (arXiv 2107.03312, Algorithm 1).
     `codebook` builds one stage from `dim`. `codebook_sizes` are separate sizes of the stages; `shared` uses
     one codebook for all stages. With `strides` (SNAC, arXiv 2410.14411) stage i codes means of `strides[i]`
     latents. A frame of codes then has the largest stride, and its codes are ordered by stage, then time.
@@ -119,12 +120,13 @@ class Residual(Quantizer):
         inputs = rows(latents.float())
         depth, computed = self.depth_of_frames(num_quantizers, batch, frames, latents.device)
         if mask is not None:
+            # Masked frames become zeros of depth 0: no loss and no codebook statistic counts them.
             inputs = torch.where(mask.reshape(-1, 1).repeat_interleave(self.stride, 0), inputs, 0.0)
             depth = depth * mask.reshape(-1)
         # No mask is needed if every frame uses every stage.
         complete = self.stride == 1 or computed == self.num_quantizers
-        whole = mask is None and not isinstance(num_quantizers, Tensor) and complete
-        total, codes, losses = self.cascade(inputs, depth, computed, whole, generator)
+        all_frames = mask is None and not isinstance(num_quantizers, Tensor) and complete
+        total, codes, losses = self.cascade(inputs, depth, computed, all_frames, generator)
         return Quantized(
             columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
         )
@@ -139,10 +141,16 @@ class Residual(Quantizer):
         return torch.full((batch * frames,), computed, device=device), computed
 
     def cascade(
-        self, inputs: Tensor, depth: Tensor, computed: int, whole: bool, generator: torch.Generator | None
+        self,
+        inputs: Tensor,
+        depth: Tensor,
+        computed: int,
+        all_frames: bool,
+        generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Quantize rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
         copies_gradient = self.stages[0].straight_through_cascade
+        # Detached stages, because a gradient through each of them would be K times that of one.
         residual = inputs.detach() if copies_gradient else inputs
         scale = 1 / (depth > 0).sum().clamp(min=1)
         total, commitments = torch.zeros_like(inputs), torch.zeros_like(inputs)
@@ -159,11 +167,11 @@ class Residual(Quantizer):
             vectors = vectors.detach() if copies_gradient else vectors
             remainder = subtract(stage_inputs, vectors, own=copies_gradient and first > 0 and not errors)
             if copies_gradient and "commitment" in self.loss_weights:
-                commitment = remainder if whole else remainder * used[:, None]
+                commitment = remainder if all_frames else remainder * used[:, None]
                 squares = torch.dot(commitment.flatten(), commitment.flatten()) * (scale / (count * self.dim))
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 commitments += spread(commitment, stride)
-            masked_vectors = vectors if whole else vectors * used[:, None]
+            masked_vectors = vectors if all_frames else vectors * used[:, None]
             total += spread(masked_vectors, stride)
             residual = remainder if stride == 1 else residual - spread(vectors, stride)
         if copies_gradient:

@@ -67,8 +67,8 @@ class Wrapper(Quantizer):
     @torch.no_grad()
     def initialise(self, pool: Tensor) -> None:
         """Fit the inner quantizer to the mapped pool."""
-        whole = pool[: len(pool) // self.length * self.length]
-        self.quantizer.initialise(self.to_inner(whole.T[None])[0].T)
+        patches = pool[: len(pool) // self.length * self.length]
+        self.quantizer.initialise(self.to_inner(patches.T[None])[0].T)
 
     def inside(self, quantized: Quantized) -> Quantized:
         """Record for the inner quantizer."""

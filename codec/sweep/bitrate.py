@@ -59,7 +59,7 @@ def at_bitrate(
             "comparison: sweep.unlimited=true"
         )
     target, best = kbps * 1000, (abs(base - kbps * 1000), base, quantizer)
-    for candidate in itertools.chain([quantizer], Neighbours(quantizer, target, measure)):
+    for candidate in itertools.chain([quantizer], Neighbors(quantizer, target, measure)):
         try:
             rate = measure(candidate)
         except ConfigError:  # impossible sizes, such as a number of groups that does not divide dim
@@ -82,7 +82,7 @@ def bitrate_of(model: Mapping[str, Any]) -> Callable[[Config], float]:
     return measure
 
 
-class Neighbours:
+class Neighbors:
     """Variants of a quantizer's config for a target in bit/s, the smallest changes first."""
 
     def __init__(self, quantizer: Config, target: float, measure: Callable[[Config], float]):
@@ -114,7 +114,7 @@ class Neighbours:
         """Variant with the number of stages of the closest bitrate."""
         if not self.count:
             return node
-        steps = self.between(*(with_count(node, self.count, self.fewest + more) for more in (0, 1)))
+        steps = self.between(*(with_count(node, self.count, self.fewest + step) for step in (0, 1)))
         number = self.fewest if math.isnan(steps) else round(self.fewest + steps)
         return with_count(node, self.count, min(max(number, self.fewest), MOST_STAGES))
 

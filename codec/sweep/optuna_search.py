@@ -21,6 +21,8 @@ Values = dict[str, str]
 class Search:
     """Resumable search: `trials` runs whose options Optuna's TPE suggests to improve `metric`.
 
+    Tree-structured Parzen estimator of Bergstra et al. 2011, in Optuna (arXiv 1907.10902).
+
     `parallel` trials are suggested at a time, without each other's results. ValueError for numbers below 1.
     """
 
@@ -46,8 +48,8 @@ class Search:
             raise ConfigError("search=optuna: no option to search: give options as a,b or interval(low,high)")
         study = open_study(optuna, folder, self)
         states = optuna.trial.TrialState
-        while len(ended := study.get_trials(states=(states.COMPLETE, states.FAIL))) < self.trials:
-            number = min(self.parallel, self.trials - len(ended))
+        while len(finished_trials := study.get_trials(states=(states.COMPLETE, states.FAIL))) < self.trials:
+            number = min(self.parallel, self.trials - len(finished_trials))
             trials = [study.ask() for _ in range(number)]
             places = start([{key: pick(trial, key, space[key]) for key in space} for trial in trials])
             for trial, place in zip(trials, places, strict=True):
@@ -56,8 +58,8 @@ class Search:
         if not study.get_trials(states=(states.COMPLETE,)):
             return f"no trial of {self.trials} ended with a score"
         best = study.best_trial
-        chosen = " ".join(f"{key}={value}" for key, value in best.params.items())
-        return f"best {self.metric} of {self.trials} trials: {best.value:.4g} with {chosen}"
+        best_options = " ".join(f"{key}={value}" for key, value in best.params.items())
+        return f"best {self.metric} of {self.trials} trials: {best.value:.4g} with {best_options}"
 
 
 def open_study(optuna: Any, folder: Path, search: Search) -> Any:

@@ -61,18 +61,18 @@ class RayLauncher(Launcher):
             task.remote(number, list(overrides), *self.work, state)
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
-        returns = []
+        results = []
         try:
             for job in running:
                 try:
-                    returns.append(ray.get(job))
+                    results.append(ray.get(job))
                 except RayError as error:
-                    failed = JobReturn(status=JobStatus.FAILED)
-                    failed.return_value = error
-                    returns.append(failed)
+                    failure = JobReturn(status=JobStatus.FAILED)
+                    failure.return_value = error
+                    results.append(failure)
         finally:
             ray.shutdown()
-        return returns
+        return results
 
 
 def execute(

@@ -74,7 +74,7 @@ class Sweep(Sweeper):
         texts = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = parser.parse_overrides(texts)
         self.jobs: list[Job] = []
-        status, begun = 0, time.time()
+        status, start = 0, time.time()
         try:
             if self.config.get("search"):
                 print(self.search(overrides))
@@ -85,8 +85,8 @@ class Sweep(Sweeper):
             status = 2
         except KeyboardInterrupt:
             status = 130
-        failed = self.summarise(begun) if self.jobs else 0
-        raise SystemExit(status or (1 if failed else 0))
+        failures = self.summarize(start) if self.jobs else 0
+        raise SystemExit(status or (1 if failures else 0))
 
     def grid(self, overrides: Sequence[Override]) -> None:
         """Run every combination of the swept values."""
@@ -194,7 +194,7 @@ class Sweep(Sweeper):
                 return
             jobs = remaining
 
-    def summarise(self, begun: float) -> int:
+    def summarize(self, begun: float) -> int:
         """Print the unfinished runs with their reasons; returns their number."""
         jobs = list({job.folder: job for job in self.jobs}.values())
         unfinished = [job for job in jobs if job.state.get("status") != "done"]
@@ -229,10 +229,10 @@ def check_unchanged(job: Job) -> None:
     )
     if not has_checkpoint or previous == current:
         return
-    changed = ", ".join(sorted(previous ^ current))
+    differences = ", ".join(sorted(previous ^ current))
     raise ConfigError(
-        f"{job.folder} was made with other options ({changed}): give this sweep another name=..., or remove "
-        "that folder"
+        f"{job.folder} was made with other options ({differences}): give this sweep another name=..., or "
+        "remove that folder"
     )
 
 
@@ -241,7 +241,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
 
     Returns 0, or 1 after printing an error. KeyboardInterrupt if a signal stopped the run.
     """
-    began = time.time()
+    start = time.time()
     record(folder, status="running", error=None, traceback=None)
     try:
         status = command()
@@ -255,7 +255,7 @@ def recorded(folder: Path, command: Callable[[], int]) -> int:
     if status > 128:
         record(folder, status="interrupted")
         raise KeyboardInterrupt
-    record(folder, status="done", ended=time.time(), seconds=round(time.time() - began, 1))
+    record(folder, status="done", ended=time.time(), seconds=round(time.time() - start, 1))
     return 0
 
 

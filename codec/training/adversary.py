@@ -14,10 +14,10 @@ def discriminator_loss(
     discriminator: Discriminator, objective: Objective, audio: Tensor, estimate: Tensor
 ) -> Tensor:
     """Discriminator loss on real and reconstructed audio `[B, C, T]`, in one batch."""
-    judged = discriminator(torch.cat([audio, estimate.detach()]))
+    judgements = discriminator(torch.cat([audio, estimate.detach()]))
     batch = len(audio)
-    real = [one._replace(logits=one.logits[:batch], features=[]) for one in judged]
-    fake = [one._replace(logits=one.logits[batch:], features=[]) for one in judged]
+    real = [one._replace(logits=one.logits[:batch], features=[]) for one in judgements]
+    fake = [one._replace(logits=one.logits[batch:], features=[]) for one in judgements]
     return objective.discriminator_loss(real, fake)
 
 

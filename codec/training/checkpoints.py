@@ -214,8 +214,8 @@ class LastCheckpoint(HealthyCheckpoint):
     ) -> None:
         """Save after an error between two steps, such as missing data."""
         progress = trainer.fit_loop.epoch_loop.batch_progress.total
-        between = progress.ready == progress.completed > 0
-        if isinstance(exception, Exception) and between and is_healthy(pl_module):
+        between_steps = progress.ready == progress.completed > 0
+        if isinstance(exception, Exception) and between_steps and is_healthy(pl_module):
             # `trainer.save_checkpoint` would wait for the other processes.
             state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.checkpoint_io.save_checkpoint(state, self.path)

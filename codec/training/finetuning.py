@@ -52,11 +52,11 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
 
 def with_model(composed: Any, codec: Codec) -> Any:
     """Copy of a composed config with the model of a codec; the conditioning stays if the codec has none."""
-    changed, model = copy.deepcopy(composed), codec.config or {}
+    config, model = copy.deepcopy(composed), codec.config or {}
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
     parts |= {"channels": model["autoencoder"].get("audio_channels", 1)}
     parts |= {"conditioning": model["conditioning"]} if codec.conditioning.names else {}
     parts |= {"model": model | {"conditioning": "${conditioning}"}}
     for name, value in parts.items():
-        OmegaConf.update(changed, name, value, merge=False, force_add=True)
-    return changed
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
+    return config

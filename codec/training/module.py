@@ -52,11 +52,11 @@ class TrainingFailed(RuntimeError):
 class CodecTraining(lightning.LightningModule):
     """Trains a codec on reconstruction losses and, from step `adversarial_from`, against a discriminator.
 
-    Each batch is one generator forward, one discriminator step on its detached output, one generator step,
-    one codebook update, and counts as one `global_step`. All random draws are seeded with the data's seed
-    and the step, so that a resumed run repeats an uninterrupted one. Submodules of the codec in `freeze`
-    are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and the use of the
-    discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
+    Each batch `[B, C, T]` is one generator forward to `[B, C, T]`, one discriminator step on its detached
+    output, one generator step (SoundStream, arXiv 2107.03312), one codebook update and one `global_step`.
+    All random draws are seeded with the data's seed and the step: a resumed run repeats an uninterrupted
+    one. Submodules in `freeze` are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and
+    the discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
     """
 
     def __init__(
@@ -212,9 +212,9 @@ class CodecTraining(lightning.LightningModule):
     def draw_num_quantizers(self, batch_size: int) -> Tensor | None:
         """Quantizer dropout: a `num_quantizers` `[B]` for this process's part of the joint batch."""
         generator = torch.Generator().manual_seed(self.step_seed())
-        drawn = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
+        depths = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
         start = rank() * batch_size
-        return None if drawn is None else drawn[start : start + batch_size].to(self.device)
+        return None if depths is None else depths[start : start + batch_size].to(self.device)
 
     def step_seed(self) -> int:
         """Seed of this step's random draws, the same on all processes."""
@@ -251,16 +251,16 @@ class CodecTraining(lightning.LightningModule):
     def after_step(self, quantized: Quantized) -> Tensor | None:
         """Update codebooks and averaged weights; returns the number of revived codes, see `Step`."""
         replaced = self.update_quantizer(quantized) if self.stage.teaches_quantizer else None
-        done = self.place + 1
-        follow(self.average, self.codec, min(self.average_decay, done / (done + 10)))
+        steps = self.place + 1
+        follow(self.average, self.codec, min(self.average_decay, steps / (steps + 10)))
         self.skipped_in_a_row = 0
         return replaced
 
     def update_quantizer(self, quantized: Quantized) -> Tensor | None:
         """Update the codebooks with one batch; every `revive_every` steps, revive dead codes."""
         self.quantizer.update(quantized)
-        due = self.stage.bottleneck == "codes" and self.global_step % self.revive_every == 0
-        return self.quantizer.revive(quantized, self.step_seed()) if due else None
+        revives = self.stage.bottleneck == "codes" and self.global_step % self.revive_every == 0
+        return self.quantizer.revive(quantized, self.step_seed()) if revives else None
 
     def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
         """Log the losses that were not finite and their files; TrainingFailed after too many in a row."""

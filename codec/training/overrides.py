@@ -54,8 +54,8 @@ def check_readable(arguments: Iterable[str]) -> None:
             parser.parse_override(argument)
         except HydraException as error:
             key, _, value = argument.partition("=")
-            listed = value[:1] + value[-1:] == "[]"
-            example = f"{key}=['a (path)','another']" if listed else f"{key}={in_quotes(value)}"
+            is_list = value[:1] + value[-1:] == "[]"
+            example = f"{key}=['a (path)','another']" if is_list else f"{key}={in_quotes(value)}"
             reason = str(error).partition("\n")[0]
             in_shell = shlex.quote(example) if re.search(r'["$`\\!]', example) else f'"{example}"'
             raise ConfigError(f"{argument}: cannot be read ({reason}). Quote it twice: {in_shell}") from error
@@ -92,8 +92,8 @@ def unknown_key(key: str, config: Mapping[str, Any]) -> str:
         if not isinstance(node, Mapping):
             return ""
         if name not in node:
-            where = ".".join(path[:depth])
-            close = meant(name, [option for option in node if not option.startswith("_")], where)
+            group = ".".join(path[:depth])
+            close = meant(name, [option for option in node if not option.startswith("_")], group)
             if not close and "_target_" in node:
                 close = f" in its yaml; if {node['_target_']} has it, add it with +{key}=..."
             return f"{key}: there is no such option{close}"

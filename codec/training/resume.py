@@ -53,13 +53,13 @@ def what_is_saved(checkpoint: Path) -> str:
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
     """ConfigError that lists every model option that differs from the checkpoint's."""
     saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
-    changed = [
+    differences = [
         f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
         for key in sorted(saved.keys() | current.keys())
         if saved.get(key) != current.get(key)
     ]
-    if changed:
-        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(changed))
+    if differences:
+        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(differences))
 
 
 def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
@@ -89,24 +89,24 @@ def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
 
     The steps of the last of them may change, but not below the number already done.
     """
-    saved, now = open_checkpoint(checkpoint).get("stages", []), plain(stages)
+    saved, configured = open_checkpoint(checkpoint).get("stages", []), plain(stages)
     number, last = locate([stage["steps"] for stage in saved], max(checkpoint_step(checkpoint) - 1, 0))
-    begun, current = saved[: number + 1], now[: number + 1]
-    if len(begun) == len(current) == number + 1 and current[-1]["steps"] > last:
-        current[-1]["steps"] = begun[-1]["steps"]
-    if begun == current:
+    old_stages, new_stages = saved[: number + 1], configured[: number + 1]
+    if len(old_stages) == len(new_stages) == number + 1 and new_stages[-1]["steps"] > last:
+        new_stages[-1]["steps"] = old_stages[-1]["steps"]
+    if old_stages == new_stages:
         return
-    before, after = (
+    old, new = (
         flatten({f"stages[{i}]": stage for i, stage in enumerate(plain_stages)})
-        for plain_stages in (begun, current)
+        for plain_stages in (old_stages, new_stages)
     )
-    changed = [
-        f"{key}: {before.get(key)} in the checkpoint, {after.get(key)} now"
-        for key in before | after
-        if before.get(key) != after.get(key)
+    differences = [
+        f"{key}: {old.get(key)} in the checkpoint, {new.get(key)} now"
+        for key in old | new
+        if old.get(key) != new.get(key)
     ]
     raise ConfigError(
-        f"{checkpoint} was made with other training.stages:\n" + "\n".join(changed) + "\nThose that have "
+        f"{checkpoint} was made with other training.stages:\n" + "\n".join(differences) + "\nThose that have "
         "begun must stay; only the last of them may have other steps, no fewer than are done, and what "
         "follows it is free"
     )

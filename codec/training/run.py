@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from codec.config import ConfigError
 from codec.data.index import DataError
 from codec.data.loader import named_losses
-from codec.data.partition import read_record, say_changes, write_record
+from codec.data.partition import read_record, warn_of_changes, write_record
 from codec.model.codec import Codec, count_parameters
 from codec.system.files import write_whole
 from codec.training.build import Run, build_parts
@@ -95,7 +95,7 @@ def prepare(
     if trainer.is_global_zero:
         save_config(folder, config)
         print(describe(run), flush=True)
-        say_changes(record, [*itertools.chain(*data.trained), *data.valid])
+        warn_of_changes(record, [*itertools.chain(*data.trained), *data.valid])
         write_record(folder, data.trained, data.valid, record)
     return run
 

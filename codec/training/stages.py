@@ -14,7 +14,7 @@ from codec.config import TARGET, ConfigError, build, validate
 from codec.data.crops import Batch
 from codec.data.module import AudioData
 from codec.losses.base import Forward
-from codec.losses.objective import Objective, asks_discriminator
+from codec.losses.objective import Objective, has_adversarial_weight
 from codec.model.codec import Codec
 from codec.quantizers.base import Quantizer
 from codec.quantizers.channel import GaussianChannel
@@ -116,15 +116,15 @@ def check_stages(
         raise ValueError(f"stages: each needs a name of its own, got {names}")
     any_adversarial = False
     for stage in stages:
-        where = f"stages: {stage.name}: " if stage.name else ""
+        prefix = f"stages: {stage.name}: " if stage.name else ""
         try:
             freeze_submodules(codec, stage.frozen)
-            adversarial = asks_discriminator(objective.reweighted(stage.weights or {}))
+            adversarial = has_adversarial_weight(objective.reweighted(stage.weights or {}))
         except ValueError as error:
-            raise ValueError(f"{where}{error}") from error
+            raise ValueError(f"{prefix}{error}") from error
         if stage.name and stage.adversarial and not (adversarial and has_discriminator):
             raise ValueError(
-                f"{where}adversarial needs a discriminator, and a weight of adversarial or feature_matching "
+                f"{prefix}adversarial needs a discriminator, and a weight of adversarial or feature_matching "
                 "above 0: choose both, or adversarial: false"
             )
         any_adversarial = any_adversarial or adversarial
@@ -154,9 +154,9 @@ def reconstruct(
 
 def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
     """Bottlenecks of stages without codes, by name; ValueError for a channel without a bitrate."""
-    used = {stage.bottleneck for stage in stages}
+    bottlenecks = {stage.bottleneck for stage in stages}
     modules: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
-    if "channel" in used:
+    if "channel" in bottlenecks:
         if not quantizer.codebook_sizes:
             raise ValueError("stages: a channel takes its rate from a quantizer with codes: choose one")
         depths = range(1, quantizer.num_quantizers + 1)

@@ -60,9 +60,9 @@ class Telemetry(Callback):
             dynamic_ncols=True,
             disable=rank() > 0 or not self.terminal,
         )
-        self.say_new_rate(trainer, pl_module)
+        self.warn_of_new_rate(trainer, pl_module)
 
-    def say_new_rate(self, trainer: lightning.Trainer, module: CodecTraining) -> None:
+    def warn_of_new_rate(self, trainer: lightning.Trainer, module: CodecTraining) -> None:
         """Warn if a resumed run's learning rate differs from that of its last step."""
         optimizer, step = trainer.optimizers[0], trainer.global_step
         number, place = module.locate(max(step - 1, 0))
@@ -70,7 +70,7 @@ class Telemetry(Callback):
         base = optimizer.defaults["lr"] if base is None else base
         old, new = optimizer.param_groups[0]["lr"], base * module.schedules[number].factor(place)
         if step and abs(new - old) > 0.01 * old:
-            self.say(
+            self.print_line(
                 trainer,
                 f"the learning rate goes from {old:.3g} to {new:.3g}, because its options are others than "
                 "before. A cosine spans trainer.max_steps unless optimizer.schedule.total_steps is given",
@@ -109,13 +109,13 @@ class Telemetry(Callback):
     def report(self, trainer: lightning.Trainer, module: CodecTraining, batch: Batch) -> None:
         """Send the metrics since the last report to loggers, bar and terminal."""
         elapsed = time.monotonic() - self.began
-        waited = all_gather_rows(torch.tensor([self.waited], device=module.device)).max().item()
+        wait = all_gather_rows(torch.tensor([self.waited], device=module.device)).max().item()
         seconds = batch.audio.shape[0] * batch.audio.shape[-1] / module.codec.sample_rate
         codebook = codebook_health(module.quantizer, self.steps)
         losses = average_losses(self.steps)
         speed = {
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
-            "speed/data_wait": waited / elapsed,
+            "speed/data_wait": wait / elapsed,
         }
         if module.device.type == "cuda":
             speed["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
@@ -131,7 +131,7 @@ class Telemetry(Callback):
         self.bar.set_postfix(summary, refresh=True)
         if not self.terminal:
             words = ", ".join(f"{name} {value}" for name, value in summary.items())
-            self.say(trainer, f"{words}, {self.clock(trainer)}")
+            self.print_line(trainer, f"{words}, {self.clock(trainer)}")
         if self.place + 1 >= SETTLED:
             reconstruction = {
                 name: losses[name] for name in module.objective.reconstruction if name in losses
@@ -143,25 +143,25 @@ class Telemetry(Callback):
                 kind = re.sub(r"[\d.,]+", "", warning)
                 if kind not in self.warned:
                     self.warned.add(kind)
-                    self.say(trainer, warning)
+                    self.print_line(trainer, warning)
         self.steps, self.waited = [], 0.0
         self.began = time.monotonic()
 
     def clock(self, trainer: lightning.Trainer) -> str:
         """Elapsed time, and estimated time left."""
-        elapsed, done = time.monotonic() - self.started, trainer.global_step - self.first
+        elapsed, steps = time.monotonic() - self.started, trainer.global_step - self.first
         words = f"elapsed {tqdm.format_interval(elapsed)}"
-        if trainer.max_steps < 0 or not done:
+        if trainer.max_steps < 0 or not steps:
             return words
-        remaining = (trainer.max_steps - trainer.global_step) * elapsed / done
+        remaining = (trainer.max_steps - trainer.global_step) * elapsed / steps
         return f"{words}, left {tqdm.format_interval(remaining)}"
 
-    def say(self, trainer: lightning.Trainer, text: str) -> None:
+    def print_line(self, trainer: lightning.Trainer, text: str) -> None:
         """Print a line above the bar, on the first process."""
         if rank() == 0:
-            where = f"step {trainer.global_step}/{trainer.max_steps}"
+            position = f"step {trainer.global_step}/{trainer.max_steps}"
             with suppress(OSError):  # of a closed terminal; only a signal stops training
-                tqdm.write(", ".join(filter(None, [where, self.label])) + f": {text}", file=sys.stderr)
+                tqdm.write(", ".join(filter(None, [position, self.label])) + f": {text}", file=sys.stderr)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print and log the validation scores; restart the clock, so that validation is no waiting time."""
@@ -170,7 +170,9 @@ class Telemetry(Callback):
             for name, score in trainer.callback_metrics.items()
             if name.startswith("valid/")
         }
-        self.say(trainer, "validation " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+        self.print_line(
+            trainer, "validation " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        )
         metrics = {f"valid/{name}": score for name, score in scores.items()}
         to_loggers(trainer, lambda logger: logger.log_metrics(metrics, trainer.global_step))
         self.began = time.monotonic()
@@ -198,9 +200,9 @@ def short_summary(
     losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
 ) -> dict:
     """Losses, codebook usage and speed, for the progress bar."""
-    shown = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
+    values = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
     usage = [value for name, value in codebook.items() if "/usage_" in name]
     if usage:
-        shown["codes used"] = f"{sum(usage) / len(usage):.0%}"
-    shown["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
-    return shown
+        values["codes used"] = f"{sum(usage) / len(usage):.0%}"
+    values["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
+    return values

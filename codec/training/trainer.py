@@ -125,13 +125,13 @@ def build_trainer(
 
     try:
         trainer = make()
-        several = trainer.world_size > 1 and options["strategy"] == "auto"
-        return make(strategy=SEVERAL) if several else trainer
+        is_distributed = trainer.world_size > 1 and options["strategy"] == "auto"
+        return make(strategy=SEVERAL) if is_distributed else trainer
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
 def launcher() -> list[LightningEnvironment]:
     """Lightning's own launcher for a Slurm job without srun, where Lightning would wait for other tasks."""
-    alone = "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ
-    return [LightningEnvironment()] if alone and not TorchElasticEnvironment.detect() else []
+    single_process = "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ
+    return [LightningEnvironment()] if single_process and not TorchElasticEnvironment.detect() else []

@@ -122,7 +122,7 @@ def test_a_wider_beam_never_loses_more(name):
     depth = max(len(cascade.strides) for cascade in cascades(quantizer))
     with torch.no_grad():
         if depth > 1 and any(isinstance(part, torch.nn.Conv1d) for part in quantizer.modules()):
-            # The search sees projected latents: what it minimises is measured there.
+            # The search sees projected latents: what it minimizes is measured there.
             quantizer = next(part for part in cascades(quantizer) if len(part.strides) == depth)
         inputs = torch.randn(BATCH, quantizer.dim, FRAMES * quantizer.stride)
         errors = []
