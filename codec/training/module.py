@@ -285,11 +285,16 @@ class CodecTraining(lightning.LightningModule):
         trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
         quantizer = self.quantizer_of(trained, self.average)
         estimate = reconstruct(self.average, quantizer, audio).estimate.float()
-        for name, score in SCORES.items():
+        for metric in SCORES:
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
-            mean = score(estimate, audio, self.codec.sample_rate).mean()
+            mean = metric.score(estimate, audio, self.codec.sample_rate).mean()
             self.log(
-                f"valid/{name}", mean, batch_size=len(audio), sync_dist=True, on_epoch=True, logger=False
+                f"valid/{metric.name}",
+                mean,
+                batch_size=len(audio),
+                sync_dist=True,
+                on_epoch=True,
+                logger=False,
             )
         return estimate
 

@@ -26,7 +26,8 @@ from codec.data.module import AudioData
 from codec.data.partition import read_record, say_changes, write_record
 from codec.evaluation.evaluate import evaluate
 from codec.evaluation.writing import print_summary
-from codec.metrics.perceptual import PerceptualMetric, choose_metrics
+from codec.metrics.base import Metric
+from codec.metrics.registry import choose_metrics
 from codec.model.codec import Codec, count_parameters
 from codec.model.saving import build_codec
 from codec.system.files import write_whole
@@ -217,7 +218,7 @@ def finish(
     data: AudioData,
     stop: StopOnSignal,
     trainer: lightning.Trainer,
-    metrics: Sequence[PerceptualMetric],
+    metrics: Sequence[Metric],
 ) -> int:
     """Save the averaged codec, evaluate it, print the paths of all outputs; returns the exit status."""
     folder = Path(trainer.default_root_dir)
@@ -260,7 +261,7 @@ def finish(
     return 0
 
 
-def perceptual_metrics(config: dict[str, Any]) -> list[PerceptualMetric]:
+def perceptual_metrics(config: dict[str, Any]) -> list[Metric]:
     """Perceptual metrics of the final evaluation; ConfigError, before training, for a missing one."""
     names = config["metrics"] if config["evaluate"] else None
     if not fits(names, str | list | None):
