@@ -9,18 +9,9 @@ from curve_scores import UNQUANTIZED, Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from codec.metrics.registry import described
 from codec.system.files import written_whole
 
-TITLES = {
-    "si_sdr": "SI-SDR, dB",
-    "mel": "mel distance (lower is better)",
-    "stoi": "STOI",
-    "estoi": "ESTOI",
-    "pesq_wb": "PESQ-WB",
-    "pesq_nb": "PESQ-NB",
-    "visqol_speech": "ViSQOL speech",
-    "dnsmos_p808": "DNSMOS P.808",
-}
 LEVELS = ("opus_6", "opus_8", "opus_11", "opus_16")
 COSTS = {"cpu_hours": "CPU-hours", "audio_hours": "hours of audio seen"}
 
@@ -36,7 +27,9 @@ def draw(path: Path, rows: Sequence[Row], baselines: Sequence[Row], scores: Sequ
         levels(panel, baselines, score)
         spread = [float(row[cost]) or 1.0 for row in rows]
         scale = "log" if max(spread) > 5 * min(spread) else "linear"  # whose ticks would overlap
-        panel.set(title=TITLES.get(score, score), xscale=scale, xlabel=COSTS[cost])
+        (metric,) = described([score], [])
+        title = f"{metric.heading} (lower is better)" if metric.lower else metric.heading
+        panel.set(title=title, xscale=scale, xlabel=COSTS[cost])
         panel.grid(alpha=0.3)
     for panel in panels[len(scores) :]:
         panel.set_axis_off()

@@ -24,12 +24,14 @@ from codec.evaluation.classical import Baseline
 from codec.evaluation.evaluate import Options, score
 from codec.evaluation.reading import read_clip
 from codec.evaluation.systems import Point
-from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.metrics.base import Metric
+from codec.metrics.process import MetricProcess
+from codec.metrics.signal import MEL, SI_SDR
 from codec.model.codec import Codec
 
 UNQUANTIZED = "none"  # in place of a number of stages
 MAX_SECONDS = 20.0  # of a file
-OWN_SCORES = ("si_sdr", "mel")
+OWN_SCORES = (SI_SDR.name, MEL.name)
 
 
 class Reconstruction(NamedTuple):
@@ -52,7 +54,7 @@ class Listener:
         files: Sequence[str],
         sample_rate: int,
         channels: int,
-        metrics: Sequence[PerceptualMetric],
+        metrics: Sequence[Metric],
         workers: int = 1,
     ):
         processes = [MetricProcess() for _ in range(workers)]

@@ -24,7 +24,8 @@ from codec.evaluation.reading import read_clip
 from codec.evaluation.statistics import interval
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
-from codec.metrics.perceptual import MetricProcess, choose_metrics
+from codec.metrics.process import MetricProcess
+from codec.metrics.registry import choose_metrics
 from codec.metrics.signal import mel_distance
 from codec.model.codec import Codec
 from codec.model.saving import load

@@ -26,7 +26,7 @@ from codec.config import ConfigError
 from codec.data.scan import scan
 from codec.evaluation.classical import Baseline
 from codec.evaluation.writing import write_table
-from codec.metrics.perceptual import choose_metrics
+from codec.metrics.registry import choose_metrics
 from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.model.untrusted import read_yaml

@@ -280,7 +280,7 @@ def test_commands_are_listed_in_words_and_a_typo_is_mended():
 
 def test_what_the_parsers_say_is_what_the_modules_have():
     from codec.commands.export import FORMATS
-    from codec.metrics.perceptual import TIMEOUT
+    from codec.metrics.process import TIMEOUT
     from codec.tokens.exports import EXPORTS
     from codec.tokens.files import LAYOUTS
     from codec.tokens.sources import Settings

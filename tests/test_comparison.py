@@ -16,6 +16,7 @@ from codec.commands.evaluate import main, names, parse_depths, places
 from codec.config import ConfigError
 from codec.evaluation.analysis import curves, delta_rates, domains, pairs, worst
 from codec.evaluation.runs import Run
+from codec.metrics.signal import MEL
 from codec.model.saving import build_codec
 
 RATE = 16_000
@@ -137,11 +138,11 @@ def test_bitrates_of_a_classical_codec_are_one_curve():
     runs = {f"opus_{k}": run(f"opus_{k}", scores, [(k, 10 - k)], family="opus") for k in (2, 4)}
     runs["mine"] = run("mine", scores, [(1, 8), (2, 6)])
     assert [len(points) for points in curves(runs).values()] == [2, 2]
-    (row,) = delta_rates(runs, ["mel"], "opus").rows
+    (row,) = delta_rates(runs, [MEL], "opus").rows
     assert row == ["mine", -50.0]
     assert (
         "no quality"
-        in delta_rates({**runs, "far": run("far", scores, [(1, 90), (2, 80)])}, ["mel"], "opus").rows[1][1]
+        in delta_rates({**runs, "far": run("far", scores, [(1, 90), (2, 80)])}, [MEL], "opus").rows[1][1]
     )
 
 
@@ -149,21 +150,21 @@ def test_domains_and_pairs_are_means_and_paired_means():
     ours = {f"{'a' if n % 2 else 'b'}/{n}": 1.0 + 0.01 * n for n in range(40)}
     theirs = {file: value + 0.3 + 0.02 * (n % 3) for n, (file, value) in enumerate(ours.items())}
     runs = {"mine": run("mine", ours, []), "yours": run("yours", theirs, [])}
-    rows = {row[0]: row for row in domains(runs, ["mel"]).rows}
+    rows = {row[0]: row for row in domains(runs, [MEL]).rows}
     odd = [value for file, value in ours.items() if file.startswith("a/")]
     assert rows["a: mine"][1] == 20 and rows["a: mine"][2] == pytest.approx(np.mean(odd))
-    (pair,) = pairs(runs, ["mel"]).rows
+    (pair,) = pairs(runs, [MEL]).rows
     difference = np.subtract(list(ours.values()), list(theirs.values()))
     assert pair[:3] == ["mine - yours", "mel distance", 40] and pair[3] == pytest.approx(difference.mean())
-    table = pairs({name: run(name, {"a": 1.0, "b": 2.0}, []) for name in "xy"}, ["mel"])
+    table = pairs({name: run(name, {"a": 1.0, "b": 2.0}, []) for name in "xy"}, [MEL])
     assert "With 2 files and 1 comparison, no p can be below 0.5, so no difference" in table.note
     assert pair[4] < pair[3] < pair[5] < 0 and pair[6] < 0.001 and pair[7] == "mine"
-    assert worst(runs["mine"], "mel", 2) == ["a/39", "b/38"]
+    assert worst(runs["mine"], MEL, 2) == ["a/39", "b/38"]
 
 
 def test_the_worst_files_are_never_most_of_them():
     for files, expected in ((1, 0), (3, 1), (8, 2), (60, 10)):
-        found = worst(run("mine", {str(n): float(n) for n in range(files)}, []), "mel")
+        found = worst(run("mine", {str(n): float(n) for n in range(files)}, []), MEL)
         assert found == [str(n) for n in range(files)][::-1][:expected]
 
 

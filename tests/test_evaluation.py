@@ -20,7 +20,8 @@ from codec.evaluation.cache import Records
 from codec.evaluation.evaluate import Options, evaluate, evaluate_system
 from codec.evaluation.pictures import read_picture, save_spectrogram_pair
 from codec.evaluation.systems import OwnCodec, Point, depths_of
-from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.metrics.base import Metric
+from codec.metrics.process import MetricProcess
 from codec.metrics.signal import mel_distance
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
@@ -169,7 +170,7 @@ def plugin(tmp_path):
         "def peak(estimate, reference, rate): return abs(estimate).max()\n"
         "def fragile(estimate, reference, rate): return os._exit(1) if len(estimate) == 8100 else 1.0\n"
     )
-    return lambda name: PerceptualMetric(name, "", None, f"{tmp_path / 'mine.py'}:{name}", version="1")
+    return lambda name: Metric(name, place=f"{tmp_path / 'mine.py'}:{name}", version="1")
 
 
 @pytest.fixture

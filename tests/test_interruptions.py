@@ -16,7 +16,7 @@ from test_training import last, run
 from codec.config import ConfigError
 from codec.data.index import DataError
 from codec.losses.objective import Objective
-from codec.metrics.signal import SCORES
+from codec.metrics.signal import MEL
 from codec.training.checkpoints import AtomicCheckpoints
 from codec.training.module import CodecTraining
 from codec.training.run import train
@@ -135,13 +135,13 @@ def test_a_checkpoint_that_fell_due_in_a_skipped_step_follows_in_the_next(tmp_pa
 
 
 def test_the_best_checkpoint_has_a_finite_score(tmp_path, wavs, monkeypatch):
-    real, calls = SCORES["mel"], []
+    real, calls = MEL.score, []
 
     def mel(estimate, audio, rate):
         calls.append(1)
         return real(estimate, audio, rate) * (float("nan") if len(calls) == 1 else 1)
 
-    monkeypatch.setitem(SCORES, "mel", mel)
+    monkeypatch.setitem(vars(MEL), "score", mel)
     best = tmp_path / "run/checkpoints/best.ckpt"
     run(tmp_path, wavs, "trainer.max_steps=2", "trainer.val_check_interval=2", "data.validation.clips=1")
     assert len(calls) == 1 and not best.exists()
@@ -152,8 +152,8 @@ def test_the_best_checkpoint_has_a_finite_score(tmp_path, wavs, monkeypatch):
 def test_a_run_folder_that_moved_keeps_its_best_checkpoint(tmp_path, wavs, monkeypatch):
     options = ["trainer.val_check_interval=2", "data.validation.clips=1"]
     run(tmp_path / "old", wavs, "trainer.max_steps=2", *options)
-    real = SCORES["mel"]
-    monkeypatch.setitem(SCORES, "mel", lambda *arguments: real(*arguments) + 100)
+    real = MEL.score
+    monkeypatch.setitem(vars(MEL), "score", lambda *arguments: real(*arguments) + 100)
     shutil.move(tmp_path / "old", tmp_path / "new")
     run(tmp_path / "new", wavs, "trainer.max_steps=4", *options, "resume=auto")
     folder = tmp_path / "new/run/checkpoints"

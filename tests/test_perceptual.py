@@ -10,7 +10,9 @@ import pytest
 
 from codec.audio.conversion import resample
 from codec.config import ConfigError
-from codec.metrics.perceptual import CATALOG, MetricProcess, PerceptualMetric, choose_metrics
+from codec.metrics.base import Metric
+from codec.metrics.process import MetricProcess
+from codec.metrics.registry import METRICS, PERCEPTUAL, choose_metrics
 
 RATE = 16_000
 
@@ -55,14 +57,14 @@ def reference_score(name: str, estimate: np.ndarray, reference: np.ndarray) -> f
     if name in ("pesq_wb", "pesq_nb"):
         from pesq import pesq
 
-        return pesq(CATALOG[name].rate, reference, estimate, name[-2:])
+        return pesq(METRICS[name].rate, reference, estimate, name[-2:])
     if name.startswith("visqol"):
         from visqol import VisqolApi
 
         api = VisqolApi()
         api.create(mode=name.removeprefix("visqol_"))
         audio = reference.astype(float), estimate.astype(float)
-        return api.measure_from_arrays(*audio, CATALOG[name].rate).moslqo
+        return api.measure_from_arrays(*audio, METRICS[name].rate).moslqo
     if name == "zimtohrli":
         from zimtohrli import Pyohrli, mos_from_zimtohrli
 
@@ -78,13 +80,13 @@ PACKAGES |= {"stoi": "pystoi", "estoi": "pystoi", "zimtohrli": "zimtohrli", "dns
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", [metric.name for metric in PERCEPTUAL])
 def test_a_score_is_that_of_the_package_itself(name, process):
     try:
         importlib.import_module(PACKAGES[name])
     except ImportError as error:
         pytest.skip(f"needs the extra `metrics`: {error}")
-    metric = process.check(CATALOG[name])
+    metric = process.check(METRICS[name])
     assert metric.version.split()[1][0].isdigit()
     estimate, reference = pair()
     value, reason = process.score(metric, estimate, reference, RATE)
@@ -102,8 +104,8 @@ def test_visqol_without_its_lattice_model_is_refused(process, tmp_path, monkeypa
     (tmp_path / "ai_edge_litert/__init__.py").write_text("raise ImportError('taken away')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     with pytest.raises(ConfigError, match=r"visqol_speech: .*pip install 'visqol-python\[lattice"):
-        process.check(CATALOG["visqol_speech"])
-    assert process.check(CATALOG["visqol_audio"]).version
+        process.check(METRICS["visqol_speech"])
+    assert process.check(METRICS["visqol_audio"]).version
 
 
 PLUGIN = """
@@ -131,8 +133,8 @@ def plugin(tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     (tmp_path / "weights.txt").write_text("2.5")
 
-    def make(name: str, *paths: str) -> PerceptualMetric:
-        return PerceptualMetric(name, "", None, f"{tmp_path / 'mine.py'}:{name}", paths)
+    def make(name: str, *paths: str) -> Metric:
+        return Metric(name, place=f"{tmp_path / 'mine.py'}:{name}", paths=paths)
 
     return make
 
@@ -191,7 +193,7 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch, tmp_path):
     ("names", "plugins", "words"),
     [
         (["loudness"], [], "no metric 'loudness'; there are speech, music, all, stoi"),
-        ([], ["utmos"], "expected NAME=MODULE:FUNCTION"),
+        ([], ["utmos"], "expected NAME=MODULE:ATTRIBUTE"),
         ([], ["utmos=nowhere_to_be_found:score"], "No module named"),
         ([], ["utmos=nowhere.py:score"], "no such file"),
         ([], ["utmos=json:nothing"], "nothing"),

@@ -22,7 +22,8 @@ from codec.config import ConfigError
 from codec.evaluation.report import report, title_of, training_curves
 from codec.evaluation.runs import Run, compare, find_runs, group
 from codec.evaluation.statistics import holm, interval, least_p, paired_p_value, pooled_p_value, smallest_p
-from codec.metrics.glossary import GLOSSARY
+from codec.metrics.registry import METRICS
+from codec.metrics.signal import MEL, SI_SDR
 
 RATE = 16_000
 
@@ -159,31 +160,31 @@ def scored(name: str, means: list[float], files: int = 30, noise: float = 0.05) 
 
 
 def test_a_difference_smaller_than_that_between_seeds_is_no_difference():
-    one_seed = compare({"a": scored("a", [2.0]), "bb": scored("bb", [2.1])}, "mel", ["a", "bb"])
+    one_seed = compare({"a": scored("a", [2.0]), "bb": scored("bb", [2.1])}, MEL, ["a", "bb"])
     assert one_seed["a"]["best"] and one_seed["bb"]["p"] < 0.01
     seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
-    several = compare(seeds, "mel", ["a", "bb"])
+    several = compare(seeds, MEL, ["a", "bb"])
     assert several["a"]["best"] and several["bb"]["p"] > 0.3
-    lucky = compare({**seeds, "a": scored("a", [1.85])}, "mel", ["a", "bb"])
+    lucky = compare({**seeds, "a": scored("a", [1.85])}, MEL, ["a", "bb"])
     assert lucky["a"]["best"] and lucky["bb"]["p"] > 0.2  # one seed may be the best of many by chance
     assert several["a"]["spread"] == pytest.approx(0.2, abs=0.02)
 
 
 def test_a_file_that_not_all_seeds_have_changes_nothing_between_seeds():
     seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
-    expected = compare(seeds, "mel", ["a", "bb"])
+    expected = compare(seeds, MEL, ["a", "bb"])
     seeds["bb"][0].scores["mel"]["further.wav"] = math.nan
     seeds["a"][0].scores["mel"]["further.wav"] = 1000.0
-    assert compare(seeds, "mel", ["a", "bb"]) == expected
+    assert compare(seeds, MEL, ["a", "bb"]) == expected
 
 
 def test_the_ceiling_is_never_the_best_and_higher_si_sdr_is_better():
     variants = {"none": scored("none", [1.0]), "a": scored("a", [2.0])}
-    assert not compare(variants, "mel", ["a"])["none"]["best"]
-    assert compare(variants, "mel", ["a"])["a"]["best"]
+    assert not compare(variants, MEL, ["a"])["none"]["best"]
+    assert compare(variants, MEL, ["a"])["a"]["best"]
     for run in itertools.chain(*variants.values()):
         run.scores = {"si_sdr": run.scores["mel"]}
-    assert compare(variants, "si_sdr", ["a", "none"])["a"]["best"]
+    assert compare(variants, SI_SDR, ["a", "none"])["a"]["best"]
 
 
 # Reading
@@ -413,13 +414,13 @@ def test_a_table_of_every_score_fits_a_desktop_and_keeps_its_names_on_a_phone(ru
     for run in runs.glob("quantizer=*"):
         if not (run / "evaluation/summary.json").is_file():
             continue
-        change_summary(run, **dict.fromkeys(GLOSSARY, 3.3456))
-        table = [["file", *GLOSSARY], *([f"{n}.wav", *[3.3456 + n] * len(GLOSSARY)] for n in range(8))]
+        change_summary(run, **dict.fromkeys(METRICS, 3.3456))
+        table = [["file", *METRICS], *([f"{n}.wav", *[3.3456 + n] * len(METRICS)] for n in range(8))]
         with (run / "evaluation/files.csv").open("w", newline="") as file:
             csv.writer(file).writerows(table)
     report([runs], tmp_path / "out")
     desktop = ask(tmp_path / "out/index.html", 1280, TABLE)
-    assert desktop["columns"] == 2 + len(GLOSSARY) and desktop["hidden"] <= 0
+    assert desktop["columns"] == 2 + len(METRICS) and desktop["hidden"] <= 0
     phone = ask(tmp_path / "out/index.html", 390, TABLE)
     assert phone["moved"] == 200 and phone["stuck"] <= 16  # the padding of the card
 

@@ -22,7 +22,7 @@ from codec.config import CONFIG_DIR, ConfigError
 from codec.data.crops import Batch
 from codec.data.module import AudioData
 from codec.evaluation.report import training_curves
-from codec.metrics.signal import SCORES
+from codec.metrics.signal import mel_distance
 from codec.model.saving import build_codec
 from codec.quantizers.continuous import Identity
 from codec.quantizers.residual import Residual
@@ -206,7 +206,7 @@ def validation_mel(folder: Path, wavs: Path, step: int, quantized: bool) -> floa
             latents = model.latents(batch.audio)
             latents = model.quantizer(latents).latents if quantized else latents
             estimate = model.autoencoder.decode(latents)[..., : batch.audio.shape[-1]]
-            scores.append(SCORES["mel"](estimate, batch.audio, model.sample_rate))
+            scores.append(mel_distance(estimate, batch.audio, model.sample_rate))
     return float(torch.cat(scores).mean())
 
 

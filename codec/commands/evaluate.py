@@ -28,7 +28,9 @@ from codec.evaluation.report import origin_of_page
 from codec.evaluation.runs import Run, read_scores
 from codec.evaluation.systems import OwnCodec, System
 from codec.evaluation.writing import scores_line, stem_of
-from codec.metrics.perceptual import MetricProcess, PerceptualMetric, choose_metrics
+from codec.metrics.base import Metric
+from codec.metrics.process import MetricProcess
+from codec.metrics.registry import choose_metrics
 from codec.model.saving import load
 from codec.system.files import printable
 
@@ -71,7 +73,7 @@ def evaluate_all(
     files: Sequence[str],
     folder: Path,
     output: Path,
-    metrics: Sequence[PerceptualMetric],
+    metrics: Sequence[Metric],
     options: argparse.Namespace,
 ) -> dict[str, Run]:
     """Evaluate system by system; failures are recorded in the runs; ConfigError if all fail."""

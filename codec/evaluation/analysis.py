@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from codec.evaluation.bdrate import bd_rate
-from codec.evaluation.runs import Run, is_lower
+from codec.evaluation.runs import Run
 from codec.evaluation.statistics import SIGNIFICANT, holm, interval, paired_p_value, smallest_p
 from codec.evaluation.summary import domain_of
-from codec.metrics.glossary import title_of
+from codec.metrics.base import Metric
 
 Scores = Mapping[str, float]
 
@@ -48,38 +48,40 @@ def curves(runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
     return families
 
 
-def delta_rates(runs: Mapping[str, Run], metrics: Sequence[str], anchor: str) -> Table:
+def delta_rates(runs: Mapping[str, Run], metrics: Sequence[Metric], anchor: str) -> Table:
     """BD-rate in % of every curve against the anchor's, by metric, or the reason for its absence."""
     families = curves(runs)
     rows = []
     for name, points in families.items():
         if name != anchor and any(point["kbit/s"] is not None for point in points):
-            rows.append(
-                [name, *(delta_rate(points, families[anchor], m, list(runs.values())) for m in metrics)]
-            )
+            rows.append([name, *(delta_rate(points, families[anchor], metric) for metric in metrics)])
     return Table(
         "bd_rate",
         f"Bitrate at equal quality, against {anchor}",
         "BD-rate: mean difference of the bitrate in % over the range of quality that both reach; negative is "
         "fewer bits. Nominal kbit/s of codes, payload of classical codecs.",
-        ["codec", *map(title_of, metrics)],
+        ["codec", *(metric.title for metric in metrics)],
         rows,
     )
 
 
-def delta_rate(points: Sequence[dict], anchor: Sequence[dict], metric: str, runs: Sequence[Run]) -> Any:
+def delta_rate(points: Sequence[dict], anchor: Sequence[dict], metric: Metric) -> Any:
     """BD-rate of two curves, or the reason for its absence."""
     pairs = [
-        [(p["kbit/s"], p[metric]) for p in curve if p["kbit/s"] is not None and p.get(metric) is not None]
+        [
+            (point["kbit/s"], point[metric.name])
+            for point in curve
+            if point["kbit/s"] is not None and point.get(metric.name) is not None
+        ]
         for curve in (points, anchor)
     ]
     try:
-        return round(bd_rate(*pairs, lower_is_better=is_lower(metric, runs)), 1)
+        return round(bd_rate(*pairs, lower_is_better=metric.lower), 1)
     except ValueError as error:
         return str(error)
 
 
-def domains(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
+def domains(runs: Mapping[str, Run], metrics: Sequence[Metric]) -> Table:
     """Means and intervals by domain: the first sub-folder of a file."""
     rows = []
     names = {domain_of(file) for run in runs.values() for file in scores_of(run, metrics[0])}
@@ -92,15 +94,15 @@ def domains(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
             row += [float(np.mean(values)), *interval(values)] if values else [None, None, None]
         rows.append(row)
     heads = itertools.chain.from_iterable(
-        (title, f"{title} low", f"{title} high") for title in map(title_of, metrics)
+        (metric.title, f"{metric.title} low", f"{metric.title} high") for metric in metrics
     )
     note = "Means over the files of each first sub-folder, with 95 % bootstrap intervals."
     return Table("domains", "Domains", note, ["domain: codec", "files", *heads], rows)
 
 
-def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
+def pairs(runs: Mapping[str, Run], metrics: Sequence[Metric]) -> Table:
     """Paired differences of all pairs of models and of each model with each classical codec."""
-    comparisons: list[tuple[str, str, str, list[float], list[float]]] = []
+    comparisons: list[tuple[str, str, Metric, list[float], list[float]]] = []
     models = [name for name, run in runs.items() if not is_classical(run)]
     for first, second in itertools.combinations(runs, 2):
         if first not in models and second not in models:
@@ -118,18 +120,12 @@ def pairs(runs: Mapping[str, Run], metrics: Sequence[str]) -> Table:
         difference = np.subtract(first_scores, second_scores)
         low, high = interval(difference.tolist())
         p = corrected[str(number)]
-        leader = first if (difference.mean() < 0) == is_lower(metric, [runs[first]]) else second
+        leader = first if (difference.mean() < 0) == metric.lower else second
         better = leader if p < SIGNIFICANT else ""
         rows.append(
             [
-                f"{first} - {second}",
-                title_of(metric),
-                len(first_scores),
-                float(difference.mean()),
-                low,
-                high,
-                p,
-                better,
+                *(f"{first} - {second}", metric.title, len(first_scores), float(difference.mean())),
+                *(low, high, p, better),
             ]
         )
     note = (
@@ -201,9 +197,9 @@ def costs(analyses: Mapping[str, Mapping[str, Any]]) -> Table | None:
     return Table("cost", "Speed, size, latency", note, head, rows)
 
 
-def scores_of(run: Run, metric: str) -> Scores:
+def scores_of(run: Run, metric: Metric) -> Scores:
     """Scores of one metric by file."""
-    return (run.scores or {}).get(metric, {})
+    return (run.scores or {}).get(metric.name, {})
 
 
 def is_classical(run: Run) -> bool:
@@ -211,8 +207,8 @@ def is_classical(run: Run) -> bool:
     return "family" in (run.summary or {})
 
 
-def worst(run: Run, metric: str, count: int = 10) -> list[str]:
+def worst(run: Run, metric: Metric, count: int = 10) -> list[str]:
     """Files with the worst scores, at most `count` and a third of all, worst first."""
     table = scores_of(run, metric)
-    sign = -1 if is_lower(metric, [run]) else 1
+    sign = -1 if metric.lower else 1
     return sorted(table, key=lambda file: sign * table[file])[: min(count, len(table) // 3)]

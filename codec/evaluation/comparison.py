@@ -16,6 +16,7 @@ from codec.evaluation.analysis import (
     domains,
     is_classical,
     pairs,
+    scores_of,
     stages,
     tokens,
     worst,
@@ -23,17 +24,19 @@ from codec.evaluation.analysis import (
 from codec.evaluation.clips import embed_clips
 from codec.evaluation.complexity import cost
 from codec.evaluation.reading import first_clip, read_clips
-from codec.evaluation.report import describe, metrics_of, notes, without_nan, write_page
-from codec.evaluation.runs import Run, read_json
+from codec.evaluation.report import describe, notes, without_nan, write_page
+from codec.evaluation.runs import Run, metrics_of, read_json
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.evaluation.systems import OwnCodec
-from codec.metrics.glossary import title_of
+from codec.metrics.base import Metric
+from codec.metrics.perceptual import PESQ_WB, VISQOL_AUDIO, VISQOL_SPEECH
+from codec.metrics.signal import L1, MEL
 from codec.system.files import write_whole
 
 ANALYZED_CLIPS = 8  # number of clips for token stability
 
 # Metrics that rank the worst files; the first measured one is used.
-DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
+DECISIVE = (VISQOL_SPEECH, VISQOL_AUDIO, PESQ_WB, MEL)
 
 
 def analyze(
@@ -70,7 +73,7 @@ def write_comparison(
     failures = [{"name": name, "error": run.error} for name, run in runs.items() if run.error]
     runs = {name: run for name, run in runs.items() if run.summary}
     variants = {name: [run] for name, run in runs.items()}
-    metrics = [metric["key"] for metric in metrics_of(variants)]
+    metrics = metrics_of(list(runs.values()))
     models = [name for name, run in runs.items() if not is_classical(run)]
     tables = comparison_tables(runs, analyses, metrics, anchor)
     for table in tables:
@@ -80,7 +83,7 @@ def write_comparison(
     page = {
         "title": output.resolve().name,
         "what": "codecs" if len(runs) > 1 else "codec",
-        "metrics": metrics_of(variants),
+        "metrics": [{"key": metric.name, **metric.stated()} for metric in metrics],
         "variants": descriptions,
         "failed": failures,
         "clips": embed_clips(folders, heard(folders.values(), stems, clips), 5.0),
@@ -104,20 +107,19 @@ def heard(folders: Collection[Path], stems: Mapping[str, str], clips: int) -> di
 
 def worst_files(run: Run, stems: Mapping[str, str]) -> dict[str, Any]:
     """Clips with a run's worst scores, by the first decisive metric it has."""
-    scores = run.scores or {}
-    decisive = next(metric for metric in (*DECISIVE, *scores) if metric in scores)
-    title = title_of(decisive)
-    titles = {stems[file]: f"{file}: {title} {scores[decisive][file]:.3g}" for file in worst(run, decisive)}
-    note = f"Worst {title} of {run.label}, of {len(scores[decisive])} files; the worst first."
+    decisive = next(metric for metric in DECISIVE if metric.name in (run.scores or {}))
+    scores, title = scores_of(run, decisive), decisive.title
+    titles = {stems[file]: f"{file}: {title} {scores[file]:.3g}" for file in worst(run, decisive)}
+    note = f"Worst {title} of {run.label}, of {len(scores)} files; the worst first."
     return {"note": note, "clips": embed_clips({run.label: run.folder}, titles, 5.0)}
 
 
 def comparison_tables(
-    runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[str], anchor: str
+    runs: Mapping[str, Run], analyses: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric], anchor: str
 ) -> list[Table]:
     """Build the tables of a comparison, except for its first one."""
     families = curves(runs)
-    perceived = [metric for metric in metrics if metric != "l1"]
+    perceived = [metric for metric in metrics if metric != L1]
     tables = [
         delta_rates(runs, perceived, anchor) if len(families) > 1 and anchor in families else None,
         domains(runs, metrics),

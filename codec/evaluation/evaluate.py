@@ -24,7 +24,9 @@ from codec.evaluation.reading import first_clip, read_clip, shown, stamp
 from codec.evaluation.summary import summarize
 from codec.evaluation.systems import OwnCodec, Point, System
 from codec.evaluation.writing import write_pair, write_tables
-from codec.metrics.perceptual import MetricProcess, PerceptualMetric
+from codec.metrics.base import Metric
+from codec.metrics.process import MetricProcess
+from codec.metrics.registry import METRICS
 from codec.metrics.signal import SCORES
 from codec.model.codec import Codec
 from codec.system.files import mark_output
@@ -45,7 +47,7 @@ class Options:
     root: Path | None = None
     max_seconds: float = 20.0
     pictures: int = 16
-    metrics: Sequence[PerceptualMetric] = ()
+    metrics: Sequence[Metric] = ()
     processes: Sequence[MetricProcess] = field(default_factory=lambda: (MetricProcess(),))
 
 
@@ -57,7 +59,7 @@ def evaluate(
     *,
     max_seconds: float = 20.0,
     pictures: int = 16,
-    metrics: Sequence[PerceptualMetric] = (),
+    metrics: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Code files with several numbers of quantizers; write wavs, spectrograms, tables and `summary.json`.
 
@@ -96,10 +98,12 @@ def evaluate_system(
     scored = [record for record in results if "error" not in record]
     if not scored:
         raise DataError(f"none of {len(files)} files could be evaluated")
-    names = [*SCORES, *(metric.name for metric in options.metrics)]
+    names = [metric.name for metric in (*SCORES, *options.metrics)]
     summary = summarize(system, scored, names)
     summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
     summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
+    own = [metric for metric in options.metrics if metric.name not in METRICS]
+    summary["own_metrics"] = {metric.name: metric.stated() for metric in own}
     if isinstance(system, OwnCodec):
         summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
     write_tables(output, results, names, summary)
@@ -172,13 +176,14 @@ def score(
         "bits": point.bits,
         "file_bits": point.file_bits,
     }
-    for name, metric in SCORES.items():
-        value = float(metric(estimate[None], audio[None], options.sample_rate))
-        row[name] = value if np.isfinite(value) else None
-        if row[name] is None:
-            reasons[f"{name} {point.num_quantizers}"] = f"the score is {value}"
-    for metric in options.metrics:
-        row[metric.name], reason = process.score(metric, estimate.numpy(), audio.numpy(), options.sample_rate)
+    rate = options.sample_rate
+    for metric in (*SCORES, *options.metrics):
+        if metric.tensors:
+            value = float(metric.score(estimate[None], audio[None], rate))
+            value, reason = (value, "") if np.isfinite(value) else (None, f"the score is {value}")
+        else:
+            value, reason = process.score(metric, estimate.numpy(), audio.numpy(), rate)
+        row[metric.name] = value
         if reason:
             reasons[f"{metric.name} {point.num_quantizers}"] = reason
     return row

@@ -18,10 +18,9 @@ import numpy as np
 from codec import __version__
 from codec.config import PACKAGE, ConfigError
 from codec.evaluation.clips import common_stems, embed_clips
-from codec.evaluation.runs import Run, compare, find_runs, group, is_lower
+from codec.evaluation.runs import Run, compare, find_runs, group, metrics_of
 from codec.evaluation.statistics import SIGNIFICANT, least_p, smallest_p
 from codec.evaluation.tables import to_csv, to_markdown
-from codec.metrics.glossary import GLOSSARY, entry_of
 from codec.system.files import printable, write_whole
 
 POINTS = 240  # most points of a training curve
@@ -54,7 +53,7 @@ def report(
     data = {
         "title": title_of([folder.resolve() for folder in folders]),
         "what": "runs",
-        "metrics": metrics_of(variants),
+        "metrics": [{"key": metric.name, **metric.stated()} for metric in metrics_of(runs)],
         "variants": descriptions,
         "failed": failures,
         "clips": embed_clips(places, {stem: stem for stem in stems}, seconds),
@@ -98,22 +97,6 @@ def write_page(data: Mapping[str, Any], output: Path) -> None:
     write_whole(output / "index.html", to_html(data))
 
 
-def metrics_of(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """All metrics of the runs, those of the glossary first."""
-    names = {name: None for runs in variants.values() for run in runs for name in run.scores or {}}
-    all_runs = [run for runs in variants.values() for run in runs]
-    ranks = {name: rank for rank, name in enumerate(GLOSSARY)}
-    ordered = sorted(names, key=lambda name: (ranks.get(name, len(ranks)), name))
-    return [
-        {
-            "key": name,
-            **vars(entry_of(name)),
-            "lower": is_lower(name, all_runs),
-        }
-        for name in ordered
-    ]
-
-
 def describe(
     variants: Mapping[str, Sequence[Run]], rivals: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
@@ -123,7 +106,8 @@ def describe(
     """
     coded = [name for name, runs in variants.items() if summaries(runs)[0]["kbit/s"] is not None]
     rivals = coded if rivals is None else rivals
-    comparisons = {metric["key"]: compare(variants, metric["key"], rivals) for metric in metrics_of(variants)}
+    metrics = metrics_of([run for runs in variants.values() for run in runs])
+    comparisons = {metric.name: compare(variants, metric, rivals) for metric in metrics}
     return [
         {
             "name": name,

@@ -14,7 +14,8 @@ import numpy as np
 
 from codec.config import ConfigError
 from codec.evaluation.statistics import holm, interval, paired_p_value, pooled_p_value
-from codec.metrics.glossary import LOWER_IS_BETTER
+from codec.metrics.base import Metric
+from codec.metrics.registry import described
 from codec.model.untrusted import read_yaml
 from codec.system.files import printable
 
@@ -24,8 +25,8 @@ LONGEST_LABEL = 80  # characters
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir", "trust"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
 # Types of summary entries that are not plain numbers.
-KINDS = {"rate_distortion": list, "parameters": dict, "files": int}
-KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity"), list)
+KINDS = {"rate_distortion": list, "parameters": dict, "files": int, "own_metrics": dict}
+KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity", "lower_is_better"), list)
 
 
 @dataclass
@@ -174,20 +175,20 @@ def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
     return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
 
 
-def is_lower(metric: str, runs: Sequence[Run]) -> bool:
-    """Return True for metrics that fall with quality: built-in distances, and plug-ins marked so."""
-    lists = [(run.summary or {}).get("lower_is_better", ()) for run in runs]
-    return metric in LOWER_IS_BETTER or any(metric in names for names in lists)
+def metrics_of(runs: Sequence[Run]) -> list[Metric]:
+    """All metrics of the runs' scores, in the order of tables."""
+    names = {name for run in runs for name in run.scores or {}}
+    return described(names, [run.summary or {} for run in runs])
 
 
-def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence[str]) -> dict[str, dict]:
+def compare(variants: Mapping[str, Sequence[Run]], metric: Metric, rivals: Sequence[str]) -> dict[str, dict]:
     """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
 
     The uncorrected p is the larger one of the test over files and, if any variant has several seeds, of the
     test over seeds. Only `rivals` can be best; p is None for the best, for variants that are no rivals, and
     without common files.
     """
-    tables = {name: mean_over_seeds(runs, metric) for name, runs in variants.items()}
+    tables = {name: mean_over_seeds(runs, metric.name) for name, runs in variants.items()}
     tables = {
         name: table for name, table in tables.items() if table and all(map(math.isfinite, table.values()))
     }
@@ -195,13 +196,12 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: str, rivals: Sequence
         name: [
             float(np.mean([scores[file] for file in table]))
             for run in variants[name]
-            if (scores := (run.scores or {}).get(metric))
+            if (scores := (run.scores or {}).get(metric.name))
         ]
         for name, table in tables.items()
     }
     means = {name: float(np.mean(list(table.values()))) for name, table in tables.items()}
-    all_runs = [run for runs in variants.values() for run in runs]
-    sign = 1 if is_lower(metric, all_runs) else -1
+    sign = 1 if metric.lower else -1
     best = min((name for name in rivals if name in means), key=lambda name: sign * means[name], default=None)
     p_values = {}
     for name in rivals:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from codec.audio.writing import write_wav
 from codec.evaluation.pictures import save_spectrogram_pair
-from codec.metrics.glossary import entry_of
+from codec.metrics.registry import described
+from codec.metrics.signal import MEL, SI_SDR, STFT
 from codec.system.files import printable, write_whole
 
 drawing = threading.Lock()  # matplotlib is not thread-safe
@@ -77,10 +78,9 @@ def scores_line(summary: dict[str, Any]) -> str:
     """Scores as one line, for a terminal; those that were asked for come first."""
     files = f"{summary['files']} file{'s' * (summary['files'] != 1)}"
     rate = f" at {summary['kbit/s']:.2f} kbit/s" if summary["kbit/s"] else ""
-    names = [*summary.get("metrics", {}), "si_sdr", "mel", "stft"]
     parts = [
-        f"{entry_of(name).title} {summary[name]:.2f} {entry_of(name).unit}".rstrip()
-        for name in names
-        if summary.get(name) is not None
+        f"{metric.title} {summary[metric.name]:.2f} {metric.unit}".rstrip()
+        for metric in (*described(summary.get("metrics", {}), [summary]), SI_SDR, MEL, STFT)
+        if summary.get(metric.name) is not None
     ]
     return f"{files}{rate}: {', '.join(parts)}"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from codec.huggingface.convert import shape_of
-from codec.metrics.glossary import GLOSSARY
+from codec.metrics.registry import METRICS, described
 from codec.model.codec import Codec, count_parameters
 from codec.model.untrusted import read_yaml
 
@@ -59,10 +59,7 @@ with torch.inference_mode():
 # Pad audio with zeros to a multiple of {hop} samples: transformers pads each layer, which gives
 # another last frame. Name the bandwidth: without it an EnCodec uses its smallest.""",
 }
-SCORES = {
-    **{"num_quantizers": "stages", "kbit/s": "kbit/s", "kbit/s_entropy": "entropy-coded"},
-    **{name: f"{entry.title}, {entry.unit}".rstrip(", ") for name, entry in GLOSSARY.items()},
-}
+RATES = {"num_quantizers": "stages", "kbit/s": "kbit/s", "kbit/s_entropy": "entropy-coded"}
 STREAMING = """
 `encoder_step` and `decoder_step` code {frames} frame(s), {samples} samples, per call: they take `audio` or
 `codes` and the states, zeros in the beginning, and return `codes` or `audio` and the next call's states.
@@ -169,7 +166,10 @@ def scores(source: Path) -> list[str]:
     try:
         results = json.loads(summary.read_text(encoding="utf-8"))
         points, files = results["rate_distortion"], results["files"]
-        names = {name: title for name, title in SCORES.items() if any(name in point for point in points)}
+        scored = {name for point in points for name in point}
+        metrics = described(scored & {*METRICS, *results.get("metrics", {})}, [results])
+        names = {name: title for name, title in RATES.items() if name in scored}
+        names |= {metric.name: metric.heading for metric in metrics}
         rows = [" | ".join(cell(point.get(name)) for name in names) for point in points]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -35,7 +35,7 @@ class Unconditioned(nn.Module):
 
 
 class FiLM(Unconditioned):
-    """Scale and shift latents `[B, D, F]` to `[B, D, F]` by learned values of a condition: `gamma * x + beta`.
+    """Scale and shift latents `[B, D, F]` to `[B, D, F]` by values of a condition: `gamma * x + beta`.
 
     The condition is one of `names` and may change from frame to frame; the first is the default. `gamma`
     starts at 1 and `beta` at 0. Source: Perez et al. 2018 (1709.07871), eq. 2; between encoder and quantizer

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from codec.audio.spectrogram import magnitude, mel
+from codec.metrics.base import Metric
 
 MEL_WINDOWS = (32, 64, 128, 256, 512, 1024, 2048)
 MEL_BINS = (5, 10, 20, 40, 80, 160, 320)
@@ -90,13 +91,20 @@ def waveform_l1(estimate: Tensor, target: Tensor) -> Tensor:
     return (estimate.float() - target.float()).abs().mean(dim=(1, 2))
 
 
-# Scores `[B]` of (estimate, target, sample rate in Hz), by the names used everywhere.
-SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "si_sdr": lambda estimate, target, sample_rate: si_sdr(estimate, target),
-    "mel": mel_distance,
-    "stft": lambda estimate, target, sample_rate: stft_distance(estimate, target),
-    "l1": lambda estimate, target, sample_rate: waveform_l1(estimate, target),
-}
+MEL = Metric("mel", "mel distance",
+    "Mean difference of log-mel spectrograms, summed over seven window lengths, as in DAC; 0 is equal. Phase "
+    "does not count.", lambda: mel_distance, lower=True, tensors=True)  # fmt: skip
+SI_SDR = Metric("si_sdr", "SI-SDR",
+    "Energy of the original over the energy of the error, at the best gain. Meaningless for codecs that do "
+    "not reproduce the waveform.",
+    lambda: lambda estimate, target, _: si_sdr(estimate, target), unit="dB", tensors=True)  # fmt: skip
+STFT = Metric("stft", "STFT distance",
+    "Mean difference of magnitudes and log-magnitudes at two window lengths, as in DAC; 0 is equal. Finer in "
+    "frequency than the mel distance.", lambda: lambda estimate, target, _: stft_distance(estimate, target),
+    lower=True, tensors=True)  # fmt: skip
+L1 = Metric("l1", "waveform L1", "Mean absolute difference of the samples; full scale is 1, and 0 is equal.",
+    lambda: lambda estimate, target, _: waveform_l1(estimate, target), lower=True, tensors=True)  # fmt: skip
+SCORES = (SI_SDR, MEL, STFT, L1)  # of every evaluation and validation
 
 
 def count_codes(codes: Tensor, codebook_sizes: Sequence[int]) -> list[Tensor]:

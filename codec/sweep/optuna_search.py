@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 
 from codec.config import ConfigError
 from codec.evaluation.runs import read_json
-from codec.metrics.glossary import LOWER_IS_BETTER
+from codec.metrics.registry import known
 
 Values = dict[str, str]
 
@@ -29,7 +29,10 @@ class Search:
     def __init__(self, trials: int = 20, metric: str = "mel", *, parallel: int = 1, seed: int = 0):
         if trials < 1 or parallel < 1:
             raise ValueError(f"trials and parallel must be at least 1, got {trials} and {parallel}")
-        self.trials, self.metric, self.parallel, self.seed = trials, metric, parallel, seed
+        metrics = known([metric])
+        if metric not in metrics:
+            raise ValueError(f"metric: expected one of {', '.join(metrics)}, got {metric!r}")
+        self.trials, self.metric, self.parallel, self.seed = trials, metrics[metric], parallel, seed
 
     def run(
         self,
@@ -53,13 +56,13 @@ class Search:
             trials = [study.ask() for _ in range(number)]
             places = start([{key: pick(trial, key, space[key]) for key in space} for trial in trials])
             for trial, place in zip(trials, places, strict=True):
-                value = score(place, self.metric)
+                value = score(place, self.metric.name)
                 study.tell(trial, value, state=None if value is not None else states.FAIL)
         if not study.get_trials(states=(states.COMPLETE,)):
             return f"no trial of {self.trials} ended with a score"
         best = study.best_trial
         best_options = " ".join(f"{key}={value}" for key, value in best.params.items())
-        return f"best {self.metric} of {self.trials} trials: {best.value:.4g} with {best_options}"
+        return f"best {self.metric.name} of {self.trials} trials: {best.value:.4g} with {best_options}"
 
 
 def open_study(optuna: Any, folder: Path, search: Search) -> Any:
@@ -69,8 +72,8 @@ def open_study(optuna: Any, folder: Path, search: Search) -> Any:
     storage = optuna.storages.JournalStorage(backend)
     study = optuna.create_study(
         storage=storage,
-        study_name=search.metric,
-        direction="minimize" if search.metric in LOWER_IS_BETTER else "maximize",
+        study_name=search.metric.name,
+        direction="minimize" if search.metric.lower else "maximize",
         load_if_exists=True,
     )
     # A resumed search must not draw the same values again.

@@ -12,7 +12,7 @@ import torch
 
 from codec.config import ConfigError, build, complete
 from codec.data.module import AudioData
-from codec.metrics.perceptual import PerceptualMetric
+from codec.metrics.base import Metric
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
 from codec.training.module import CodecTraining
@@ -28,7 +28,7 @@ class Run:
     checkpoint: Path | None
     data: AudioData
     module: CodecTraining
-    metrics: Sequence[PerceptualMetric]
+    metrics: Sequence[Metric]
     stop: StopOnSignal
     trainer: lightning.Trainer
 

@@ -12,7 +12,8 @@ from codec.config import ConfigError, fits
 from codec.data.index import DataError
 from codec.evaluation.evaluate import evaluate
 from codec.evaluation.writing import print_summary
-from codec.metrics.perceptual import PerceptualMetric, choose_metrics
+from codec.metrics.base import Metric
+from codec.metrics.registry import choose_metrics
 from codec.training.build import Run
 from codec.training.checkpoints import is_healthy
 from codec.training.resume import (
@@ -65,7 +66,7 @@ def finish(run: Run) -> int:
     return 0
 
 
-def perceptual_metrics(config: dict[str, Any]) -> list[PerceptualMetric]:
+def perceptual_metrics(config: dict[str, Any]) -> list[Metric]:
     """Perceptual metrics of the final evaluation; ConfigError, before training, for a missing one."""
     names = config["metrics"] if config["evaluate"] else None
     if not fits(names, str | list | None):

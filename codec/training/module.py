@@ -284,11 +284,16 @@ class CodecTraining(lightning.LightningModule):
         trained = self.stages[self.locate(max(self.global_step - 1, 0))[0]]
         quantizer = self.quantizer_of(trained, self.average)
         estimate = reconstruct(self.average, quantizer, batch).estimate.float()
-        for name, score in SCORES.items():
+        for metric in SCORES:
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
-            mean = score(estimate, target, self.codec.sample_rate).mean()
+            mean = metric.score(estimate, target, self.codec.sample_rate).mean()
             self.log(
-                f"valid/{name}", mean, batch_size=len(target), sync_dist=True, on_epoch=True, logger=False
+                f"valid/{metric.name}",
+                mean,
+                batch_size=len(target),
+                sync_dist=True,
+                on_epoch=True,
+                logger=False,
             )
         return estimate
 

@@ -9,6 +9,7 @@ from codec.autoencoders import Autoencoder
 from codec.codebooks import Codebook
 from codec.codebooks.nearest import nearest
 from codec.discriminators.base import ConvStack, Discriminator
+from codec.metrics.base import Metric
 
 
 class PlainAutoencoder(Autoencoder):
@@ -75,3 +76,14 @@ class WaveformL2(nn.Module):
 def peak_error(estimate: np.ndarray, reference: np.ndarray, rate: int) -> float:
     """Largest difference of two samples."""
     return float(np.abs(estimate - reference).max())
+
+
+PEAK_ERROR = Metric(
+    "peak_error",
+    "peak error",
+    "Largest difference of two samples; full scale is 1.",
+    lambda: peak_error,
+    unit="FS",
+    lower=True,
+    package="anothercodec",
+)

@@ -1,0 +1,98 @@
+"""Process that scores by compiled code and plug-ins, started by `process.py`. It does not import torch.
+
+Requests on standard input are a line of JSON followed by the samples; answers are lines of JSON on standard
+output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from codec.metrics.base import Metric, Score, metrics_in
+
+
+def import_place(place: str) -> Any:
+    """Import a module by its name or by the path of its .py file."""
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    if spec is None or spec.loader is None or not Path(place).is_file():
+        raise ImportError(f"{place}: no such file")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def find(name: str, place: str) -> Metric:
+    """Metric of this name in a module, or at `module:attribute`, where a function becomes a metric."""
+    module, _, attribute = place.rpartition(":")
+    if not module:
+        return metrics_in(import_place(place))[name]
+    definition = getattr(import_place(module), attribute)
+    if isinstance(definition, Metric):
+        return definition
+
+    def load(*paths: str) -> Score:
+        return lambda estimate, reference, rate: definition(estimate, reference, rate, *paths)
+
+    lower = bool(getattr(definition, "lower_is_better", False))
+    return Metric(name, load=load, rate=getattr(definition, "sample_rate", None), lower=lower)
+
+
+def answer(request: dict[str, Any], stream: BinaryIO, loaded: dict[str, Metric]) -> dict[str, Any]:
+    """Score the samples that follow a request; without samples, return the metric's properties."""
+    name, place, (channels, length) = request["name"], request["place"], request["shape"]
+    audio = np.frombuffer(stream.read(4 * channels * length), np.float32).reshape(channels, length)
+    try:
+        if name not in loaded:
+            loaded[name] = replace(find(name, place), paths=tuple(request["paths"]))
+        metric = loaded[name]
+        score = metric.score
+        if not length:
+            package = metric.package.partition("[")[0]
+            installed = f"{package} {importlib.metadata.version(package)}" if package else place
+            inputs = {"rate": metric.rate, "needs_reference": metric.needs_reference}
+            return metric.stated() | inputs | {"version": metric.version or installed}
+        estimate, reference = [*audio.copy(), None][:2]
+        value = float(score(estimate, reference, request["rate"]))
+        return {"value": value} if np.isfinite(value) else {"reason": f"the score is {value}"}
+    except Exception as error:  # any error of a metric is reported as the reason for an empty cell
+        missing = isinstance(error, ImportError | importlib.metadata.PackageNotFoundError)
+        return {"reason": f"{type(error).__name__}: {error}".strip(), "missing": missing}
+
+
+def refuse_network() -> None:
+    """Make network connections fail: weights must be given as local files, not downloaded."""
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise OSError(f"no metric may open a connection, this one tried {address}: give it local files")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def main() -> None:
+    """Answer requests until the standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the evaluation closes the pipes
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # the output of a metric must not mix with answers
+    refuse_network()
+    sys.path.append(os.getcwd())  # plug-ins may be in the working directory
+    loaded: dict[str, Metric] = {}
+    while line := sys.stdin.buffer.readline():
+        reply = answer(json.loads(line), sys.stdin.buffer, loaded)
+        answers.write(json.dumps(reply).encode() + b"\n")
+        answers.flush()
