@@ -1,5 +1,6 @@
 """Noise and rooms: levels, targets and alignment by independent measures; pure crops."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -149,3 +150,24 @@ def test_a_codec_trained_with_noise_encodes_by_condition_and_resumes_bit_for_bit
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
     assert not torch.equal(whole.conditioning.beta[0], whole.conditioning.beta[1])
+
+
+def test_the_script_scores_the_noisy_input_and_every_condition(folders, tmp_path, monkeypatch):
+    import denoising
+    from tokenized import small_codec
+
+    small_codec("conditioning=clean").save(tmp_path / "model")
+    command = ["denoising.py", str(tmp_path / "model"), str(folders / "speech"), str(folders / "noise")]
+    monkeypatch.setattr("sys.argv", [*command, "-o", str(tmp_path / "out.csv"), "--snr", "3,12"])
+    assert denoising.main() == 0
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["snr_db"], row["audio"]) for row in rows] == [
+        (snr, audio) for snr in ("3", "12") for audio in ("noisy input", "as_is", "clean")
+    ]
+    for row in rows[::3]:  # uncorrelated noise: SI-SDR is the ratio
+        assert float(row["si_sdr"]) == pytest.approx(float(row["snr_db"]), abs=0.3)
+    small_codec().save(tmp_path / "plain")
+    monkeypatch.setattr("sys.argv", ["denoising.py", str(tmp_path / "plain"), *command[2:], "-o", "x.csv"])
+    with pytest.raises(ConfigError, match="trained without conditions"):
+        denoising.main()
