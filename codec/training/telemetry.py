@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from codec.data.crops import Batch
 from codec.system.distributed import all_gather_rows, all_reduce_sum, rank, world_size
+from codec.system.memory import peak_memory
 from codec.training.health import SETTLED, codebook_health, diverging, warnings_in_words
 from codec.training.loggers import to_loggers
 from codec.training.module import CodecTraining
@@ -117,8 +118,11 @@ class Telemetry(Callback):
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
             "speed/data_wait": waited / elapsed,
         }
-        if module.device.type == "cuda":
-            speed["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
+        cuda = module.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(module.device) if cuda else peak_memory()
+        speed["speed/peak_memory_gib"] = peak / 2**30
+        data = module.audio_data
+        speed["speed/audio_hours"] = data.seen * data.segment_length / data.sample_rate / 3600
         optimizer = trainer.optimizers[0]
         metrics = {f"train/{name}": value for name, value in losses.items()} | codebook | speed
         metrics |= {f"gradient_norm/{name}": norm for name, norm in module.gradient_norms.items()}
@@ -197,10 +201,12 @@ def average_losses(steps: list[Step]) -> dict[str, float]:
 def short_summary(
     losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
 ) -> dict:
-    """Losses, codebook usage and speed, for the progress bar."""
+    """Losses, codebook usage, speed, audio trained on and peak memory, for the progress bar."""
     shown = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
     usage = [value for name, value in codebook.items() if "/usage_" in name]
     if usage:
         shown["codes used"] = f"{sum(usage) / len(usage):.0%}"
     shown["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
+    shown["audio"] = f"{speed['speed/audio_hours']:.3g} h"
+    shown["memory"] = f"{speed['speed/peak_memory_gib']:.2f} GiB"
     return shown
