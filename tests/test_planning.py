@@ -262,7 +262,7 @@ TRAIN = "import json, sys; from codec.training.run import train; from omegaconf 
 
 @pytest.mark.slow
 def test_a_training_takes_what_was_measured(tmp_path, wavs):
-    """The same load disturbs both, at other moments: the bound on speed is wide."""
+    """The same load disturbs both, at other moments: the bound on speed is wide, and none is absolute."""
     options = ["data.batch_size=24", "data.segment_seconds=0.25", "training.adversarial_from=4"]
     options += ["trainer.max_steps=10", "trainer.val_check_interval=8", "trainer.log_every_n_steps=2"]
     config = tiny_run(tmp_path, wavs, *options)
@@ -279,5 +279,6 @@ def test_a_training_takes_what_was_measured(tmp_path, wavs):
         max(float(row["speed/peak_memory_gib"]) for row in rows), rel=0.15
     )
     real = 24 * 0.25 / float(rows[-1]["speed/audio_seconds_per_second"])
-    assert real / 4 < less["seconds"] < 4 * real
+    assert real / 8 < less["seconds"] < 8 * real
+    assert all(float(row["speed/data_wait"]) <= 1 for row in rows)  # a validation is no waiting time
     assert float(rows[-1]["speed/audio_hours"]) == pytest.approx(10 * 24 * 0.25 / 3600, rel=1e-3)

@@ -177,7 +177,8 @@ class Telemetry(Callback):
         self.say(trainer, "validation " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
         metrics = {f"valid/{name}": score for name, score in scores.items()}
         to_loggers(trainer, lambda logger: logger.log_metrics(metrics, trainer.global_step))
-        self.began = time.monotonic()
+        assert isinstance(pl_module, CodecTraining)
+        self.began = pl_module.step_ended = time.monotonic()
         self.steps, self.waited = [], 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
