@@ -4,7 +4,7 @@
 
 A probe of a few steps per stage measures speed and fixed costs: start, k-means, saving. The same command
 then trains as many steps per stage as fit. `pace.json` in the run's folder holds the steps per second of each
-stage, hours of audio, minutes, and the peak of GPU memory. Ctrl-C saves the run; the printed command with
+stage, hours of audio, minutes, and the peak of memory. Ctrl-C saves the run; the printed command with
 `resume=auto` continues it.
 """
 

@@ -140,6 +140,7 @@ def test_public_names():
         for name in (
             *(
                 "train",
+                "plan",
                 "evaluate",
                 "report",
                 "doctor",

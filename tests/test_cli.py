@@ -252,6 +252,7 @@ def test_the_version_of_training_is_ours():
         ("evaluate {model} data.root=nowhere", "no such folder: "),
         ("decode {model} nowhere -o t", "no such folder: "),
         ("train data.root=nowhere", "no such folder: "),
+        ("plan data.root=nowhere --json", "no such folder: "),
     ],
 )
 def test_what_is_not_there_is_missed_before_torch_is_imported(tmp_path, arguments, words):

@@ -13,7 +13,7 @@ from codec.training.health import codebook_health, diverging, residual_energy, w
 from codec.training.loggers import IDS_FILE, remember_runs, same_run, to_loggers
 from codec.training.metrics_csv import MetricsCSV
 from codec.training.step import Step
-from codec.training.telemetry import Telemetry
+from codec.training.telemetry import Telemetry, short_summary
 
 FAST = {"speed/data_wait": 0.0}
 
@@ -152,3 +152,9 @@ def test_lines_without_a_terminal_say_how_long_it_takes(tmp_path, monkeypatch, s
     monkeypatch.setattr("codec.training.telemetry.time.monotonic", lambda: 5100.0)
     trainer: Any = SimpleNamespace(global_step=step, max_steps=most)
     assert telemetry.clock(trainer) == words
+
+
+def test_a_line_has_the_audio_trained_on_and_the_peak_of_memory():
+    speed = {"audio_seconds_per_second": 20.0, "audio_hours": 1.5, "peak_memory_gib": 0.75, "data_wait": 0.1}
+    shown = short_summary({"mel": 1.25}, {}, {f"speed/{name}": value for name, value in speed.items()})
+    assert shown == {"mel": "1.25", "x real time": "20", "audio": "1.5 h", "memory": "0.75 GiB"}

@@ -7,55 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codec import __version__
+from codec.commands.descriptions import (
+    COMPRESS,
+    DECODE,
+    DECOMPRESS,
+    ENCODE,
+    FIT,
+    PLAN,
+    TABLES_FILE,
+    TRUNCATE,
+)
 
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
 DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
 STDIN, STDOUT = "- for standard input", "- for standard output"
 TRUST = "package whose classes the model may name; registered packages and this one are trusted"
-TABLES_FILE = "entropy.safetensors"  # beside a model
-
-COMPRESS = """Write a recording as a small .codec file.
-
-The recording may have any format, rate and length. The file holds the codes in chunks that decode
-independently, every byte under a checksum. The entropy tables of codec-fit-entropy make it smaller.
-
-example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4
-in a pipe: ffmpeg -i in.m4a -f wav - | codec-compress runs/tiny - -o - > out.codec"""
-
-DECOMPRESS = """Decode a .codec file to a 16-bit wav of the recording's length, at the codec's sample rate.
-
-Requires the codec and the entropy tables that wrote the file. Exit status: 0 complete, 1 with --salvage, some
-chunks were damaged and are silent, 2 nothing was written.
-
-example: codec-decompress runs/tiny in.codec -o out.wav"""
-
-TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, with a larger error.
-
-Requires no model and codes nothing again: the bytes equal those of codec-compress --num-quantizers N.
-
-example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
-
-ENCODE = """Encode recordings to tokens. The same command again resumes.
-
-With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
-
-example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
-
-DECODE = "Decode tokens to wavs. The same command again resumes."
-
-FIT = f"""Fit entropy tables, which make a codec's .codec files smaller.
-
-The tables are written into the model's folder as {TABLES_FILE}, where codec-compress and codec-decompress
-look for them; -o sets another path. Reading a file requires the tables that wrote it. Tokens of fewer
-quantizers than the codec's give tables for these; codes of the others are stored uncompressed.
-
-example: codec-fit-entropy runs/tiny /path/to/wavs"""
 
 
 def parse(command: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the arguments of `codec-COMMAND`; exits on `--help`, `--version` and invalid arguments."""
-    return PARSERS[command]().parse_args(argv)
+    return PARSERS[command]().parse_intermixed_args(argv)
 
 
 def new_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -67,6 +39,15 @@ def new_parser(command: str, description: str, epilog: str | None = None) -> arg
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def plan() -> argparse.ArgumentParser:
+    """Parser of `codec-plan`."""
+    parser = new_parser("plan", PLAN)
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for codec-train")
+    parser.add_argument("--config-dir", "-cd", help="folder of your own options, as for codec-train")
+    parser.add_argument("--json", action="store_true", help="print the forecast as JSON")
     return parser
 
 
@@ -289,7 +270,7 @@ def bitstream_parser(command: str, description: str, output: str = "") -> argpar
 PARSERS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(doctor, evaluate, report, export, stream, encode, decode, export_tokens),
+        *(plan, doctor, evaluate, report, export, stream, encode, decode, export_tokens),
         *(compress, decompress, truncate, fit_entropy),
     )
 }

@@ -30,6 +30,12 @@ def train() -> None:
     sys.exit(report_errors(start_training))
 
 
+def plan() -> None:
+    """Measure the time and memory that a training will take: `codec-plan data.root=/path/to/wavs`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `train`
+    run_command("plan", "codec.commands.plan")
+
+
 def evaluate() -> None:
     """Score codecs on recordings: `codec-evaluate runs/tiny data.root=FOLDER`."""
     # As in `train`; inherited by subprocesses.
@@ -142,7 +148,7 @@ def require_input(path: str) -> None:
 COMMANDS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(train, evaluate, report, doctor, encode, decode, export_tokens),
+        *(plan, train, evaluate, report, doctor, encode, decode, export_tokens),
         *(compress, decompress, truncate, fit_entropy, stream, export),
     )
 }

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,15 @@ def quoted_value(value: str) -> str:
     return value if plain and not (os.sep in value and re.search(PUNCTUATION, value)) else in_quotes(value)
 
 
-def start_training() -> int:
-    """Parse the command line with Hydra; train once or for each run of a sweep; returns the exit status."""
+def train_once(config: Any) -> int:
+    """Run the training of a composed config; returns the exit status."""
+    from codec.training.run import train
+
+    return train(config)
+
+
+def start_training(task: Callable[[Any], int] = train_once) -> int:
+    """Parse the command line with Hydra; run the task for each run of a sweep; returns the exit status."""
     import hydra
 
     from codec.training.overrides import check_names
@@ -66,9 +73,7 @@ def start_training() -> int:
 
         def run() -> int:
             check_roots(config)
-            from codec.training.run import train as run
-
-            return run(config)
+            return task(config)
 
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             from codec.sweep.sweeper import recorded

@@ -287,14 +287,8 @@ class CodecTraining(lightning.LightningModule):
         for metric in SCORES:
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
             mean = metric.score(estimate, target, self.codec.sample_rate).mean()
-            self.log(
-                f"valid/{metric.name}",
-                mean,
-                batch_size=len(target),
-                sync_dist=True,
-                on_epoch=True,
-                logger=False,
-            )
+            how = {"sync_dist": True, "on_epoch": True, "logger": False}
+            self.log(f"valid/{metric.name}", mean, batch_size=len(target), **how)
         return estimate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

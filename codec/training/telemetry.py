@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from codec.data.crops import Batch
 from codec.system.distributed import all_gather_rows, all_reduce_sum, rank, world_size
+from codec.system.memory import peak_memory
 from codec.training.health import SETTLED, codebook_health, diverging, warnings_in_words
 from codec.training.loggers import to_loggers
 from codec.training.module import CodecTraining
@@ -117,8 +118,11 @@ class Telemetry(Callback):
             "speed/audio_seconds_per_second": seconds * world_size() * len(self.steps) / elapsed,
             "speed/data_wait": wait / elapsed,
         }
-        if module.device.type == "cuda":
-            speed["speed/peak_memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
+        cuda = module.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(module.device) if cuda else peak_memory()
+        speed["speed/peak_memory_gib"] = peak / 2**30
+        data = module.audio_data
+        speed["speed/audio_hours"] = data.seen * data.segment_length / data.sample_rate / 3600
         optimizer = trainer.optimizers[0]
         metrics = {f"train/{name}": value for name, value in losses.items()} | codebook | speed
         metrics |= {f"gradient_norm/{name}": norm for name, norm in module.gradient_norms.items()}
@@ -175,7 +179,8 @@ class Telemetry(Callback):
         )
         metrics = {f"valid/{name}": score for name, score in scores.items()}
         to_loggers(trainer, lambda logger: logger.log_metrics(metrics, trainer.global_step))
-        self.began = time.monotonic()
+        assert isinstance(pl_module, CodecTraining)
+        self.began = pl_module.step_ended = time.monotonic()
         self.steps, self.waited = [], 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -199,10 +204,12 @@ def average_losses(steps: list[Step]) -> dict[str, float]:
 def short_summary(
     losses: Mapping[str, float], codebook: Mapping[str, float], speed: Mapping[str, float]
 ) -> dict:
-    """Losses, codebook usage and speed, for the progress bar."""
+    """Losses, codebook usage, speed, audio trained on and peak memory, for the progress bar."""
     values = {name: f"{value:.3g}" for name, value in losses.items() if name != "commitment"}
     usage = [value for name, value in codebook.items() if "/usage_" in name]
     if usage:
         values["codes used"] = f"{sum(usage) / len(usage):.0%}"
     values["x real time"] = f"{speed['speed/audio_seconds_per_second']:.3g}"
+    values["audio"] = f"{speed['speed/audio_hours']:.3g} h"
+    values["memory"] = f"{speed['speed/peak_memory_gib']:.2f} GiB"
     return values

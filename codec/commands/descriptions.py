@@ -1,0 +1,50 @@
+"""Descriptions in the help of commands."""
+
+TABLES_FILE = "entropy.safetensors"  # beside a model
+
+COMPRESS = """Write a recording as a small .codec file.
+
+The recording may have any format, rate and length. The file holds the codes in chunks that decode
+independently, every byte under a checksum. The entropy tables of codec-fit-entropy make it smaller.
+
+example: codec-compress runs/tiny in.wav -o out.codec --num-quantizers 4
+in a pipe: ffmpeg -i in.m4a -f wav - | codec-compress runs/tiny - -o - > out.codec"""
+
+DECOMPRESS = """Decode a .codec file to a 16-bit wav of the recording's length, at the codec's sample rate.
+
+Requires the codec and the entropy tables that wrote the file. Exit status: 0 complete, 1 with --salvage, some
+chunks were damaged and are silent, 2 nothing was written.
+
+example: codec-decompress runs/tiny in.codec -o out.wav"""
+
+TRUNCATE = """Copy a .codec file with fewer quantizers: smaller, with a larger error.
+
+Requires no model and codes nothing again: the bytes equal those of codec-compress --num-quantizers N.
+
+example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
+
+ENCODE = """Encode recordings to tokens. The same command again resumes.
+
+With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
+
+example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
+
+DECODE = "Decode tokens to wavs. The same command again resumes."
+
+FIT = f"""Fit entropy tables, which make a codec's .codec files smaller.
+
+The tables are written into the model's folder as {TABLES_FILE}, where codec-compress and codec-decompress
+look for them; -o sets another path. Reading a file requires the tables that wrote it. Tokens of fewer
+quantizers than the codec's give tables for these; codes of the others are stored uncompressed.
+
+example: codec-fit-entropy runs/tiny /path/to/wavs"""
+
+
+PLAN = """Measure a few training steps on this machine, and forecast the training.
+
+Takes the Hydra overrides of codec-train, composes the same config and trains a few steps of each part of the
+run, at several batch sizes, then with other precision and with compilation, each in a new process. Prints
+time, memory, disk, loading processes and the recommended command. Nothing is written into the run folder.
+Ctrl-C ends with the forecast of the finished measurements.
+
+example: codec-plan experiment=speech_16khz data.root=/path/to/speech"""

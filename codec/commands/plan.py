@@ -1,0 +1,81 @@
+"""`codec-plan OVERRIDES`: time, memory and disk that `codec-train OVERRIDES` will take on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from codec.commands.arguments import parse
+from codec.commands.train import start_training
+from codec.config import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; with `--json`, standard output has the forecast alone."""
+    options = parse("plan", argv)
+    sys.argv[1:] = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
+    task = functools.partial(plan, given=options.overrides, output=sys.stdout if options.json else None)
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        return start_training(task)
+
+
+def plan(composed: Any, given: Sequence[str], output: Any = None) -> int:
+    """Measure the training of a composed config and print the forecast; 130 after Ctrl-C.
+
+    `output` gets the forecast as JSON. ConfigError for a training on several devices.
+    """
+    from tqdm import tqdm
+
+    from codec.training.build import build_parts
+    from codec.training.finetuning import adopt
+    from codec.training.forecast import command, forecast, in_words, line
+    from codec.training.metrics_csv import quiet_libraries
+    from codec.training.planning import MOST, Survey, parts_of
+    from codec.training.resolve import resolve
+
+    composed, codec = adopt(composed)
+    config = resolve(composed)
+    if (str(config["trainer"]["devices"]), config["trainer"]["num_nodes"]) != ("1", 1):
+        raise ConfigError(
+            "trainer.devices: codec-plan measures one device; set trainer=default and, as data.batch_size, "
+            "that of one device"
+        )
+    quiet_libraries()
+    data, module = build_parts(config, codec)
+    data.prepare_data()
+    data.setup()
+    seconds = sum(file.seconds for files in data.trained for file in files)
+    survey = Survey(config, parts_of(module, config["trainer"]["max_steps"]))
+    sizes = {"codec": module.codec.parameters(), "discriminator": module.discriminator.parameters()}
+    parameters = {name: sum(p.numel() for p in group) for name, group in sizes.items()}
+    model_bytes = sum(tensor.nbytes for tensor in module.codec.state_dict().values())
+    del module, codec
+    print(
+        ", ".join(f"{name} {count / 1e6:.3f} M parameters" for name, count in parameters.items())
+        + f"; {seconds / 3600:.2f} h to train on\n{'measured, each in a new process':<48}"
+        f"{'batch':>6}{'steps/s':>10}{'audio s/s':>10}{'memory':>12}",
+        flush=True,
+    )
+    stopped = False
+    bar = tqdm(survey.run(), total=len(survey.parts) + MOST - 2, unit="measurement", disable=None)
+    try:
+        for row in bar:
+            tqdm.write(line(row, config), file=sys.stdout)
+    except KeyboardInterrupt:
+        stopped = True
+    bar.close()
+    outlook = {"parameters": parameters, "data_seconds": seconds, "complete": not stopped}
+    outlook |= forecast(survey, seconds, model_bytes)
+    if "loading_workers" in outlook:
+        outlook["command"] = command(survey, given, outlook["loading_workers"])
+    print(in_words(outlook, config["data"]["num_workers"]))
+    print(
+        f"recommended: {outlook['command']}" if "command" in outlook else "interrupted: not all was measured"
+    )
+    if output is not None:
+        print(json.dumps(outlook, indent=1), file=output)
+    return 130 if stopped else 0

@@ -1,0 +1,284 @@
+"""Forecasts of a training: from real measurements in new processes, and by arithmetic from made-up ones."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from composed import tiny_run
+from omegaconf import OmegaConf
+
+from codec.commands.plan import plan
+from codec.config import ConfigError
+from codec.system.memory import available_memory, private_memory
+from codec.training import planning
+from codec.training import probe as probing
+from codec.training.forecast import command, forecast, in_words
+from codec.training.module import CodecTraining
+from codec.training.planning import Part, Survey, parts_of
+from codec.training.probe import Meter
+from codec.training.stages import Stage
+
+pytestmark = pytest.mark.filterwarnings("default")
+GIB = 2**30
+
+
+def python(code: str, *arguments: object) -> str:
+    """Output of a program in a new process."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_peak_is_of_this_process_and_not_of_its_parent():
+    code = "from codec.system.memory import peak_memory as p; a = p(); b = b'1' * 2**28; print(a, p())"
+    before, after = map(int, python(code).split())
+    assert before < 2**27  # this process, its parent, has torch
+    assert 2**28 <= after - before < 1.1 * 2**28
+
+
+def test_memory_that_a_process_shares_with_none():
+    waiting = "import sys; a = b'1' * 2**27; print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", waiting], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout and child.stdout.readline() == b"ready\n"
+        assert 2**27 < private_memory(child.pid) < 1.5 * 2**27
+        child.communicate()
+
+
+def machine(root: Path, files: dict[str, str]) -> int | None:
+    """Available memory of a machine with these files."""
+    for name, text in {"proc/meminfo": "MemFree: 1 kB\nMemAvailable: 8000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return available_memory(root)
+
+
+def test_the_limits_of_containers_are_obeyed(tmp_path):
+    assert machine(tmp_path / "none", {}) == 8000 * 1024
+    v2 = {
+        "proc/self/cgroup": "0::/outer/inner\n",
+        "sys/fs/cgroup/outer/memory.max": "5000000\n",
+        "sys/fs/cgroup/outer/memory.current": "3000000\n",
+        "sys/fs/cgroup/outer/memory.stat": "anon 1\ninactive_file 500000\n",
+        "sys/fs/cgroup/outer/inner/memory.max": "max\n",
+        "sys/fs/cgroup/outer/inner/memory.current": "3000000\n",
+    }
+    assert machine(tmp_path / "v2", v2) == 2_500_000
+    v1 = {
+        "proc/self/cgroup": "5:devices:/\n4:memory:/job\n",
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4000000\n",
+        "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "1000000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
+    }
+    assert machine(tmp_path / "v1", v1) == 3_000_000
+
+
+def test_an_allocation_above_the_limit_fails_in_words_that_are_recognized():
+    code = """
+import torch
+from codec.system.memory import refuse_above
+torch.ones(2**20)
+refuse_above(2**30)
+try:
+    torch.ones(2**29)
+except RuntimeError as error:
+    print(error)
+"""
+    assert probing.out_of_memory(RuntimeError(python(code)))
+    assert not probing.out_of_memory(RuntimeError("a bug"))
+
+
+def test_parts_are_stages_or_the_steps_before_and_with_the_adversary():
+    def module(joins: int, *stages: Stage, has_discriminator: bool = True) -> Any:
+        listed = list(stages) or [Stage("", 9)]
+        return SimpleNamespace(stages=listed, adversarial_from=joins, has_discriminator=has_discriminator)
+
+    assert parts_of(module(0), 100) == [Part("training", 0, 100)]
+    assert parts_of(module(100), 100) == [Part("training", 0, 100)]
+    assert parts_of(module(30, has_discriminator=False), 100) == [Part("training", 0, 100)]
+    assert [part[1:] for part in parts_of(module(30), 100)] == [(0, 30), (30, 70)]
+    assert [part[1:] for part in parts_of(module(30), -1)] == [(0, 30), (30, None)]
+    staged = parts_of(module(0, Stage("a", 5), Stage("b", 7), Stage("c", 2)), 14)
+    assert [part[1:] for part in staged] == [(0, 5), (5, 7), (12, 2)]
+    assert staged[1].name == "stage 2/3 b"
+
+
+def test_a_step_costs_the_mean_over_updates_of_the_discriminator():
+    meter = Meter(0, None, 1.0)
+    meter.times, meter.share = [(1.0, False), (4.0, True), (2.0, True)], 0.75
+    assert meter.step_seconds() == 0.75 * 3 + 0.25 * 1
+    meter.times = [(1.0, False), (4.0, False)]
+    assert meter.step_seconds() == 2.5
+
+
+LIMIT = 1000.0
+CONFIG: dict[str, Any] = {
+    "data": {"batch_size": 16, "segment_seconds": 0.5, "num_workers": 1},
+    "trainer": {"precision": "32-true", "max_steps": 1000, "val_check_interval": 100},
+    "training": {"compile": False},
+    "checkpoint": {"save_every": 50, "keep_every": 500},
+    "run_dir": "no/such/folder",
+}
+PARTS = [Part("without adversary", 0, 400), Part("with adversary", 400, 600)]
+
+
+class Machine:
+    """Stands for a probe: memory and seconds are lines through the batch size; what was asked is kept."""
+
+    def __init__(self, slope: float = 10.0, bf16: float = 0.5, starting: float = 1000.0):
+        self.slope, self.bf16, self.starting = slope, bf16, starting
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        config, start = request["config"], request["start"]
+        size = config["data"]["batch_size"]
+        self.asked.append((start, size))
+        peak = 100 + self.slope * size + (50 if start else 0)
+        if peak > LIMIT:
+            return {"fits": False, "limit": LIMIT}
+        half, compiled = config["trainer"]["precision"] == "bf16-mixed", config["training"]["compile"]
+        seconds = (0.1 if start else 0.05) * size / 16 * (self.bf16 if half else 1) * (0.8 if compiled else 1)
+        found = {"seconds": seconds, "peak": peak, "limit": LIMIT, "loading": 0.04, "validation": 3.0}
+        starting = self.starting if compiled else 1.0
+        return {"fits": True, **found, "saving": 0.5, "checkpoint": GIB, "starting": starting}
+
+
+def surveyed(monkeypatch, given: Machine, **data: Any) -> Survey:
+    monkeypatch.setattr(planning, "probe", given)
+    config = CONFIG | {"data": CONFIG["data"] | data}
+    survey = Survey(config, PARTS)
+    list(survey.run())
+    return survey
+
+
+@pytest.mark.parametrize(("slope", "batch"), [(10.0, 16), (10.0, 64), (10.0, 80), (20.0, 1000), (450.0, 8)])
+def test_the_largest_batch_is_found_by_trying(monkeypatch, slope, batch):
+    given = Machine(slope)
+    survey = surveyed(monkeypatch, given, batch_size=batch)
+    fits = int((LIMIT - 150) // slope)
+    with_reserve = int((planning.RESERVE * LIMIT - 150) // slope)
+    most = survey.largest()
+    assert most is None or with_reserve <= most <= fits
+    assert (most is None) == (slope == 450.0)  # too few sizes fit for a line
+    base = survey.base(PARTS[1])
+    assert base and base.batch_size == max(batch // 2**n for n in range(12) if batch // 2**n <= fits)
+    assert {part for part, size in given.asked if size == base.batch_size} == {0, 400}
+
+
+def test_memory_that_a_single_crop_exceeds_is_an_error(monkeypatch):
+    with pytest.raises(ConfigError, match="batch_size=1 does not fit"):
+        surveyed(monkeypatch, Machine(slope=2000))
+
+
+def test_options_are_recommended_where_they_save_time(monkeypatch):
+    cheap = surveyed(monkeypatch, Machine(starting=3.0))
+    assert cheap.best() == {"trainer_precision": "bf16-mixed", "training_compile": True}
+    dear = surveyed(monkeypatch, Machine(starting=7.5))  # of 600 steps of 50 ms, compilation saves 6 s
+    assert dear.best() == {"trainer_precision": "bf16-mixed"}
+    slow = surveyed(monkeypatch, Machine(bf16=3.0))
+    assert slow.best() == {}
+    given = ["data.root=/a b", "trainer.precision=32-true"]
+    assert command(cheap, given, 1) == (
+        "codec-train 'data.root=/a b' trainer.precision=bf16-mixed training.compile=true"
+    )
+    smaller = surveyed(monkeypatch, Machine(), batch_size=200)
+    found = smaller.largest()
+    assert f"data.batch_size={found}" in command(smaller, ["data.batch_size=200"], 1).split()
+
+
+def test_times_and_sizes_of_the_whole_run(monkeypatch):
+    found = forecast(surveyed(monkeypatch, Machine(bf16=3.0)), data_seconds=800.0, model_bytes=GIB)
+    assert found["seconds_of_steps"] == pytest.approx(400 * 0.05 + 600 * 0.1)
+    assert found["seconds_of_validations"] == 10 * 3.0 and found["seconds_of_checkpoints"] == 20 * 0.5
+    assert found["disk"] == (2 + 2 + 1) * GIB
+    assert found["pass_steps"] == 100 and found["pass_seconds"] == pytest.approx(100 * 0.08)
+    assert found["loading_workers"] == 1  # 1.25 times 40 ms for steps of 50 ms
+    assert found["options"]["trainer.precision=bf16-mixed"]["speed"] == pytest.approx(1 / 3)
+    words = in_words(found, 1)
+    assert "1000 steps: 02:00, 00:40 of them validations" in words and "5.00 GiB, " in words
+    loading = surveyed(monkeypatch, Machine(bf16=0.1, starting=0.0))
+    assert forecast(loading, 800.0, 0)["loading_workers"] == 13  # steps of 4 ms
+    waiting = surveyed(monkeypatch, Machine(bf16=3.0))
+    waiting.rows = [row._replace(result=row.result | {"loading": 0.2}) for row in waiting.rows]
+    assert forecast(waiting, 800.0, 0)["seconds_of_steps"] == pytest.approx(1000 * 0.2)
+
+
+def test_a_process_that_the_system_kills_had_too_little_memory(monkeypatch):
+    monkeypatch.setattr(planning, "CHILD", ("-c", "import os; os.kill(os.getpid(), 9)"))
+    assert planning.probe({}) == {"fits": False, "killed": True}
+    monkeypatch.setattr(planning, "CHILD", ("-c", "raise ValueError('a bug')"))
+    with pytest.raises(ConfigError, match="ended with 1: ValueError: a bug"):
+        planning.probe({})
+
+
+def test_a_gpu_without_memory_is_no_error(tmp_path, wavs, monkeypatch):
+    seen = []
+
+    def fail(module, *arguments):
+        seen.append((module.global_step, module.place))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(CodecTraining, "training_step", fail)
+    monkeypatch.setattr(probing, "refuse_above", lambda limit: None)
+    request = {"config": tiny_run(tmp_path, wavs), "start": 7, "steps": 9, "seconds": 0.1}
+    assert not probing.measure(request | {"folder": tmp_path})["fits"]
+    assert seen == [(7, 7)]  # in the part that is measured, not at the start of the run
+
+
+def test_ctrl_c_prints_the_finished_measurements(tmp_path, wavs, monkeypatch, capsys):
+    given = Machine()
+
+    def interrupted(request):
+        if len(given.asked) == 3:
+            raise KeyboardInterrupt
+        return given(request)
+
+    monkeypatch.setattr(planning, "probe", interrupted)
+    composed = OmegaConf.create(tiny_run(tmp_path, wavs, "trainer.max_steps=10", "data.batch_size=16"))
+    with (tmp_path / "plan.json").open("w") as output:
+        assert plan(composed, ["experiment=tiny"], output) == 130
+    printed = capsys.readouterr().out
+    assert "10 steps: 00:" in printed and "with adversary" in printed
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert not found["complete"] and len(found["measurements"]) == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_devices_are_refused(tmp_path, wavs):
+    with pytest.raises(ConfigError, match="measures one device"):
+        plan(OmegaConf.create(tiny_run(tmp_path, wavs, "trainer.devices=2")), [])
+
+
+TRAIN = "import json, sys; from codec.training.run import train; from omegaconf import OmegaConf; "
+
+
+@pytest.mark.slow
+def test_a_training_takes_what_was_measured(tmp_path, wavs):
+    """The same load disturbs both, at other moments: the bound on speed is wide, and none is absolute."""
+    options = ["data.batch_size=24", "data.segment_seconds=0.25", "training.adversarial_from=4"]
+    options += ["trainer.max_steps=10", "trainer.val_check_interval=8", "trainer.log_every_n_steps=2"]
+    config = tiny_run(tmp_path, wavs, *options)
+    survey = Survey(config, [Part("with adversary", 4, 6)], seconds=0.1)
+    more, less = (survey.measure(survey.parts[0], size).result for size in (96, 24))
+    assert more["peak"] > 1.05 * less["peak"] > 0  # a process after a larger one starts from nothing
+    assert less["measured_steps"] >= 2 and less["checkpoint"] > 10_000
+    assert less["validation"] > 0 and less["saving"] > 0 and less["loading"] > 0
+    assert not (tmp_path / "run").exists()
+    python(TRAIN + "train(OmegaConf.create(json.loads(sys.argv[1])))", json.dumps(config))
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/discriminator")]
+    assert less["peak"] / GIB == pytest.approx(
+        max(float(row["speed/peak_memory_gib"]) for row in rows), rel=0.15
+    )
+    real = 24 * 0.25 / float(rows[-1]["speed/audio_seconds_per_second"])
+    assert real / 8 < less["seconds"] < 8 * real
+    assert all(float(row["speed/data_wait"]) <= 1 for row in rows)  # a validation is no waiting time
+    assert float(rows[-1]["speed/audio_hours"]) == pytest.approx(10 * 24 * 0.25 / 3600, rel=1e-3)
