@@ -44,6 +44,12 @@ class Settings:
                 "--batch-seconds, --shard-hours and --beam must be above 0, --workers 0 or more"
             )
 
+    def about(self) -> dict[str, Any]:
+        """Entries of `tokens.json` on which the tokens depend."""
+        options = {"beam": self.beam, "precision": "float32"}
+        options |= {"batch_seconds": self.batch_seconds, "shard_hours": self.shard_hours}
+        return options if self.downmix == "mid" else options | {"downmix": self.downmix}  # as older datasets
+
 
 class Loaded(NamedTuple):
     """Result of reading a source: its number, checksum, and its audio or problem.

@@ -29,8 +29,8 @@ from codec.evaluation.writing import print_summary
 from codec.metrics.perceptual import PerceptualMetric, choose_metrics
 from codec.model.codec import Codec, count_parameters
 from codec.model.saving import build_codec
-from codec.system.files import write_whole
-from codec.training.checkpoints import is_healthy, only_writer
+from codec.system.files import mark_output, only_writer, write_whole
+from codec.training.checkpoints import is_healthy
 from codec.training.finetuning import adopt
 from codec.training.loggers import close, logger_failure, remember_runs
 from codec.training.metrics_csv import quiet_libraries
@@ -72,6 +72,8 @@ def train(composed: Any) -> int:
 
 def train_in(folder: Path, config: dict[str, Any], first: bool, codec: Codec | None = None) -> int:
     """Run the training of a resolved config in its folder; `first` marks the first of several processes."""
+    if first:
+        mark_output(folder)
     checkpoint = find_checkpoint(folder, config["resume"])
     if checkpoint:
         check_same_model(checkpoint, config["model"])
