@@ -413,8 +413,6 @@ def test_impossible_arguments_are_refused_in_a_sentence(codec, wavs, tmp_path):
         Settings("tar")
     with pytest.raises(ConfigError, match="above 0"):
         Settings(batch_seconds=0)
-    with pytest.raises(ConfigError, match="keeps no codes"):
-        encode_corpus(small_codec("quantizer=none"), [wavs], tmp_path / "t", Settings("npy"))
     with pytest.raises(ConfigError, match="one folder, or any number of files"):
         encode_corpus(codec, [wavs, wavs / "s0"], tmp_path / "t", Settings("npy"))
     with pytest.raises(DataError, match="no such folder"):

@@ -36,7 +36,9 @@ Requires no model and codes nothing again: the bytes equal those of codec-compre
 
 example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
 
-ENCODE = """Encode recordings to tokens. The same command again resumes.
+ENCODE = """Encode recordings to tokens; a codec without codes writes its latents.
+
+The same command again resumes.
 
 With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
 
@@ -179,6 +181,8 @@ def encode() -> argparse.ArgumentParser:
     add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
+    text = "of the latents of a codec without codes; default: float32"
+    add("--dtype", choices=("float16", "float32"), help=text)
     text = "audio in memory at a time; longer files are encoded in blocks; default: %(default)s"
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "mono from files of more channels: the mean, or one channel; default: %(default)s"

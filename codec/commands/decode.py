@@ -41,6 +41,8 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
         tokens.require_codec(codec, "--any-codec decodes them")
     elif (codec.sample_rate, codec.hop_length) != (tokens.format.sample_rate, tokens.format.hop_length):
         raise ConfigError("--any-codec: this codec has another sample rate or hop length")
+    elif codec.quantizer.latent_dim != (0 if tokens.codebook_sizes else tokens.rows):
+        raise ConfigError("--any-codec: this codec has other latents, or codes where these are latents")
     elif any(map(lt, codec.quantizer.codebook_sizes, tokens.codebook_sizes)):
         raise ConfigError("--any-codec: this codec has smaller codebooks")
     elif codec.quantizer.num_quantizers < tokens.num_quantizers:
@@ -128,13 +130,17 @@ def decoded_file(options: argparse.Namespace) -> int:
 
 
 def read_array(codec: Codec, path: Path, num_quantizers: int | None) -> torch.Tensor:
-    """The first codes `[K, F]` of a `.npy` file; FileError unless they are the codec's."""
+    """The first codes, or all latents, `[R, F]` of a `.npy` file; FileError unless they are the codec's."""
+    kinds, dtype = ("iu", np.int64) if codec.quantizer.codebook_sizes else ("f", np.float32)
+    if num_quantizers is not None:
+        codec.quantizer.check_depth(num_quantizers)
     try:
         array = np.load(path, allow_pickle=False)
-        if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ValueError(f"codes must be integers [K, F], got {array.dtype} {list(array.shape)}")
-        codes = torch.from_numpy(array[:num_quantizers].astype(np.int64))
-        codec.quantizer.check_codes(codes[None])
+        if array.ndim != 2 or array.dtype.kind not in kinds:
+            wanted = "codes must be integers [K, F]" if dtype is np.int64 else "latents must be floats [D, F]"
+            raise ValueError(f"{wanted}, got {array.dtype} {list(array.shape)}")
+        codes = torch.from_numpy(array[:num_quantizers].astype(dtype))
+        codec.quantizer.check_coded(codes[None])
     except (ValueError, EOFError) as error:
         raise FileError(path, str(error)) from error
     return codes

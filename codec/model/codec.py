@@ -1,4 +1,4 @@
-"""Codec: an encoder, a quantizer and a decoder; audio to codes and back."""
+"""Codec: an encoder, a bottleneck and a decoder; audio to codes or continuous latents, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from codec.config import TARGET
 from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
-from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.base import Bottleneck, Quantized
 from codec.system.files import flush, sha256, written_whole
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
@@ -29,9 +29,12 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 
 
 class Codec(nn.Module):
-    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`."""
+    """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
 
-    def __init__(self, autoencoder: Autoencoder, quantizer: Quantizer, sample_rate: int):
+    With a continuous bottleneck the codes are float32 `[B, latent_dim, F]` wherever codes are named.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, quantizer: Bottleneck, sample_rate: int):
         super().__init__()
         if not 1 <= sample_rate <= HIGHEST_RATE:
             raise ValueError(f"sample_rate must be at least 1 Hz, at most {HIGHEST_RATE}, got {sample_rate}")

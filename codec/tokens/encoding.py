@@ -26,12 +26,8 @@ from codec.tokens.plan import batches, make_plan
 from codec.tokens.shards import WORK, Outcome, Shards
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
 
-# Entries of `tokens.json` that identify a dataset; another value gives another dataset.
-IDENTITY = (
-    *("layout", "codec_id", "codebook_sizes", "beam", "precision", "downmix"),
-    *("batch_seconds", "shard_hours", "files", "files_sha256"),
-)
-OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix"}
+# Options of the settings that identify a dataset; another value gives another dataset.
+OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix", "dtype": "--dtype"}
 OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
 OPTIONS |= {"codebook_sizes": "codebook sizes (--num-quantizers)"}
 
@@ -73,7 +69,8 @@ class Encoding:
         self.codec, self.settings, self.jobs = codec, settings, jobs
         token_format = format_of(codec, settings)
         self.plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
-        about = {k: v for k, v in token_format.describe().items() if k in IDENTITY} | settings.about()
+        described = token_format.describe()
+        about = {name: described[name] for name in token_format.identity} | settings.about()
         about |= {"files": len(self.plan.sources), "files_sha256": self.plan.sha256}
         self.shards = Shards(output, self.plan, token_format, about)
         self.own = range(jobs[1], len(self.plan.shards), jobs[0])
@@ -86,8 +83,9 @@ class Encoding:
         output, complete = self.shards.output, self.shards.is_merged
         mark = META_FILE if complete else f"{WORK}/plan.json"
         require_unused(output, mark)
-        about, remedy = self.shards.about, "name another folder"
-        resume(output, mark, about, remedy, names=IDENTITY, options=OPTIONS)
+        about = self.shards.about
+        names = dict.fromkeys([*about, "downmix"])  # `tokens.json` has further entries
+        resume(output, mark, about, "name another folder", names=names, options=OPTIONS)
         if complete:
             shutil.rmtree(output / WORK, ignore_errors=True)
             require_whole(output)

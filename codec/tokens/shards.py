@@ -28,6 +28,7 @@ from codec.tokens.files import (
     mirrored,
     shard_file,
 )
+from codec.tokens.formats import LatentFormat, Statistics
 from codec.tokens.plan import Plan
 
 REPORT_FILE, SKIPPED_FILE, WORK = "report.txt", "skipped.jsonl", ".encoding"
@@ -83,6 +84,9 @@ class Shards:
         save = self.save_arrow if self.format.layout == "arrow" else self.save_npy
         rows = iter(save(shard, encoded) if encoded else [])
         lines: list[dict[str, Any]] = [{"shard": shard, "device": device}]
+        if isinstance(self.format, LatentFormat):
+            parts = [Statistics.of(latents) for _, latents in encoded]
+            lines[0]["statistics"] = Statistics.merged(parts).stored() if parts else None
         for number, outcome in zip(self.plan.shards[shard], ordered, strict=True):
             problem = {"path": self.plan.sources[number].path, "problem": outcome}
             lines.append(problem if isinstance(outcome, str) else asdict(next(rows)))
@@ -94,9 +98,11 @@ class Shards:
         path.parent.mkdir(exist_ok=True)
         rows, codes = [row for row, _ in done], [one for _, one in done]
         with self.opened(path, f"{shard:05d}") as file:
-            token_arrow.write_shard(file, rows, codes, json.dumps(dict(self.about)).encode())
+            token_arrow.write_shard(
+                file, rows, codes, json.dumps(dict(self.about)).encode(), self.format.column
+            )
         flush_folder(path.parent)
-        for row, offset in zip(rows, token_arrow.code_offsets(path), strict=True):
+        for row, offset in zip(rows, token_arrow.code_offsets(path, self.format.column), strict=True):
             yield replace(row, shard=shard, offset=int(offset))
 
     def save_npy(self, shard: int, done: Sequence[Encoded]) -> Iterator[Utterance]:
@@ -116,12 +122,14 @@ class Shards:
         """Write the index, the report and, as the last file, `tokens.json`; returns its content."""
         rows: list[Utterance] = []
         problems: dict[int, str] = {}  # by number: two paths may have the same portable form
-        devices = set()
+        devices, statistics = set(), []
         for shard, sources in enumerate(self.plan.shards):
             first, *lines = map(json.loads, self.note(shard).read_text("ascii").splitlines())
             if len(lines) != len(sources):
                 raise TokenError(f"{self.note(shard)}: damaged: remove it to encode this shard again")
             devices.add(first["device"])
+            if first.get("statistics"):
+                statistics.append(Statistics.restored(first["statistics"]))
             numbered = zip(sources, lines, strict=True)
             problems.update({number: line["problem"] for number, line in numbered if "problem" in line})
             rows += [Utterance(**line) for line in lines if "problem" not in line]
@@ -130,6 +138,8 @@ class Shards:
         whole = replace(self.format, items=len(rows), index_crc32=self.save_index(rows))
         content = whole.describe() | dict(self.about) | summary(rows, whole, self.plan)
         content |= {"devices": sorted(devices), "versions": versions()}
+        if statistics:
+            content["statistics"] = Statistics.merged(statistics).describe()
         self.save_report(problems)
         self.save(self.output / META_FILE, (json.dumps(content, indent=2) + "\n").encode())
         shutil.rmtree(self.output / WORK, ignore_errors=True)
