@@ -17,7 +17,7 @@ from codec.layers.base import Context
 from codec.layers.streaming import NotStreamable
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, names_of
-from codec.quantizers.base import Quantizer
+from codec.quantizers.base import Bottleneck
 from codec.quantizers.residual import Residual
 
 BATCH, FRAMES = 3, 24
@@ -47,37 +47,52 @@ def check_codebook(codebook: Codebook, dim: int) -> None:
 
 
 @torch.no_grad()
-def check_quantizer(quantizer: Quantizer) -> None:
-    """Check latents `[B, D, F * stride]` to codes and back: shapes, determinism, batches, masks, weights."""
+def check_quantizer(quantizer: Bottleneck) -> None:
+    """Check latents `[B, D, F * stride]` to codes, or continuous frames, and back, and loss weights."""
     if size := quantizer.pool_size():
         quantizer.initialise(noise(size, quantizer.dim))
     require(quantizer.pool_size() == 0, "pool_size is 0 after `initialise`")
     quantizer.eval().check_loss_weights()
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
     latents = noise(BATCH, quantizer.dim, FRAMES * quantizer.stride)
+    if quantizer.codebook_sizes:
+        check_codes(quantizer, latents)
+    else:
+        check_continuous(quantizer, latents)
+    require(same_state(state, quantizer), "forward, encode and decode change no state")
+
+
+def check_codes(quantizer: Bottleneck, latents: Tensor) -> None:
+    """Check codes: shape, range, exact decoding, prefixes, batches and masks."""
     quantized, codes = quantizer(latents), quantizer.encode(latents)
     stages, sizes = quantizer.num_quantizers, quantizer.codebook_sizes
-    require(
-        codes.shape == (BATCH, stages, FRAMES) and codes.dtype == torch.int64, "codes are int64 [B, K, F]"
-    )
+    shape = (BATCH, stages, FRAMES)
+    require(codes.shape == shape and codes.dtype == torch.int64, "codes are int64 [B, K, F]")
     require(torch.equal(codes, quantized.codes), "forward gives the codes of encode")
-    if sizes:
-        largest = codes.amax((0, 2)).tolist()
-        require(
-            int(codes.min()) >= 0 and all(a < b for a, b in zip(largest, sizes, strict=True)),
-            "codes in range",
-        )
-        require(torch.equal(quantizer.decode(codes), quantized.latents), "decode gives the quantized latents")
-        require(torch.equal(quantizer.encode(latents, 1), codes[:, :1]), "codes of fewer stages are a prefix")
-        single = quantizer.encode(latents[1:2])
-        require(torch.equal(single, codes[1:2]), "codes do not depend on the batch")
-        mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
-        mask[0, 5:] = False
-        masked = quantizer(latents, mask=mask)
-        require(bool((masked.codes[0, :, 5:] == -1).all()), "masked frames have code -1")
-        require(not masked.latents[0, :, 5 * quantizer.stride :].any(), "masked frames have zero latents")
-        require(torch.equal(masked.codes[1:], codes[1:]), "a mask changes no other example")
-    require(same_state(state, quantizer), "forward, encode and decode change no state")
+    most = codes.amax((0, 2)).tolist()
+    in_range = int(codes.min()) >= 0 and all(a < b for a, b in zip(most, sizes, strict=True))
+    require(in_range, "codes in range")
+    require(torch.equal(quantizer.decode(codes), quantized.latents), "decode gives the quantized latents")
+    require(torch.equal(quantizer.encode(latents, 1), codes[:, :1]), "codes of fewer stages are a prefix")
+    alone = quantizer.encode(latents[1:2])
+    require(torch.equal(alone, codes[1:2]), "codes do not depend on the batch")
+    mask = torch.ones(BATCH, FRAMES, dtype=torch.bool)
+    mask[0, 5:] = False
+    masked = quantizer(latents, mask=mask)
+    require(bool((masked.codes[0, :, 5:] == -1).all()), "masked frames have code -1")
+    require(not masked.latents[0, :, 5 * quantizer.stride :].any(), "masked frames have zero latents")
+    require(torch.equal(masked.codes[1:], codes[1:]), "a mask changes no other example")
+
+
+def check_continuous(bottleneck: Bottleneck, latents: Tensor) -> None:
+    """Check continuous frames: shape, determinism, decoding, batches."""
+    quantized, frames = bottleneck(latents), bottleneck.encode(latents)
+    shape = (BATCH, bottleneck.latent_dim, FRAMES)
+    require(frames.shape == shape and frames.dtype == torch.float32, "frames are float32 [B, latent_dim, F]")
+    require(quantized.codes.shape == (BATCH, 0, FRAMES), "forward gives empty codes")
+    require(torch.equal(bottleneck.encode(latents), frames), "encode draws no sample")
+    require(close(bottleneck.decode(frames), quantized.latents), "decode gives the latents of forward")
+    require(close(bottleneck.encode(latents[1:2]), frames[1:2]), "frames do not depend on the batch")
 
 
 def check_autoencoder(autoencoder: Autoencoder) -> None:

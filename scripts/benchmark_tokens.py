@@ -25,8 +25,8 @@ from codec.data.index import Index, IndexedFile
 from codec.model.batching import encode_batch, exact_float32
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenFormat, Utterance, checksum
-from codec.tokens.plan import WORK, Plan, Source, describe
-from codec.tokens.shards import merge, write_shard
+from codec.tokens.plan import Plan, Source
+from codec.tokens.shards import WORK, Shards
 
 SIZES = (1024,) * 8
 HOP, RATE = 320, 24_000
@@ -45,9 +45,7 @@ class Ours:
         sources = tuple(Source(file, file.path[:-4], file.path, None) for file in files)
         shards = tuple(range(n, min(n + 700, len(files))) for n in range(0, len(files), 700))
         plan = Plan("", Index("", tuple(files)), sources, shards, "")
-        about = describe(
-            form, plan, {"beam": 1, "precision": "float32", "batch_seconds": 0, "shard_hours": 0}
-        )
+        written = Shards(folder, plan, form, {})
         (folder / WORK).mkdir()
         for number, shard in enumerate(shards):
             outcomes: dict[int, Any] = {}
@@ -55,8 +53,8 @@ class Ours:
                 facts = (1, RATE, files[n].frames, codes[n].shape[1])
                 row = Utterance(sources[n].id, sources[n].path, *facts, "0" * 64, checksum(codes[n]))
                 outcomes[n] = (row, codes[n])
-            write_shard(folder, number, plan, outcomes, about, "cpu")
-        merge(folder, plan, form, about)
+            written.write(number, outcomes, "cpu")
+        written.merge()
 
     def open(self, folder: Path) -> Callable[[int], torch.Tensor]:
         """A function that reads utterance i."""

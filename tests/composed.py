@@ -12,7 +12,7 @@ from codec.config import CONFIG_DIR, build
 from codec.quantizers.base import Quantizer
 from codec.training.resolve import to_plain
 
-NO_CODES = {"kl", "none"}  # quantizers whose latents are not quantized
+NO_CODES = {"kl", "none", "sigma_vae"}  # quantizers whose latents are not quantized
 
 
 def options(group: str) -> list[str]:

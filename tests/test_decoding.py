@@ -16,7 +16,7 @@ from codec.bitstream.writer import BitstreamError
 from codec.commands import decode as decoding
 from codec.commands.decode import decode_dataset
 from codec.config import ConfigError
-from codec.system.files import FileError
+from codec.system.files import LOCK, FileError
 from codec.tokens.dataset import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
@@ -110,7 +110,9 @@ def test_what_was_interrupted_goes_on(codec, tmp_path, monkeypatch):
     assert len(calls) == len(set(calls)) == len(dataset)
     for name in wavs(tmp_path / "whole"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    with pytest.raises(ConfigError, match="holds the wavs of other tokens or stages"):
+    with pytest.raises(
+        ConfigError, match=r"out was made with other settings: num_quantizers 3 → 1; name another"
+    ):
         decode_dataset(codec, TokenDataset(tmp_path / "tokens", 1), tmp_path / "out")
     with pytest.raises(ConfigError, match="is not empty"):
         decode_dataset(codec, dataset, tmp_path / "wavs")
@@ -122,8 +124,8 @@ def test_one_process_decodes_into_a_folder(codec, tmp_path):
     dataset = encode(codec, tmp_path)
     decode_dataset(codec, dataset, tmp_path / "out")
     (tmp_path / "out" / "s1" / "utt 4.wav").unlink()
-    refused = pytest.raises(FileError, match="out: another process is writing here")
-    with held(tmp_path / "out" / decoding.MARK), refused:
+    refused = pytest.raises(ConfigError, match=r"out: process \d+ on .* is writing here")
+    with held(tmp_path / "out" / LOCK), refused:
         decode_dataset(codec, dataset, tmp_path / "out")
     decode_dataset(codec, dataset, tmp_path / "out")
     assert (tmp_path / "out" / "s1" / "utt 4.wav").is_file()

@@ -211,9 +211,11 @@ def test_a_file_that_changed_is_coded_again(files, tmp_path):
 
 def test_results_of_another_codec_or_setting_are_not_gone_on_with(files, tmp_path):
     evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
-    with pytest.raises(ConfigError, match=r"another evaluation \(seconds differ\).*--output.*--fresh"):
+    with pytest.raises(ConfigError, match=r"other settings: seconds 20.0 → 1.0; .*--output.*--fresh"):
         evaluate_system(Halver(), files, tmp_path, Options(RATE, 1, max_seconds=1.0), resume=True)
-    with pytest.raises(ConfigError, match=r"another evaluation \(codec, depths, system differ\)"):
+    with pytest.raises(
+        ConfigError, match=r"other settings: system .* → none, codec none → \w+…, depths none"
+    ):
         evaluate_system(OwnCodec(codec()), files, tmp_path, Options(RATE, 1), resume=True)
     (tmp_path / "records.jsonl").write_text("no json\n")
     with pytest.raises(ConfigError, match="damaged"):
@@ -282,7 +284,7 @@ def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
     model = codec()
     before, after = (OwnCodec(model, tables=SimpleNamespace(tables_id=name)) for name in "ab")
     Records(tmp_path / "records", before.identity(), False)
-    with pytest.raises(ConfigError, match="tables differ"):
+    with pytest.raises(ConfigError, match="tables a → b"):
         Records(tmp_path / "records", after.identity(), True)
     Records(tmp_path / "records", before.identity(), True)
 

@@ -196,7 +196,6 @@ def test_what_fewer_bits_may_cost_is_limited_by_what_is_heard(codec):
             ["--to", "torch", "--streaming"],
             "not causal.*without --streaming",
         ),
-        (["quantizer=none"], ["--to", "torch"], "no codes"),
     ],
 )
 def test_what_cannot_be_exported_is_told(overrides, options, message, tmp_path):
@@ -305,10 +304,10 @@ def test_the_table_of_exports_has_every_option_and_agrees_with_these_tests():
     assert table.keys() == {(g, name) for g in ("autoencoder", "quantizer") for name in options(g)}
     for (group, name), cells in table.items():
         whole = {cells[form] for form in ("onnx", "torch", "openvino")}
-        assert whole == {"no" if name in NO_CODES else "yes"}, name
+        assert whole == {"yes"}, name
         network = config(f"autoencoder={name}")["autoencoder"] if group == "autoencoder" else {"causal": True}
         causal = network.get("layers", network)["causal"]
-        assert cells["onnx-steps"] == ("yes" if causal and name not in NO_CODES else "no"), name
+        assert cells["onnx-steps"] == ("yes" if causal else "no"), name
 
 
 @pytest.mark.slow

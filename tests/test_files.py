@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from codec.config import ConfigError
 from codec.system.files import FileError, folder_whole, only_writer, remove_leftovers, written_whole
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a file object's write: it names nothing
@@ -86,7 +87,8 @@ HOLD = """
 import os, sys, time
 from pathlib import Path
 from codec.system.files import only_writer
-with only_writer(Path("."), Path(sys.argv[1])):
+lock = Path(sys.argv[1])
+with only_writer(lock.parent, lock.name):
     if os.fork() == 0:  # as a worker of a DataLoader, which outlives it for some seconds
         time.sleep(60)
     print("held", flush=True)
@@ -110,21 +112,21 @@ def held(lock: Path) -> Iterator[subprocess.Popen]:
 def test_one_process_writes_until_it_is_killed(tmp_path):
     lock = tmp_path / "work" / "lock"
     with held(lock) as process:
-        refused = pytest.raises(FileError, match=f"{tmp_path}: another process is writing here")
-        with refused, only_writer(tmp_path, lock):
+        refused = pytest.raises(ConfigError, match=rf"{tmp_path}: process \d+ on .* is writing here")
+        with refused, only_writer(tmp_path, "work/lock"):
             pytest.fail("both write")
-        with only_writer(tmp_path, tmp_path / "work" / "another"):
+        with only_writer(tmp_path, "work/another"):
             pass
         process.kill()
         process.wait()
-        with only_writer(tmp_path, lock):
+        with only_writer(tmp_path, "work/lock"):
             pass
 
 
-def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch):
+def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch, caplog):
     def refuse(_):
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr("codec.system.files.take", refuse)
-    with only_writer(tmp_path, tmp_path / "lock"):
-        pass
+    with only_writer(tmp_path):
+        assert "is not locked against a second process" in caplog.text

@@ -127,7 +127,7 @@ def test_other_options_under_the_same_name_are_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").touch()
     check_unchanged(Job(tmp_path, {}, ["b=2", "a=1"]))
-    with pytest.raises(ConfigError, match=r"b=2, b=3.*another name="):
+    with pytest.raises(ConfigError, match=r"b 2 → 3; .*another name="):
         check_unchanged(Job(tmp_path, {}, ["a=1", "b=3"]))
 
 

@@ -427,7 +427,7 @@ def test_fewer_steps_than_are_done_already_are_nothing_to_do(tmp_path, wavs, cap
 HOLDER = """
 import os, sys
 from pathlib import Path
-from codec.training.checkpoints import only_writer
+from codec.system.files import only_writer
 with only_writer(Path(sys.argv[1])):
     if not os.fork():  # a loading process, which outlives its parent for a while
         import time
@@ -445,7 +445,7 @@ def test_a_run_folder_has_one_process_that_writes_until_it_is_killed(tmp_path, w
     )  # fmt: skip
     try:
         assert process.stdout and process.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match=rf"/run: process {process.pid} on .* trains into it"):
+        with pytest.raises(ConfigError, match=rf"/run: process {process.pid} on .* is writing here"):
             run(tmp_path, wavs, "trainer.max_steps=1")
         process.kill()
         process.wait()

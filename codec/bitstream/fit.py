@@ -54,7 +54,7 @@ def fit_tables(
     other codebooks.
     """
     if not codebook_sizes:
-        raise ConfigError("this codec's quantizer keeps no codes to fit tables to")
+        raise ConfigError("this codec has continuous latents and no codes to fit tables to")
     pieces = collect(sequences, tuple(codebook_sizes), max_frames)
     held_out, training = pieces[::HELD_OUT], [p for i, p in enumerate(pieces) if i % HELD_OUT]
     if not training:

@@ -160,6 +160,8 @@ def encode() -> argparse.ArgumentParser:
     add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
+    text = "of the latents of a codec without codes; default: float32"
+    add("--dtype", choices=("float16", "float32"), help=text)
     text = "audio in memory at a time; longer files are encoded in blocks; default: %(default)s"
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "mono from files of more channels: the mean, or one channel; default: %(default)s"

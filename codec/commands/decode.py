@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from operator import lt
 from pathlib import Path
@@ -23,7 +22,8 @@ from codec.config import ConfigError
 from codec.model.batching import decode_part, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
-from codec.system.files import FileError, mark_output, only_writer, remove_leftovers, write_whole
+from codec.system.files import OUTPUT_MARK, FileError, only_writer, remove_leftovers
+from codec.system.resuming import require_unused, resume
 from codec.system.stdio import is_pipe, spooled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenError, inside, mirrored
@@ -34,20 +34,25 @@ MARK = "decoding.json"  # codec, tokens and stages of the wavs in a folder
 def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: bool = False) -> list[Path]:
     """Decode every utterance, on the codec's device, to 16-bit wavs below `output`; returns their paths.
 
-    Existing wavs are kept. Raises ConfigError for tokens of another codec (unless `any_codec`) and for an
-    `output` with other contents, FileError if another process writes there, TokenError for a damaged file.
+    Existing wavs are kept. Raises ConfigError for tokens of another codec (unless `any_codec`), and for an
+    `output` with other contents or to which another process writes; TokenError for a damaged file.
     """
     if not any_codec:
         tokens.require_codec(codec, "--any-codec decodes them")
     elif (codec.sample_rate, codec.hop_length) != (tokens.format.sample_rate, tokens.format.hop_length):
         raise ConfigError("--any-codec: this codec has another sample rate or hop length")
+    elif codec.quantizer.latent_dim != (0 if tokens.codebook_sizes else tokens.rows):
+        raise ConfigError("--any-codec: this codec has other latents, or codes where these are latents")
     elif any(map(lt, codec.quantizer.codebook_sizes, tokens.codebook_sizes)):
         raise ConfigError("--any-codec: this codec has smaller codebooks")
     elif codec.quantizer.num_quantizers < tokens.num_quantizers:
         raise ConfigError(f"--any-codec: this codec has only {codec.quantizer.num_quantizers} quantizers")
-    begin(output, tokens, codec)
+    require_unused(output, MARK)
+    about = {"codec_id": codec.codec_id(), "tokens": tokens.format.describe()}
+    resume(output, MARK, about | {"num_quantizers": tokens.num_quantizers}, "name another folder")
+    (output / OUTPUT_MARK).touch()
     paths = [output / name for name in wav_names(tokens)]
-    with only_writer(output, output / MARK):
+    with only_writer(output):
         for folder in {output, *(path.parent for path in paths)}:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
@@ -80,25 +85,6 @@ def wav_names(tokens: TokenDataset) -> list[str]:
         names_in_use.add(name)
         names.append(mirrored(name[:-4], name[-4:]))
     return names
-
-
-def begin(output: Path, tokens: TokenDataset, codec: Codec) -> None:
-    """Create or resume the output folder; ConfigError for one with wavs of other tokens or stages."""
-    description = {
-        "codec_id": codec.codec_id(),
-        "tokens": tokens.format.describe(),
-        "num_quantizers": tokens.num_quantizers,
-    }
-    mark = output / MARK
-    if mark.is_file():
-        if mark.read_bytes() != json.dumps(description, indent=2).encode():
-            raise ConfigError(f"{output} holds the wavs of other tokens or stages: name another folder")
-        return
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"{output} is not empty: name another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    mark_output(output)
-    write_whole(mark, json.dumps(description, indent=2))
 
 
 def is_whole(path: Path, length: int) -> bool:
@@ -144,13 +130,17 @@ def decoded_file(options: argparse.Namespace) -> int:
 
 
 def read_array(codec: Codec, path: Path, num_quantizers: int | None) -> torch.Tensor:
-    """The first codes `[K, F]` of a `.npy` file; FileError unless they are the codec's."""
+    """The first codes, or all latents, `[R, F]` of a `.npy` file; FileError unless they are the codec's."""
+    kinds, dtype = ("iu", np.int64) if codec.quantizer.codebook_sizes else ("f", np.float32)
+    if num_quantizers is not None:
+        codec.quantizer.check_depth(num_quantizers)
     try:
         array = np.load(path, allow_pickle=False)
-        if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ValueError(f"codes must be integers [K, F], got {array.dtype} {list(array.shape)}")
-        codes = torch.from_numpy(array[:num_quantizers].astype(np.int64))
-        codec.quantizer.check_codes(codes[None])
+        if array.ndim != 2 or array.dtype.kind not in kinds:
+            wanted = "codes must be integers [K, F]" if dtype is np.int64 else "latents must be floats [D, F]"
+            raise ValueError(f"{wanted}, got {array.dtype} {list(array.shape)}")
+        codes = torch.from_numpy(array[:num_quantizers].astype(dtype))
+        codec.quantizer.check_coded(codes[None])
     except (ValueError, EOFError) as error:
         raise FileError(path, str(error)) from error
     return codes

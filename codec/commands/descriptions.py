@@ -23,7 +23,9 @@ Requires no model and codes nothing again: the bytes equal those of codec-compre
 
 example: codec-truncate in.codec -o out.codec --num-quantizers 2"""
 
-ENCODE = """Encode recordings to tokens. The same command again resumes.
+ENCODE = """Encode recordings to tokens; a codec without codes writes its latents.
+
+The same command again resumes.
 
 With - as input or output one recording becomes one NumPy array of integers [quantizers, frames]:
 

@@ -18,11 +18,11 @@ from codec.config import ConfigError
 from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
-from codec.system.files import written_whole
+from codec.system.files import FileError, written_whole
 from codec.system.stdio import is_pipe, standard_output
 from codec.tokens.encoding import run_job
 from codec.tokens.plan import shard_of_jobs
-from codec.tokens.sources import Settings, format_of
+from codec.tokens.sources import Settings, format_of, stored
 
 
 def require_one(inputs: Sequence[Path], output: Path) -> None:
@@ -36,13 +36,16 @@ def require_one(inputs: Sequence[Path], output: Path) -> None:
 
 
 def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> None:
-    """Write the codes `[K, F]` of one recording as `.npy`; either file may be `-`."""
-    dtype = format_of(codec, settings).dtype
+    """Write the codes or latents `[R, F]` of one recording as `.npy`; either file may be `-`."""
+    token_format = format_of(codec, settings)
     read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)
     blocks = map(torch.from_numpy, within_range(read, source))
     parts = encode_long(codec, blocks, settings.num_quantizers, settings.beam)
     content = io.BytesIO()  # NumPy requires a file with a position, unlike a pipe
-    np.save(content, torch.cat(list(parts), dim=1).numpy().astype(dtype))
+    coded = stored(torch.cat(list(parts), dim=1).numpy(), token_format)
+    if fault := token_format.fault(coded):
+        raise FileError(source, f"{fault} in {coded.dtype}")
+    np.save(content, coded)
     if is_pipe(output):
         standard_output().write(content.getvalue())
         standard_output().flush()
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layout = "npy" if single else options.format
     settings = Settings(
         *(layout, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        *(options.workers, options.downmix),
+        *(options.workers, options.downmix, options.dtype),
     )
     if single:
         require_one(options.inputs, options.output)

@@ -50,9 +50,10 @@ def check_options(form: str, options: Options) -> None:
 
 def check_codec(codec: Codec, form: str, options: Options) -> None:
     """Raise ConfigError for a codec that a format cannot represent."""
-    if form != "codec":
-        codec.quantizer.require_codes("export")
+    if (options.int8 or options.bf16) and not codec.quantizer.codebook_sizes:
+        raise ConfigError("--int8 and --bf16 are for codes: continuous latents are exported in float32")
     if form == "hf":
+        codec.quantizer.require_codes("export to transformers")
         shape_of(codec)
     if options.streaming:
         require_causal(codec)

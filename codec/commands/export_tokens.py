@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codec.commands.arguments import parse
+from codec.config import ConfigError
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.exports import EXPORTS
 
@@ -13,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; ConfigError and DataError for errors of the user."""
     options = parse("export-tokens", argv)
     tokens = TokenDataset(options.tokens, options.num_quantizers)
+    if not tokens.codebook_sizes:
+        raise ConfigError(f"{options.tokens} holds continuous latents: only codes can be exported")
     EXPORTS[options.to](tokens, options.output)
     print(f"{len(tokens)} utterances in {options.output}")
     return 0

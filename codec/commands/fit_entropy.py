@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_target(output, options.force)
     print(f"the tables will be written to {printable(output)}")
     codec = on_device(load(options.model, options.trust), options.device)
+    codec.quantizer.require_codes("fit tables to")
     frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
     sizes, sequences = examples(codec, options.folder, options.held_out)
     fit = fit_tables(sequences, codec.codec_id(), sizes, frames, str(next(codec.parameters()).device))

@@ -62,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if has_path and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
     codec = load(options.model, options.trust)
-    codec.quantizer.require_codes("stream")
+    dim = codec.quantizer.latent_dim
+    rate = f"{dim} latents" if dim else f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"
     print(
         f"{codec.sample_rate} Hz, {codec.hop_length} samples ({1000 / codec.frame_rate:.1f} ms) a frame, "
-        f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"
+        f"{rate}"
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)

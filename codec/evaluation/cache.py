@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import ConfigError
+from codec.system import resuming
+
+REMEDY = "name another folder with --output, or give --fresh to replace it"
 
 
 class Records:
@@ -20,25 +23,13 @@ class Records:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool):
         self.path, self.lock = path, threading.Lock()
-        self.done: dict[str, dict[str, Any]] = {}
-        head = json.loads(json.dumps(identity))
-        lines = self.whole_lines() if resume else []
-        if lines and lines[0] != head:
-            differ = sorted(
-                key for key in head.keys() | lines[0].keys() if head.get(key) != lines[0].get(key)
-            )
-            raise ConfigError(
-                f"{path.parent} holds another evaluation ({', '.join(differ)} differ): name another folder "
-                "with --output, or give --fresh to replace it"
-            )
-        self.done = {record["file"]: record for record in lines[1:]}
-        if not lines:
-            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+        if not resume:
+            path.unlink(missing_ok=True)
+        resuming.resume(path.parent, path.name, identity, REMEDY)
+        self.done = {record["file"]: record for record in self.whole_lines()[1:]}
 
     def whole_lines(self) -> list[dict[str, Any]]:
         """Read all complete lines; an incomplete last line is removed from the file."""
-        if not self.path.is_file():
-            return []
         content = self.path.read_bytes()
         end = content.rfind(b"\n") + 1
         if end < len(content):
@@ -47,7 +38,7 @@ class Records:
         try:
             return [json.loads(line) for line in content[:end].decode("utf-8").splitlines()]
         except ValueError as error:
-            raise ConfigError(f"{self.path}: damaged ({error}): give --fresh to replace it") from error
+            raise ConfigError(f"{self.path}: damaged ({error}): {REMEDY}") from error
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record, which replaces an earlier one of the same file."""

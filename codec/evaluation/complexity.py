@@ -23,7 +23,6 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
     """Milliseconds to encode and to decode one second of audio on `threads`; minimum of three runs."""
     audio = audio[..., : round(seconds * codec.sample_rate)]
     codes = codec.encode(audio)
-    latents = codec.latents(audio)
 
     def fastest(work: Callable[[], Tensor], repeats: int = 3) -> float:
         times = []
@@ -38,9 +37,7 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
     try:
         return {
             "encode_ms": fastest(lambda: codec.encode(audio)),
-            "decode_ms": fastest(
-                lambda: codec.decode(codes) if codes.shape[1] else codec.autoencoder.decode(latents)
-            ),
+            "decode_ms": fastest(lambda: codec.decode(codes)),
             "timed_on": f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
             if audio.device.type == "cpu"
             else torch.cuda.get_device_name(audio.device),

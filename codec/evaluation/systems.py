@@ -86,24 +86,23 @@ class OwnCodec:
         return self.codec.bitrate(num_quantizers) if num_quantizers else None
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """Encode, once if the search is greedy, and decode with each number of quantizers."""
+        """Encode, once if the search is greedy, and decode with each number of quantizers, or latents."""
         audio = audio.to(next(self.codec.parameters()).device)
+        if not self.codebook_sizes:
+            return None, iter([Point(0, self.codec(audio)[0])])
         latents = self.codec.latents(audio)
         codes = self.codec.quantizer.encode(latents, beam=self.beam)
         return codes, self.points(audio, latents, codes)
 
     def points(self, audio: Tensor, latents: Tensor, codes: Tensor) -> Iterator[Point]:
-        """Yield the reconstructions from the first quantizers; without codes, an unquantized one."""
+        """Yield the reconstructions from the first quantizers."""
         for depth in self.depths:
-            if depth:
-                prefix = codes[:, :depth]
-                if self.beam > 1 and depth < codes.shape[1]:
-                    prefix = self.codec.quantizer.encode(latents, depth, self.beam)
-                estimate = self.codec.decode(prefix, audio.shape[-1])
-                bits = round(self.codec.quantizer.bits_per_frame(depth) * prefix.shape[2])
-                yield Point(depth, estimate, bits, self.file_bits(prefix, audio.shape[-1]))
-            else:
-                yield Point(0, self.codec(audio)[0])
+            prefix = codes[:, :depth]
+            if self.beam > 1 and depth < codes.shape[1]:
+                prefix = self.codec.quantizer.encode(latents, depth, self.beam)
+            estimate = self.codec.decode(prefix, audio.shape[-1])
+            bits = round(self.codec.quantizer.bits_per_frame(depth) * prefix.shape[2])
+            yield Point(depth, estimate, bits, self.file_bits(prefix, audio.shape[-1]))
 
 
 def depths_of(num_quantizers: int, depths: Sequence[int] | None = None, most: int = 8) -> list[int]:

@@ -1,4 +1,4 @@
-"""Modules for export: audio to codes and codes to audio, with folded weights."""
+"""Modules for export: audio to codes, or continuous latents, and back, with folded weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Codes(nn.Module):
 
 
 def all_stages(codes: Tensor, count: int) -> Tensor:
-    """Extend codes `[B, k, F]` to `[B, count, F]`, with -1 in the missing stages."""
+    """Extend codes `[B, k, F]` to `[B, count, F]`, with -1 in the missing stages; 0: continuous latents."""
+    if not count:
+        return codes
     # Append `count` stages and cut: unlike padding, the graph need not compute the number of missing stages.
     padding = torch.full_like(codes[:, :1], -1).expand(-1, count, -1)
     return torch.cat([codes, padding], 1)[:, :count]
@@ -96,9 +98,8 @@ def without_normalization(codec: Codec) -> Codec:
     """Copy a codec to the CPU for inference, with folded weight normalization.
 
     The copy is built from the config, because removing parametrizations from a deep copy breaks the original.
-    ConfigError for a codec without codes.
+    ConfigError for a codec without a config.
     """
-    codec.quantizer.require_codes("export")
     if codec.config is None:
         raise ConfigError("this codec has no config: make it with codec.build_codec or codec.load")
     plain = build_codec(codec.config).eval().requires_grad_(False)
@@ -125,7 +126,7 @@ def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.Export
     quantizer = codec.quantizer
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
     latents = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
-    codes = torch.zeros(2, quantizer.num_quantizers, 6, dtype=torch.int64)
+    codes = torch.zeros_like(quantizer.encode(latents), memory_format=torch.contiguous_format)
     parts: dict[str, tuple[nn.Module, Tensor, dict[int, Any]]] = {
         "decoder": (Decoder(codec), codes, {1: stages_of(codec), 2: FREE})
     }

@@ -97,7 +97,7 @@ def model_card(
         trained_on(source),
         *scores(source),
         "## Load\n",
-        f"```python\n{LOADING[form].format(**names)}\n```",
+        f"```python\n{loading(codec, form, names)}\n```",
         *([streaming(codec, options)] if options.streaming else []),
         "## Checked\n",
         "Against the codec that this was made from, on speech-like clips, before it was kept:\n",
@@ -107,10 +107,20 @@ def model_card(
     return "\n".join(parts) + "\n"
 
 
+def loading(codec: Codec, form: str, names: dict[str, Any]) -> str:
+    """Program that loads and calls the exported codec."""
+    program = LOADING[form].format(**names)
+    if codec.quantizer.latent_dim:
+        shape = f"float32 [batch, {codec.quantizer.latent_dim}, frames]"
+        program = program.replace("int64 [batch, 0, frames]", shape).replace("codes", "latents")
+    return program
+
+
 def streaming(codec: Codec, options: Any) -> str:
     """Instructions for calling the step graphs."""
     frames = options.frames_per_step
-    return STREAMING.format(frames=frames, samples=frames * codec.hop_length)
+    text = STREAMING.format(frames=frames, samples=frames * codec.hop_length)
+    return text.replace("`codes`", "`latents`") if codec.quantizer.latent_dim else text
 
 
 def card_name(source: Path) -> str:
@@ -124,11 +134,14 @@ def facts(codec: Codec, options: Any) -> list[str]:
     quantizer = codec.quantizer
     parts = {name: number / 1e6 for name, number in count_parameters(codec).items()}
     sizes = ", ".join(map(str, sorted(set(quantizer.codebook_sizes))))
+    coded = {"latents": f"{quantizer.latent_dim} numbers a frame", "bitrate": "-"}
+    if quantizer.codebook_sizes:
+        coded = {"codes": f"{quantizer.num_quantizers} a frame, of {sizes} values"}
+        coded |= {"bitrate": f"{codec.bitrate() / 1000:.4g} kbit/s with all of them"}
     rows = {
         "sample rate": f"{codec.sample_rate} Hz, {codec.audio_channels} channel(s)",
         "frames": f"{codec.frame_rate:.4g} a second, {codec.hop_length} samples each",
-        "codes": f"{quantizer.num_quantizers} a frame, of {sizes} values",
-        "bitrate": f"{codec.bitrate() / 1000:.4g} kbit/s with all of them",
+        **coded,
         "parameters": f"{sum(parts.values()):.2f} M, codebooks included: "
         + ", ".join(f"{name} {millions:.3f}" for name, millions in parts.items()),
         "weights": "int8 where that is not the quantizer" if options.int8 else "float32",

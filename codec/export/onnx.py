@@ -73,7 +73,7 @@ def write_whole(
 ) -> None:
     """Write the graphs of `codec.export.graphs.programs` as `encoder.onnx` and `decoder.onnx`."""
     for name, program in programs.items():
-        write_onnx(program, folder / f"{name}.onnx", WHOLE[name], about)
+        write_onnx(program, folder / f"{name}.onnx", renamed(WHOLE[name], about), about)
 
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
@@ -85,7 +85,13 @@ def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[st
         graph = graphs[name]
         count = range(len(graph.initial))
         names = [input_name, *(f"state_{i}" for i in count)], [output_name, *(f"next_{i}" for i in count)]
-        write_onnx(graph.program, folder / f"{name}.onnx", names, about)
+        write_onnx(graph.program, folder / f"{name}.onnx", renamed(names, about), about)
+
+
+def renamed(names: Sequence[Sequence[str]], about: Mapping[str, str]) -> list[list[str]]:
+    """Names of inputs and outputs; continuous codes are `latents`, and the latents `features`."""
+    other = {"codes": "latents", "latents": "features"} if "latent_dim" in about else {}
+    return [[other.get(name, name) for name in some] for some in names]
 
 
 def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
@@ -167,11 +173,12 @@ class Session:
 
 def about(codec: Codec) -> dict[str, str]:
     """Metadata of an exported file about its codec."""
+    dim, sizes = codec.quantizer.latent_dim, codec.quantizer.codebook_sizes
     return {
         "codec_id": codec.codec_id(),
         "sample_rate": str(codec.sample_rate),
         "hop_length": str(codec.hop_length),
-        "codebook_sizes": json.dumps(codec.quantizer.codebook_sizes),
+        **({"latent_dim": str(dim)} if dim else {"codebook_sizes": json.dumps(sizes)}),
     }
 
 

@@ -73,7 +73,8 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     require_causal(codec)
     codec = without_normalization(codec)
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
-    codes = torch.zeros(1, codec.quantizer.num_quantizers, frames, dtype=torch.int64)
+    latents = torch.zeros(1, codec.quantizer.dim, frames * codec.quantizer.stride)
+    codes = torch.zeros_like(codec.quantizer.encode(latents), memory_format=torch.contiguous_format)
     graphs = {}
     for name, module, example, axes in (
         ("encoder_step", EncoderStep(codec), audio, None),

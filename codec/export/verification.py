@@ -43,8 +43,8 @@ EXACT = Limits(max_error=1e-4, agreement=0.98)
 class Comparison(NamedTuple):
     """Comparison of an export with its codec.
 
-    Largest error of a decoded sample, share of equal codes, SNR of the decoder in dB, number of clips, and
-    relative increase of the mel distance to the clips.
+    Largest error of a decoded sample, share of equal codes (of latents, see `agreeing`), SNR of the
+    decoder in dB, number of clips, and relative increase of the mel distance to the clips.
     """
 
     max_error: float
@@ -62,7 +62,7 @@ class Comparison(NamedTuple):
     def __str__(self) -> str:
         rise = round(self.rise, 3) + 0.0  # no -0.0
         return (
-            f"{self.clips} clips: {self.agreement:.2%} of the codes agree, decoded audio within "
+            f"{self.clips} clips: {self.agreement:.2%} of the codes or latents agree, decoded audio within "
             f"{self.max_error:.2g} (SNR {self.snr:.1f} dB), mel distance to the clips {rise:+.1%}"
         )
 
@@ -113,9 +113,11 @@ def compare(
         audio = clip(codec, batch, samples)
         expected = codec.encode(audio, stages)
         codes = encode(audio)
-        if codes.shape != expected.shape or codes.dtype != torch.int64:
-            raise ConfigError(f"codes are {codes.dtype} {list(codes.shape)}, not {list(expected.shape)}")
-        equal += int((codes == expected).sum())
+        if codes.shape != expected.shape or codes.dtype != expected.dtype:
+            raise ConfigError(
+                f"codes or latents are {codes.dtype} {list(codes.shape)}, not {list(expected.shape)}"
+            )
+        equal += agreeing(codes, expected)
         total += expected.numel()
         reference, output = codec.decode(expected), decode(expected)
         length = reference.shape[-1] - trimmed
@@ -133,6 +135,13 @@ def compare(
             distances.append((reference_distance, output_distance))
     snr = 10 * float(np.log10(max(signal, 1e-20) / max(noise, 1e-20)))
     return Comparison(error, equal / total, snr, len(shapes), relative_rise(distances))
+
+
+def agreeing(coded: Tensor, expected: Tensor) -> int:
+    """Number of equal codes, or of continuous latents within 1e-4 of their largest."""
+    if not expected.is_floating_point():
+        return int((coded == expected).sum())
+    return int(((coded - expected).abs() <= 1e-4 * expected.abs().max()).sum())
 
 
 def relative_rise(distances: Sequence[tuple[float, float]]) -> float:

@@ -63,10 +63,10 @@ class WholeSignal:
         self, audio: Tensor, final: bool = False, num_quantizers: int | None = None, beam: int = 1
     ) -> Tensor:
         """Codes `[1, K, F]` of all audio `[1, C, T]` since the last end; none before `final`."""
-        depth = self.codec.quantizer.check_depth(num_quantizers)
+        none = self.codec.quantizer.no_frames(1, num_quantizers, audio.device)
         self.audio += [audio] if audio.shape[2] else []
         if not final or not self.audio:
-            return torch.zeros(1, depth, 0, dtype=torch.int64, device=audio.device)
+            return none
         signal, self.audio = torch.cat(self.audio, 2), []
         return self.codec.encode(signal, num_quantizers, beam)
 

@@ -1,4 +1,4 @@
-"""Codec: an encoder, a quantizer and a decoder; audio to codes and back."""
+"""Codec: an encoder, a bottleneck and a decoder; audio to codes or continuous latents, and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from codec.layers.film import Condition, Unconditioned
 from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
-from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.base import Bottleneck, Quantized
 from codec.system.files import flush, sha256, written_whole
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
@@ -34,13 +34,14 @@ class Codec(nn.Module):
 
     Encoder, quantizer and decoder in sequence, as in SoundStream (arXiv 2107.03312). With
     `conditioning`, such as `codec.layers.FiLM`, latents are modulated by a condition before they are
-    quantized. A call that names none uses the default of `conditioning`.
+    quantized. A call that names none uses the default of `conditioning`. With a continuous
+    bottleneck the codes are float32 `[B, latent_dim, F]` wherever codes are named.
     """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
-        quantizer: Quantizer,
+        quantizer: Bottleneck,
         sample_rate: int,
         conditioning: Unconditioned | None = None,
     ):

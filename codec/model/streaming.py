@@ -12,7 +12,7 @@ from torch.nn import functional
 from codec.autoencoders.base import Autoencoder
 from codec.layers.film import Condition, Unconditioned
 from codec.layers.streaming import LONG, State
-from codec.quantizers.base import Quantizer
+from codec.quantizers.base import Bottleneck
 
 PIECE = 16384  # samples; longer chunks are split on a CPU, so that the activations of a layer fit its cache
 
@@ -29,7 +29,7 @@ class Stream:
     def __init__(
         self,
         autoencoder: Autoencoder,
-        quantizer: Quantizer,
+        quantizer: Bottleneck,
         sample_rate: int,
         batch: int = 1,
         conditioning: Unconditioned | None = None,
@@ -112,7 +112,7 @@ class Stream:
         shape = [self.batch, self.autoencoder.audio_channels]
         if audio.ndim != 3 or list(audio.shape[:2]) != shape or not audio.is_floating_point():
             raise ValueError(f"audio must be float [{shape[0]}, {shape[1]}, T], got {list(audio.shape)}")
-        depth = self.quantizer.check_depth(num_quantizers)
+        codes = self.quantizer.no_frames(self.batch, num_quantizers, audio.device)
         buffer = torch.cat([self.pending, audio.to(self.pending).transpose(1, 2)], 1)
         if final:
             buffer = functional.pad(buffer, (0, 0, 0, -buffer.shape[1] % self.hop_length))
@@ -125,8 +125,6 @@ class Stream:
         if latents.shape[1]:
             conditioned = self.conditioning(latents.transpose(1, 2), condition)
             codes = self.quantizer.encode(conditioned, num_quantizers, beam)
-        else:
-            codes = torch.zeros(self.batch, depth, 0, dtype=torch.int64, device=latents.device)
         # Assigned last, so that a chunk that raises an error leaves the state unchanged.
         self.pending, self.latents = pending, remainder
         self.encoder_state = self.encoder.initial(self.batch) if final else state

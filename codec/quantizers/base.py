@@ -1,4 +1,4 @@
-"""Base class of quantizers, and the record that they return."""
+"""Base classes of bottlenecks and quantizers, and the record that they return."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ class Quantized(NamedTuple):
     branches: tuple[Quantized, ...] = ()
 
 
-class Quantizer(nn.Module):
-    """Base class: latents `[B, D, F * stride]` to codes `[B, K, F]` and back; `stride` is usually 1.
+class Bottleneck(nn.Module):
+    """Base class: latents `[B, D, F * stride]` to coded frames `[B, R, F]` and back; `stride` is usually 1.
 
+    Coded frames are the int64 codes of a `Quantizer`, or the float32 values of a `Continuous` bottleneck.
     `forward`, `encode` and `decode` do not change the state. Learning without gradients happens in
     `initialise`, `update` and `revive`, which the training step calls once each, on every process. All
-    randomness comes from `generator`; without one the quantizer is deterministic.
+    randomness comes from `generator`; without one the bottleneck is deterministic.
     """
 
     dim: int
-    codebook_sizes: tuple[int, ...]
+    codebook_sizes: tuple[int, ...] = ()
     loss_weights: dict[str, float]
-    stride: int = 1  # latents per frame of codes
+    stride: int = 1  # latents per coded frame
+    latent_dim: int = 0  # rows R of continuous frames; 0 for codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move to the device of `to`, `cuda`, `half` and similar calls, but keep float32.
@@ -61,21 +63,26 @@ class Quantizer(nn.Module):
 
     def bits_per_frame(self, num_quantizers: int | None = None) -> float:
         """Bits per frame of the first `num_quantizers` codes; infinite for a quantizer without codes."""
-        sizes = self.codebook_sizes[: self.check_depth(num_quantizers)]
-        return sum(math.log2(size) for size in sizes) if self.codebook_sizes else math.inf
+        if not self.codebook_sizes:
+            return math.inf
+        return sum(math.log2(size) for size in self.codebook_sizes[: self.check_depth(num_quantizers)])
 
     def check_depth(self, num_quantizers: int | None) -> int:
         """Return a number of stages, None as all; ConfigError outside 1..K."""
-        if num_quantizers is None or not self.codebook_sizes:
+        if num_quantizers is None:
             return self.num_quantizers
+        if not self.codebook_sizes:
+            raise ConfigError(f"num_quantizers {num_quantizers}: continuous latents have no stages to choose")
         if num_quantizers not in range(1, self.num_quantizers + 1):
             raise ConfigError(f"num_quantizers must be 1 to {self.num_quantizers}, got {num_quantizers}")
         return num_quantizers
 
     def require_codes(self, purpose: str) -> None:
-        """Raise ConfigError for a quantizer without codes; `purpose` is a verb, as in "to decode"."""
+        """Raise ConfigError for a bottleneck without codes; `purpose` is a verb, as in "to decode"."""
         if not self.codebook_sizes:
-            raise ConfigError(f"this codec's quantizer keeps no codes to {purpose}: train with another one")
+            raise ConfigError(
+                f"this codec has continuous latents and no codes to {purpose}: use one with a quantizer"
+            )
 
     @torch.no_grad()
     def check_loss_weights(self) -> None:
@@ -89,20 +96,16 @@ class Quantizer(nn.Module):
         if any(weight < 0 for weight in self.loss_weights.values()):
             raise ValueError(f"quantizer.loss_weights must be at least 0, got {self.loss_weights}")
 
-    def check_codes(self, codes: Tensor) -> None:
-        """Raise ValueError unless codes are int64 `[B, 1..K, F]`, not empty, and below the codebook sizes."""
-        if torch.compiler.is_compiling():
-            return
-        self.require_codes("decode")
-        valid = codes.ndim == 3 and codes.shape[1] <= self.num_quantizers and 0 not in codes.shape
-        if not valid or codes.dtype != torch.int64:
-            shape = f"[B, 1..{self.num_quantizers}, F]"
-            raise ValueError(f"codes must be int64 {shape}, got {codes.dtype} {list(codes.shape)}")
-        smallest, largest = torch.stack(torch.aminmax(codes)).tolist()  # one transfer from a GPU
-        if smallest >= 0 and largest < min(self.codebook_sizes):
-            return
-        if smallest < 0 or any(map(operator.ge, codes.amax((0, 2)).tolist(), self.codebook_sizes)):
-            raise ValueError(f"codes must be at least 0 and below the codebook sizes {self.codebook_sizes}")
+    def check_coded(self, coded: Tensor) -> None:
+        """Raise ValueError unless `decode` accepts these frames; subclasses define this."""
+        raise NotImplementedError
+
+    def no_frames(self, batch: int, num_quantizers: int | None, device: torch.device) -> Tensor:
+        """Coded frames `[B, R, 0]`; ConfigError for a wrong number of stages."""
+        depth = self.check_depth(num_quantizers)
+        if self.codebook_sizes:
+            return torch.zeros(batch, depth, 0, dtype=torch.int64, device=device)
+        return torch.zeros(batch, self.latent_dim, 0, device=device)
 
     def check_latents(
         self, latents: Tensor, num_quantizers: int | Tensor | None = None, mask: Tensor | None = None
@@ -160,18 +163,11 @@ class Quantizer(nn.Module):
         return None
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
-        """Codes `[B, num_quantizers, F]` of latents `[B, D, F * stride]`.
-
-        `beam` is the number of residual paths in a beam search, and the factor of its cost. Codes of fewer
-        stages are then no prefix of codes of more stages. Quantizers without a cascade ignore it.
-        """
+        """Coded frames `[B, R, F]` of latents `[B, D, F * stride]`."""
         raise NotImplementedError
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, of the first k stages.
-
-        ValueError for invalid codes, except during compilation.
-        """
+        """Latents `[B, D, F * stride]` of coded frames `[B, R, F]`."""
         raise NotImplementedError
 
     def pool_size(self) -> int:
@@ -187,3 +183,40 @@ class Quantizer(nn.Module):
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
         """Replace the vectors of dead codes; returns the number of them per stage, int64 `[K]`."""
         return torch.zeros(self.num_quantizers, dtype=torch.int64)
+
+
+class Quantizer(Bottleneck):
+    """Bottleneck with codes: latents `[B, D, F * stride]` to int64 codes `[B, K, F]` and back."""
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise ValueError unless codes are int64 `[B, 1..K, F]`, not empty, and below the codebook sizes."""
+        if torch.compiler.is_compiling():
+            return
+        valid = codes.ndim == 3 and codes.shape[1] <= self.num_quantizers and 0 not in codes.shape
+        if not valid or codes.dtype != torch.int64:
+            shape = f"[B, 1..{self.num_quantizers}, F]"
+            raise ValueError(f"codes must be int64 {shape}, got {codes.dtype} {list(codes.shape)}")
+        least, most = torch.stack(torch.aminmax(codes)).tolist()  # one transfer from a GPU
+        if least >= 0 and most < min(self.codebook_sizes):
+            return
+        if least < 0 or any(map(operator.ge, codes.amax((0, 2)).tolist(), self.codebook_sizes)):
+            raise ValueError(f"codes must be at least 0 and below the codebook sizes {self.codebook_sizes}")
+
+    def check_coded(self, coded: Tensor) -> None:
+        """Raise ValueError unless these are codes; see `check_codes`."""
+        self.check_codes(coded)
+
+    def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
+        """Codes `[B, num_quantizers, F]` of latents `[B, D, F * stride]`.
+
+        `beam` is the number of residual paths in a beam search, and the factor of its cost. Codes of fewer
+        stages are then no prefix of codes of more stages. Quantizers without a cascade ignore it.
+        """
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents `[B, D, F * stride]` of codes `[B, k, F]`, of the first k stages.
+
+        ValueError for invalid codes, except during compilation.
+        """
+        raise NotImplementedError

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from codec.config import ConfigError, build, in_quotes, validate
 from codec.evaluation.runs import RESULT, essence, read_json
 from codec.system.files import written_whole
+from codec.system.resuming import require_same
 
 OWN = ("run_dir=", "name=", "resume=")  # options that a sweep sets for each run
 
@@ -222,18 +223,16 @@ def folder_name(swept: Mapping[str, str]) -> str:
 
 def check_unchanged(job: Job) -> None:
     """ConfigError if the folder holds a run with other options than the job's."""
-    has_checkpoint = (job.folder / "checkpoints" / "last.ckpt").is_file()
-    previous, current = (
-        {option for option in options if not option.startswith((*OWN, "search"))}
-        for options in (job.state.get("overrides", job.overrides), job.overrides)
-    )
-    if not has_checkpoint or previous == current:
-        return
-    differences = ", ".join(sorted(previous ^ current))
-    raise ConfigError(
-        f"{job.folder} was made with other options ({differences}): give this sweep another name=..., or "
-        "remove that folder"
-    )
+    if (job.folder / "checkpoints" / "last.ckpt").is_file() and "overrides" in job.state:
+        stored, current = map(own_options, (job.state["overrides"], job.overrides))
+        remedy = "give this sweep another name=..., or remove that folder"
+        require_same(job.folder, stored, current, remedy)
+
+
+def own_options(overrides: Sequence[str]) -> dict[str, str]:
+    """Values by option, without those that a sweep sets."""
+    pairs = [text.partition("=") for text in overrides if not text.startswith((*OWN, "search"))]
+    return {name: value for name, _, value in pairs}
 
 
 def recorded(folder: Path, command: Callable[[], int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -15,8 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from codec.config import ConfigError
+
+log = logging.getLogger(__name__)
 LABEL = ".codec"  # prefix of temporary names
-OUTPUT_MARK = ".codec-output"
+OUTPUT_MARK, LOCK = ".codec-output", ".lock"
 
 
 class FileError(ValueError):
@@ -133,21 +137,38 @@ def is_running(process: int) -> bool:
 
 
 @contextmanager
-def only_writer(folder: Path, lock: Path) -> Iterator[None]:
-    """Lock the file `lock`, created if missing; FileError if another process holds it.
+def only_writer(folder: Path, lock: str = LOCK) -> Iterator[None]:
+    """Lock a folder by its file `lock`; ConfigError, with the other process's id, if it is locked already.
 
-    The operating system releases the lock when the process ends. On a network file system without locks
-    nothing is locked.
+    The operating system releases the lock when the process ends. A folder that stays empty is removed, with
+    its new parents. On a network file system without locks nothing is locked, with a warning.
     """
-    lock.parent.mkdir(exist_ok=True)
-    with lock.open("ab") as file:
+    path = folder / lock
+    created = [parent for parent in folder.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
         try:
             take(file)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                reason = "another process is writing here: wait until it ends, or name another folder"
-                raise FileError(folder, reason) from error
-        yield
+                file.seek(0)
+                raise ConfigError(
+                    f"{printable(folder)}: {file.read() or 'another process'} is writing here: wait until it "
+                    "ends, stop it, or name another folder"
+                ) from error
+            log.warning("%s is not locked against a second process: %s", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open
+                if set(os.listdir(folder)) <= {lock, OUTPUT_MARK}:
+                    (folder / OUTPUT_MARK).unlink(missing_ok=True)
+                    path.unlink()
+                    for empty in (folder, *created):
+                        empty.rmdir()
 
 
 def take(file: IO[Any]) -> None:

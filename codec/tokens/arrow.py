@@ -39,15 +39,17 @@ def pyarrow() -> Any:
     return library
 
 
-def write_shard(file: BinaryIO, rows: Sequence[Utterance], codes: Sequence[np.ndarray], about: bytes) -> None:
-    """Write a shard: a table with one row per utterance, its codes `[K, F]` as a flat list."""
+def write_shard(
+    file: BinaryIO, rows: Sequence[Utterance], codes: Sequence[np.ndarray], about: bytes, column_name: str
+) -> None:
+    """Write a shard: a table with one row per utterance, its codes, or latents, `[R, F]` as a flat list."""
     pa = pyarrow()
     lengths = [one.size for one in codes]
     flat = np.concatenate([one.reshape(-1) for one in codes])
     lists = pa.LargeListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int64()), pa.array(flat))
     names = [name for name in INDEX_TYPES if name not in ("shard", "offset")]
     columns = {name: column(rows, name) for name in names}
-    columns = {**{n: columns[n] for n in names if n not in ("sha256", "crc32")}, "codes": lists} | columns
+    columns = {**{n: columns[n] for n in names if n not in ("sha256", "crc32")}, column_name: lists} | columns
     write_table(file, columns, {b"codec-tokens": about})
 
 
@@ -70,12 +72,12 @@ def write_table(file: BinaryIO, columns: dict[str, Any], metadata: dict[bytes, b
         writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
 
 
-def code_offsets(path: Path) -> np.ndarray:
+def code_offsets(path: Path, column_name: str) -> np.ndarray:
     """Byte offset of each utterance's codes in a shard, int64 `[N]`."""
     pa = pyarrow()
     with pa.memory_map(str(path)) as source:
         begin = source.read_buffer(1).address
-        lists = pa.ipc.open_file(source).get_batch(0).column("codes")
+        lists = pa.ipc.open_file(source).get_batch(0).column(column_name)
         values = lists.values
         return (
             values.buffers()[1].address - begin + np.asarray(lists.offsets)[:-1] * values.type.bit_width // 8
@@ -117,9 +119,9 @@ def map_shard(path: Path) -> np.ndarray:
 
 
 def codes_in_shard(shard: np.ndarray, token_format: TokenFormat, offset: int, n_frames: int) -> np.ndarray:
-    """Codes `[K, F]` at a byte offset of a shard; TokenError if they exceed its end."""
-    count = token_format.num_quantizers * n_frames
+    """Codes, or latents, `[R, F]` at a byte offset of a shard; TokenError if they exceed its end."""
+    count = token_format.rows * n_frames
     end = offset + count * token_format.dtype.itemsize
     if offset < 0 or end > len(shard):
         raise TokenError(f"truncated: codes end at byte {end} of {len(shard)}")
-    return shard[offset:end].view(token_format.dtype).reshape(token_format.num_quantizers, n_frames)
+    return shard[offset:end].view(token_format.dtype).reshape(token_format.rows, n_frames)

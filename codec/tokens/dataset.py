@@ -23,16 +23,15 @@ from codec.tokens.files import (
     META_FILE,
     TokenError,
     TokenFormat,
-    TokenIndex,
     Utterance,
     checksum,
     inside,
     mirrored,
-    read_format,
-    read_manifest,
     read_npy,
     shard_file,
 )
+from codec.tokens.formats import read_format
+from codec.tokens.index import TokenIndex, read_manifest
 from codec.tokens.views import delay, flatten, undelay, unflatten
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ __all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "un
 class TokenDataset(Dataset[Tensor]):
     """Token dataset of `codec-encode`: item i is the codes of utterance i, int64 `[K, F]`, or their `view`.
 
+    Of a codec with a continuous bottleneck it holds latents, float32 `[D, F]`, wherever codes are named; mean
+    and deviation of their dimensions are `description["statistics"]`.
     Files are mapped, not loaded; each worker maps them again. The first access to an utterance, or to a
     window of it, reads all of it and compares its CRC-32. `num_quantizers` selects the first codebooks.
     FileNotFoundError without a dataset; TokenError for damaged files, here or on access.
@@ -58,11 +59,14 @@ class TokenDataset(Dataset[Tensor]):
         self.path, self.view = Path(path), view
         self.format, self.description = read_format(self.path)
         stored = self.format.num_quantizers
+        if num_quantizers is not None and not stored:
+            raise ConfigError(f"num_quantizers: {self.path} holds continuous latents, which have no stages")
         if num_quantizers is not None and not 1 <= num_quantizers <= stored:
             raise ConfigError(
                 f"num_quantizers must be 1 to {stored}, as {self.path} has, got {num_quantizers}"
             )
         self.num_quantizers = num_quantizers or stored
+        self.rows = num_quantizers or self.format.rows
         self.open()
 
     def open(self) -> None:
@@ -123,9 +127,9 @@ class TokenDataset(Dataset[Tensor]):
         stop = self.check_frames(i, start, stop)
         if not self.verified[i]:
             self.verify(i)
-        codes = self.stored(i)[: self.num_quantizers, start:stop]
+        codes = self.stored(i)[: self.rows, start:stop]
         self.check_codes(i, codes)  # a mapped file may have changed
-        return torch.from_numpy(codes.astype(np.int64))
+        return torch.from_numpy(codes.astype(self.format.loaded))
 
     def check_frames(self, i: int, start: int, stop: int | None) -> int:
         """`stop`, by default the number of frames; ValueError for frames outside the utterance."""
@@ -136,11 +140,9 @@ class TokenDataset(Dataset[Tensor]):
         return stop
 
     def check_codes(self, i: int, codes: np.ndarray) -> None:
-        """Raise TokenError for stored codes `[k, F]` that exceed their codebooks."""
-        if (codes.max(axis=1) >= self.format.codebook_sizes[: len(codes)]).any():
-            raise TokenError(
-                f"{self.path}: damaged: codes of {self.index.text('id', i)} exceed the codebooks"
-            )
+        """Raise TokenError for stored codes `[k, F]` that exceed their codebooks, or latents not finite."""
+        if fault := self.format.fault(codes):
+            raise TokenError(f"{self.path}: damaged: {self.index.text('id', i)}: {fault}")
 
     def seconds(self, i: int, begin: float, end: float) -> Tensor:
         """Codes `[K, F]` of the frames of utterance `i` that overlap `begin` to `end` seconds.

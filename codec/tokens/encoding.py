@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ from codec.model.batching import exact_float32, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.system.files import only_writer
+from codec.system.resuming import require_unused, resume
 from codec.tokens.dataset import TokenDataset
-from codec.tokens.files import META_FILE, TokenError, TokenFormat
-from codec.tokens.plan import WORK, Plan, batches, begin, describe, make_plan
-from codec.tokens.shards import Outcome, all_done, merge, note, sweep, write_shard
+from codec.tokens.files import META_FILE, TokenError
+from codec.tokens.plan import batches, make_plan
+from codec.tokens.shards import WORK, Outcome, Shards
 from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
+
+# Options of the settings that identify a dataset; another value gives another dataset.
+OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix", "dtype": "--dtype"}
+OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
+OPTIONS |= {"codebook_sizes": "codebook sizes (--num-quantizers)"}
 
 
 def encode_corpus(
@@ -36,39 +43,96 @@ def encode_corpus(
     """Encode a folder, or files, on the codec's device, as job `jobs[1]` of `jobs[0]`.
 
     Complete shards of earlier runs are kept. Returns the content of `tokens.json` if this job is the last to
-    end, otherwise None. ConfigError or DataError for invalid arguments, FileError if this job is already
+    end, otherwise None. ConfigError or DataError for invalid arguments, ConfigError if this job is already
     running.
     """
-    settings = settings or Settings()
-    token_format = format_of(codec, settings)
-    plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
-    options = {"beam": settings.beam, "precision": "float32"}
-    options |= {"batch_seconds": settings.batch_seconds, "shard_hours": settings.shard_hours}
-    if settings.downmix != "mid":  # absent from older datasets
-        options["downmix"] = settings.downmix
-    about = describe(token_format, plan, options)
-    if begin(output, about):
-        require_whole(output)
+    job = Encoding(codec, inputs, output, settings or Settings(), jobs)
+    if job.begin():
         print(f"{output} is complete: nothing to do")
         return None
-    with only_writer(output, output / WORK / f"{jobs[1]}-of-{jobs[0]}.lock"):
-        own = range(jobs[1], len(plan.shards), jobs[0])
-        todo = [shard for shard in own if not note(output, shard).is_file()]
-        if (output / META_FILE).is_file():  # written by another job, which then removed the notes
+    with only_writer(output, f"{WORK}/{jobs[1]}-of-{jobs[0]}.lock"):
+        if job.shards.is_merged:  # by another job, which then removed the notes
             return None
         if merge_only:
-            missing = [shard for shard in range(len(plan.shards)) if not note(output, shard).is_file()]
-            if missing:
-                raise ConfigError(
-                    f"{output}: {len(missing)} of {len(plan.shards)} shards are not encoded yet"
-                )
+            job.require_notes()
         else:
-            sweep(output, own)
-            encode_shards(codec, settings, plan, todo, output, token_format, about)
-        if not all_done(output, plan) and not (output / META_FILE).is_file():
-            print(f"job {jobs[1]} of {jobs[0]} is done; the last one to end completes {output}")
+            job.encode()
+        return job.finish()
+
+
+class Encoding:
+    """One job of encoding a corpus: its plan, codec, settings and output."""
+
+    def __init__(
+        self, codec: Codec, inputs: Sequence[Path], output: Path, settings: Settings, jobs: tuple[int, int]
+    ):
+        self.codec, self.settings, self.jobs = codec, settings, jobs
+        token_format = format_of(codec, settings)
+        self.plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
+        described = token_format.describe()
+        about = {name: described[name] for name in token_format.identity} | settings.about()
+        about |= {"files": len(self.plan.sources), "files_sha256": self.plan.sha256}
+        self.shards = Shards(output, self.plan, token_format, about)
+        self.own = range(jobs[1], len(self.plan.shards), jobs[0])
+
+    def begin(self) -> bool:
+        """Create or resume the output folder; True if the dataset is complete already.
+
+        ConfigError if the folder holds other files, or a dataset of another codec, other options or files.
+        """
+        output, complete = self.shards.output, self.shards.is_merged
+        mark = META_FILE if complete else f"{WORK}/plan.json"
+        require_unused(output, mark)
+        about = self.shards.about
+        names = dict.fromkeys([*about, "downmix"])  # `tokens.json` has further entries
+        resume(output, mark, about, "name another folder", names=names, options=OPTIONS)
+        if complete:
+            shutil.rmtree(output / WORK, ignore_errors=True)
+            require_whole(output)
+        return complete
+
+    def require_notes(self) -> None:
+        """Raise ConfigError unless all jobs have encoded their shards."""
+        if missing := self.shards.missing(range(len(self.plan.shards))):
+            raise ConfigError(
+                f"{self.shards.output}: {len(missing)} of {len(self.plan.shards)} shards are not encoded yet"
+            )
+
+    def encode(self) -> None:
+        """Encode the missing shards of this job one after the other, with prefetching across shards."""
+        self.shards.sweep(self.own)
+        todo, seconds = self.shards.missing(self.own), self.settings.batch_seconds
+        groups = [(shard, group) for shard in todo for group in batches(self.plan, shard, seconds)]
+        reader = SourceBatches(self.plan, [group for _, group in groups], self.codec, self.settings)
+        workers = min(self.settings.workers, len(groups))
+        loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
+        encoder = Encoder(self.codec, self.settings, self.plan, self.shards.format)
+        device = next(self.codec.parameters()).device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        outcomes: dict[int, Outcome] = {}
+        with exact_float32(), progress(sum(map(self.plan.seconds, todo))) as advance, named_losses():
+            for (shard, _), loaded in zip(groups, loader, strict=True):
+                outcomes |= encoder.encode(loaded, advance)
+                if len(outcomes) == len(self.plan.shards[shard]):
+                    self.shards.write(shard, outcomes, name)
+                    outcomes = {}
+
+    def finish(self) -> dict[str, Any] | None:
+        """Merge all shards if no other job still encodes, or has merged them at the same time."""
+        if self.shards.missing(range(len(self.plan.shards))) and not self.shards.is_merged:
+            print(f"job {self.jobs[1]} of {self.jobs[0]} is done; the last to end completes the dataset")
             return None
-        return finish(output, plan, token_format, about)
+        try:
+            content = self.shards.merge()
+        except FileNotFoundError:
+            if not self.shards.is_merged:
+                raise
+            return None
+        output = self.shards.output
+        skipped = f", {content['skipped']} files skipped: {output}/report.txt" if content["skipped"] else ""
+        print(f"{content['items']} files, {content['hours']:.2f} hours, {content['frames']} frames{skipped}")
+        print(f"read them with codec.tokens.TokenDataset({str(output)!r})")
+        return content
 
 
 def require_whole(output: Path) -> None:
@@ -79,47 +143,6 @@ def require_whole(output: Path) -> None:
             tokens.stored(i)
     except TokenError as error:
         raise TokenError(f"{error}; remove {output} to encode all again") from error
-
-
-def finish(output: Path, plan: Plan, token_format: TokenFormat, about: Mapping[str, Any]) -> Any:
-    """Merge the shards, unless another job that ended at the same time has done so."""
-    try:
-        content = merge(output, plan, token_format, about)
-    except FileNotFoundError:
-        if not (output / META_FILE).is_file():
-            raise
-        return None
-    skipped = f", {content['skipped']} files skipped: {output}/report.txt" if content["skipped"] else ""
-    print(f"{content['items']} files, {content['hours']:.2f} hours, {content['frames']} frames{skipped}")
-    print(f"read them with codec.tokens.TokenDataset({str(output)!r})")
-    return content
-
-
-def encode_shards(
-    codec: Codec,
-    settings: Settings,
-    plan: Plan,
-    todo: Sequence[int],
-    output: Path,
-    token_format: TokenFormat,
-    about: Mapping[str, Any],
-) -> None:
-    """Encode these shards one after the other, with prefetching across shards."""
-    groups = [(shard, group) for shard in todo for group in batches(plan, shard, settings.batch_seconds)]
-    reader = SourceBatches(plan, [group for _, group in groups], codec, settings)
-    workers = min(settings.workers, len(groups))
-    loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
-    encoder = Encoder(codec, settings, plan, token_format)
-    device = next(codec.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    seconds = sum(plan.seconds(shard) for shard in todo)
-    outcomes: dict[int, Outcome] = {}
-    with exact_float32(), progress(seconds) as advance, named_losses():
-        for (shard, _), loaded in zip(groups, loader, strict=True):
-            outcomes |= encoder.encode(loaded, advance)
-            if len(outcomes) == len(plan.shards[shard]):
-                write_shard(output, shard, plan, outcomes, about, name)
-                outcomes = {}
 
 
 @contextmanager

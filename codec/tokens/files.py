@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from codec.data.index import DataError
 if TYPE_CHECKING:
     from codec.model.codec import Codec
 
-FORMAT, VERSION = "codec-tokens", 1
+VERSION = 1
 META_FILE, MANIFEST_FILE, INDEX_FILE, SHARDS = "tokens.json", "manifest.jsonl", "index.arrow", "shards"
 LAYOUTS = ("arrow", "npy")
 MOST_QUANTIZERS, MOST_CODES = 1024, 2**32
@@ -37,6 +35,11 @@ class TokenError(DataError):
 class TokenFormat:
     """Format of all utterances of a dataset: the part of `tokens.json` that readers need."""
 
+    kind: ClassVar = "codec-tokens"  # `format` in `tokens.json`
+    column: ClassVar = "codes"  # of Arrow shards
+    loaded: ClassVar[type] = np.int64  # type of tensors
+    identity: ClassVar = ("layout", "codec_id", "codebook_sizes")  # entries that identify the codes
+
     layout: str
     codec_id: str
     sample_rate: int
@@ -47,12 +50,11 @@ class TokenFormat:
     index_crc32: int = 0
 
     def __post_init__(self) -> None:
-        integers = (self.sample_rate, self.hop_length, self.audio_channels, *self.codebook_sizes)
+        integers = (self.sample_rate, self.hop_length, self.audio_channels)
         wrong = {
             "layout": self.layout not in LAYOUTS,
             "codec_id": not isinstance(self.codec_id, str),
-            "codebook_sizes": not 1 <= len(self.codebook_sizes) <= MOST_QUANTIZERS
-            or not all(type(size) is int and 1 <= size <= MOST_CODES for size in self.codebook_sizes),
+            **self.wrong_content(),
             "sample_rate, hop_length, audio_channels": not all(
                 type(value) is int and 1 <= value <= MOST_CODES for value in integers
             ),
@@ -63,10 +65,20 @@ class TokenFormat:
         if any(wrong.values()):
             raise TokenError(f"not possible: {', '.join(name for name, bad in wrong.items() if bad)}")
 
+    def wrong_content(self) -> dict[str, bool]:
+        """Flags of impossible values that describe the codes, by name."""
+        possible = all(type(size) is int and 1 <= size <= MOST_CODES for size in self.codebook_sizes)
+        return {"codebook_sizes": not (possible and 1 <= len(self.codebook_sizes) <= MOST_QUANTIZERS)}
+
     @property
     def num_quantizers(self) -> int:
         """Number of codes per frame."""
         return len(self.codebook_sizes)
+
+    @property
+    def rows(self) -> int:
+        """Number of stored values per frame."""
+        return self.num_quantizers
 
     @property
     def dtype(self) -> np.dtype:
@@ -78,7 +90,7 @@ class TokenFormat:
         divisor = math.gcd(self.sample_rate, self.hop_length)
         frame_rate = [self.sample_rate // divisor, self.hop_length // divisor]
         return {
-            "format": FORMAT,
+            "format": self.kind,
             "version": VERSION,
             **asdict(self),
             "codebook_sizes": list(self.codebook_sizes),
@@ -88,15 +100,23 @@ class TokenFormat:
             "order": "[num_quantizers, n_frames], row-major, little-endian",
         }
 
+    def fault(self, coded: np.ndarray) -> str:
+        """Fault of stored codes `[k, F]` in words; empty without one."""
+        wrong = (coded.max(axis=1) >= self.codebook_sizes[: len(coded)]).any()
+        return "codes exceed the codebooks" if wrong else ""
+
+    def of_codec(self, codec: Codec) -> dict[str, Any]:
+        """Values of a codec that describe its codes, by attribute of this format."""
+        return {"codebook_sizes": tuple(codec.quantizer.codebook_sizes[: self.num_quantizers])}
+
     def frames(self, n_samples: int, sample_rate: int) -> int:
         """Number of frames of a recording of `n_samples` at `sample_rate`."""
         return -(-self.length(n_samples, sample_rate) // self.hop_length)
 
     def require_true_of(self, codec: Codec, path: Path) -> None:
         """Raise TokenError with the attributes that differ from the codec's; `path` is this format's file."""
-        sizes = tuple(codec.quantizer.codebook_sizes[: self.num_quantizers])
         expected = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
-        expected["codebook_sizes"] = sizes
+        expected |= self.of_codec(codec)
         wrong = [
             f"{name} {getattr(self, name)}, the codec has {value}"
             for name, value in expected.items()
@@ -176,105 +196,12 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_format(folder: Path) -> tuple[TokenFormat, dict[str, Any]]:
-    """Read `tokens.json`; FileNotFoundError if it is missing, TokenError if it is damaged."""
-    path = folder / META_FILE
-    if not path.is_file():
-        begun = (folder / ".encoding").is_dir()
-        hint = "its encoding is not finished: run codec-encode again" if begun else f"{META_FILE} is missing"
-        raise FileNotFoundError(f"{folder}: holds no token dataset, {hint}")
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise TokenError("not the description of a token dataset")
-        if content.get("version") != VERSION:
-            raise TokenError(f"version {content.get('version')!r}; this program reads version {VERSION}")
-        return parse_format(content), content
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise TokenError(f"{path}: damaged: {error}") from error
-
-
-def parse_format(content: Mapping[str, Any]) -> TokenFormat:
-    """Format from the content of `tokens.json`; TokenError or LookupError if it is invalid."""
-    values: dict[str, Any] = {field.name: content[field.name] for field in fields(TokenFormat)}
-    if not isinstance(values["codebook_sizes"], list):
-        raise TokenError("codebook_sizes is not a list")
-    values["codebook_sizes"] = tuple(values["codebook_sizes"])
-    return TokenFormat(**values)
-
-
-class TokenIndex:
-    """Index of utterances: numeric columns as arrays, rows as `row(i)`.
-
-    Raises TokenError for numbers that contradict each other or the format.
-    """
-
-    def __init__(self, columns: Mapping[str, Any], token_format: TokenFormat):
-        self.columns = columns
-        numbers = {
-            name: np.asarray(columns[name], np.int64)
-            for name in ("channels", "sample_rate", "n_samples", "n_frames", "crc32", "shard", "offset")
-        }
-        self.numbers = numbers
-        self.n_frames = numbers["n_frames"]
-        if len(self.n_frames) != token_format.items:
-            raise TokenError(f"{len(self.n_frames)} utterances, {META_FILE} says {token_format.items}")
-        rates, samples = numbers["sample_rate"], numbers["n_samples"]
-        if (rates < 1).any() or (samples < 1).any() or (samples > 2**40).any() or (rates > 2**31).any():
-            raise TokenError("a recording has an impossible rate or length")
-        # Python's integers, because the product may exceed 64 bits.
-        wide = samples.astype(object) if len(samples) and int(samples.max()) > 2**30 else samples
-        lengths = wide * token_format.sample_rate // rates
-        if (self.n_frames != -(-lengths // token_format.hop_length)).any() or (self.n_frames < 1).any():
-            raise TokenError("the frames of an utterance do not fit the length of its recording")
-        if (numbers["shard"] < 0).any() or (numbers["offset"] < 0).any() or (numbers["shard"] > 10**7).any():
-            raise TokenError("a shard or offset of an utterance is out of range")
-
-    def __len__(self) -> int:
-        return len(self.n_frames)
-
-    def row(self, i: int) -> Utterance:
-        """Row of utterance `i`."""
-        row: dict[str, Any] = {name: self.text(name, i) for name in ("id", "path", "sha256")}
-        row.update({name: int(values[i]) for name, values in self.numbers.items()})
-        return Utterance(**row)
-
-    def text(self, column: str, i: int) -> str:
-        """Value of the column `id`, `path` or `sha256` for utterance `i`."""
-        value = self.columns[column][i]
-        value = value if isinstance(value, str) else value.as_py()
-        if not isinstance(value, str):
-            raise TokenError(f"utterance {i} has no {column}")
-        return value
-
-    @cached_property
-    def by_name(self) -> dict[str, int]:
-        """Numbers of the utterances by id and path."""
-        columns = [self.columns[name] for name in ("path", "id")]
-        lists = [column if isinstance(column, list) else column.to_pylist() for column in columns]
-        return {name: i for names in lists for i, name in enumerate(names)}
-
-
-def read_manifest(content: bytes) -> dict[str, list[Any]]:
-    """Columns of `manifest.jsonl`; TokenError for a text column with another type."""
-    columns: dict[str, list[Any]] = {field.name: [] for field in fields(Utterance)}
-    for line in content.splitlines():
-        row = Utterance(**{"shard": 0, "offset": 0} | json.loads(line))
-        texts = {"id": row.id, "path": row.path, "sha256": row.sha256}
-        for name, value in texts.items():
-            if not isinstance(value, str):
-                raise TokenError(f"damaged: the {name} {value!r} is not a text")
-        for name, values in columns.items():
-            values.append(getattr(row, name))
-    return columns
-
-
 def read_npy(path: Path, token_format: TokenFormat, n_frames: int) -> np.ndarray:
-    """Map the codes `[K, F]` of a `.npy` file; TokenError if it contradicts the manifest.
+    """Map the codes, or latents, `[R, F]` of a `.npy` file; TokenError if it contradicts the manifest.
 
     Type and shape are given, so the header is compared instead of parsed.
     """
-    shape = (token_format.num_quantizers, n_frames)
+    shape = (token_format.rows, n_frames)
     expected = io.BytesIO()
     description = {"descr": token_format.dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(expected, description)

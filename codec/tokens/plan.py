@@ -5,28 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from codec.audio.conversion import resampled_length
 from codec.config import ConfigError
 from codec.data.index import Index, IndexedFile
 from codec.data.scan import scan, scan_files
-from codec.system.files import written_whole
-from codec.tokens.files import META_FILE, TokenFormat
-
-WORK, PLAN_FILE = ".encoding", "plan.json"
-# Keys that identify a dataset; another value gives another dataset.
-IDENTITY = (
-    *("layout", "codec_id", "codebook_sizes", "beam", "precision", "downmix"),
-    *("batch_seconds", "shard_hours", "files", "files_sha256"),
-)
-OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix"}
-OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
 
 
 @dataclass(frozen=True)
@@ -131,53 +118,6 @@ def batches(plan: Plan, shard: int, batch_seconds: float) -> Iterator[tuple[int,
             group.append(number)
     if group:
         yield tuple(group)
-
-
-def describe(token_format: TokenFormat, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Identifying entries of `tokens.json`, available before encoding."""
-    about = {name: value for name, value in token_format.describe().items() if name in IDENTITY}
-    return about | dict(options) | {"files": len(plan.sources), "files_sha256": plan.sha256}
-
-
-def begin(output: Path, about: Mapping[str, Any]) -> bool:
-    """Create or resume the output folder; True if the dataset is complete already.
-
-    ConfigError if the folder holds other files, or a dataset of another codec, other options or files.
-    """
-    work = output / WORK
-    complete = (output / META_FILE).is_file()
-    plan = output / META_FILE if complete else work / PLAN_FILE
-    if not plan.is_file():
-        foreign = output.exists() and any(entry.name != WORK for entry in output.iterdir())
-        if foreign and not plan.is_file():  # checked again: another job may have written it just now
-            raise ConfigError(f"{output} is not empty, and no encoding that could be resumed: name another")
-        work.mkdir(parents=True, exist_ok=True)
-        with written_whole(plan, durable=True, label="plan") as temporary:
-            temporary.write_text(json.dumps(about, indent=2))
-    try:
-        stored = json.loads(plan.read_bytes())
-        differing = [name for name in IDENTITY if stored.get(name) != about.get(name)]
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{plan}: damaged: {error}; name another output folder") from error
-    if differing:
-        changes = ", ".join(change(name, stored.get(name), about.get(name)) for name in differing)
-        raise ConfigError(f"{output} was made with other files or options: {changes}; name another folder")
-    if complete:
-        shutil.rmtree(work, ignore_errors=True)
-    return complete
-
-
-def change(name: str, before: Any, after: Any) -> str:
-    """Text of a changed value, with its command line option if there is one."""
-    if name == "codebook_sizes" and isinstance(before, list) and len(before) != len(after):
-        return f"--num-quantizers {len(before)} → {len(after)}"
-    return f"{OPTIONS.get(name, name)} {shown(before)} → {shown(after)}"
-
-
-def shown(value: Any) -> str:
-    """Text of a value, at most 24 characters, else its first 12."""
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
 
 
 def shard_of_jobs(

@@ -20,6 +20,7 @@ from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
+from codec.tokens.formats import DTYPES, LatentFormat
 from codec.tokens.plan import Plan
 from codec.tokens.shards import Outcome
 
@@ -35,14 +36,23 @@ class Settings:
     shard_hours: float = 1.0
     workers: int = 2
     downmix: str = "mid"
+    dtype: str | None = None  # of continuous latents
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ConfigError(f"--format must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if not (self.batch_seconds > 0 and self.shard_hours > 0 and self.beam >= 1 and self.workers >= 0):
             raise ConfigError(
                 "--batch-seconds, --shard-hours and --beam must be above 0, --workers 0 or more"
             )
+
+    def about(self) -> dict[str, Any]:
+        """Entries of `tokens.json` on which the tokens depend."""
+        options = {"beam": self.beam, "precision": "float32"}
+        options |= {"batch_seconds": self.batch_seconds, "shard_hours": self.shard_hours}
+        return options if self.downmix == "mid" else options | {"downmix": self.downmix}  # as older datasets
 
 
 class Loaded(NamedTuple):
@@ -141,7 +151,7 @@ class Encoder:
 
         try:
             for part in encode_long(self.codec, blocks(), **self.options):
-                parts.append(part.numpy().astype(self.format.dtype))
+                parts.append(stored(part.numpy(), self.format))
                 done = min(left, part.shape[1] / self.codec.frame_rate)
                 left -= done
                 advance(done)
@@ -152,31 +162,41 @@ class Encoder:
             advance(left)
         return self.row(one, np.concatenate(parts, axis=1))
 
-    def row(self, one: Loaded, codes: np.ndarray) -> tuple[Utterance, np.ndarray]:
-        """Index row of a source, and its codes `[K, F]` in the stored type."""
+    def row(self, one: Loaded, codes: np.ndarray) -> Outcome:
+        """Index row of a source, and its codes or latents `[R, F]` in the stored type."""
         source = self.plan.sources[one.number]
-        codes = np.ascontiguousarray(codes.astype(self.format.dtype))
+        codes = np.ascontiguousarray(stored(codes, self.format))
+        if fault := self.format.fault(codes):
+            return f"{fault} in {self.format.dtype.name}"
         frames, rate, channels = source.file.info
         expected = self.format.frames(frames, rate)
-        if codes.shape != (self.format.num_quantizers, expected):
+        if codes.shape != (self.format.rows, expected):
             raise AssertionError(f"{source.path}: {codes.shape} codes, expected {expected} frames")
         about = (channels, rate, frames, expected)
         return Utterance(source.id, source.path, *about, one.sha256, checksum(codes)), codes
 
 
+def stored(coded: np.ndarray, token_format: TokenFormat) -> np.ndarray:
+    """Codes or latents in their stored type; latents beyond the range of float16 become infinite."""
+    with np.errstate(over="ignore"):
+        return coded.astype(token_format.dtype)
+
+
 def format_of(codec: Codec, settings: Settings) -> TokenFormat:
-    """Token format of a codec; ConfigError if it has no codes, or fewer quantizers than requested."""
+    """Format of a codec's codes or latents; ConfigError for options that it does not have."""
     if settings.layout == "arrow":
         pyarrow()  # fail early if pyarrow is missing
+    shared: dict[str, Any] = {"layout": settings.layout, "codec_id": codec.codec_id()}
+    shared |= {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
     sizes = codec.quantizer.codebook_sizes
-    codec.quantizer.require_codes("write as tokens")
+    if not sizes:
+        if settings.num_quantizers is not None or settings.beam > 1:
+            raise ConfigError("--num-quantizers and --beam are for codes: this codec has continuous latents")
+        dtype = settings.dtype or "float32"
+        dim = codec.quantizer.latent_dim
+        return LatentFormat(**shared, codebook_sizes=(), latent_dim=dim, latent_dtype=dtype)
+    if settings.dtype is not None:
+        raise ConfigError("--dtype is for continuous latents: the type of codes follows from their codebooks")
     if settings.num_quantizers is not None and not 1 <= settings.num_quantizers <= len(sizes):
         raise ConfigError(f"--num-quantizers must be 1 to {len(sizes)}, got {settings.num_quantizers}")
-    return TokenFormat(
-        layout=settings.layout,
-        codec_id=codec.codec_id(),
-        sample_rate=codec.sample_rate,
-        hop_length=codec.hop_length,
-        audio_channels=codec.audio_channels,
-        codebook_sizes=tuple(sizes[: settings.num_quantizers]),
-    )
+    return TokenFormat(**shared, codebook_sizes=tuple(sizes[: settings.num_quantizers]))

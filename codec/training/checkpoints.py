@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import platform
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +16,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from codec.config import ConfigError
-from codec.system.files import OUTPUT_MARK, mark_output, remove_leftovers, take, written_whole
+from codec.system.files import remove_leftovers, written_whole
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Lock a run folder; ConfigError, with the other process's id, if it is locked already.
-
-    The operating system releases the lock when the process ends. A folder that stays empty is removed, with
-    its new parents.
-    """
-    created = [path for path in folder.parents if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            take(file)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                raise ConfigError(
-                    f"{folder}: {file.read() or 'another process'} trains into it: wait for that, stop it, "
-                    "or choose another name=..."
-                ) from error
-            log.warning("%s is not locked against a second run: %s", folder, error)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        mark_output(folder)
-        try:
-            yield
-        finally:
-            if set(os.listdir(folder)) == {LOCK, OUTPUT_MARK}:
-                with suppress(OSError):  # Windows removes no file that is open
-                    (folder / OUTPUT_MARK).unlink()
-                    (folder / LOCK).unlink()
-                    for path in (folder, *created):
-                        path.rmdir()
 
 
 def reason_in_words(error: BaseException, folder: Path) -> str:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from codec.metrics.signal import codebook_usage
-from codec.quantizers.base import Quantizer
+from codec.quantizers.base import Bottleneck
 from codec.system.distributed import all_gather_rows
 from codec.training.step import Step
 
 SETTLED = 500  # steps; earlier statistics are of an encoder that is hardly trained
 
 
-def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
+def residual_energy(quantizer: Bottleneck, latents: Tensor) -> list[float]:
     """Energy of the residual after each quantizer, in dB relative to the latents' energy."""
     codes = quantizer.encode(latents)
     energy = latents.float().square().sum()
@@ -27,7 +27,7 @@ def residual_energy(quantizer: Quantizer, latents: Tensor) -> list[float]:
     return [10 * float(torch.log10(share.clamp(min=1e-10))) for share in shares]
 
 
-def codebook_health(quantizer: Quantizer, steps: list[Step]) -> dict[str, float]:
+def codebook_health(quantizer: Bottleneck, steps: list[Step]) -> dict[str, float]:
     """Usage, perplexity, normalized entropy, replaced codes and residual energy in dB of each quantizer.
 
     Computed from the codes and latents of all processes.

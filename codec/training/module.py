@@ -22,7 +22,7 @@ from codec.discriminators.base import Discriminator
 from codec.losses.objective import Objective
 from codec.metrics.signal import SCORES
 from codec.model.codec import Codec
-from codec.quantizers.base import Quantized, Quantizer
+from codec.quantizers.base import Bottleneck, Quantized
 from codec.system.distributed import rank, world_size
 from codec.system.files import printable
 from codec.training.adversary import discriminator_loss
@@ -119,14 +119,14 @@ class CodecTraining(lightning.LightningModule):
         return self.stages[self.number]
 
     @property
-    def quantizer(self) -> Quantizer:
+    def quantizer(self) -> Bottleneck:
         """Bottleneck of the current stage."""
         return self.quantizer_of(self.stage, self.codec)
 
-    def quantizer_of(self, stage: Stage, codec: Codec) -> Quantizer:
+    def quantizer_of(self, stage: Stage, codec: Codec) -> Bottleneck:
         """Bottleneck of a stage: the codec's quantizer, or the module that replaces it without codes."""
         coded = stage.bottleneck == "codes"
-        return codec.quantizer if coded else cast(Quantizer, self.stand_ins[stage.bottleneck])
+        return codec.quantizer if coded else cast(Bottleneck, self.stand_ins[stage.bottleneck])
 
     @property
     def audio_data(self) -> AudioData:
@@ -287,7 +287,7 @@ class CodecTraining(lightning.LightningModule):
         for metric in SCORES:
             # For best.ckpt; Telemetry logs it, at the step in the names of samples and checkpoints.
             mean = metric.score(estimate, target, self.codec.sample_rate).mean()
-            how = {"sync_dist": True, "on_epoch": True, "logger": False}
+            how: dict[str, Any] = {"sync_dist": True, "on_epoch": True, "logger": False}
             self.log(f"valid/{metric.name}", mean, batch_size=len(target), **how)
         return estimate
 

@@ -17,9 +17,8 @@ from codec.data.index import DataError
 from codec.data.loader import named_losses
 from codec.data.partition import read_record, warn_of_changes, write_record
 from codec.model.codec import Codec, count_parameters
-from codec.system.files import write_whole
+from codec.system.files import mark_output, only_writer, write_whole
 from codec.training.build import Run, build_parts
-from codec.training.checkpoints import only_writer
 from codec.training.finetuning import adopt
 from codec.training.finish import finish, perceptual_metrics, whereabouts
 from codec.training.loggers import close, logger_failure, remember_runs
@@ -52,6 +51,8 @@ def train(composed: Any) -> int:
     folder = Path(config["run_dir"])
     is_first = not getattr(rank_zero_only, "rank", 0)
     with only_writer(folder) if is_first else nullcontext():
+        if is_first:
+            mark_output(folder)
         checkpoint = find_checkpoint(folder, config["resume"])
         if checkpoint and is_complete(config, folder, checkpoint):
             print(whereabouts(folder, config))

@@ -16,7 +16,7 @@ from codec.data.module import AudioData
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, has_adversarial_weight
 from codec.model.codec import Codec
-from codec.quantizers.base import Quantizer
+from codec.quantizers.base import Bottleneck
 from codec.quantizers.channel import GaussianChannel
 from codec.quantizers.continuous import Identity
 from codec.system.distributed import all_gather_rows, rank, world_size
@@ -139,7 +139,7 @@ def check_stages(
 
 def reconstruct(
     codec: Codec,
-    quantizer: Quantizer,
+    quantizer: Bottleneck,
     batch: Batch,
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -152,7 +152,7 @@ def reconstruct(
     return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
 
 
-def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
+def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
     """Bottlenecks of stages without codes, by name; ValueError for a channel without a bitrate."""
     bottlenecks = {stage.bottleneck for stage in stages}
     modules: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
@@ -166,7 +166,7 @@ def stand_ins(stages: Sequence[Stage], quantizer: Quantizer) -> nn.ModuleDict:
 
 
 @torch.no_grad()
-def start_quantizer(quantizer: Quantizer, codec: Codec, data: AudioData) -> None:
+def start_quantizer(quantizer: Bottleneck, codec: Codec, data: AudioData) -> None:
     """Initialize a quantizer from `pool_size` latents of training crops, gathered from all processes."""
     frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
     crops = -(-quantizer.pool_size() // frames)
