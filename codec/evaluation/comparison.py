@@ -22,7 +22,7 @@ from codec.evaluation.analysis import (
 )
 from codec.evaluation.clips import embed_clips
 from codec.evaluation.complexity import cost
-from codec.evaluation.reading import first_clip, read_clips
+from codec.evaluation.reading import Recordings, first_clip, read_clips
 from codec.evaluation.report import describe, metrics_of, notes, without_nan, write_page
 from codec.evaluation.runs import Run, read_json
 from codec.evaluation.stability import stage_energy, token_stability
@@ -36,9 +36,7 @@ ANALYSED = 8  # number of clips for token stability
 DECISIVE = ("visqol_speech", "visqol_audio", "pesq_wb", "mel")
 
 
-def analyse(
-    system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
-) -> dict[str, Any]:
+def analyse(system: OwnCodec, files: Recordings, path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure costs and token stability; cached in a file until the codec changes."""
     identity = system.codec.codec_id()
     if path.is_file() and not options.fresh:

@@ -18,6 +18,7 @@ from codec.audio.reading import AudioError, read_blocks, read_info
 from codec.config import ConfigError
 from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
+from codec.system.archive import open_bytes
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
 from codec.tokens.plan import Plan
@@ -92,7 +93,7 @@ class SourceBatches(Dataset[list[Loaded]]):
         try:
             if read_info(path) != source.file.info:
                 raise AudioError(path, "changed since the folder was scanned")
-            with open(path, "rb") as file:
+            with open_bytes(path) as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if source.seconds > self.most_seconds:
                 return Loaded(number, sha256)

@@ -246,7 +246,7 @@ def finish(
             f"callback or trainer.max_time={config['trainer'].get('max_time')}, which counts from the first "
             "step: go on with the same command, resume=auto and more time"
         )
-    files = data.valid_files[: config["evaluate"]]
+    files = [file.located() for file in data.valid][: config["evaluate"]]
     if files:
         output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)
         try:
