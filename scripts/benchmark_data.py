@@ -1,12 +1,13 @@
 """Measure the training crops per second of one core: python scripts/benchmark_data.py [FOLDER].
 
-Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac; crops of one
-second are read at the files' own rate and resampled, by seeking and by decoding whole files, and with each
-augmentation of every crop.
+Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac, and the wavs
+into a tar; crops of one second are read at the files' own rate and resampled, by seeking and by decoding
+whole files, and with each augmentation of every crop.
 """
 
 import argparse
 import os
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Mix
 from codec.data.module import AudioData
 from codec.data.scan import scan
 
+KINDS = "wav", "flac", "wav.tar"
 SPEED, MIX = (0.92, 1.08), Mix(1.0)
 FILTERS = {"equalizer": Equalizer(1.0), "band_limit": BandLimit(1.0)}
 AUGMENTATIONS = {
@@ -47,17 +49,19 @@ def main() -> None:
         if options.folder is None:
             write_synthetic_folder(source, seconds=150)
         rate = copy_files(source, place)
-        print(f"{'1 s crops, mono':34} {'wav':>9} {'flac':>9}")
+        with tarfile.open(place / "wav.tar", "w") as tar:
+            tar.add(place / "wav", ".")
+        print(f"{'1 s crops, mono':34} " + " ".join(f"{kind:>9}" for kind in KINDS))
         for target in (rate, 24000 if rate != 24000 else 16000):
             name = f"at {target} Hz" if target == rate else f"{rate} to {target} Hz"
-            ready = [prepare(place / kind, target) for kind in ("wav", "flac")]
+            ready = [prepare(place / kind, target) for kind in KINDS]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
             line(f"whole file, {name}, /s/core", [measure(whole(data), options.seconds) for data in ready])
         for name, augmentation in AUGMENTATIONS.items():
-            ready = [prepare(place / kind, rate, 0, augmentation) for kind in ("wav", "flac")]
+            ready = [prepare(place / kind, rate, 0, augmentation) for kind in KINDS]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
         for workers in (0, 1, 2):
-            ready = [prepare(place / kind, rate, workers) for kind in ("wav", "flac")]
+            ready = [prepare(place / kind, rate, workers) for kind in KINDS]
             line(
                 f"DataLoader, {workers} workers, /s (wall)", [loaded(data, options.seconds) for data in ready]
             )

@@ -9,7 +9,6 @@ their 95 % bootstrap intervals over files. Needs the extras `export`, `openvino`
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from codec.commands.export import FORMATS
 from codec.commands.export_options import Options
-from codec.data.scan import scan, split
+from codec.data.scan import scan
+from codec.data.split import split
 from codec.evaluation.reading import read_clip
 from codec.evaluation.statistics import interval
 from codec.export import onnx as onnx_export
@@ -73,14 +73,14 @@ def main() -> None:
     parser.add_argument("--max-files", type=int, default=100)
     asked = parser.parse_args()
     ((metric,), _), codec = choose_metrics([asked.metric]), load(asked.model)
-    files = scan(asked.folder).require_usable().usable
-    files = split(files, asked.held_out)[1] if asked.held_out else files
+    index = scan(asked.folder).require_usable()
+    files = split(index.usable, asked.held_out)[1] if asked.held_out else index.usable
     process, rate = MetricProcess(), codec.sample_rate
     rows: dict[str, list[list[float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         pairs: dict[str, Pair] = {"eager": (codec.encode, codec.decode), **exported(codec, Path(temporary))}
         for file in files[: asked.max_files]:
-            clip = read_clip(os.path.join(asked.folder, file.path), rate, codec.audio_channels, 20.0)
+            clip = read_clip(file.located(index.root), rate, codec.audio_channels, 20.0)
             audio = torch.from_numpy(clip)[None]
             expected = codec.encode(audio)
             for name, (encode, decode) in pairs.items():

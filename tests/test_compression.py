@@ -31,7 +31,8 @@ from codec.commands.fit_entropy import examples
 from codec.commands.fit_entropy import main as fit_main
 from codec.commands.truncate import main as truncate_main
 from codec.config import ConfigError
-from codec.data.scan import scan, split
+from codec.data.scan import scan
+from codec.data.split import split
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
 from codec.model.streaming import Stream

@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 import codec.data.scan
 from codec.commands import doctor
 from codec.data.index import DataError, Index, IndexedFile
-from codec.data.scan import has_audio, scan, split
+from codec.data.scan import has_audio, scan
+from codec.data.split import position, split
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +361,7 @@ def test_split_divides_the_files(names, fraction):
 
 @given(names=names, more=names)
 def test_split_moves_no_file_when_others_are_added(names, more):
-    by_hash = {name for name in names if codec.data.scan._position(name) < 0.3}
+    by_hash = {name for name in names if position(name) < 0.3}
     valid = {file.path for file in split(files(names), 0.3)[1]}
     grown = {file.path for file in split(files(dict.fromkeys([*names, *more])), 0.3)[1]}
     if 0 < len(by_hash) < len(names):  # else one side would have been empty
@@ -371,10 +372,10 @@ def test_split_moves_no_file_when_others_are_added(names, more):
 def test_split_holds_out_a_share_of_the_duration(names, long, fraction):
     lengths = [1 + (long - 1) * (number % 7 == 0) for number in range(len(names))]
     listed = [IndexedFile(name, 1, 1, length, 1, 1) for name, length in zip(names, lengths, strict=True)]
-    train, valid = split(listed, fraction)
+    train, valid = split(listed, fraction, crop=float("inf"))  # by whole files
     assert train and valid and {*train} | {*valid} == {*listed} and len(train) + len(valid) == len(listed)
     held, share = (sum(file.seconds for file in part) for part in (valid, listed))
-    even = sum(codec.data.scan._position(file.path) < fraction for file in listed) / len(listed)
+    even = sum(position(file.path) < fraction for file in listed) / len(listed)
     assert held <= max(2 * share * max(even, 1 / len(listed)), share * fraction, min(lengths))
 
 

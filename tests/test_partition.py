@@ -60,7 +60,7 @@ def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, 
 
 
 def test_one_root_is_divided_as_ever(corpus, caplog):
-    from codec.data.scan import split
+    from codec.data.split import split
 
     caplog.set_level("INFO")
     made = data(corpus)

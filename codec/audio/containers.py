@@ -8,6 +8,7 @@ from typing import IO, NamedTuple
 
 from codec.audio import mp3
 from codec.audio.errors import AudioError, convert
+from codec.system import archive
 
 SHORTEST_HIDDEN = 1.0  # seconds; less data after the samples is padding or an unusual tag
 SLOWEST, FASTEST = 1000, 1_000_000  # Hz; rates outside are wrong: at 1 Hz, 4 s of speech last a day
@@ -48,7 +49,7 @@ def check_header(path: str | os.PathLike[str], frames: int, sample_rate: int) ->
     if frames > UNKNOWN_LENGTH:
         reason = "length unknown: its header counts no samples, as of a pipe, and its end does not, either"
         raise AudioError(path, f"{reason}; rewrite it: {convert(path)}")
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         data_size, hidden = _behind_samples(file)
     seconds = frames / sample_rate
     if data_size and hidden * seconds / data_size > SHORTEST_HIDDEN:
@@ -98,7 +99,7 @@ def _chunks(file: IO[bytes], layout: ChunkLayout, size: int) -> Iterator[tuple[b
 
 def check_content(path: str | os.PathLike[str], frames: int) -> None:
     """Raise `AudioError` for joined files, of which libsndfile reads only the first; reads the whole file."""
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         magic = file.read(4)
         if magic == b"OggS":
             second, remedy = _second_ogg(file), f"rewrite it: {convert(path)}"

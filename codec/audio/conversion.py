@@ -20,6 +20,16 @@ def resampled_length(frames: int, sample_rate: int, target_rate: int, speed: Fra
     return frames * target_rate // (sample_rate * speed)
 
 
+def resampled_span(
+    span: tuple[int, int], sample_rate: int, target_rate: int, speed: Fraction | int = 1
+) -> tuple[int, int]:
+    """First sample and end at `target_rate` Hz of the frames `span` (first, end) at `sample_rate` Hz."""
+    first, end = span
+    return -(-first * target_rate // (sample_rate * speed)), resampled_length(
+        end, sample_rate, target_rate, speed
+    )
+
+
 def convert_blocks(
     blocks: Iterable[np.ndarray],
     rate: int,

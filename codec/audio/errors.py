@@ -5,6 +5,7 @@ import shlex
 import stat
 
 from codec.audio.mp3 import parse_frame
+from codec.system import archive
 from codec.system.files import FileError, printable
 from codec.system.stdio import is_pipe
 
@@ -41,10 +42,10 @@ class AudioError(FileError):
     """File that cannot be used as audio."""
 
 
-def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise `AudioError` unless the path is a regular, non-empty file: a FIFO would block forever."""
+def require_regular(path: str | os.PathLike[str]) -> os.stat_result | archive.Member:
+    """State of a regular, non-empty file; `AudioError` for another path: a FIFO would block forever."""
     try:
-        status = os.stat(path)
+        status = archive.status(path)
     except (OSError, ValueError) as error:
         raise AudioError(path, _plain(error)) from error
     if not stat.S_ISREG(status.st_mode):
@@ -52,6 +53,7 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         raise AudioError(path, f"not a regular file but {kind}")
     if status.st_size == 0:
         raise AudioError(path, "zero-length file")
+    return status
 
 
 def check_wav_name(path: str | os.PathLike[str]) -> None:
@@ -78,7 +80,7 @@ def convert(path: str | os.PathLike[str], options: str = "") -> str:
 def foreign(path: str | os.PathLike[str]) -> str | None:
     """Name of a file's format and a command to convert it; None if the format is not one of `FOREIGN`."""
     try:
-        with open(path, "rb") as file:
+        with archive.open_bytes(path) as file:
             head = file.read(1024)
     except OSError as error:
         raise AudioError(path, _plain(error)) from error
@@ -96,7 +98,7 @@ def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
     """Error text for a file that libsndfile does not open."""
     if kind := foreign(path):
         return kind
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         head = file.read(24)
     if parse_frame(head) or head.startswith(b"ID3"):
         return f"truncated or damaged mp3: no two frames follow each other (begins with {head[:12]!r})"
@@ -107,7 +109,7 @@ def why_not_opened(path: str | os.PathLike[str], message: str) -> str:
 
 def why_empty(path: str | os.PathLike[str]) -> str:
     """Error text for a file that opens but has no samples."""
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         head = file.read(4096)
         size = file.seek(0, os.SEEK_END)
     follow = size - head.find(b"data") - 8

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import IO
 
 from codec.audio.headed import Headed
+from codec.system import archive
 
 MAGIC, HEAD = b"fLaC\0\0\0\x22", 26  # start of a FLAC file; bytes up to the end of its sample count
 LARGEST_FRAME, LONGEST_HEADER = 2**21, 16  # bytes
@@ -73,12 +74,12 @@ def end_of_frame(header: bytes, block_size: int) -> int | None:
 
 
 @functools.lru_cache(2**14)
-def count_samples(path: str | bytes, size: int, mtime_ns: int) -> int:
+def count_samples(path: str, size: int, mtime_ns: int) -> int:
     """Number of samples per channel, from the last frame's header; 0 if the file does not end with a frame.
 
     Cached per path, size and modification time.
     """
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         return last_sample(file, size)
 
 
@@ -101,10 +102,10 @@ def last_sample(file: IO[bytes], size: int) -> int:
 @contextmanager
 def with_length(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
     """File with the missing sample count, as when written to a pipe, filled in; `None` for other files."""
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         head = bytearray(file.read(HEAD))
         unpatchable = not head.startswith(MAGIC) or len(head) < HEAD or head[21] & 15 or any(head[22:26])
-        status = os.fstat(file.fileno())
+        status = archive.status(path)
         samples = 0 if unpatchable else count_samples(os.fspath(path), status.st_size, status.st_mtime_ns)
         if not 0 < samples < 2**36:
             yield None

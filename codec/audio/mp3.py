@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, NamedTuple
 
 from codec.audio.headed import Headed
+from codec.system import archive
 from codec.system.files import printable
 
 log = logging.getLogger(__name__)
@@ -181,21 +182,21 @@ def xing_frame(stream: Stream) -> bytes:
 
 
 @functools.lru_cache(2**14)
-def _cached_walk(path: str | bytes, size: int, mtime_ns: int) -> Stream | None:
-    with open(path, "rb") as file:
+def _cached_walk(path: str, size: int, mtime_ns: int) -> Stream | None:
+    with archive.open_bytes(path) as file:
         return walk(file)
 
 
 def examine(path: str | os.PathLike[str]) -> Stream | None:
     """Run `walk` on a file; cached until the file changes."""
-    status = os.stat(path)
+    status = archive.status(path)
     return _cached_walk(os.fspath(path), status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
 def with_header(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
     """File with a Xing header added, without which libmpg123 guesses the length; `None` if not needed."""
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         stream = walk(file, whole=False)
         if stream is None or (stream.counted is not None and stream.counted >= 0):
             yield None
@@ -209,7 +210,7 @@ def with_header(path: str | os.PathLike[str]) -> Iterator[Headed | None]:
 
 def may_be_odd(path: str | os.PathLike[str]) -> bool:
     """Return True for a file with data outside its frames, about which libmpg123 may print messages."""
-    with open(path, "rb") as file:
+    with archive.open_bytes(path) as file:
         head = file.read(4)
         size = file.seek(0, os.SEEK_END)
     if not head.startswith(b"ID3") and parse_frame(head) is None:

@@ -15,6 +15,7 @@ from codec.audio import flac, mp3
 from codec.audio.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.audio.conversion import CONTEXT, _finite, _mix, convert_blocks, resampled_length
 from codec.audio.errors import AudioError, foreign, require_regular, why_empty, why_not_opened
+from codec.system.archive import Member
 
 BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
 
@@ -39,11 +40,13 @@ class AudioInfo(NamedTuple):
 @contextmanager
 def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """Open a file for reading; errors of libsndfile, also later while reading, become `AudioError`."""
-    require_regular(path)
+    state = require_regular(path)
     # Bytes, because soundfile cannot encode a name that is not UTF-8.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
     with ExitStack() as resources:
         try:
+            if isinstance(state, Member):
+                name = resources.enter_context(state.open())
             file = resources.enter_context(soundfile.SoundFile(name))
             is_mp3 = file.format == "MP3"
             if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
@@ -90,17 +93,23 @@ def read_info(path: str | os.PathLike[str]) -> AudioInfo:
         return read_header(file, path)
 
 
-def decode_blocks(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> Iterator[np.ndarray]:
-    """Yield the rest of an open file as finite blocks `[<= BLOCK, C]`.
+def decode_blocks(
+    file: soundfile.SoundFile, path: str | os.PathLike[str], span: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """Yield an open file, or its frames `span` (first, end), as finite blocks `[<= BLOCK, C]`.
 
     Raises `AudioError` if the file has fewer samples than its header counts, or more, as joined files do.
     """
     check_content(path, file.frames)
-    decoded = file.tell()
+    decoded, end = span or (0, file.frames)
+    if decoded:
+        before = min(decoded, PREROLL.get(file.subtype, 0))
+        file.seek(decoded - before)
+        file.read(before, dtype="float32")
     # Otherwise soundfile seeks after each block, and libmpg123 restarts without the preceding frames.
     file.seekable = lambda: False
-    while decoded < file.frames:
-        block = read_finite(file, decoded, min(BLOCK, file.frames - decoded), path)
+    while decoded < end:
+        block = read_finite(file, decoded, min(BLOCK, end - decoded), path)
         if len(block) == 0:
             raise AudioError(path, f"truncated: {decoded} of the {file.frames} samples of its header decode")
         decoded += len(block)
@@ -173,8 +182,11 @@ def read_blocks(
     sample_rate: int | None = None,
     channels: int | None = None,
     downmix: str = "mid",
+    span: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield a whole file in blocks `[C, n]` of some seconds, resampled and mixed as in `read_segment`.
+    """Yield a file, or its frames `span` (first, end), in blocks `[C, n]` of some seconds.
+
+    They are resampled and mixed as in `read_segment`.
 
     If `channels` differs from the file's, `downmix` takes the mean of all channels ("mid"), the first
     ("left") or the second ("right").
@@ -186,7 +198,7 @@ def read_blocks(
         with mp3.reported(path):
             file = stack.enter_context(open_audio(path))
         info = read_header(file, path)
-        blocks = _reported(decode_blocks(file, path), path)
+        blocks = _reported(decode_blocks(file, path, span), path)
         yield from convert_blocks(blocks, info.sample_rate, path, sample_rate, channels, downmix)
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from codec.commands.arguments import parse
 from codec.data.index import DataError, Index
-from codec.data.scan import OUTPUT, scan
+from codec.data.scan import scan
+from codec.data.source import OUTPUT
 
 
 def examine(folder: str, check_content: bool = True) -> Index:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -23,7 +22,7 @@ from codec.evaluation.classical import Baseline
 from codec.evaluation.comparison import analyze, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import Peer
-from codec.evaluation.reading import shown
+from codec.evaluation.reading import Recordings, shown
 from codec.evaluation.report import origin_of_page
 from codec.evaluation.runs import Run, read_scores
 from codec.evaluation.systems import OwnCodec, System
@@ -48,19 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(index.problems)} files cannot be used: codec-doctor {folder} says why")
     usable = index.usable
     usable = held_out(index, options.held_out, models) if options.held_out else usable
-    files = [os.path.join(folder, file.path) for file in usable][: options.max_files]
+    files = [file.located(index.root) for file in usable][: options.max_files]
     systems = build_systems(models, files, options)
     anchor = anchor_of(systems, options.bd_rate_against)
     output = options.output or default_output(models, folder)
     if output.is_dir() and any(output.iterdir()) and not any(output.rglob("records.jsonl")):
         raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
-    runs = evaluate_all(systems, files, folder, output, metrics, options)
+    root = Path(index.root)
+    runs = evaluate_all(systems, files, root, output, metrics, options)
     analyses = {
         system.name: analyze(system, files, runs[system.name].folder / "analysis.json", options)
         for system in systems
         if isinstance(system, OwnCodec) and runs[system.name].summary
     }
-    stems = {shown(file, folder): stem_of(number, file) for number, file in enumerate(files, start=1)}
+    stems = {shown(file, root): stem_of(number, file) for number, file in enumerate(files, start=1)}
     command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
     origin = origin_of_page(command, "recordings", [folder])
     write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_all(
     systems: Sequence[System],
-    files: Sequence[str],
-    folder: Path,
+    files: Recordings,
+    root: Path,
     output: Path,
     metrics: Sequence[Metric],
     options: argparse.Namespace,
@@ -79,7 +79,7 @@ def evaluate_all(
     """Evaluate system by system; failures are recorded in the runs; ConfigError if all fail."""
     processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
     rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
-    settings = Options(rate, channels, folder, options.max_seconds, metrics=metrics, processes=processes)
+    settings = Options(rate, channels, root, options.max_seconds, metrics=metrics, processes=processes)
     runs: dict[str, Run] = {}
     try:
         for system in systems:
@@ -93,7 +93,7 @@ def evaluate_all(
     return runs
 
 
-def evaluate_one(system: System, files: Sequence[str], place: Path, settings: Options, fresh: bool) -> Run:
+def evaluate_one(system: System, files: Recordings, place: Path, settings: Options, fresh: bool) -> Run:
     """Evaluate one system and print its scores or its error."""
     run = Run(place, {}, system.name)
     try:
@@ -144,7 +144,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
     return models, Path(roots[0] if roots else models.pop())
 
 
-def build_systems(models: Sequence[str], files: Sequence[str], options: argparse.Namespace) -> list[System]:
+def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     depths = parse_depths(options.num_quantizers)

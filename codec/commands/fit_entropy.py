@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from codec.bitstream.writer import check_target
 from codec.commands.arguments import parse
 from codec.commands.compress import beside
 from codec.config import ConfigError
-from codec.data.scan import scan, split
+from codec.data.index import Excerpt
+from codec.data.scan import scan
+from codec.data.split import split
 from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
@@ -70,10 +71,10 @@ def examples(
         tokens = TokenDataset(folder)
         tokens.require_codec(codec, "encode the recordings again with this one")
         return tokens.codebook_sizes, (checked(tokens, int(i)) for i in random.permutation(len(tokens)))
-    files = scan(folder).require_usable().usable
-    files = files if held_out is None else split(files, held_out)[0]
+    index = scan(folder).require_usable()
+    files = index.usable if held_out is None else split(index.usable, held_out)[0]
     order = tqdm(random.permutation(len(files)), "encoding", unit="file", disable=None)
-    paths = (os.path.join(folder, files[number].path) for number in order)
+    paths = (files[number].located(index.root) for number in order)
     return codec.quantizer.codebook_sizes, (encoded(codec, path) for path in paths)
 
 
@@ -83,7 +84,8 @@ def checked(tokens: TokenDataset, number: int) -> np.ndarray:
     return tokens.codes(number).numpy()
 
 
-def encoded(codec: Codec, path: str) -> np.ndarray:
-    """Encode a recording."""
-    blocks = map(torch.from_numpy, read_blocks(path, codec.sample_rate, codec.audio_channels))
+def encoded(codec: Codec, path: str | Excerpt) -> np.ndarray:
+    """Encode a recording, or a part of one."""
+    span = path.span if isinstance(path, Excerpt) else None
+    blocks = map(torch.from_numpy, read_blocks(path, codec.sample_rate, codec.audio_channels, span=span))
     return torch.cat(list(encode_long(codec, blocks)), dim=1).numpy()

@@ -138,7 +138,7 @@ def require_input(path: str) -> None:
     if os.path.lexists(path):
         return
     from codec.data.index import EXTENSIONS, DataError
-    from codec.data.scan import require_folder
+    from codec.data.source import require_folder
 
     if os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
         raise DataError(f"{path}: no such file")

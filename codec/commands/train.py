@@ -99,10 +99,10 @@ def installed_configs(arguments: Sequence[str]) -> list[str]:
 
 
 def check_roots(config: Any) -> None:
-    """Raise DataError for a missing data folder, before Lightning is imported."""
+    """Raise DataError for a missing source of data, before Lightning is imported."""
     data: Any = config.get("data") or {}
     root = data.root if "root" in data else None  # `in` is false for a missing value
     if isinstance(root, str) and data.get("generate") is None:
-        from codec.data.scan import require_folder
+        from codec.data.source import require_source
 
-        require_folder(root)
+        require_source(root)

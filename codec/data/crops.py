@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio.conversion import resampled_length
+from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_segment
 from codec.data.augmentation import Augmentation, happens
 from codec.data.degradation import Degraded, Degrader
@@ -56,7 +56,7 @@ class Crops(Dataset[Batch]):
     """Random crops of audio files: crop n is a pure function of the seed, n and the files.
 
     folders: lists of files with absolute paths. Folders are drawn by `weights` or duration, files within a
-        folder by duration, starts uniformly.
+        folder by duration and their own weights, starts uniformly.
     shape: length of a crop in samples, sample rate in Hz, channels.
     Silent crops and unreadable files are drawn again; an unreadable file is logged once. If no file can be
         read, as in a disconnected network folder, drawing is retried for a minute.
@@ -72,7 +72,7 @@ class Crops(Dataset[Batch]):
         degrader: Degrader | None = None,
     ) -> None:
         self.files = list(itertools.chain(*folders))
-        seconds = [np.array([file.seconds for file in folder]) for folder in folders]
+        seconds = [np.array([file.seconds * file.weight for file in folder]) for folder in folders]
         if weights is not None:
             seconds = [weight * part / part.sum() for weight, part in zip(weights, seconds, strict=True)]
         self.cumulative = np.cumsum(np.concatenate(seconds))
@@ -151,10 +151,10 @@ class Crops(Dataset[Batch]):
         file = self.files[min(chosen, len(self.files) - 1)]
         length, sample_rate, _ = self.shape
         speed = self.augmentation.draw_speed(file.sample_rate, sample_rate, random)
-        room = resampled_length(file.frames, file.sample_rate, sample_rate, speed) - length
-        if room < 0:
-            speed, room = 1, resampled_length(file.frames, file.sample_rate, sample_rate) - length
-        return Place(file, int(random.integers(0, room, endpoint=True)), speed)
+        first, end = resampled_span(file.range, file.sample_rate, sample_rate, speed)
+        if end - first < length:
+            speed, (first, end) = 1, resampled_span(file.range, file.sample_rate, sample_rate)
+        return Place(file, first + int(random.integers(0, end - first - length, endpoint=True)), speed)
 
 
 def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count: int) -> Tensor:
@@ -163,14 +163,14 @@ def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count:
     Shorter files are skipped; if all files are shorter, clips are as long as the longest file.
     """
     length, sample_rate, channels = shape
-    lengths = [resampled_length(file.frames, file.sample_rate, sample_rate) for file in files]
-    length = min(length, max(lengths))
-    fitting = [pair for pair in zip(files, lengths, strict=True) if pair[1] >= length]
+    spans = [resampled_span(file.range, file.sample_rate, sample_rate) for file in files]
+    length = min(length, max(end - first for first, end in spans))
+    fitting = [(file, *span) for file, span in zip(files, spans, strict=True) if span[1] - span[0] >= length]
     clips: dict[tuple[str, int], np.ndarray] = {}
     for number in range(count):
         position = (number + 0.5) * len(fitting) / count
-        file, samples = fitting[int(position)]
-        start = int(position % 1 * (samples - length))
+        file, first, end = fitting[int(position)]
+        start = first + int(position % 1 * (end - first - length))
         try:
             clips[file.path, start] = read_segment(file.path, start, length, sample_rate, channels)
         except AudioError as error:

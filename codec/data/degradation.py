@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from codec.audio.conversion import resampled_length
+from codec.audio.conversion import resampled_span
 from codec.audio.reading import read_segment, rms
 from codec.data.augmentation import check_probability, check_range, happens, held, uniform
 from codec.data.index import IndexedFile
@@ -120,9 +120,9 @@ class Degrader:
         chosen = int(np.searchsorted(self.cumulative, random.random() * self.cumulative[-1], side="right"))
         file = self.noises[min(chosen, len(self.noises) - 1)]
         length, sample_rate, channels = self.shape
-        available = resampled_length(file.frames, file.sample_rate, sample_rate)
-        start = int(random.integers(0, max(0, available - length), endpoint=True))
-        size = min(length, available)
+        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+        size = min(length, end - first)
+        start = first + int(random.integers(0, end - first - size, endpoint=True))
         part = read_segment(file.path, start, size, sample_rate, channels, expected=file.info)
         return np.tile(part, -(-length // size))[:, :length]
 
@@ -130,10 +130,9 @@ class Degrader:
         """Random impulse response, float32 `[T]`, from its direct sound on, which has an amplitude of 1."""
         file = self.rooms[int(random.integers(len(self.rooms)))]
         sample_rate = self.shape[1]
-        size = min(
-            resampled_length(file.frames, file.sample_rate, sample_rate), round(LONGEST_ROOM * sample_rate)
-        )
-        response = read_segment(file.path, 0, size, sample_rate, 1, expected=file.info)[0]
+        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+        size = min(end - first, round(LONGEST_ROOM * sample_rate))
+        response = read_segment(file.path, first, size, sample_rate, 1, expected=file.info)[0]
         direct = int(np.abs(response).argmax())
         return response[direct:] / response[direct]
 

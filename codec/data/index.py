@@ -29,13 +29,25 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt(os.PathLike[str]):
+    """Path of a file of which only the frames `span` (first, end) are meant."""
+
+    path: str
+    span: tuple[int, int]
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
 class IndexedFile:
     """One file: its header, its levels (0 if the content was not checked) and its problem.
 
     `path` is relative to the root, with `/` between folders and surrogate escapes for bytes that are
     not UTF-8. `peak` and `rms` are linear (1 = full scale); `clipped` is the share of samples at full
     scale in runs of three or more. `mtime_ns` is −1 for a file whose state could not be read. A file with a
-    `remark` is usable but unusual.
+    `remark` is usable but unusual. A part of a file has a `span`: its first
+    frame, and the one after its last. `weight` is a factor of its probability.
     """
 
     path: str
@@ -49,29 +61,46 @@ class IndexedFile:
     clipped: float = 0.0
     problem: str | None = None
     remark: str | None = None
+    span: tuple[int, int] | None = None
+    weight: float = 1.0
 
     @property
     def info(self) -> AudioInfo:
-        """Length, rate and channels, as returned by `audio.read_info`."""
+        """Length, rate and channels of the whole file, as returned by `audio.read_info`."""
         return AudioInfo(self.frames, self.sample_rate, self.channels)
 
     @property
+    def range(self) -> tuple[int, int]:
+        """First frame, and the one after the last, of the span or else of the file."""
+        return self.span or (0, self.frames)
+
+    @property
     def seconds(self) -> float:
-        """Duration in seconds; 0 for a file that could not be read."""
-        return self.frames / self.sample_rate if self.sample_rate else 0.0
+        """Duration of the span, or else of the file, in seconds; 0 for a file that could not be read."""
+        first, end = self.range
+        return (end - first) / self.sample_rate if self.sample_rate else 0.0
 
     def below(self, root: str) -> IndexedFile:
         """Copy with an absolute path below `root`."""
         return replace(self, path=os.path.join(root, self.path))
 
+    def located(self, root: str = "") -> str | Excerpt:
+        """Path below `root` of the recording: an `Excerpt` for a part of a file."""
+        path = os.path.join(root, self.path)
+        return path if self.span is None else Excerpt(path, self.span)
+
 
 @dataclass(frozen=True)
 class Index:
-    """Audio files below `root`, sorted by path, and the number of `ignored` files by extension."""
+    """Audio files below `root`, sorted by path, and the number of `ignored` files by extension.
+
+    `name` is the path of the archive or list that names the files, else empty.
+    """
 
     root: str
     files: tuple[IndexedFile, ...]
     ignored: dict[str, int] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def usable(self) -> tuple[IndexedFile, ...]:
@@ -97,7 +126,7 @@ class Index:
         """Return the index itself; `DataError` with the reasons if no file is usable."""
         if self.usable:
             return self
-        where = f"no usable audio file in {printable(self.root)}: "
+        where = f"no usable audio file in {printable(self.name or self.root)}: "
         if self.files:
             raise DataError(where + "; ".join(_grouped(self.problems)))
         others = ", ".join(f"{count} {suffix}" for suffix, count in Counter(self.ignored).most_common(5))
@@ -106,11 +135,11 @@ class Index:
 
     def summary(self) -> str:
         """Summary in a few lines: duration, formats, rates and channels of usable files, and problems."""
-        usable = self.usable
+        usable, where = self.usable, printable(self.name or self.root)
         minutes = sum(file.seconds for file in usable) / 60
         length = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
         lines = [
-            f"{printable(self.root)}: {len(usable)} usable file{'s' * (len(usable) != 1)}, {length}",
+            f"{where}: {len(usable)} usable file{'s' * (len(usable) != 1)}, {length}",
             "  formats: " + _counted(os.path.splitext(file.path)[1].lower()[1:] for file in usable),
             "  rates: " + _counted(f"{file.sample_rate} Hz" for file in usable),
             "  channels: " + _counted(str(file.channels) for file in usable),

@@ -12,15 +12,16 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from codec.audio.conversion import resampled_length
+from codec.audio.conversion import resampled_span
 from codec.data.augmentation import Augmentation
 from codec.data.crops import Batch, Crops, read_clips
 from codec.data.degradation import Degradation, Degrader
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.loader import WorkerLoader
-from codec.data.partition import separate
-from codec.data.scan import has_audio, scan, split
+from codec.data.partition import divide, separate
+from codec.data.scan import has_audio, scan
 from codec.system import distributed
+from codec.system.files import printable
 
 log = logging.getLogger(__name__)
 FEW_HELD_OUT = 4  # files; with fewer, scores depend more on the recordings than on the codec
@@ -148,10 +149,8 @@ class AudioData(LightningDataModule):
         # Processes that did not run `prepare_data` read the indexes from the cache.
         indexes = self.indexes or [self.make_index(root) for root in self.roots]
         self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
-        roots: list[Any] = []
-        for index in self.indexes:
-            parts = split(index.usable, self.validation.fraction)
-            roots.append([[file.below(index.root) for file in part] for part in parts])
+        crop = self.segment_length / self.sample_rate
+        roots = [divide(index, self.validation.fraction, crop, self.known) for index in self.indexes]
         self.trained, self.valid = separate(roots, self.known)
         self.valid_files = [file.path for file in self.valid]
         self.train_crops = Crops(
@@ -231,13 +230,20 @@ def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFil
     """Number of files and minutes for validation and for training, as text."""
     named = {"held out for validation": held_out, "trained on": list(trained)}
     minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
-    # A folder with a single file has it on both sides.
-    every = sum({file.path: file.seconds / 60 for files in named.values() for file in files}.values())
-    return ", ".join(
+    # A short file alone in a folder is on both sides.
+    every = {(file.path, file.range): file.seconds / 60 for files in named.values() for file in files}
+    parts = [
         f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {minutes[name]:.1f} minutes "
-        f"({minutes[name] / every:.1%})"
+        f"({minutes[name] / sum(every.values()):.1%})"
         for name, files in named.items()
-    )
+    ]
+    both = {file.path for file in named["trained on"] if file.span}
+    parts += [
+        f"{printable(file.path)} is cut: its part from {file.range[0] / file.sample_rate:.1f} s is held out"
+        for file in held_out
+        if file.span and file.path in both
+    ]
+    return ", ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
 
 
 def skip_short(index: Index, length: int, sample_rate: int) -> Index:
@@ -245,10 +251,15 @@ def skip_short(index: Index, length: int, sample_rate: int) -> Index:
 
     `DataError` if no usable file remains.
     """
+
+    def samples(file: IndexedFile) -> int:
+        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+        return end - first
+
     needed = f"segment_seconds is {length / sample_rate:.3f} s"
     files = [
         replace(file, problem=f"shorter than a crop: {file.seconds:.3f} s, {needed}")
-        if not file.problem and resampled_length(file.frames, file.sample_rate, sample_rate) < length
+        if not file.problem and samples(file) < length
         else file
         for file in index.files
     ]

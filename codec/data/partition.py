@@ -7,28 +7,87 @@ import hashlib
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from codec.config import ConfigError
 from codec.data.index import Index, IndexedFile
-from codec.data.scan import split
+from codec.data.split import split
 from codec.system.files import printable, write_whole
 
 log = logging.getLogger(__name__)
 RECORD, COLUMNS = "files.csv", ("part", "identity", "seconds", "file")
 TRAINED, HELD_OUT = "trained", "held out"
 Files = Sequence[IndexedFile]
+Record = dict[str, list[tuple[str, tuple[int, int] | None]]]  # part and span by identity of the whole
 
 
 def identity(file: IndexedFile) -> str:
-    """Identity of a recording by its content; by its absolute path if the content was not checked."""
+    """Identity of a recording by its content; by its absolute path if the content was not checked.
+
+    That of a part of a file ends with its frames, as `:8000-16000`.
+    """
     if file.rms:
         content = [*file.info, float(file.peak).hex(), float(file.rms).hex()]
         key = " ".join(map(str, content)).encode()
     else:
         key = os.fsencode(os.path.realpath(file.path))
-    return hashlib.sha256(key).hexdigest()[:16]
+    name = hashlib.sha256(key).hexdigest()[:16]
+    return f"{name}:{file.span[0]}-{file.span[1]}" if file.span else name
+
+
+def by_recording(parts: Mapping[str, str]) -> Record:
+    """Parts by the identity of the whole recording, each with its span or None."""
+    found: Record = {}
+    for name, part in parts.items():
+        whole, _, frames = name.partition(":")
+        span = re.fullmatch(r"(\d+)-(\d+)", frames)
+        found.setdefault(whole, []).append((part, (int(span[1]), int(span[2])) if span else None))
+    return found
+
+
+def recorded(file: IndexedFile, record: Record) -> list[tuple[str, IndexedFile]]:
+    """Parts of a run in which a file with an absolute path lies, each with the frames that lie in it."""
+    found = list[tuple[str, IndexedFile]]()
+    for part, span in record.get(identity(replace(file, span=None)), []):
+        inside = overlap(file.range, span or file.range)
+        if inside:
+            found.append((part, file if inside == file.range else replace(file, span=inside)))
+    return found
+
+
+def overlap(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int] | None:
+    """Common frames (first, end) of two spans."""
+    first, end = max(one[0], other[0]), min(one[1], other[1])
+    return (first, end) if first < end else None
+
+
+def divide(
+    index: Index, share: float, crop: float, known: Mapping[str, str]
+) -> tuple[list[IndexedFile], list[IndexedFile]]:
+    """Training and held-out files of a folder, with absolute paths: `split` with crops of `crop` seconds.
+
+    In a run with `known` parts by identity, files that were cut are cut as before, and no other is.
+    """
+    pieces, rest = list[tuple[str, IndexedFile]](), list[IndexedFile]()
+    record = {name: spans for name, spans in by_recording(known).items() if any(span for _, span in spans)}
+    for file in index.usable:
+        before = recorded(file.below(index.root), record) if record else []
+        pieces += before
+        rest += [] if before else [file]
+    alone = bool(pieces) and len(rest) < 2
+    parts = (rest, ()) if alone else split(rest, share, float("inf") if known else crop)
+    trained, held = ([file.below(index.root) for file in part] for part in parts)
+    trained += [piece for part, piece in pieces if part != HELD_OUT]
+    held += [piece for part, piece in pieces if part == HELD_OUT]
+    return sorted(trained, key=place), sorted(held, key=place)
+
+
+def place(file: IndexedFile) -> tuple[str, tuple[int, int]]:
+    """Path and frames of a recording, as key for sorting."""
+    return file.path, file.range
 
 
 def separate(
@@ -40,10 +99,10 @@ def separate(
     known: parts of recordings by identity, as in a resumed run; these recordings keep their parts.
     """
     known = known or {}
-    everything = {file.path: identity(file) for root in roots for part in root for file in part}
+    everything = {place(file): identity(file) for root in roots for part in root for file in part}
     # A root of one file has it in both parts. It is used for training if other roots hold out files.
     proposed = {
-        everything[file.path] for train, valid in roots if list(train) != list(valid) for file in valid
+        everything[place(file)] for train, valid in roots if list(train) != list(valid) for file in valid
     }
     held = {
         one for one in everything.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
@@ -54,33 +113,62 @@ def separate(
     trained: list[list[IndexedFile]] = []
     num_moved = 0
     for train, held_files in roots:
-        below = {file.path: file for file in (*train, *held_files)}
-        trained.append([below[path] for path in sorted(below) if everything[path] not in held])
-        for file in sorted((*held_files, *train), key=lambda file: file.path):
-            if everything[file.path] in held:
-                valid.setdefault(everything[file.path], file)
-        num_moved += sum(everything[file.path] in held for file in train)
+        below = {place(file): file for file in (*train, *held_files)}
+        trained.append([below[key] for key in sorted(below) if everything[key] not in held])
+        for file in sorted((*held_files, *train), key=place):
+            if everything[place(file)] in held:
+                valid.setdefault(everything[place(file)], file)
+        num_moved += sum(everything[place(file)] in held for file in train)
     if num_moved:
         log.info("%d files are held out because they are, or were, elsewhere too", num_moved)
-    return trained, list(valid.values())
+    return without_overlap(trained, list(valid.values())), list(valid.values())
+
+
+def without_overlap(trained: Sequence[Files], held: Files) -> list[list[IndexedFile]]:
+    """Training files without those of which a part is held out: another root has cut them elsewhere."""
+    if not any(file.span for files in (held, *trained) for file in files):
+        return [list(files) for files in trained]
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for file in held:
+        spans.setdefault(identity(replace(file, span=None)), []).append(file.range)
+
+    def apart(file: IndexedFile) -> bool:
+        others = spans.get(identity(replace(file, span=None)), [])
+        return not any(overlap(file.range, span) for span in others)
+
+    return [list(filter(apart, files)) for files in trained]
 
 
 def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedFile]:
     """Held-out files of a folder: those held out in a model's run and, of files in no run, a `share`.
 
-    Files that any model was trained on are removed. ConfigError if none remains.
+    Files, and parts of files, that any model was trained on are removed. ConfigError if none remains.
     """
-    paths = {file.path for file in split(index.usable, share)[1]}
-    runs = [parts_of_run for parts_of_run in map(parts_near, map(Path, models)) if parts_of_run]
-    for file in index.usable if runs else ():
-        parts = {parts_of_run.get(identity(file.below(index.root))) for parts_of_run in runs}
-        if TRAINED in parts:
-            paths.discard(file.path)
-        elif HELD_OUT in parts:
-            paths.add(file.path)
-    if not paths:
+    proposed = split(index.usable, share)[1]
+    runs = [by_recording(parts) for parts in map(parts_near, map(Path, models)) if parts]
+    if not runs:
+        return list(proposed)
+    found = [one for file in index.usable for one in held_out_of(file, index.root, proposed, runs)]
+    if not found:
         raise ConfigError(f"--held-out: the models were trained on all recordings in {printable(index.root)}")
-    return [file for file in index.usable if file.path in paths]
+    return found
+
+
+def held_out_of(file: IndexedFile, root: str, proposed: Files, runs: Sequence[Record]) -> list[IndexedFile]:
+    """Parts of a file that every run which has the file held out; those `proposed` if no run has it."""
+    pieces, trained = None, list[tuple[int, int]]()
+    for run in runs:
+        parts = recorded(file.below(root), run)
+        trained += [piece.range for part, piece in parts if part == TRAINED]
+        held = [piece.range for part, piece in parts if part == HELD_OUT]
+        if held:
+            before = [file.range] if pieces is None else pieces
+            common = [overlap(one, other) for one in before for other in held]
+            pieces = [span for span in common if span]
+    if pieces is None:
+        pieces = [one.range for one in proposed if one.path == file.path and overlap(one.range, file.range)]
+    free = [span for span in pieces if not any(overlap(span, other) for other in trained)]
+    return [file if span == file.range else replace(file, span=span) for span in free]
 
 
 def write_record(
@@ -126,9 +214,10 @@ def parts_near(model: Path) -> dict[str, str]:
 
 def warn_of_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[IndexedFile]) -> None:
     """Warn if a resumed run has other recordings than its record."""
-    now = {identity(file): printable(os.path.basename(file.path)) for file in files}
-    gone = [row["file"] for name, row in before.items() if name not in now]
-    new = [file for name, file in now.items() if name not in before]
+    now = {identity(replace(file, span=None)): printable(os.path.basename(file.path)) for file in files}
+    known = {name.partition(":")[0]: row["file"] for name, row in before.items()}
+    gone = [file for name, file in known.items() if name not in now]
+    new = [file for name, file in now.items() if name not in known]
     changed = ", ".join(
         f"{len(names)} {word} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
         for names, word in ((gone, "gone"), (new, "new"))

@@ -23,7 +23,7 @@ from codec.evaluation.analysis import (
 )
 from codec.evaluation.clips import embed_clips
 from codec.evaluation.complexity import cost
-from codec.evaluation.reading import first_clip, read_clips
+from codec.evaluation.reading import Recordings, first_clip, read_clips
 from codec.evaluation.report import describe, notes, without_nan, write_page
 from codec.evaluation.runs import Run, metrics_of, read_json
 from codec.evaluation.stability import stage_energy, token_stability
@@ -39,9 +39,7 @@ ANALYZED_CLIPS = 8  # number of clips for token stability
 DECISIVE = (VISQOL_SPEECH, VISQOL_AUDIO, PESQ_WB, MEL)
 
 
-def analyze(
-    system: OwnCodec, files: Sequence[str], path: Path, options: argparse.Namespace
-) -> dict[str, Any]:
+def analyze(system: OwnCodec, files: Recordings, path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure costs and token stability; cached in a file until the codec changes."""
     identity = system.codec.codec_id()
     if path.is_file() and not options.fresh:

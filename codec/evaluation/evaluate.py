@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from codec.audio.conversion import resample
 from codec.audio.reading import AudioError
-from codec.data.index import DataError
+from codec.data.index import DataError, Excerpt
 from codec.evaluation.cache import Records
 from codec.evaluation.complexity import time_coding
-from codec.evaluation.reading import first_clip, read_clip, shown, stamp
+from codec.evaluation.reading import Recordings, first_clip, read_clip, shown, stamp
 from codec.evaluation.summary import summarize
 from codec.evaluation.systems import OwnCodec, Point, System
 from codec.evaluation.writing import write_pair, write_tables
@@ -32,6 +32,7 @@ from codec.model.codec import Codec
 from codec.system.files import mark_output
 
 log = logging.getLogger(__name__)
+Entry = tuple[int, str | Excerpt, str]  # number, path and name in tables
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Options:
 @torch.inference_mode()
 def evaluate(
     codec: Codec,
-    files: Sequence[str],
+    files: Recordings,
     output: Path,
     *,
     max_seconds: float = 20.0,
@@ -76,7 +77,7 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_system(
-    system: System, files: Sequence[str], output: Path, options: Options, *, resume: bool = False
+    system: System, files: Recordings, output: Path, options: Options, *, resume: bool = False
 ) -> dict[str, Any]:
     """Evaluate any system on several threads; with `resume`, finished files are skipped.
 
@@ -111,7 +112,7 @@ def evaluate_system(
 
 
 def evaluate_files(
-    system: System, todo: Sequence[tuple[int, str, str]], output: Path, options: Options, records: Records
+    system: System, todo: Sequence[Entry], output: Path, options: Options, records: Records
 ) -> None:
     """Evaluate numbered files on several threads, each with its own metric process."""
     processes: queue.SimpleQueue[MetricProcess] = queue.SimpleQueue()
@@ -120,7 +121,7 @@ def evaluate_files(
     workers = len(options.processes)
     threads = max(1, torch.get_num_threads() // workers)
 
-    def work(entry: tuple[int, str, str]) -> None:
+    def work(entry: Entry) -> None:
         process = processes.get()
         try:
             records.add(evaluate_file(system, entry, output, options, process))
@@ -141,7 +142,7 @@ def evaluate_files(
 
 @torch.inference_mode()
 def evaluate_file(
-    system: System, entry: tuple[int, str, str], output: Path, options: Options, process: MetricProcess
+    system: System, entry: Entry, output: Path, options: Options, process: MetricProcess
 ) -> dict[str, Any]:
     """Record of one file: scores of each point, and codes; or its error."""
     number, path, name = entry
@@ -207,7 +208,7 @@ def returned(estimate: Tensor, options: Options, system: System, length: int) ->
     return torch.nn.functional.pad(estimate, (0, length - estimate.shape[-1])).contiguous()
 
 
-def is_done(record: dict[str, Any] | None, path: str, options: Options) -> bool:
+def is_done(record: dict[str, Any] | None, path: str | Excerpt, options: Options) -> bool:
     """Return True for a record without error, of the unchanged file, with all metrics in these versions."""
     if record is None or "error" in record or record["stamp"] != stamp(path):
         return False

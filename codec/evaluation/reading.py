@@ -10,27 +10,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio.conversion import resampled_length
+from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_info, read_segment
+from codec.data.index import Excerpt
 from codec.evaluation.systems import OwnCodec, System
+from codec.system import archive
 from codec.system.files import printable
 
+Recordings = Sequence[str | Excerpt]
 
-def read_clip(path: str, sample_rate: int, channels: int, max_seconds: float) -> np.ndarray:
-    """Read the first `max_seconds` of a file, `[C, T]`."""
+
+def read_clip(path: str | Excerpt, sample_rate: int, channels: int, max_seconds: float) -> np.ndarray:
+    """Read the first `max_seconds` of a file, or of a part of one, `[C, T]`."""
     info = read_info(path)
-    length = resampled_length(info.frames, info.sample_rate, sample_rate)
-    return read_segment(path, 0, min(length, round(max_seconds * sample_rate)), sample_rate, channels)
+    span = path.span if isinstance(path, Excerpt) else (0, info.frames)
+    first, end = resampled_span(span, info.sample_rate, sample_rate)
+    length = min(end - first, round(max_seconds * sample_rate))
+    return read_segment(path, first, length, sample_rate, channels)
 
 
-def first_clip(system: OwnCodec, files: Sequence[str], max_seconds: float) -> Tensor:
+def first_clip(system: OwnCodec, files: Recordings, max_seconds: float) -> Tensor:
     """Clip `[1, C, T]` of the first readable file, on the codec's device."""
     device = next(system.codec.parameters()).device
     clips = read_clips(system, files, max_seconds)
     return next(clips).to(device)
 
 
-def read_clips(system: System, files: Sequence[str], max_seconds: float) -> Iterator[Tensor]:
+def read_clips(system: System, files: Recordings, max_seconds: float) -> Iterator[Tensor]:
     """Yield clips `[1, C, T]` of the readable files at a system's rate and channels."""
     for path in files:
         try:
@@ -39,15 +45,16 @@ def read_clips(system: System, files: Sequence[str], max_seconds: float) -> Iter
             continue  # its record has the error
 
 
-def shown(path: str, root: Path | None) -> str:
-    """Name of a file in tables."""
-    return printable(os.path.relpath(path, root) if root else path)
+def shown(path: str | Excerpt, root: Path | None) -> str:
+    """Name of a file in tables; that of a part ends with its frames, as `:8000-16000`."""
+    name = printable(os.path.relpath(path, root) if root else path)
+    return f"{name}:{path.span[0]}-{path.span[1]}" if isinstance(path, Excerpt) else name
 
 
-def stamp(path: str) -> list[int]:
+def stamp(path: str | Excerpt) -> list[int]:
     """Size and modification time; a changed file of the same name is evaluated again."""
     try:
-        status = os.stat(path)
+        status = archive.status(path)
     except OSError:
         return []
     return [status.st_size, status.st_mtime_ns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,13 @@ drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
 def write_pair(
-    output: Path, number: int, name: str, original: Tensor, estimate: Tensor, rate: int, picture: bool
+    output: Path,
+    number: int,
+    name: str | os.PathLike[str],
+    original: Tensor,
+    estimate: Tensor,
+    rate: int,
+    picture: bool,
 ) -> None:
     """Write original and reconstruction `[C, T]`, and their spectrograms if `picture`."""
     stem = stem_of(number, name)
@@ -33,7 +40,7 @@ def write_pair(
             save_spectrogram_pair(output / f"{stem}.png", original, estimate, rate, stem)
 
 
-def stem_of(number: int, name: str) -> str:
+def stem_of(number: int, name: str | os.PathLike[str]) -> str:
     """Prefix of the names of a file's outputs."""
     return f"{number:03d}-{Path(printable(name)).stem[:60]}"
 

@@ -151,7 +151,7 @@ class Gaussian(Continuous):
 
 
 class Variational(Gaussian):
-    """Gaussian variables with a learned variance, for latents `[B, D, F]`.
+    """Gaussian variables with a learned variance, for latents `[B, D, F]`; Kingma and Welling 2014 (1312.6114).
 
     The initial noise is small: noise of variance 1 would mask an untrained encoder, and the decoder would
     learn to ignore it.

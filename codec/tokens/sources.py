@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from codec.audio.reading import AudioError, read_blocks, read_info
 from codec.config import ConfigError
 from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
+from codec.system.archive import open_bytes
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
 from codec.tokens.formats import DTYPES, LatentFormat
@@ -102,8 +103,8 @@ class SourceBatches(Dataset[list[Loaded]]):
         try:
             if read_info(path) != source.file.info:
                 raise AudioError(path, "changed since the folder was scanned")
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            with open_bytes(path) as file:
+                sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
             if source.seconds > self.most_seconds:
                 return Loaded(number, sha256)
             audio = np.concatenate(list(read_blocks(path, *self.mix)), axis=1)

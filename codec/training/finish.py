@@ -52,7 +52,7 @@ def finish(run: Run) -> int:
             f"trainer.max_time={limit}, which counts from the first step: go on with the same "
             "command, resume=auto and more time"
         )
-    files = run.data.valid_files[: run.config["evaluate"]]
+    files = [file.located() for file in run.data.valid][: run.config["evaluate"]]
     if files:
         output, codec = folder / "evaluation", module.average.to(trainer.strategy.root_device)
         try:

@@ -1,0 +1,123 @@
+"""Lists of recordings as text, CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import IO, Any, NamedTuple
+
+from codec.data.index import DataError, IndexedFile
+from codec.system.files import printable
+
+log = logging.getLogger(__name__)
+COLUMNS = "path", "start", "duration", "weight"
+ROUNDING = 0.01  # seconds that a row may exceed its file by: durations are written with few digits
+
+
+class Row(NamedTuple):
+    """One row of a list: a path, the part of the file in seconds, and a factor of its probability."""
+
+    path: str
+    start: float = 0.0
+    duration: float | None = None
+    weight: float = 1.0
+
+
+def read_list(path: str) -> list[Row]:
+    """Read a list, each row once; `DataError` for a row that cannot be read, with its number."""
+    reader = LISTS[os.path.splitext(path)[1].lower()]
+    unknown: dict[str, None] = {}
+    rows: dict[Row, None] = {}
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for number, found in reader(file):
+                unknown |= dict.fromkeys(str(key) for key in found if key not in COLUMNS)
+                rows[parse_row(found, f"{printable(path)}, line {number}")] = None
+    except OSError as error:
+        raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
+    except (csv.Error, RecursionError) as error:
+        raise DataError(f"{printable(path)}: {error}") from error
+    if unknown:
+        names = ", ".join(printable(name) for name in unknown)
+        log.info("%s: columns that are not read: %s; read are %s", path, names, ", ".join(COLUMNS))
+    return list(rows)
+
+
+def parse_row(found: Mapping[str, Any], where: str) -> Row:
+    """Check the fields of a row; `DataError` with `where` for one that is missing or impossible."""
+    path = found.get("path")
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise DataError(f"{where}: no path; the columns are {', '.join(COLUMNS)}")
+    values = {}
+    for name, least in (("start", 0.0), ("duration", None), ("weight", None)):
+        text = found.get(name)
+        if text is None or text == "":
+            continue
+        try:
+            value = math.nan if isinstance(text, bool) else float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not (0 < value < math.inf or value == least):
+            raise DataError(f"{where}: {name} must be a number above 0, got {text!r}")
+        values[name] = value
+    return Row(path, **values)
+
+
+def text_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and path of each line."""
+    for number, line in enumerate(file, start=1):
+        if path := line.rstrip("\r\n"):
+            yield number, {"path": path}
+
+
+def json_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and fields of each line, a JSON object."""
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{printable(file.name)}, line {number}: no JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{printable(file.name)}, line {number}: expected an object with a path")
+        yield number, found
+
+
+def csv_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and fields of each row below the header."""
+    reader = csv.DictReader(file)
+    for found in reader:
+        yield reader.line_num, {key: value for key, value in found.items() if key is not None}
+
+
+LISTS: dict[str, Callable[[IO[str]], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".txt": text_lines,
+    ".csv": csv_lines,
+    ".jsonl": json_lines,
+}
+
+
+def parts_of(files: Iterable[IndexedFile], rows: Sequence[Row]) -> list[IndexedFile]:
+    """Entry of each row, from the entries of whole files; a row outside of its file has that as problem."""
+    known = {file.path: file for file in files}
+    found: dict[IndexedFile, None] = {}
+    for row in rows:
+        file = known[row.path]
+        if file.problem is None:
+            first = round(row.start * file.sample_rate)
+            end = file.frames if row.duration is None else first + round(row.duration * file.sample_rate)
+            if end > file.frames + ROUNDING * file.sample_rate or first >= min(end, file.frames):
+                wanted = "" if row.duration is None else f" + {row.duration:g}"
+                problem = f"outside of the file: {row.start:g}{wanted} s of its {file.seconds:.3f} s"
+                file = replace(file, problem=problem)
+            else:
+                span = first, min(end, file.frames)
+                file = replace(file, span=span if span != (0, file.frames) else None, weight=row.weight)
+        found[file] = None
+    return list(found)

@@ -1,0 +1,245 @@
+"""Files within uncompressed tar archives, read in place: `corpus.tar/a/b.wav` is the path of a member."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, NamedTuple
+
+BLOCK = 512  # bytes of a header; contents are padded to a multiple
+HEAD = 4096  # bytes of a member kept in memory: decoders read headers in small pieces
+LONGEST_NAME = 2**20  # bytes of a record with a long name
+WITHIN = re.compile(r"(?<=\.tar)[/\\]", re.IGNORECASE)
+FILES, LINKS, FOLDER = b"0\0007", b"12", b"5"
+NAME, LINK_NAME, RECORD, ALL_RECORDS = b"L", b"K", b"x", b"g"
+
+
+class Member(NamedTuple):
+    """Place of a file within an archive, in bytes, and its state as of `os.stat`."""
+
+    archive: str
+    offset: int
+    st_size: int
+    st_mtime_ns: int
+    st_mode: int = stat.S_IFREG
+
+    def open(self) -> io.RawIOBase:
+        """Open the file for reading, unbuffered."""
+        return Reader(self)
+
+
+class Reader(io.RawIOBase):
+    """Readable bytes of a member."""
+
+    def __init__(self, member: Member) -> None:
+        self.file = open(member.archive, "rb", buffering=0)  # noqa: SIM115
+        self.start, self.size, self.position = member.offset, member.st_size, 0
+        self.file.seek(self.start)
+        self.head = self.file.read(min(HEAD, self.size)) or b""
+
+    def close(self) -> None:
+        """Close the archive."""
+        if hasattr(self, "file"):
+            self.file.close()
+        super().close()
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte; returns the new position."""
+        base = self.position if whence == os.SEEK_CUR else self.size if whence == os.SEEK_END else 0
+        self.position = max(0, base + offset)
+        return self.position
+
+    def tell(self) -> int:
+        """Position of the next byte."""
+        return self.position
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fill a buffer; returns the number of bytes read."""
+        end = min(self.position + len(buffer), self.size)
+        count = max(0, end - self.position)
+        if end <= len(self.head):
+            buffer[:count] = self.head[self.position : end]
+        else:
+            self.file.seek(self.start + self.position)
+            count = self.file.readinto(memoryview(buffer)[:count]) or 0
+        self.position += count
+        return count
+
+
+@dataclass
+class Contents:
+    """Files of an archive by path; numbers of other entries by kind; the damage that ended the list."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+    damage: str | None = None
+
+
+known: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and size and time of the archive
+
+
+def contents(archive: str) -> Contents:
+    """List an archive by its headers; kept in memory until the archive changes."""
+    status = os.stat(archive)
+    state = status.st_size, status.st_mtime_ns
+    if archive not in known or known[archive][0] != state:
+        with open(archive, "rb", buffering=0) as file:
+            known[archive] = state, read_contents(file, archive, status.st_size)
+    return known[archive][1]
+
+
+def find(path: str | os.PathLike[str]) -> Member | None:
+    """Member at a path; None if the path leads into no archive. FileNotFoundError if the archive lacks it."""
+    text = os.fspath(path)
+    for match in WITHIN.finditer(text):
+        archive = text[: match.start()]
+        if os.path.isfile(archive):
+            member = contents(archive).members.get(text[match.end() :])
+            if member is None:
+                raise FileNotFoundError(errno.ENOENT, "no such file in the archive", text)
+            return member
+    return None
+
+
+def status(path: str | os.PathLike[str]) -> os.stat_result | Member:
+    """State of a file, as `os.stat`, or of a member of an archive."""
+    try:
+        return os.stat(path)
+    except OSError:
+        if member := find(path):
+            return member
+        raise
+
+
+def open_bytes(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file, or a member of an archive, for reading."""
+    try:
+        return open(path, "rb")
+    except OSError:
+        if member := find(path):
+            return io.BufferedReader(member.open())
+        raise
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """True for a regular file, or a member of an archive."""
+    try:
+        return stat.S_ISREG(status(path).st_mode)
+    except OSError:
+        return False
+
+
+class Header(NamedTuple):
+    """Header of an entry: its kind, name, size in bytes and time of last change in ns."""
+
+    kind: bytes
+    name: bytes
+    size: int
+    mtime_ns: int
+
+
+def parse_header(block: bytes) -> Header | None:
+    """Parse a header of 512 bytes; None if it is none."""
+    try:
+        if len(block) < BLOCK or sum(block) - sum(block[148:156]) + 8 * 32 != number(block[148:156]):
+            return None
+        name = block[:100].partition(b"\0")[0]
+        if block[257:263] == b"ustar\0" and block[345]:  # GNU tar keeps times there
+            name = block[345:500].partition(b"\0")[0] + b"/" + name
+        kind = FOLDER if name.endswith(b"/") else block[156:157]
+        header = Header(kind, name, number(block[124:136]), number(block[136:148]) * 10**9)
+        return header if header.size >= 0 else None
+    except ValueError:
+        return None
+
+
+def number(text: bytes) -> int:
+    """Parse a number in octal digits, or in binary after a byte of 128 or 255; ValueError otherwise."""
+    if text[0] in (0x80, 0xFF):
+        return int.from_bytes(text[1:], "big", signed=text[0] == 0xFF)
+    digits = text.strip(b" \0")
+    if digits.translate(None, b"01234567"):
+        raise ValueError("no octal digits")
+    return int(digits or b"0", 8)
+
+
+def parse_records(content: bytes) -> dict[bytes, bytes]:
+    """Parse the `length key=value` lines of an extended header, as far as they are well-formed."""
+    found = dict[bytes, bytes]()
+    while match := re.match(rb"(\d{1,9}) ([^=]+)=", content):
+        length = int(match[1])
+        if not match.end() < length <= len(content):
+            break
+        found[match[2]] = content[match.end() : length - 1]
+        content = content[length:]
+    return found
+
+
+def read_contents(file: IO[bytes] | io.FileIO, archive: str, size: int) -> Contents:
+    """List an archive of `size` bytes: of entries with the same name the last, as unpacking would leave."""
+    found = Contents()
+    try:
+        for header, offset in entries(file, size):
+            name = os.fsdecode(header.name).lstrip("/").removeprefix("./")
+            if header.kind in FILES and ".." in name.split("/"):
+                found.others["path out of the archive"] += 1
+            elif header.kind in FILES and header.name:
+                found.members[name] = Member(archive, offset, header.size, header.mtime_ns)
+            elif header.kind in LINKS:
+                found.others["link"] += 1
+            elif header.kind != FOLDER:
+                found.others["special file"] += 1
+    except ValueError as error:
+        found.damage = str(error)
+    return found
+
+
+def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, int]]:
+    """Yield each entry's header, with long names and sizes put in, and the offset of its content.
+
+    ValueError for an entry that is damaged or exceeds the archive.
+    """
+    position, name, every, records = 0, b"", dict[bytes, bytes](), dict[bytes, bytes]()
+    while position < size:
+        file.seek(position)
+        block = file.read(BLOCK) or b""
+        if not block.strip(b"\0"):
+            return
+        header, begin = parse_header(block), position + BLOCK
+        if header is None:
+            raise ValueError(f"damaged: no header of an entry at byte {position}")
+        if header.kind not in (NAME, LINK_NAME, RECORD, ALL_RECORDS):
+            facts = every | records
+            header = header._replace(name=facts.get(b"path") or name or header.name)
+            if facts.get(b"size", b"").isdigit():
+                header = header._replace(size=int(facts[b"size"][:20]))
+            if any(key.startswith(b"GNU.sparse") for key in facts):
+                header = header._replace(kind=b"S")
+        content = header.size if header.kind not in b"123456" else 0  # links and folders have none
+        if begin + content > size:
+            raise ValueError(f"truncated: the entry at byte {position} lacks {begin + content - size} bytes")
+        position = begin + -(-content // BLOCK) * BLOCK
+        if header.kind in (NAME, RECORD, ALL_RECORDS):
+            if content > LONGEST_NAME:
+                raise ValueError(f"damaged: a name of {content} bytes at byte {begin}")
+            text = file.read(content) or b""
+            name = text.rstrip(b"\0") if header.kind == NAME else name
+            records = parse_records(text) if header.kind == RECORD else records
+            every |= parse_records(text) if header.kind == ALL_RECORDS else {}
+        elif header.kind != LINK_NAME:
+            yield header, begin
+            name, records = b"", {}
