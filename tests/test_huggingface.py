@@ -79,7 +79,7 @@ def theirs(kind: str, **options):
     [
         ENCODEC,
         [*ENCODEC, "channels=2", "autoencoder.layers.causal=false"],
-        [*ENCODEC, "autoencoder.lstm_layers=0", "autoencoder.strides=[3,5,2]"],
+        [*ENCODEC, "autoencoder.bottleneck=null", "autoencoder.strides=[3,5,2]"],
         [
             *ENCODEC,
             "quantizer.codebook.codebook_size=24",

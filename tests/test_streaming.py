@@ -17,10 +17,11 @@ from codec.model.codec import Codec
 from codec.model.saving import build_codec
 
 CENTRED = "autoencoder.layers.causal=false"
+RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
 MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "centred": ["autoencoder=tiny", CENTRED],
     "odd strides": ["autoencoder=tiny", CENTRED, "autoencoder.strides=[3,2]"],
-    "centred, recurrent": ["autoencoder=tiny", CENTRED, "autoencoder.lstm_layers=2"],
+    "centred, recurrent": ["autoencoder=tiny", CENTRED, RECURRENT],
     "centred, several rates": ["autoencoder=tiny", CENTRED, "quantizer=multiscale_rvq"],
     "stereo": ["autoencoder=tiny", "channels=2"],
     "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],

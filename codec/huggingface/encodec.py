@@ -15,6 +15,7 @@ from codec.codebooks.ema import VectorCodebook
 from codec.config import ConfigError
 from codec.huggingface.bandwidths import bandwidths, depth_of
 from codec.huggingface.foreign import arguments, fit_kernel
+from codec.huggingface.lstm import idle_lstm, lstm_node, num_lstm_layers
 from codec.layers.conv import Conv1d, ConvTranspose1d, Layers
 from codec.layers.recurrent import LSTM
 from codec.model.codec import Codec
@@ -59,6 +60,10 @@ def differences(
     return {
         "autoencoder.layers.activation is not elu": layers["activation"] != "elu",
         "autoencoder.bounded": net["bounded"],
+        "autoencoder.latent_layers": net["latent_layers"] is not None,
+        "autoencoder.latent_stride is not 1": net["latent_stride"] != 1,
+        "autoencoder.output_kernel_size is not 7": net["output_kernel_size"] != KERNEL,
+        "autoencoder.bottleneck is no LSTM": num_lstm_layers(net) is None,
         "autoencoder.encoder_channels is not decoder_channels": widths[0] != net["decoder_channels"],
         "autoencoder.residual_units.dilations are no powers of one number": dilations
         != [growth**power for power in range(len(dilations))],
@@ -107,7 +112,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
         "use_causal_conv": layers["causal"],
         "pad_mode": "constant",
         "compress": compress,
-        "num_lstm_layers": max(1, net["lstm_layers"]),
+        "num_lstm_layers": num_lstm_layers(net) or 1,
         "trim_right_ratio": 1.0,
         "codebook_size": size,
         "codebook_dim": net["latent_dim"],
@@ -178,13 +183,6 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
     return made
 
 
-def idle_lstm(prefix: str, channels: int) -> dict[str, Tensor]:
-    """LSTM of zeros, the identity with its skip connection; `EncodecModel` requires an LSTM."""
-    shapes = {"weight_ih_l0": (4 * channels, channels), "weight_hh_l0": (4 * channels, channels)}
-    shapes |= {"bias_ih_l0": (4 * channels,), "bias_hh_l0": (4 * channels,)}
-    return {f"{prefix}.{name}": torch.zeros(shape) for name, shape in shapes.items()}
-
-
 def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
     """Raise ConfigError with all unsupported values of an EnCodec config."""
     small = ("num_filters", "compress", "residual_kernel_size", "dilation_growth_rate", "codebook_size")
@@ -233,7 +231,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "decoder_channels": given["num_filters"],
             "strides": list(reversed(ratios)),
             "latent_kernel_size": given["last_kernel_size"],
-            "lstm_layers": given["num_lstm_layers"],
+            "bottleneck": lstm_node(given["num_lstm_layers"]),
             "bounded": False,
             "layers": {
                 "_target_": "codec.layers.Layers",

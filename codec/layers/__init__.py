@@ -3,9 +3,13 @@
 from codec.layers.base import Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import ConvNeXtBlock
+from codec.layers.recurrent import LSTM
+from codec.layers.transformer import Transformer
 
 __all__ = [
+    "LSTM",
     "ConvNeXtBlock",
     "Layer",
     "Layers",
+    "Transformer",
 ]
