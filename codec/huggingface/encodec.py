@@ -7,22 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from codec.autoencoders.seanet import ResidualUnits, SEANet
-from codec.codebooks.ema import VectorCodebook
 from codec.config import ConfigError
 from codec.huggingface.bandwidths import bandwidths, depth_of
 from codec.huggingface.foreign import arguments, fit_kernel
 from codec.huggingface.lstm import idle_lstm, lstm_node, num_lstm_layers
-from codec.layers.conv import Conv1d, ConvTranspose1d, Layers
+from codec.huggingface.seanet import FAR, KERNEL, convolutions, euclidean, flattened
+from codec.layers.conv import Layers
 from codec.layers.recurrent import LSTM
 from codec.model.codec import Codec
 from codec.quantizers.residual import Residual
-
-KERNEL = 7  # size in SEANet's first and last convolutions
-FAR = 1e15  # entry of an unused vector, never the nearest; its square fits in float32
 
 DEFAULTS: dict[str, Any] = {
     "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
@@ -120,38 +117,17 @@ def to_config(codec: Codec) -> dict[str, Any]:
     }
 
 
-def euclidean(quantizer: nn.Module) -> bool:
-    """Return True for a residual cascade whose stages all select the nearest vector of a table."""
-    return (
-        isinstance(quantizer, Residual)
-        and set(quantizer.strides) == {1}
-        and all(
-            isinstance(stage, VectorCodebook) and type(stage).encode is VectorCodebook.encode
-            for stage in quantizer.codebooks
-        )
-    )
-
-
 def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
     """Yield each convolution's and LSTM's name here and in `transformers`, which has one LSTM per side."""
     for side in ("encoder", "decoder"):
-        flat: list[tuple[str, nn.Module]] = []
-        for index, layer in enumerate(getattr(autoencoder, side)):
-            units = list(enumerate(layer)) if isinstance(layer, ResidualUnits) else []
-            ours = f"autoencoder.{side}.{index}"
-            flat += [(f"{ours}.{number}", unit) for number, unit in units] or [(ours, layer)]
+        flat = flattened(autoencoder, side)
         if not any(isinstance(layer, LSTM) for _, layer in flat):
             flat.insert(len(flat) - 2 if side == "encoder" else 1, ("", LSTM(1, 1)))
         for index, (ours, layer) in enumerate(flat):
             theirs = f"{side}.layers.{index}"
-            if isinstance(layer, Conv1d | ConvTranspose1d):
-                yield f"{ours}.conv", f"{theirs}.conv"
-            elif isinstance(layer, LSTM):
+            if isinstance(layer, LSTM):
                 yield f"{ours}.lstm" if ours else "", f"{theirs}.lstm"
-            elif hasattr(layer, "block"):
-                yield f"{ours}.block.1.conv", f"{theirs}.block.1.conv"
-                yield f"{ours}.block.3.conv", f"{theirs}.block.3.conv"
-                yield f"{ours}.skip.conv", f"{theirs}.shortcut.conv"
+            yield from convolutions(layer, ours, theirs)
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
