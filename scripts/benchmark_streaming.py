@@ -1,10 +1,11 @@
 """Time streams, one frame at a time: python scripts/benchmark_streaming.py [--threads 1]
 
-Ours (the SoundStream, EnCodec, Mimi and tiny presets, random weights) takes turns with Mimi's streaming in the
-packages moshi and transformers, where they are installed (see scripts/benchmark-requirements.txt), which codes
-80 ms at a time, and with ours at 80 ms. `--only` takes those whose names hold a text. transformers carries the
-attention of its decoder from push to push, not its convolutions. CPU time per push of encoding and of decoding, middle and 95 % of all, and audio seconds per
-CPU second of both together. The latency is the algorithm's: a push, and what the network looks ahead.
+Ours (the SoundStream, EnCodec, Mimi and tiny presets, random weights) takes turns with Mimi's streaming in
+the packages moshi and transformers, where they are installed (see scripts/benchmark-requirements.txt), which
+codes 80 ms at a time, and with ours at 80 ms. `--only` takes those whose names hold a text. transformers
+carries the attention of its decoder from push to push, not its convolutions. CPU time per push of encoding
+and of decoding, middle and 95 % of all, and audio seconds per CPU second of both together. The latency is the
+algorithm's: a push, and what the network looks ahead.
 """
 
 from __future__ import annotations

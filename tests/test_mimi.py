@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers", reason='needs transformers: p
 SMALL = {
     "hidden_size": 16, "num_filters": 4, "sampling_rate": 8000, "upsampling_ratios": [3, 2],
     "codebook_size": 32, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8, "num_quantizers": 4,
-    "upsample_groups": 16,    "num_hidden_layers": 2, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "upsample_groups": 16, "num_hidden_layers": 2, "intermediate_size": 24,
+    "num_attention_heads": 2, "num_key_value_heads": 2,
     "sliding_window": 7, "layer_scale_initial_scale": 0.5,
 }  # fmt: skip
 TRANSFORMER = ["num_layers=2", "num_heads=2", "window=7", "layer_scale=0.5"]
