@@ -23,7 +23,7 @@ SMALL = {
 }  # fmt: skip
 TRANSFORMER = ["num_layers=2", "num_heads=2", "window=7", "layer_scale=0.5"]
 OURS = [
-    *("autoencoder=mimi", "quantizer=mimi", "sample_rate=8000"),
+    *("autoencoder=mimi", "quantizer=split_rvq", "sample_rate=8000"),
     *("autoencoder.latent_dim=16", "autoencoder.encoder_channels=4", "autoencoder.decoder_channels=4"),
     *("autoencoder.strides=[2,3]", *(f"autoencoder.latent_layers.{option}" for option in TRANSFORMER)),
     *(f"quantizer.{part}.quantizer_dim=8" for part in ("semantic", "acoustic")),

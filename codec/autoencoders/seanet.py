@@ -1,4 +1,4 @@
-"""SEANet: the convolutional encoder–decoder of SoundStream, EnCodec and DAC."""
+"""SEANet: the convolutional encoder–decoder of SoundStream, EnCodec, DAC and Mimi."""
 
 from __future__ import annotations
 
