@@ -1,18 +1,22 @@
 """Time streams, one frame at a time: python scripts/benchmark_streaming.py [--threads 1]
 
-Ours (the SoundStream, EnCodec and tiny presets, random weights) takes turns with Mimi's streaming (package
-moshi, where it is installed; see scripts/benchmark-requirements.txt), which codes 80 ms at a time, and with
-ours at 80 ms. CPU time per push of encoding and of decoding, middle and 95 % of all, and audio seconds per
-CPU second of both together. The latency is the algorithm's: a push, and the look-ahead of the network.
+Ours (the SoundStream, EnCodec, Mimi and tiny presets, random weights) takes turns with Mimi's streaming in
+the packages moshi and transformers, where they are installed (see scripts/benchmark-requirements.txt), which
+codes 80 ms at a time, and with ours at 80 ms. `--only` takes those whose names hold a text. transformers
+carries the attention of its decoder from push to push, not its convolutions. CPU time per push of encoding
+and of decoding, middle and 95 % of all, and audio seconds per CPU second of both together. The latency is the
+algorithm's: a push, and the look-ahead of the network.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,20 +79,53 @@ class Mimi:
         return self.model.decode(codes)
 
 
-def contenders() -> dict[str, Callable[[], Ours | Mimi]]:
+class TransformersMimi:
+    """Mimi of transformers with its caches, 8 codebooks."""
+
+    def __init__(self) -> None:
+        from transformers import MimiConfig, MimiModel
+
+        torch.manual_seed(0)
+        self.model = MimiModel(MimiConfig(num_quantizers=8)).eval()
+        self.audio = 0.1 * torch.randn(1, 1, 1920)
+        self.seconds, self.latency_ms = 0.08, 80.0
+        self.caches: dict[str, Any] = {"encoder_past_key_values": None, "padding_cache": None}
+        self.decoded: Any = None
+
+    @torch.inference_mode()
+    def encode(self) -> Tensor:
+        """Codes of one frame."""
+        found = self.model.encode(self.audio, use_streaming=True, return_dict=True, **self.caches)
+        self.caches = {name: getattr(found, name) for name in self.caches}
+        return found.audio_codes
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Audio of its codes."""
+        found = self.model.decode(
+            codes, decoder_past_key_values=self.decoded, use_cache=True, return_dict=True
+        )
+        self.decoded = found.decoder_past_key_values
+        return found.audio_values
+
+
+def contenders() -> dict[str, Callable[[], Ours | Mimi | TransformersMimi]]:
     """Whoever is installed."""
-    found: dict[str, Callable[[], Ours | Mimi]] = {
+    found: dict[str, Callable[[], Ours | Mimi | TransformersMimi]] = {
         "soundstream_24khz": lambda: Ours("soundstream_24khz", 1),
         "soundstream_24khz, 80 ms": lambda: Ours("soundstream_24khz", 6),
         "encodec_24khz": lambda: Ours("encodec_24khz", 1),
+        "mimi_24khz, 80 ms": lambda: Ours("mimi_24khz", 1),
         "tiny (16 kHz)": lambda: Ours("tiny", 1),
     }
     try:
         import moshi.models  # noqa: F401
 
-        found["Mimi, 80 ms"] = Mimi
+        found["Mimi of moshi, 80 ms"] = Mimi
     except ImportError as error:
-        print(f"without Mimi: {error}")
+        print(f"without Mimi of moshi: {error}")
+    if importlib.util.find_spec("transformers"):
+        found["Mimi of transformers, 80 ms"] = TransformersMimi
     return found
 
 
@@ -105,9 +142,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--only", default="", help="those whose names hold this text, in any case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    made = {name: make() for name, make in contenders().items()}
+    chosen = {name: make for name, make in contenders().items() if options.only.lower() in name.lower()}
+    made = {name: make() for name, make in chosen.items()}
     spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in made}
     for number in range(options.rounds + 5):
         for name, contender in made.items():
@@ -115,12 +154,12 @@ def main() -> None:
             for _ in range(3):
                 codes = timed(contender.encode, encoding)
                 timed(lambda contender=contender, codes=codes: contender.decode(codes), decoding)
-    print(f"{'':26}{'encode ms (95 %)':>20}{'decode ms (95 %)':>20}{'real time':>12}{'latency ms':>12}")
+    print(f"{'':28}{'encode ms (95 %)':>20}{'decode ms (95 %)':>20}{'real time':>12}{'latency ms':>12}")
     for name, (encoding, decoding) in spent.items():
         both = (statistics.median(encoding) + statistics.median(decoding)) / 1000
         cells = [f"{statistics.median(t):.2f} ({statistics.quantiles(t, n=20)[-1]:.2f})" for t in spent[name]]
         latency = f"{made[name].latency_ms:.1f}"
-        print(f"{name:26}{cells[0]:>20}{cells[1]:>20}{made[name].seconds / both:>11.2f}x{latency:>12}")
+        print(f"{name:28}{cells[0]:>20}{cells[1]:>20}{made[name].seconds / both:>11.2f}x{latency:>12}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,11 @@ def small_autoencoder(name: str, dim: int = 8, width: int = 4) -> list[str]:
     node = config(f"autoencoder={name}")["autoencoder"]
     sizes: dict[str, Any] = {"latent_dim": dim, "encoder_channels": width, "decoder_channels": width}
     sizes |= {"channels": [max(8, width)] * len(node.get("channels", []))}  # fewer make normalization a sign
-    return [f"autoencoder.{key}={size}" for key, size in sizes.items() if key in node]
+    small = [f"autoencoder.{key}={size}" for key, size in sizes.items() if key in node]
+    if node.get("latent_layers"):
+        sizes = {"num_layers": 2, "num_heads": 2, "window": 5, "layer_scale": 0.5}
+        small += [f"autoencoder.latent_layers.{key}={size}" for key, size in sizes.items()]
+    return small
 
 
 def causality(name: str, causal: bool) -> str:

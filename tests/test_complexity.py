@@ -12,6 +12,7 @@ from codec.model.codec import Codec
 from codec.model.saving import build_codec
 
 RATE = 16_000
+RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
 
 
 def codec(*overrides: str) -> Codec:
@@ -42,9 +43,7 @@ def conv_macs(network: nn.Module, work) -> int:
     return total
 
 
-@pytest.mark.parametrize(
-    "overrides", [[], ["autoencoder.lstm_layers=2"], ["autoencoder.layers.weight_norm=true"]]
-)
+@pytest.mark.parametrize("overrides", [[], [RECURRENT], ["autoencoder.layers.weight_norm=true"]])
 def test_multiplications_are_those_of_the_layers(overrides):
     model = codec(*overrides)
     found = count_macs(model)
@@ -52,6 +51,15 @@ def test_multiplications_are_those_of_the_layers(overrides):
     frames = torch.zeros(1, 8, RATE // model.hop_length)
     assert found["encoder"] == conv_macs(model.autoencoder, lambda: model.autoencoder.encode(second))
     assert found["decoder"] == conv_macs(model.autoencoder, lambda: model.autoencoder.decode(frames))
+
+
+def test_attention_multiplies_frames_with_frames():
+    attention = "{_target_:codec.layers.Transformer,_partial_:true,num_layers:3,num_heads:2,window:400}"
+    model, plain = codec(f"autoencoder.latent_layers={attention}"), codec()
+    frames = RATE // model.hop_length
+    one_layer = frames * 8 * (3 * 8 + 8 + 4 * 8 + 4 * 8) + 2 * frames * frames * 8
+    for side in ("encoder", "decoder"):
+        assert count_macs(model)[side] - count_macs(plain)[side] == 3 * one_layer
 
 
 def test_a_search_multiplies_every_latent_with_every_code():
@@ -129,7 +137,7 @@ def test_a_centered_codec_waits_as_long_as_changing_the_future_changes_the_past(
 
 
 def test_recurrent_layers_see_without_end():
-    found = reach(codec("autoencoder.lstm_layers=1"))
+    found = reach(codec(RECURRENT))
     assert found["encoder_field"] is None and found["decoder_field"] is None
     assert found["latency"] == pytest.approx(1000 * 128 / RATE)
 

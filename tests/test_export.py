@@ -32,6 +32,7 @@ from codec.system.files import FileError
 
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 16, "dim": 16, "num_groups": 4}
 NARROW |= {"codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6, "channels": 16}
+NARROW |= {"num_layers": 2, "num_heads": 2, "window": 5}
 AUTOENCODERS = [[f"autoencoder={name}"] for name in options("autoencoder")] + [
     ["autoencoder=tiny", "autoencoder.layers.causal=false", "autoencoder.strides=[3,2]", "channels=2"],
     ["autoencoder=encodec", "autoencoder.layers.causal=false"],
@@ -72,7 +73,7 @@ def test_torch_programs_are_the_codec_at_every_batch_and_length(name):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("name", ["tiny", "encodec", "vocos"])
+@pytest.mark.parametrize("name", ["tiny", "encodec", "vocos", "mimi"])
 def test_steps_are_the_codec_on_the_whole_signal(name, frames):
     codec = model(f"autoencoder={name}", causality(name, True), "quantizer=rvq")
     steps = step_graphs.step_programs(codec, frames)

@@ -46,7 +46,7 @@ def test_a_run_starts_from_the_weights_and_keeps_their_codebooks(kind, tmp_path,
         huggingface.save(codec, tmp_path / "source")
     composed, adopted = adopt(fine_tuning(tmp_path, wavs, tmp_path / "source"))
     resolved = resolve(composed)
-    assert resolved["model"]["autoencoder"]["lstm_layers"] == 2
+    assert resolved["model"]["autoencoder"]["bottleneck"]["num_layers"] == 2
     assert all(part.training for part in adopted.modules())
     _, module = build_parts(resolved, adopted)
     audio = torch.randn(1, 1, 3200)

@@ -79,7 +79,7 @@ def theirs(kind: str, **options):
     [
         ENCODEC,
         [*ENCODEC, "channels=2", "autoencoder.layers.causal=false"],
-        [*ENCODEC, "autoencoder.lstm_layers=0", "autoencoder.strides=[3,5,2]"],
+        [*ENCODEC, "autoencoder.bottleneck=null", "autoencoder.strides=[3,5,2]"],
         [
             *ENCODEC,
             "quantizer.codebook.codebook_size=24",
@@ -257,7 +257,9 @@ def test_damaged_and_foreign_directories_are_refused(tmp_path):
     weights = (good / "model.safetensors").read_bytes()
     changed("config.json", b"{", "config.json: damaged")
     changed("config.json", b"[]", "expected a mapping")
-    changed("config.json", json.dumps(given | {"model_type": "mimi"}).encode(), "'mimi'; encodec and dac")
+    changed(
+        "config.json", json.dumps(given | {"model_type": "xcodec"}).encode(), "'xcodec'; encodec, dac, mimi"
+    )
     changed("config.json", json.dumps(given | {"hidden_size": "16"}).encode(), "hidden_size: '16'")
     changed("config.json", json.dumps(given | {"num_filters": 0}).encode(), "num_filters 0")
     changed("config.json", json.dumps(given | {"num_filters": 2**40}).encode(), "do not belong together")

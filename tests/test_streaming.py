@@ -17,10 +17,11 @@ from codec.model.codec import Codec
 from codec.model.saving import build_codec
 
 CENTERED = "autoencoder.layers.causal=false"
+RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
 MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
     "centered": ["autoencoder=tiny", CENTERED],
     "odd strides": ["autoencoder=tiny", CENTERED, "autoencoder.strides=[3,2]"],
-    "centered, recurrent": ["autoencoder=tiny", CENTERED, "autoencoder.lstm_layers=2"],
+    "centered, recurrent": ["autoencoder=tiny", CENTERED, RECURRENT],
     "centered, several rates": ["autoencoder=tiny", CENTERED, "quantizer=multiscale_rvq"],
     "stereo": ["autoencoder=tiny", "channels=2"],
     "frames, causal": ["autoencoder=vocos", "autoencoder.causal=true"],

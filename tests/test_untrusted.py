@@ -65,7 +65,7 @@ def described(folder, **changes):
         ({"quantizer__num_quantizers": 10**6, "quantizer__shared": True}, "at most 4096"),
         ({"quantizer__num_quantizers": 2, "quantizer__strides": [10**6, 1]}, "codes a frame"),
         ({"quantizer__dim": 2**62, "autoencoder__latent_dim": 2**62}, TOO_LARGE),
-        ({"autoencoder__lstm_layers": 8000}, APART),
+        ({"autoencoder__bottleneck__num_layers": 8000}, APART),
         ({"autoencoder__residual_units__dilations": [1] * 5000}, APART),
         ({"autoencoder__residual_units__dilations": [1] * 9000}, "not so long"),
         ({"autoencoder__residual_units__dilations": [1] * 10**5}, "larger than 256 KiB"),

@@ -1,4 +1,4 @@
-"""SEANet: the convolutional encoder–decoder of SoundStream, EnCodec and DAC."""
+"""SEANet: the convolutional encoder–decoder of SoundStream, EnCodec, DAC and Mimi."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codec.autoencoders.base import LayeredAutoencoder, require_positive
 from codec.layers.base import Context, Layer, context_of, stream_of
 from codec.layers.conv import Layers
-from codec.layers.recurrent import LSTM
+from codec.layers.resample import Downsample, Upsample
 from codec.layers.streaming import Skip, Step
 
 
@@ -82,8 +82,12 @@ class SEANet(LayeredAutoencoder):
 
     SoundStream (arXiv 2107.03312, Fig. 3). EnCodec (2210.13438, §3.1) and DAC (2306.06546) differ in the
     arguments only. Starting from `encoder_channels`, every downsampling doubles the channels. The decoder is
-    the mirror image and ends with `decoder_channels`. `bounded` adds a tanh to the decoder. Raises ValueError
-    for sizes below 1.
+    the mirror image and ends with `decoder_channels`. `bounded` adds a tanh to the decoder.
+
+    `bottleneck` builds a layer from a number of channels, such as EnCodec's LSTM, after the last block of the
+    encoder and before the first of the decoder. `latent_layers` builds one on the latents, such as Mimi's
+    Transformer (2410.00037, §3.3.1); `latent_stride` lowers the rate of the latents behind it. Raises
+    ValueError for sizes below 1.
     """
 
     def __init__(
@@ -96,8 +100,11 @@ class SEANet(LayeredAutoencoder):
         strides: Sequence[int] = (2, 4, 5, 8),
         layers: Layers | None = None,
         residual_units: Callable[..., ResidualUnits] = ResidualUnits,
-        lstm_layers: int = 0,
+        bottleneck: Callable[[int], nn.Module] | None = None,
         latent_kernel_size: int = 3,
+        latent_layers: Callable[[int], nn.Module] | None = None,
+        latent_stride: int = 1,
+        output_kernel_size: int = 7,
         bounded: bool = False,
     ):
         super().__init__()
@@ -108,11 +115,13 @@ class SEANet(LayeredAutoencoder):
             decoder_channels=decoder_channels,
             strides=min(strides, default=0),
             latent_kernel_size=latent_kernel_size,
+            latent_stride=latent_stride,
+            output_kernel_size=output_kernel_size,
         )
         layers = layers or Layers()
         self.audio_channels = audio_channels
         self.latent_dim = latent_dim
-        self.hop_length = math.prod(strides)
+        self.hop_length = math.prod(strides) * latent_stride
 
         channels = encoder_channels
         encoder: list[nn.Module] = [layers.conv(audio_channels, channels, 7)]
@@ -120,17 +129,22 @@ class SEANet(LayeredAutoencoder):
             encoder += [residual_units(channels, layers), layers.activation(channels)]
             encoder += [layers.downsample(channels, 2 * channels, stride)]
             channels *= 2
-        encoder += [LSTM(channels, lstm_layers)] if lstm_layers else []
+        encoder += [bottleneck(channels)] if bottleneck else []
         encoder += [layers.activation(channels), layers.conv(channels, latent_dim, latent_kernel_size)]
+        encoder += [latent_layers(latent_dim)] if latent_layers else []
+        encoder += [Downsample(latent_dim, latent_stride, layers.causal)] if latent_stride > 1 else []
         self.encoder = nn.Sequential(*encoder)
 
         channels = decoder_channels * 2 ** len(strides)
-        decoder: list[nn.Module] = [layers.conv(latent_dim, channels, 7)]
-        decoder += [LSTM(channels, lstm_layers)] if lstm_layers else []
+        decoder: list[nn.Module] = []
+        decoder += [Upsample(latent_dim, latent_stride, layers.causal)] if latent_stride > 1 else []
+        decoder += [latent_layers(latent_dim)] if latent_layers else []
+        decoder += [layers.conv(latent_dim, channels, 7)]
+        decoder += [bottleneck(channels)] if bottleneck else []
         for stride in reversed(strides):
             decoder += [layers.activation(channels), layers.upsample(channels, channels // 2, stride)]
             channels //= 2
             decoder += [residual_units(channels, layers)]
-        decoder += [layers.activation(channels), layers.conv(channels, audio_channels, 7)]
+        decoder += [layers.activation(channels), layers.conv(channels, audio_channels, output_kernel_size)]
         decoder += [nn.Tanh()] if bounded else []
         self.decoder = nn.Sequential(*decoder)

@@ -19,6 +19,8 @@ class Vocos(LayeredAutoencoder):
     `channels[0]` on one frame per `hop` samples, then merges frames and adds further blocks for each of
     `strides`. The decoder is its mirror image. Latents have a lower rate than frames, as in ESC (2404.19441)
     and APCodec (2402.10533). A causal decoder may wait for `lookahead` frames of latents, in its first block.
+    `bottleneck` builds a layer from a number of channels, after the last block of the encoder and before the
+    first of the decoder.
     Raises ValueError for sizes below 1, windows that `hop` does not divide, lists of different lengths, and a
     look-ahead without `causal` or without a block.
     """
@@ -35,6 +37,7 @@ class Vocos(LayeredAutoencoder):
         encoder_blocks: Sequence[int] = (2, 2),
         decoder_blocks: Sequence[int] = (4, 2),
         blocks: Callable[..., nn.Module] = ConvNeXtBlock,
+        bottleneck: Callable[[int], nn.Module] | None = None,
         causal: bool = False,
         lookahead: int = 0,
     ):
@@ -67,11 +70,13 @@ class Vocos(LayeredAutoencoder):
         encoder += level(0, encoder_blocks)
         for number, stride in enumerate(strides, start=1):
             encoder += [Merge(channels[number - 1], channels[number], stride), *level(number, encoder_blocks)]
+        encoder += [ChannelsFirst(), bottleneck(channels[-1]), ChannelsLast()] if bottleneck else []
         encoder += [Projection(channels[-1], latent_dim), ChannelsFirst()]
         self.encoder = nn.Sequential(*encoder)
 
         synthesis = InverseSTFT(audio_channels, windows[1], hop, causal)
         decoder: list[nn.Module] = [ChannelsLast(), Projection(latent_dim, channels[-1], normalize=False)]
+        decoder += [ChannelsFirst(), bottleneck(channels[-1]), ChannelsLast()] if bottleneck else []
         for number in range(len(strides), 0, -1):
             decoder += level(number, decoder_blocks, lookahead if number == len(strides) else 0)
             decoder += [Split(channels[number], channels[number - 1], strides[number - 1])]

@@ -153,7 +153,7 @@ def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> T
 
 
 def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """Write a directory for `EncodecModel` or `DacModel` of `transformers`."""
+    """Write a directory for `EncodecModel`, `DacModel` or `MimiModel` of `transformers`."""
     log.info("writing a model of transformers")
     name = huggingface.save(codec, folder)
     log.info("comparing it with the codec")

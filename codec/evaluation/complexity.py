@@ -67,6 +67,13 @@ def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest:
     return 2 * math.prod(input_shape) * weight_shape[0]
 
 
+def count_attention(
+    queries: Sequence[int], keys: Sequence[int], values: Sequence[int], *rest: Any, **named: Any
+) -> int:
+    """Operations of attention on a CPU, `[B, H, F, D]` each, masked pairs included."""
+    return 2 * math.prod(queries) * keys[2] + 2 * math.prod(queries[:3]) * math.prod(values[2:])
+
+
 def count_transform(input_shape: Sequence[int], *rest: Any, **named: Any) -> int:
     """Operations of real Fourier transforms of the last dimension, 2.5 N log2 N each."""
     length = rest[-1] if isinstance(rest[-1], int) and not isinstance(rest[-1], bool) else input_shape[-1]
@@ -76,7 +83,7 @@ def count_transform(input_shape: Sequence[int], *rest: Any, **named: Any) -> int
 def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
     """Multiply–accumulates per second of audio of encoder, quantizer (coding and decoding) and decoder.
 
-    Counts convolutions, matrix products and Fourier transforms; elementwise operations are not counted.
+    Counts convolutions, matrix products and Fourier transforms; elementwise operations are not formulas.
     """
     frames = max(1, round(seconds * codec.frame_rate))
     device = next(codec.parameters()).device
@@ -86,6 +93,7 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
         aten = torch.ops.aten
         formulas = {aten._fft_r2c: count_transform, aten._fft_c2r: count_transform}
         formulas |= {torch.ops.mkldnn._linear_pointwise: count_linear}
+        formulas |= {aten._scaled_dot_product_flash_attention_for_cpu: count_attention}
         counter = FlopCounterMode(display=False, custom_mapping=formulas)
         # Fused recurrent layers are one operation without a count; the unfused ones are matrix products.
         with warnings.catch_warnings(), torch.backends.cudnn.flags(enabled=False):

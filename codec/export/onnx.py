@@ -168,7 +168,8 @@ class Session:
     @property
     def initial(self) -> list[Tensor]:
         """Initial states of a step graph: zeros."""
-        return [torch.zeros(value.shape) for value in self.inputs[1:]]
+        types = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+        return [torch.zeros(value.shape, dtype=types[value.type]) for value in self.inputs[1:]]
 
 
 def about(codec: Codec) -> dict[str, str]:

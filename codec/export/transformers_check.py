@@ -34,6 +34,8 @@ def check(codec: Codec, directory: Path) -> Comparison:
         trimmed = dac_format.unequal_end(model.config.downsampling_ratios)
         shapes = [shape for shape in shapes if shape[1] > trimmed]
         shapes = shapes or [(1, trimmed + hop * 8)]
+    elif name == "MimiModel":
+        encode, decode = partial(encode_dac, model), partial(decode_mimi, model)
     else:
         encode, decode = partial(encode_encodec, model), partial(decode_encodec, model)
     comparison = compare(codec, encode, decode, shapes, trimmed)
@@ -52,13 +54,18 @@ def decode_encodec(theirs: Any, codes: Tensor) -> Tensor:
 
 
 def encode_dac(theirs: Any, audio: Tensor) -> Tensor:
-    """Encode with a `DacModel`; returns codes `[B, K, F]`."""
+    """Encode with a `DacModel` or `MimiModel`; returns codes `[B, K, F]`."""
     return theirs.encode(audio).audio_codes
 
 
 def decode_dac(theirs: Any, codes: Tensor) -> Tensor:
     """Decode with a `DacModel`; returns audio `[B, 1, T]`."""
     return theirs.decode(audio_codes=codes).audio_values.view(len(codes), 1, -1)
+
+
+def decode_mimi(theirs: Any, codes: Tensor) -> Tensor:
+    """Decode with a `MimiModel`; returns audio `[B, C, T]`."""
+    return theirs.decode(codes).audio_values
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Loading and saving of EnCodec and DAC models in the format of Hugging Face's `transformers`.
+"""Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
 
 Only `check` requires `transformers`. Weights are read from safetensors, never from pickles.
 """
@@ -17,13 +17,14 @@ from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
+from codec.huggingface import mimi as mimi_format
 from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
 
 CONFIG_FILE = "config.json"
-FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format}
+FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
 
 
 def is_huggingface(path: Path) -> bool:
@@ -32,7 +33,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def load(path: str | Path, zero_padding: bool = False) -> Codec:
-    """Load a codec from a local directory written by `save_pretrained` of `EncodecModel` or `DacModel`.
+    """Load a codec from a local directory that an `EncodecModel`, `DacModel` or `MimiModel` was saved to.
 
     Codes and audio of whole frames equal those of `transformers`. `zero_padding` also accepts an EnCodec with
     reflection padding, whose codes then differ near the edges. A DAC of odd strides loses samples in
@@ -48,7 +49,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
             )
     kind = read_json(path / CONFIG_FILE).get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
-        kinds = " and ".join(FORMATS)
+        kinds = ", ".join(FORMATS)
         raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {kinds} can be loaded")
     form = FORMATS[kind]
     settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
@@ -69,11 +70,11 @@ def load_any(path: Path, zero_padding: bool = False) -> Codec:
 
 
 def shape_of(codec: Codec) -> str:
-    """Return `encodec` or `dac`, the codec's architecture; ConfigError with the reasons if it has neither."""
+    """Return the codec's architecture, a key of `FORMATS`; ConfigError with the reasons if it has none."""
     network = codec.autoencoder
     if not isinstance(network, SEANet):
         raise ConfigError(
-            f"EncodecModel and DacModel are SEANets, the autoencoder is {type(network).__name__}"
+            f"EncodecModel, DacModel and MimiModel are SEANets, the autoencoder is {type(network).__name__}"
         )
     reasons = []
     for kind, form in FORMATS.items():
@@ -90,12 +91,12 @@ def shape_of(codec: Codec) -> str:
 def save(codec: Codec, directory: Path) -> str:
     """Write a codec as a directory of `transformers`; returns the name of the class that loads it.
 
-    ConfigError if the codec has neither architecture. The result is verified by `check`, not here.
+    ConfigError if the codec has none of the architectures. The result is verified by `check`, not here.
     """
     kind = shape_of(codec)
     config = FORMATS[kind].to_config(codec)
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
-    if kind == "encodec":  # DAC's weights are stored folded
+    if kind == "encodec":  # the others' weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
         gain_names = [
             name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions

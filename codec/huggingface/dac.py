@@ -45,7 +45,10 @@ def to_config(codec: Codec) -> dict[str, Any]:
         "autoencoder.layers.causal": layers["causal"],
         "autoencoder.layers.activation is not snake": layers["activation"] != "snake",
         "autoencoder.bounded is false": not net["bounded"],
-        "autoencoder.lstm_layers": net["lstm_layers"] > 0,
+        "autoencoder.bottleneck": net["bottleneck"] is not None,
+        "autoencoder.latent_layers": net["latent_layers"] is not None,
+        "autoencoder.latent_stride is not 1": net["latent_stride"] != 1,
+        "autoencoder.output_kernel_size is not 7": net["output_kernel_size"] != 7,
         "autoencoder.latent_kernel_size is not 3": net["latent_kernel_size"] != 3,
         f"autoencoder.latent_dim is not encoder_channels * {2**halvings}": net["latent_dim"]
         != net["encoder_channels"] * 2**halvings,
@@ -178,7 +181,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "decoder_channels": given["decoder_hidden_size"] // 2 ** len(ratios),
             "strides": list(ratios),
             "latent_kernel_size": 3,
-            "lstm_layers": 0,
+            "bottleneck": None,
             "bounded": True,
             "layers": {
                 "_target_": "codec.layers.Layers",

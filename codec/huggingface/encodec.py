@@ -7,21 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from codec.autoencoders.seanet import ResidualUnits, SEANet
-from codec.codebooks.ema import VectorCodebook
 from codec.config import ConfigError
 from codec.huggingface.bandwidths import bandwidths, depth_of
 from codec.huggingface.foreign import arguments, fit_kernel
-from codec.layers.conv import Conv1d, ConvTranspose1d, Layers
+from codec.huggingface.lstm import idle_lstm, lstm_node, num_lstm_layers
+from codec.huggingface.seanet import FAR, KERNEL, convolutions, euclidean, flattened
+from codec.layers.conv import Layers
 from codec.layers.recurrent import LSTM
 from codec.model.codec import Codec
 from codec.quantizers.residual import Residual
-
-KERNEL = 7  # size in SEANet's first and last convolutions
-FAR = 1e15  # entry of an unused vector, never the nearest; its square fits in float32
 
 DEFAULTS: dict[str, Any] = {
     "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
@@ -59,6 +57,10 @@ def differences(
     return {
         "autoencoder.layers.activation is not elu": layers["activation"] != "elu",
         "autoencoder.bounded": net["bounded"],
+        "autoencoder.latent_layers": net["latent_layers"] is not None,
+        "autoencoder.latent_stride is not 1": net["latent_stride"] != 1,
+        "autoencoder.output_kernel_size is not 7": net["output_kernel_size"] != KERNEL,
+        "autoencoder.bottleneck is no LSTM": num_lstm_layers(net) is None,
         "autoencoder.encoder_channels is not decoder_channels": widths[0] != net["decoder_channels"],
         "autoencoder.residual_units.dilations are no powers of one number": dilations
         != [growth**power for power in range(len(dilations))],
@@ -107,7 +109,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
         "use_causal_conv": layers["causal"],
         "pad_mode": "constant",
         "compress": compress,
-        "num_lstm_layers": max(1, net["lstm_layers"]),
+        "num_lstm_layers": num_lstm_layers(net) or 1,
         "trim_right_ratio": 1.0,
         "codebook_size": size,
         "codebook_dim": net["latent_dim"],
@@ -115,38 +117,17 @@ def to_config(codec: Codec) -> dict[str, Any]:
     }
 
 
-def euclidean(quantizer: nn.Module) -> bool:
-    """Return True for a residual cascade whose stages all select the nearest vector of a table."""
-    return (
-        isinstance(quantizer, Residual)
-        and set(quantizer.strides) == {1}
-        and all(
-            isinstance(stage, VectorCodebook) and type(stage).encode is VectorCodebook.encode
-            for stage in quantizer.codebooks
-        )
-    )
-
-
 def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
     """Yield each convolution's and LSTM's name here and in `transformers`, which has one LSTM per side."""
     for side in ("encoder", "decoder"):
-        flat: list[tuple[str, nn.Module]] = []
-        for index, layer in enumerate(getattr(autoencoder, side)):
-            units = list(enumerate(layer)) if isinstance(layer, ResidualUnits) else []
-            own_name = f"autoencoder.{side}.{index}"
-            flat += [(f"{own_name}.{number}", unit) for number, unit in units] or [(own_name, layer)]
+        flat = flattened(autoencoder, side)
         if not any(isinstance(layer, LSTM) for _, layer in flat):
             flat.insert(len(flat) - 2 if side == "encoder" else 1, ("", LSTM(1, 1)))
         for index, (own_name, layer) in enumerate(flat):
             encodec_name = f"{side}.layers.{index}"
-            if isinstance(layer, Conv1d | ConvTranspose1d):
-                yield f"{own_name}.conv", f"{encodec_name}.conv"
-            elif isinstance(layer, LSTM):
+            if isinstance(layer, LSTM):
                 yield f"{own_name}.lstm" if own_name else "", f"{encodec_name}.lstm"
-            elif hasattr(layer, "block"):
-                yield f"{own_name}.block.1.conv", f"{encodec_name}.block.1.conv"
-                yield f"{own_name}.block.3.conv", f"{encodec_name}.block.3.conv"
-                yield f"{own_name}.skip.conv", f"{encodec_name}.shortcut.conv"
+            yield from convolutions(layer, own_name, encodec_name)
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -176,13 +157,6 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
         tensors[f"{prefix}.cluster_size"] = usage
         tensors[f"{prefix}.inited"] = torch.ones(1)
     return tensors
-
-
-def idle_lstm(prefix: str, channels: int) -> dict[str, Tensor]:
-    """LSTM of zeros, the identity with its skip connection; `EncodecModel` requires an LSTM."""
-    shapes = {"weight_ih_l0": (4 * channels, channels), "weight_hh_l0": (4 * channels, channels)}
-    shapes |= {"bias_ih_l0": (4 * channels,), "bias_hh_l0": (4 * channels,)}
-    return {f"{prefix}.{name}": torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def check_loadable(given: Mapping[str, Any], zero_padding: bool) -> None:
@@ -235,7 +209,7 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
             "decoder_channels": given["num_filters"],
             "strides": list(reversed(ratios)),
             "latent_kernel_size": given["last_kernel_size"],
-            "lstm_layers": given["num_lstm_layers"],
+            "bottleneck": lstm_node(given["num_lstm_layers"]),
             "bounded": False,
             "layers": {
                 "_target_": "codec.layers.Layers",

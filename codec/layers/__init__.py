@@ -4,11 +4,15 @@ from codec.layers.base import Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import ConvNeXtBlock
 from codec.layers.film import FiLM, Unconditioned
+from codec.layers.recurrent import LSTM
+from codec.layers.transformer import Transformer
 
 __all__ = [
+    "LSTM",
     "ConvNeXtBlock",
     "FiLM",
     "Layer",
     "Layers",
+    "Transformer",
     "Unconditioned",
 ]

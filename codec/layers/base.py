@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Layer(nn.Module):
     """
 
     channels_last: bool = False
+    masked: bool = False  # `forward` has an argument `valid` `[B, T]`: False for padding
 
     @property
     def rate(self) -> Fraction | int:
@@ -102,19 +103,22 @@ def zeros_beyond(network: nn.Module, lengths: Tensor, longest: int) -> Iterator[
     """Mask the padding before every non-causal layer, so that batched equals single encoding.
 
     `lengths` `[B]` are the items' lengths, of `longest` inputs. Without the mask a non-causal layer would
-    depend on the response of earlier layers to the padding. `context.after` of the network must be bounded.
+    depend on the response of earlier layers to the padding. A `masked` layer, such as attention, for which
+    zeros are inputs like others, gets the mask as its argument `valid`. `context.after` of the network must
+    be bounded.
     """
 
-    def mask(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    def mask(layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> Any:
         x = inputs[0]
         size = x.shape[1] if layer.channels_last else x.shape[-1]
         # Exact: lengths are whole frames, and the rate of a layer divides a frame.
         padding = torch.arange(size, device=x.device) >= (lengths * size // longest)[:, None]
-        return x.masked_fill(padding[..., None] if layer.channels_last else padding[:, None], 0)
+        masked = x.masked_fill(padding[..., None] if layer.channels_last else padding[:, None], 0)
+        return (masked,), options | ({"valid": ~padding} if layer.masked else {})
 
     ragged = bool((lengths < longest).any())
     ahead = [module for module in network.modules() if looks_ahead(module)] if ragged else []
-    hooks = [layer.register_forward_pre_hook(mask) for layer in ahead]
+    hooks = [layer.register_forward_pre_hook(mask, with_kwargs=True) for layer in ahead]
     try:
         yield
     finally:

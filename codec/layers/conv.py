@@ -172,7 +172,7 @@ class Layers:
     def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.causal = ACTIVATIONS[activation], causal
         self.style = {"causal": causal, "weight_norm": weight_norm}
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int, **options: int) -> Conv1d:

@@ -16,10 +16,15 @@ from codec.layers.streaming import State, Step
 
 
 class LSTM(Layer):
-    """Recurrent layers over frames with a skip connection, `[B, C, F] -> [B, C, F]` (EnCodec, §3.1)."""
+    """Recurrent layers over frames with a skip connection, `[B, C, F] -> [B, C, F]` (EnCodec, §3.1).
 
-    def __init__(self, channels: int, num_layers: int):
+    Raises ValueError for a `num_layers` below 1.
+    """
+
+    def __init__(self, channels: int, num_layers: int = 2):
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
         self.lstm = nn.LSTM(channels, channels, num_layers)
 
     def forward(self, latents: Tensor) -> Tensor:

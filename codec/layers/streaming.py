@@ -137,7 +137,7 @@ class Upsampling(Step):
         blocks = padded.view(inputs, outputs, reach, stride).flip(2)
         taps = blocks.permute(3, 1, 0, 2).reshape(stride * outputs, inputs, reach)
         repeated = None if bias is None else bias.detach().repeat(stride)
-        self.steps = Convolution(taps, repeated, 1, 1, reach - 1, 0)
+        self.steps: Step = Convolution(taps, repeated, 1, 1, reach - 1, 0)
         self.outputs, self.stride, self.trim = outputs, stride, trim
 
     def count(self, inputs: int) -> int:

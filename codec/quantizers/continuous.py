@@ -151,8 +151,9 @@ class Gaussian(Continuous):
 
 
 class Variational(Gaussian):
-    """Gaussian variables with a learned variance, for latents `[B, D, F]`; Kingma and Welling 2014 (1312.6114).
+    """Gaussian variables with a learned variance, for latents `[B, D, F]`.
 
+    Source: Kingma and Welling 2014 (1312.6114).
     The initial noise is small: noise of variance 1 would mask an untrained encoder, and the decoder would
     learn to ignore it.
     """
