@@ -103,9 +103,9 @@ def decode_blocks(
     check_content(path, file.frames)
     decoded, end = span or (0, file.frames)
     if decoded:
-        before = min(decoded, PREROLL.get(file.subtype, 0))
-        file.seek(decoded - before)
-        file.read(before, dtype="float32")
+        preroll = min(decoded, PREROLL.get(file.subtype, 0))
+        file.seek(decoded - preroll)
+        file.read(preroll, dtype="float32")
     # Otherwise soundfile seeks after each block, and libmpg123 restarts without the preceding frames.
     file.seekable = lambda: False
     while decoded < end:

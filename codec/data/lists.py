@@ -35,9 +35,9 @@ def read_list(path: str) -> list[Row]:
     rows: dict[Row, None] = {}
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for number, found in reader(file):
-                unknown |= dict.fromkeys(str(key) for key in found if key not in COLUMNS)
-                rows[parse_row(found, f"{printable(path)}, line {number}")] = None
+            for number, fields in reader(file):
+                unknown |= dict.fromkeys(str(key) for key in fields if key not in COLUMNS)
+                rows[parse_row(fields, f"{printable(path)}, line {number}")] = None
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
     except (csv.Error, RecursionError) as error:
@@ -48,14 +48,14 @@ def read_list(path: str) -> list[Row]:
     return list(rows)
 
 
-def parse_row(found: Mapping[str, Any], where: str) -> Row:
+def parse_row(fields: Mapping[str, Any], where: str) -> Row:
     """Check the fields of a row; `DataError` with `where` for one that is missing or impossible."""
-    path = found.get("path")
+    path = fields.get("path")
     if not isinstance(path, str) or not path or "\0" in path:
         raise DataError(f"{where}: no path; the columns are {', '.join(COLUMNS)}")
     values = {}
     for name, least in (("start", 0.0), ("duration", None), ("weight", None)):
-        text = found.get(name)
+        text = fields.get(name)
         if text is None or text == "":
             continue
         try:
@@ -81,19 +81,19 @@ def json_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
+            fields = json.loads(line)
         except ValueError as error:
             raise DataError(f"{printable(file.name)}, line {number}: no JSON: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(fields, dict):
             raise DataError(f"{printable(file.name)}, line {number}: expected an object with a path")
-        yield number, found
+        yield number, fields
 
 
 def csv_lines(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and fields of each row below the header."""
     reader = csv.DictReader(file)
-    for found in reader:
-        yield reader.line_num, {key: value for key, value in found.items() if key is not None}
+    for fields in reader:
+        yield reader.line_num, {key: value for key, value in fields.items() if key is not None}
 
 
 LISTS: dict[str, Callable[[IO[str]], Iterator[tuple[int, dict[str, Any]]]]] = {
@@ -105,10 +105,10 @@ LISTS: dict[str, Callable[[IO[str]], Iterator[tuple[int, dict[str, Any]]]]] = {
 
 def parts_of(files: Iterable[IndexedFile], rows: Sequence[Row]) -> list[IndexedFile]:
     """Entry of each row, from the entries of whole files; a row outside of its file has that as problem."""
-    known = {file.path: file for file in files}
-    found: dict[IndexedFile, None] = {}
+    by_path = {file.path: file for file in files}
+    entries: dict[IndexedFile, None] = {}
     for row in rows:
-        file = known[row.path]
+        file = by_path[row.path]
         if file.problem is None:
             first = round(row.start * file.sample_rate)
             end = file.frames if row.duration is None else first + round(row.duration * file.sample_rate)
@@ -119,5 +119,5 @@ def parts_of(files: Iterable[IndexedFile], rows: Sequence[Row]) -> list[IndexedF
             else:
                 span = first, min(end, file.frames)
                 file = replace(file, span=span if span != (0, file.frames) else None, weight=row.weight)
-        found[file] = None
-    return list(found)
+        entries[file] = None
+    return list(entries)

@@ -39,23 +39,23 @@ def identity(file: IndexedFile) -> str:
 
 
 def by_recording(parts: Mapping[str, str]) -> Record:
-    """Parts by the identity of the whole recording, each with its span or None."""
-    found: Record = {}
+    """Parts by the identity of the recording recording, each with its span or None."""
+    record: Record = {}
     for name, part in parts.items():
-        whole, _, frames = name.partition(":")
+        recording, _, frames = name.partition(":")
         span = re.fullmatch(r"(\d+)-(\d+)", frames)
-        found.setdefault(whole, []).append((part, (int(span[1]), int(span[2])) if span else None))
-    return found
+        record.setdefault(recording, []).append((part, (int(span[1]), int(span[2])) if span else None))
+    return record
 
 
 def recorded(file: IndexedFile, record: Record) -> list[tuple[str, IndexedFile]]:
     """Parts of a run in which a file with an absolute path lies, each with the frames that lie in it."""
-    found = list[tuple[str, IndexedFile]]()
+    pieces = list[tuple[str, IndexedFile]]()
     for part, span in record.get(identity(replace(file, span=None)), []):
         inside = overlap(file.range, span or file.range)
         if inside:
-            found.append((part, file if inside == file.range else replace(file, span=inside)))
-    return found
+            pieces.append((part, file if inside == file.range else replace(file, span=inside)))
+    return pieces
 
 
 def overlap(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int] | None:
@@ -74,15 +74,15 @@ def divide(
     pieces, rest = list[tuple[str, IndexedFile]](), list[IndexedFile]()
     record = {name: spans for name, spans in by_recording(known).items() if any(span for _, span in spans)}
     for file in index.usable:
-        before = recorded(file.below(index.root), record) if record else []
-        pieces += before
-        rest += [] if before else [file]
+        cuts = recorded(file.below(index.root), record) if record else []
+        pieces += cuts
+        rest += [] if cuts else [file]
     alone = bool(pieces) and len(rest) < 2
     parts = (rest, ()) if alone else split(rest, share, float("inf") if known else crop)
-    trained, held = ([file.below(index.root) for file in part] for part in parts)
+    trained, valid = ([file.below(index.root) for file in part] for part in parts)
     trained += [piece for part, piece in pieces if part != HELD_OUT]
-    held += [piece for part, piece in pieces if part == HELD_OUT]
-    return sorted(trained, key=place), sorted(held, key=place)
+    valid += [piece for part, piece in pieces if part == HELD_OUT]
+    return sorted(trained, key=place), sorted(valid, key=place)
 
 
 def place(file: IndexedFile) -> tuple[str, tuple[int, int]]:
@@ -99,26 +99,26 @@ def separate(
     known: parts of recordings by identity, as in a resumed run; these recordings keep their parts.
     """
     known = known or {}
-    everything = {place(file): identity(file) for root in roots for part in root for file in part}
+    identities = {place(file): identity(file) for root in roots for part in root for file in part}
     # A root of one file has it in both parts. It is used for training if other roots hold out files.
     proposed = {
-        everything[place(file)] for train, valid in roots if list(train) != list(valid) for file in valid
+        identities[place(file)] for train, valid in roots if list(train) != list(valid) for file in valid
     }
-    held = {
-        one for one in everything.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
+    held_names = {
+        one for one in identities.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
     }
-    if not held or held == set(everything.values()):  # such as a single recording, used in both parts
+    if not held_names or held_names == {*identities.values()}:  # as of one recording, used in both parts
         return [list(train) for train, _ in roots], [file for _, valid in roots for file in valid]
     valid: dict[str, IndexedFile] = {}
     trained: list[list[IndexedFile]] = []
     num_moved = 0
     for train, held_files in roots:
         below = {place(file): file for file in (*train, *held_files)}
-        trained.append([below[key] for key in sorted(below) if everything[key] not in held])
+        trained.append([below[key] for key in sorted(below) if identities[key] not in held_names])
         for file in sorted((*held_files, *train), key=place):
-            if everything[place(file)] in held:
-                valid.setdefault(everything[place(file)], file)
-        num_moved += sum(everything[place(file)] in held for file in train)
+            if identities[place(file)] in held_names:
+                valid.setdefault(identities[place(file)], file)
+        num_moved += sum(identities[place(file)] in held_names for file in train)
     if num_moved:
         log.info("%d files are held out because they are, or were, elsewhere too", num_moved)
     return without_overlap(trained, list(valid.values())), list(valid.values())
@@ -148,22 +148,22 @@ def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedF
     runs = [by_recording(parts) for parts in map(parts_near, map(Path, models)) if parts]
     if not runs:
         return list(proposed)
-    found = [one for file in index.usable for one in held_out_of(file, index.root, proposed, runs)]
-    if not found:
+    files = [one for file in index.usable for one in held_out_of(file, index.root, proposed, runs)]
+    if not files:
         raise ConfigError(f"--held-out: the models were trained on all recordings in {printable(index.root)}")
-    return found
+    return files
 
 
 def held_out_of(file: IndexedFile, root: str, proposed: Files, runs: Sequence[Record]) -> list[IndexedFile]:
-    """Parts of a file that every run which has the file held out; those `proposed` if no run has it."""
+    """Parts of a file that every run which has the file ranges out; those `proposed` if no run has it."""
     pieces, trained = None, list[tuple[int, int]]()
     for run in runs:
         parts = recorded(file.below(root), run)
         trained += [piece.range for part, piece in parts if part == TRAINED]
-        held = [piece.range for part, piece in parts if part == HELD_OUT]
-        if held:
-            before = [file.range] if pieces is None else pieces
-            common = [overlap(one, other) for one in before for other in held]
+        ranges = [piece.range for part, piece in parts if part == HELD_OUT]
+        if ranges:
+            earlier_ranges = [file.range] if pieces is None else pieces
+            common = [overlap(one, other) for one in earlier_ranges for other in ranges]
             pieces = [span for span in common if span]
     if pieces is None:
         pieces = [one.range for one in proposed if one.path == file.path and overlap(one.range, file.range)]
@@ -214,13 +214,13 @@ def parts_near(model: Path) -> dict[str, str]:
 
 def warn_of_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[IndexedFile]) -> None:
     """Warn if a resumed run has other recordings than its record."""
-    now = {identity(replace(file, span=None)): printable(os.path.basename(file.path)) for file in files}
-    known = {name.partition(":")[0]: row["file"] for name, row in before.items()}
-    gone = [file for name, file in known.items() if name not in now]
-    new = [file for name, file in now.items() if name not in known]
+    current = {identity(replace(file, span=None)): printable(os.path.basename(file.path)) for file in files}
+    recorded = {name.partition(":")[0]: row["file"] for name, row in before.items()}
+    missing = [file for name, file in recorded.items() if name not in current]
+    new = [file for name, file in current.items() if name not in recorded]
     changed = ", ".join(
         f"{len(names)} {word} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
-        for names, word in ((gone, "gone"), (new, "new"))
+        for names, word in ((missing, "gone"), (new, "new"))
         if names
     )
     if before and changed:

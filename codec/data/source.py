@@ -91,14 +91,14 @@ def require_folder(root: str | os.PathLike[str]) -> str:
 def list_archive(path: str) -> Source:
     """Audio files of a tar archive; `DataError` if it is not readable or no tar archive."""
     try:
-        found = archive.contents(path)
+        contents = archive.contents(path)
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
-    if found.damage and not found.members:
-        raise DataError(f"{printable(path)} is no tar archive, or damaged: {found.damage}")
-    outputs = {name.rpartition("/")[0] for name in found.members if name.rpartition("/")[2] == OUTPUT_MARK}
-    files, ignored = list[IndexedFile](), found.others.copy()
-    for name, member in found.members.items():
+    if contents.damage and not contents.members:
+        raise DataError(f"{printable(path)} is no tar archive, or damaged: {contents.damage}")
+    outputs = {name.rpartition("/")[0] for name in contents.members if name.rpartition("/")[2] == OUTPUT_MARK}
+    files, ignored = list[IndexedFile](), contents.others.copy()
+    for name, member in contents.members.items():
         folders = name.split("/")
         if any(part.startswith(".") for part in folders):
             continue
@@ -110,7 +110,7 @@ def list_archive(path: str) -> Source:
         else:
             ignored[suffix or "without extension"] += 1
     faults = [(name, OUTPUT) for name in outputs if name]
-    faults += [(os.path.basename(path), found.damage)] if found.damage else []
+    faults += [(os.path.basename(path), contents.damage)] if contents.damage else []
     unreadable = [IndexedFile(name, 0, UNKNOWN, problem=problem) for name, problem in faults]
     return Source(path, path, sorted(files, key=lambda file: file.path), unreadable, dict(ignored))
 

@@ -43,13 +43,13 @@ def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0
     duration = totals(files, names)
     seconds = {name: duration[name] for name in ranked}
     chosen = choose(seconds, valid_fraction)
-    total, held = sum(seconds.values()), sum(seconds[name] for name in chosen)
+    total, held_seconds = sum(seconds.values()), sum(seconds[name] for name in chosen)
     pieces, longest = None, max(files, key=lambda file: (file.seconds, file.path))
     wanted = valid_fraction * total
-    if longest.seconds > DOMINATING * total and not wanted / 2 <= held <= wanted * 2:
-        kept, missing = (chosen, wanted - held) if held < wanted else (set[str](), wanted)
+    if longest.seconds > DOMINATING * total and not wanted / 2 <= held_seconds <= wanted * 2:
+        base, missing = (chosen, wanted - held_seconds) if held_seconds < wanted else (set[str](), wanted)
         if pieces := cut(longest, missing, crop):
-            chosen = kept
+            chosen = base
     train, valid = list[IndexedFile](), list[IndexedFile]()
     for file in files:
         if pieces and file == longest:
@@ -62,10 +62,10 @@ def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0
 
 def totals(files: Sequence[IndexedFile], names: Mapping[IndexedFile, str]) -> dict[str, float]:
     """Duration in seconds of all files of each name."""
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     for file in files:
-        found[names[file]] = found.get(names[file], 0.0) + file.seconds
-    return found
+        totals[names[file]] = totals.get(names[file], 0.0) + file.seconds
+    return totals
 
 
 def choose(seconds: Mapping[str, float], share: float) -> set[str]:

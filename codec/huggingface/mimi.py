@@ -71,8 +71,8 @@ def to_config(codec: Codec) -> dict[str, Any]:
     ]
     unlike = differences(codec, net, layers, units, latent_layers)
     if any(unlike.values()):
-        why = "; ".join(reason for reason, found in unlike.items() if found)
-        raise ConfigError(f"not of the shape of Mimi in transformers: {why}")
+        reasons = "; ".join(reason for reason, is_unlike in unlike.items() if is_unlike)
+        raise ConfigError(f"not of the shape of Mimi in transformers: {reasons}")
     transformer, quantizer = latent_layers[0], cast(Split, codec.quantizer)
     dilations, heads = units["dilations"], transformer.channels // transformer.head_channels
     inner = cast(Projected, quantizer.acoustic).quantizer.dim
@@ -192,7 +192,9 @@ def check_loadable(given: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
         <= given["num_semantic_quantizers"],
     }
     if any(unlike.values()):
-        raise ConfigError("this Mimi has: " + "; ".join(what for what, found in unlike.items() if found))
+        raise ConfigError(
+            "this Mimi has: " + "; ".join(what for what, is_unlike in unlike.items() if is_unlike)
+        )
 
 
 def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[str, Any]:

@@ -42,12 +42,12 @@ PROJECTIONS = {"in_proj.weight": "input_proj.weight", "out_proj.weight": "output
 
 def names(codec: Codec, known: Mapping[str, Tensor], theirs_known: bool) -> Iterator[tuple[str, str]]:
     """Yield the name here and in `transformers` of each tensor that is the same in both, of those `known`."""
-    for ours, theirs in prefixes(codec):
-        prefix = theirs if theirs_known else ours
+    for own_name, mimi_name in prefixes(codec):
+        prefix = mimi_name if theirs_known else own_name
         for name in known:
             if name == prefix or name.startswith(f"{prefix}."):
                 leaf = name.removeprefix(prefix)
-                yield f"{ours}{leaf}", f"{theirs}{leaf}"
+                yield f"{own_name}{leaf}", f"{mimi_name}{leaf}"
 
 
 def prefixes(codec: Codec) -> Iterator[tuple[str, str]]:
@@ -55,16 +55,16 @@ def prefixes(codec: Codec) -> Iterator[tuple[str, str]]:
     for side in ("encoder", "decoder"):
         latent = (Transformer, Downsample, Upsample)
         flat = flattened(cast(SEANet, codec.autoencoder), side)
-        for ours, layer in flat:
+        for own_name, layer in flat:
             if isinstance(layer, Downsample | Upsample):
-                yield f"{ours}.conv", f"{type(layer).__name__.lower()}.conv"
+                yield f"{own_name}.conv", f"{type(layer).__name__.lower()}.conv"
             elif isinstance(layer, Transformer):
                 for index in range(len(layer.layers)):
                     for one, other in LAYER.items():
-                        yield f"{ours}.layers.{index}.{one}", f"{side}_transformer.layers.{index}.{other}"
-        plain = [(ours, layer) for ours, layer in flat if not isinstance(layer, latent)]
-        for index, (ours, layer) in enumerate(plain):
-            yield from convolutions(layer, ours, f"{side}.layers.{index}")
+                        yield f"{own_name}.layers.{index}.{one}", f"{side}_transformer.layers.{index}.{other}"
+        plain = [(own_name, layer) for own_name, layer in flat if not isinstance(layer, latent)]
+        for index, (own_name, layer) in enumerate(plain):
+            yield from convolutions(layer, own_name, f"{side}.layers.{index}")
     for one, other in BRANCHES.items():
         for mine, yours in PROJECTIONS.items():
             yield f"quantizer.{one}.{mine}", f"quantizer.{other}.{yours}"
@@ -73,57 +73,61 @@ def prefixes(codec: Codec) -> Iterator[tuple[str, str]]:
 def attentions(codec: Codec) -> Iterator[tuple[str, list[str]]]:
     """Yield the name of each weight of queries, keys and values here, and its three names there."""
     for side in ("encoder", "decoder"):
-        for ours, layer in flattened(cast(SEANet, codec.autoencoder), side):
+        for own_name, layer in flattened(cast(SEANet, codec.autoencoder), side):
             for index in range(len(layer.layers) if isinstance(layer, Transformer) else 0):
-                theirs = [f"{side}_transformer.layers.{index}.{name}" for name in HEADS]
-                yield f"{ours}.layers.{index}.qkv.weight", theirs
+                mimi_name = [f"{side}_transformer.layers.{index}.{name}" for name in HEADS]
+                yield f"{own_name}.layers.{index}.qkv.weight", mimi_name
 
 
 def cascades(codec: Codec) -> Iterator[tuple[str, str, Residual]]:
     """Yield the names here and there of each residual cascade, and the cascade."""
     quantizer = cast(Split, codec.quantizer)
-    for (ours, theirs), part in zip(BRANCHES.items(), (quantizer.semantic, quantizer.acoustic), strict=True):
+    for (own_name, mimi_name), part in zip(
+        BRANCHES.items(), (quantizer.semantic, quantizer.acoustic), strict=True
+    ):
         cascade = cast(Residual, cast(Projected, part).quantizer)
-        yield f"quantizer.{ours}.quantizer", f"quantizer.{theirs}", cascade
+        yield f"quantizer.{own_name}.quantizer", f"quantizer.{mimi_name}", cascade
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to those of `MimiModel`."""
-    made = {theirs: plain[ours] for ours, theirs in names(codec, plain, theirs_known=False)}
-    for ours, theirs in attentions(codec):
-        made |= dict(zip(theirs, plain[ours].chunk(3), strict=True))
-    for _, theirs, cascade in cascades(codec):
+    weights = {mimi_name: plain[own_name] for own_name, mimi_name in names(codec, plain, theirs_known=False)}
+    for own_name, mimi_name in attentions(codec):
+        weights |= dict(zip(mimi_name, plain[own_name].chunk(3), strict=True))
+    for _, mimi_name, cascade in cascades(codec):
         for index, stage in enumerate(cascade.stages):
             missing = config["codebook_size"] - stage.codebook_size
-            prefix = f"{theirs}.layers.{index}.codebook"
+            prefix = f"{mimi_name}.layers.{index}.codebook"
             table = functional.pad(stage.table(), (0, 0, 0, missing), value=FAR)
             # Sums of a usage of 1 are the vectors to the last bit.
-            made[f"{prefix}.embed_sum"] = table
-            made[f"{prefix}.cluster_usage"] = torch.ones(len(table))
-            made[f"{prefix}.initialized"] = torch.ones(1)
-    return made
+            weights[f"{prefix}.embed_sum"] = table
+            weights[f"{prefix}.cluster_usage"] = torch.ones(len(table))
+            weights[f"{prefix}.initialized"] = torch.ones(1)
+    return weights
 
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert weights of `MimiModel` to folded ones of a codec; `codec` gives only the names."""
-    made = {ours: plain[theirs] for ours, theirs in names(codec, plain, theirs_known=True)}
-    for ours, theirs in attentions(codec):
-        made[ours] = torch.cat([needed(plain, name) for name in theirs])
-    first = {theirs: ours for ours, theirs in prefixes(codec)}
-    for theirs in ("encoder.layers.0.conv", "decoder.layers.0.conv"):
-        key = f"{first[theirs]}.weight"
-        if key in made:
-            made[key] = fit_kernel(made[key], KERNEL, causal=True)
-    for ours, theirs, cascade in cascades(codec):
+    weights = {own_name: plain[mimi_name] for own_name, mimi_name in names(codec, plain, theirs_known=True)}
+    for own_name, mimi_name in attentions(codec):
+        weights[own_name] = torch.cat([needed(plain, name) for name in mimi_name])
+    first = {mimi_name: own_name for own_name, mimi_name in prefixes(codec)}
+    for mimi_name in ("encoder.layers.0.conv", "decoder.layers.0.conv"):
+        key = f"{first[mimi_name]}.weight"
+        if key in weights:
+            weights[key] = fit_kernel(weights[key], KERNEL, causal=True)
+    for own_name, mimi_name, cascade in cascades(codec):
         for index in range(cascade.num_quantizers):
-            prefix, name = f"{theirs}.layers.{index}.codebook", f"{ours}.codebooks.{index}"
+            prefix, name = f"{mimi_name}.layers.{index}.codebook", f"{own_name}.codebooks.{index}"
             usage = needed(plain, f"{prefix}.cluster_usage")
             sums = needed(plain, f"{prefix}.embed_sum")
-            made[f"{name}.vectors"] = sums / usage.clamp(min=LEAST)[:, None]
+            weights[f"{name}.vectors"] = sums / usage.clamp(min=LEAST)[:, None]
             known = bool(usage.sum() > 0)
-            made[f"{name}.usage"] = usage / usage.sum() if known else torch.full_like(usage, 1 / len(usage))
-            made[f"{name}.initialised"] = torch.tensor(True)
-    return made
+            weights[f"{name}.usage"] = (
+                usage / usage.sum() if known else torch.full_like(usage, 1 / len(usage))
+            )
+            weights[f"{name}.initialised"] = torch.tensor(True)
+    return weights
 
 
 def needed(plain: Mapping[str, Tensor], name: str) -> Tensor:

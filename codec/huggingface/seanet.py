@@ -20,19 +20,19 @@ def flattened(autoencoder: SEANet, side: str) -> list[tuple[str, nn.Module]]:
     flat: list[tuple[str, nn.Module]] = []
     for index, layer in enumerate(getattr(autoencoder, side)):
         units = list(enumerate(layer)) if isinstance(layer, ResidualUnits) else []
-        ours = f"autoencoder.{side}.{index}"
-        flat += [(f"{ours}.{number}", unit) for number, unit in units] or [(ours, layer)]
+        own_name = f"autoencoder.{side}.{index}"
+        flat += [(f"{own_name}.{number}", unit) for number, unit in units] or [(own_name, layer)]
     return flat
 
 
-def convolutions(layer: nn.Module, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+def convolutions(layer: nn.Module, own_name: str, peer_name: str) -> Iterator[tuple[str, str]]:
     """Yield each convolution's name here and in `transformers` of a layer of those names."""
     if isinstance(layer, Conv1d | ConvTranspose1d):
-        yield f"{ours}.conv", f"{theirs}.conv"
+        yield f"{own_name}.conv", f"{peer_name}.conv"
     elif hasattr(layer, "block"):
-        yield f"{ours}.block.1.conv", f"{theirs}.block.1.conv"
-        yield f"{ours}.block.3.conv", f"{theirs}.block.3.conv"
-        yield f"{ours}.skip.conv", f"{theirs}.shortcut.conv"
+        yield f"{own_name}.block.1.conv", f"{peer_name}.block.1.conv"
+        yield f"{own_name}.block.3.conv", f"{peer_name}.block.3.conv"
+        yield f"{own_name}.skip.conv", f"{peer_name}.shortcut.conv"
 
 
 def euclidean(quantizer: nn.Module) -> bool:

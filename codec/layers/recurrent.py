@@ -16,7 +16,9 @@ from codec.layers.streaming import State, Step
 
 
 class LSTM(Layer):
-    """Recurrent layers over frames with a skip connection, `[B, C, F] -> [B, C, F]` (EnCodec, §3.1).
+    """Recurrent layers over frames with a skip connection, `[B, C, F]` to `[B, C, F]`.
+
+    Source: EnCodec (arXiv 2210.13438), section 3.1.
 
     Raises ValueError for a `num_layers` below 1.
     """

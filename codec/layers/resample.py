@@ -66,8 +66,8 @@ class Replicating(Convolution):
         if x.shape[1]:
             padding = torch.where(started > 0, padding, x[:, :1])
             started = torch.ones_like(started)
-        y, following = super().forward(x, [padding], final)
-        return y, [*following, started]
+        y, new_state = super().forward(x, [padding], final)
+        return y, [*new_state, started]
 
 
 class Upsample(Layer):

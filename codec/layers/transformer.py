@@ -138,16 +138,16 @@ class CachedTransformer(Step):
         turns = rotations(state[0] + places, size, self.transformer.rotary_base)
         sources = torch.arange(-self.kept, frames, device=x.device)
         mask = within(sources - places[:, None], self.transformer.window, True) & (sources >= -state[0])
-        following = [state[0] + frames]
+        new_state = [state[0] + frames]
 
         def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             queries, keys = rotate(queries, *turns), rotate(keys, *turns)
             fresh = torch.stack([keys, values], 1).permute(0, 3, 1, 2, 4).flatten(2)  # [B, F, 2 * C]
-            cache = torch.cat([state[len(following)], fresh], 1)
-            following.append(cache[:, frames:])
+            cache = torch.cat([state[len(new_state)], fresh], 1)
+            new_state.append(cache[:, frames:])
             keys, values = cache.unflatten(2, (2, -1, size)).transpose(1, 3).unbind(2)
             return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
         for layer in self.transformer.layers:
             x = layer(x, attention)
-        return x, following
+        return x, new_state

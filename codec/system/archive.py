@@ -89,17 +89,17 @@ class Contents:
     damage: str | None = None
 
 
-known: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and size and time of the archive
+_contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and size and time of the archive
 
 
 def contents(archive: str) -> Contents:
     """List an archive by its headers; kept in memory until the archive changes."""
     status = os.stat(archive)
     state = status.st_size, status.st_mtime_ns
-    if archive not in known or known[archive][0] != state:
+    if archive not in _contents or _contents[archive][0] != state:
         with open(archive, "rb", buffering=0) as file:
-            known[archive] = state, read_contents(file, archive, status.st_size)
-    return known[archive][1]
+            _contents[archive] = state, read_contents(file, archive, status.st_size)
+    return _contents[archive][1]
 
 
 def find(path: str | os.PathLike[str]) -> Member | None:
@@ -179,33 +179,33 @@ def number(text: bytes) -> int:
 
 def parse_records(content: bytes) -> dict[bytes, bytes]:
     """Parse the `length key=value` lines of an extended header, as far as they are well-formed."""
-    found = dict[bytes, bytes]()
+    records = dict[bytes, bytes]()
     while match := re.match(rb"(\d{1,9}) ([^=]+)=", content):
         length = int(match[1])
         if not match.end() < length <= len(content):
             break
-        found[match[2]] = content[match.end() : length - 1]
+        records[match[2]] = content[match.end() : length - 1]
         content = content[length:]
-    return found
+    return records
 
 
 def read_contents(file: IO[bytes] | io.FileIO, archive: str, size: int) -> Contents:
     """List an archive of `size` bytes: of entries with the same name the last, as unpacking would leave."""
-    found = Contents()
+    contents = Contents()
     try:
         for header, offset in entries(file, size):
             name = os.fsdecode(header.name).lstrip("/").removeprefix("./")
             if header.kind in FILES and ".." in name.split("/"):
-                found.others["path out of the archive"] += 1
+                contents.others["path out of the archive"] += 1
             elif header.kind in FILES and header.name:
-                found.members[name] = Member(archive, offset, header.size, header.mtime_ns)
+                contents.members[name] = Member(archive, offset, header.size, header.mtime_ns)
             elif header.kind in LINKS:
-                found.others["link"] += 1
+                contents.others["link"] += 1
             elif header.kind != FOLDER:
-                found.others["special file"] += 1
+                contents.others["special file"] += 1
     except ValueError as error:
-        found.damage = str(error)
-    return found
+        contents.damage = str(error)
+    return contents
 
 
 def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, int]]:

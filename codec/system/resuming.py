@@ -42,11 +42,11 @@ def require_same(
 
     `names` are the settings to compare, by default all. `options` are the command's options of settings.
     """
-    before, after = dict(flat(stored)), dict(flat(json.loads(json.dumps(settings))))
+    stored_values, new_values = dict(flat(stored)), dict(flat(json.loads(json.dumps(settings))))
     changes = [
-        f"{(options or {}).get(name, name)} {shown(before.get(name))} → {shown(after.get(name))}"
-        for name in names or dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
+        f"{(options or {}).get(name, name)} {shown(stored_values.get(name))} → {shown(new_values.get(name))}"
+        for name in names or dict.fromkeys([*stored_values, *new_values])
+        if stored_values.get(name) != new_values.get(name)
     ]
     if changes:
         raise ConfigError(f"{printable(folder)} was made with other settings: {', '.join(changes)}; {remedy}")

@@ -150,14 +150,14 @@ def progress(seconds: float) -> Iterator[Callable[[float], None]]:
     """Show a progress bar in hours of audio; yields a function to advance it by seconds."""
     shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
     interval = 0.5 if sys.stderr.isatty() else 30.0
-    began = time.perf_counter()
+    start = time.perf_counter()
     with tqdm(
         total=seconds / 3600, desc="encoding", bar_format=shape, delay=1.0, mininterval=interval
     ) as bar:
 
         def advance(more: float) -> None:
             hours = more / 3600
-            speed = (bar.n + hours) / (time.perf_counter() - began) * 3600
+            speed = (bar.n + hours) / (time.perf_counter() - start) * 3600
             bar.set_postfix_str(f"{speed:.0f} audio-hours per hour", refresh=False)
             bar.update(hours)
 

@@ -72,8 +72,12 @@ def read_format(folder: Path) -> tuple[TokenFormat, dict[str, Any]]:
     """Read `tokens.json`; FileNotFoundError if it is missing, TokenError if it is damaged."""
     path = folder / META_FILE
     if not path.is_file():
-        begun = (folder / ".encoding").is_dir()
-        hint = "its encoding is not finished: run codec-encode again" if begun else f"{META_FILE} is missing"
+        is_unfinished = (folder / ".encoding").is_dir()
+        hint = (
+            "its encoding is not finished: run codec-encode again"
+            if is_unfinished
+            else f"{META_FILE} is missing"
+        )
         raise FileNotFoundError(f"{folder}: holds no token dataset, {hint}")
     try:
         content = json.loads(path.read_bytes())

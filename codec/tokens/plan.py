@@ -65,15 +65,15 @@ def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Sou
     """Yield a source per file, with a path in UTF-8 and an id: the path without extension, if unique."""
     paths = [portable(file.path) for file in files]
     stems = Counter(os.path.splitext(path)[0] for path in paths)
-    every, seen = set(paths), set()
+    every, taken_names = set(paths), set()
     for file, path in zip(files, paths, strict=True):
         stem, problem = os.path.splitext(path)[0], file.problem
         unique = stems[stem] == 1 and stem not in every
         if problem is None and not resampled_length(file.frames, file.sample_rate, sample_rate):
             problem = f"too short: no whole sample at {sample_rate} Hz"
-        if path in seen:
+        if path in taken_names:
             problem = "its name, which is not UTF-8, is that of another file: rename it"
-        seen.add(path)
+        taken_names.add(path)
         yield Source(file, stem if unique else path, path, problem)
 
 

@@ -135,8 +135,8 @@ class Shards:
             rows += [Utterance(**line) for line in lines if "problem" not in line]
         if not rows:
             raise TokenError(f"nothing was encoded: {'; '.join(problems.values())[:500]}")
-        whole = replace(self.format, items=len(rows), index_crc32=self.save_index(rows))
-        content = whole.describe() | dict(self.about) | summary(rows, whole, self.plan)
+        final_format = replace(self.format, items=len(rows), index_crc32=self.save_index(rows))
+        content = final_format.describe() | dict(self.about) | summary(rows, final_format, self.plan)
         content |= {"devices": sorted(devices), "versions": versions()}
         if statistics:
             content["statistics"] = Statistics.merged(statistics).describe()

@@ -141,7 +141,7 @@ class Encoder:
     def encode_blocks(self, one: Loaded, advance: Callable[[float], None]) -> Outcome:
         """Encode a long file block by block while it is read."""
         source = self.plan.sources[one.number]
-        path, left = os.path.join(self.plan.root, source.file.path), source.seconds
+        path, seconds_left = os.path.join(self.plan.root, source.file.path), source.seconds
         peak, parts = 0.0, []
 
         def blocks() -> Iterator[Tensor]:
@@ -153,14 +153,14 @@ class Encoder:
         try:
             for part in encode_long(self.codec, blocks(), **self.options):
                 parts.append(stored(part.numpy(), self.format))
-                done = min(left, part.shape[1] / self.codec.frame_rate)
-                left -= done
-                advance(done)
+                portion = min(seconds_left, part.shape[1] / self.codec.frame_rate)
+                seconds_left -= portion
+                advance(portion)
             check_mixed(peak, path, source.file.channels, self.mix[1])
         except AudioError as error:
             return error.reason
         finally:
-            advance(left)
+            advance(seconds_left)
         return self.row(one, np.concatenate(parts, axis=1))
 
     def row(self, one: Loaded, codes: np.ndarray) -> Outcome:
