@@ -125,7 +125,7 @@ def status(path: str | os.PathLike[str]) -> os.stat_result | Member:
         raise
 
 
-def open_bytes(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_bytes(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file, or a member of an archive, for reading."""
     try:
         return open(path, "rb")
