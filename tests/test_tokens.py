@@ -408,7 +408,7 @@ def test_codes_beyond_the_codebooks_are_refused_under_right_checksums(codec, tmp
     dataset = TokenDataset(folder)
     i = dataset.find("s1/utt 4")
     for read in (dataset.codes, dataset.verify, partial(dataset.codes, start=5, stop=9), dataset.__getitem__):
-        with pytest.raises(TokenError, match="codes of s1/utt 4 exceed the codebooks"):
+        with pytest.raises(TokenError, match="s1/utt 4: codes exceed the codebooks"):
             read(i)
 
 
