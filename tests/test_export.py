@@ -312,8 +312,9 @@ def test_the_table_of_exports_has_every_option_and_agrees_with_these_tests():
         assert cells["onnx-steps"] == ("yes" if causal and name not in NO_CODES else "no"), name
 
 
-MIMI = ("autoencoder=mimi", "quantizer=split_rvq") + tuple(
-    f"quantizer.{part}.quantizer_dim=8" for part in ("semantic", "acoustic")
+MIMI = (
+    *("autoencoder=mimi", "quantizer=split_rvq"),
+    *(f"quantizer.{part}.quantizer_dim=8" for part in ("semantic", "acoustic")),
 )
 
 
