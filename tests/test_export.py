@@ -311,6 +311,12 @@ def test_the_table_of_exports_has_every_option_and_agrees_with_these_tests():
         assert cells["onnx-steps"] == ("yes" if causal else "no"), name
 
 
+MIMI = (
+    *("autoencoder=mimi", "quantizer=split_rvq"),
+    *(f"quantizer.{part}.quantizer_dim=8" for part in ("semantic", "acoustic")),
+)
+
+
 @pytest.mark.slow
 def test_the_table_of_exports_agrees_with_what_has_a_shape_of_transformers():
     hosts = [f"autoencoder={name}" for name in ("encodec", "dac_24khz")]
@@ -329,6 +335,7 @@ def test_the_table_of_exports_agrees_with_what_has_a_shape_of_transformers():
             if group == "autoencoder"
             else [(host, f"quantizer={name}") for host in hosts]
         )
+        pairs += [MIMI] if name in ("mimi", "split_rvq") else []
         assert cells["hf"] == ("yes" if any(fits(*pair) for pair in pairs) else "no"), name
 
 
