@@ -16,7 +16,7 @@ from codec.config import ConfigError
 from codec.data.augmentation import Augmentation
 from codec.data.index import Excerpt, Index, IndexedFile
 from codec.data.module import AudioData, Validation
-from codec.data.partition import held_out, read_record, say_changes, write_record
+from codec.data.partition import held_out, read_record, warn_of_changes, write_record
 from codec.data.scan import scan
 from codec.data.split import GAP, split
 from codec.evaluation.reading import read_clip, shown
@@ -177,7 +177,7 @@ def test_the_cut_is_logged_and_recorded_and_a_resume_keeps_it(book, tmp_path, ca
     assert [file for file in again.valid if file.span] == data.valid
     assert {file.path for file in (*again.trained[0], *again.valid)} == {str(path) for path in book.iterdir()}
     caplog.clear()
-    say_changes(record, [*again.trained[0], *again.valid])
+    warn_of_changes(record, [*again.trained[0], *again.valid])
     assert "the recordings have changed: 2 new (" in caplog.text and "gone" not in caplog.text
 
 
