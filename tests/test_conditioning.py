@@ -6,10 +6,15 @@ from composed import config
 from tokenized import small_codec
 
 from codec import load
+from codec.audio.reading import read_audio
+from codec.audio.writing import write_wav
+from codec.commands import encode
 from codec.config import ConfigError, validate
+from codec.evaluation.systems import OwnCodec
 from codec.layers import FiLM
 from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
+from codec.tokens.dataset import TokenDataset
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +103,19 @@ def test_an_option_of_conditioning_is_checked():
     model["conditioning"]["names"] = "clean"
     with pytest.raises(ConfigError, match=r"conditioning\.names"):
         validate(model)
+
+
+def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned, tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", audio_for(conditioned, 20)[0].numpy(), conditioned.sample_rate)
+    conditioned.save(tmp_path / "model")
+    source, out = [str(tmp_path / "model"), str(tmp_path / "a.wav")], str(tmp_path / "tokens")
+    assert encode.main([*source, "-o", out, "--format", "npy", "--workers", "0", "--condition", "clean"]) == 0
+    recording = torch.from_numpy(read_audio(tmp_path / "a.wav")[0])[None]
+    expected = conditioned.encode(recording, condition="clean")[0]
+    assert torch.equal(torch.from_numpy(TokenDataset(out)[0]).long(), expected)
+    with pytest.raises(ConfigError, match="--condition clean → None"):
+        encode.main([*source, "-o", out, "--format", "npy", "--workers", "0"])
+    with pytest.raises(ConfigError, match="condition must be as_is or clean, got 'loud'"):
+        encode.main([*source, "-o", out + "2", "--condition", "loud"])
+    chosen = load(tmp_path / "model", condition="clean")
+    assert OwnCodec(chosen).identity() != OwnCodec(conditioned).identity()

@@ -21,6 +21,7 @@ from codec.commands.descriptions import (
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
 DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
+CONDITION = "condition of a codec with conditions, e.g. clean; default: its first"
 STDIN, STDOUT = "- for standard input", "- for standard output"
 TRUST = "package whose classes the model may name; registered packages and this one are trusted"
 
@@ -77,6 +78,7 @@ def evaluate() -> argparse.ArgumentParser:
     add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
         "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
     add_trust(parser)
+    add_condition(parser)
     add("-o", "--output", type=Path, help="output folder; default: MODEL/evaluation-FOLDER")
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
@@ -139,6 +141,7 @@ def export() -> argparse.ArgumentParser:
 def stream() -> argparse.ArgumentParser:
     """Parser of `codec-stream`."""
     parser = new_parser("stream", "Stream through a codec, from microphone or file to speakers or file.")
+    add_condition(parser)
     add = parser.add_argument
     add("model", type=Path, help=MODEL)
     add_trust(parser)
@@ -154,6 +157,7 @@ def stream() -> argparse.ArgumentParser:
 def encode() -> argparse.ArgumentParser:
     """Parser of `codec-encode`."""
     parser = model_parser("encode", ENCODE)
+    add_condition(parser)
     add = parser.add_argument
     add("inputs", type=Path, nargs="+",
         help=f"a folder, searched with its sub-folders, or audio files; {STDIN}")  # fmt: skip
@@ -203,6 +207,7 @@ def export_tokens() -> argparse.ArgumentParser:
 def compress() -> argparse.ArgumentParser:
     """Parser of `codec-compress`."""
     parser = bitstream_parser("compress", COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
+    add_condition(parser)
     add = parser.add_argument
     add("recording", type=Path, help=f"audio file, {STDIN}")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
@@ -248,6 +253,11 @@ def fit_entropy() -> argparse.ArgumentParser:
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add `--trust PACKAGE`."""
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST)
+
+
+def add_condition(parser: argparse.ArgumentParser) -> None:
+    """Add `--condition NAME`."""
+    parser.add_argument("--condition", metavar="NAME", help=CONDITION)
 
 
 def model_parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
     if options.beam < 1:
         raise ConfigError(f"--beam: expected 1 or more, got {options.beam}")
     check_target(options.output, options.force)
-    codec = on_device(load(options.model, options.trust), options.device)
+    codec = on_device(load(options.model, options.trust, options.condition), options.device)
     tables = chosen_tables(options)
     if tables is None:
         print("no entropy tables: codes are stored as they are (make tables with codec-fit-entropy)")

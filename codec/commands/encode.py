@@ -65,11 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if single:
         require_one(options.inputs, options.output)
-        codec = on_device(load(options.model, options.trust), options.device)
+        codec = on_device(load(options.model, options.trust, options.condition), options.device)
         encode_one(codec, options.inputs[0], options.output, settings)
         return 0
     work: dict[str, Any] = {"model": options.model, "inputs": options.inputs, "output": options.output}
-    work |= {"settings": settings, "device": options.device, "trust": options.trust}
+    work |= {
+        "settings": settings,
+        "device": options.device,
+        "trust": options.trust,
+        "condition": options.condition,
+    }
     if options.engine == "ray" and not options.merge:
         from codec.tokens.ray_engine import run_on_ray
 

@@ -154,7 +154,8 @@ def build_systems(models: Sequence[str], files: Recordings, options: argparse.Na
             if model.startswith("hf:"):
                 systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
             else:
-                codec, tables = load(model, options.trust).to(device), beside(Path(model))
+                codec = load(model, options.trust, options.condition).to(device)
+                tables = beside(Path(model))
                 entropy_tables = load_tables(tables) if tables.exists() else None
                 systems.append(OwnCodec(codec, name, depths, entropy_tables, options.beam))
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA

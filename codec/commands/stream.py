@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_path = options.output and not is_pipe(options.output)
     if has_path and options.output.exists() and not options.force:
         raise ConfigError(f"{options.output} exists: name another --output, or add --force")
-    codec = load(options.model, options.trust)
+    codec = load(options.model, options.trust, options.condition)
     dim = codec.quantizer.latent_dim
     rate = f"{dim} latents" if dim else f"{codec.bitrate(options.num_quantizers) / 1000:.3g} kbit/s"
     print(

@@ -68,10 +68,11 @@ class OwnCodec:
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
-        """Codec's id, depths, tables' id, and beam if above 1."""
+        """Codec's id, depths, tables' id, beam if above 1, and condition if not the first."""
         tables = self.tables.tables_id if self.tables else None
         beam = {"beam": self.beam} if self.beam > 1 else {}
-        return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam}
+        chosen = {"condition": self.codec.condition} if self.codec.condition else {}
+        return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam, **chosen}
 
     def describe(self) -> dict[str, Any]:
         """Frame rate, token rate and number of parameters by part."""

@@ -102,6 +102,12 @@ class Codec(nn.Module):
             return self.conditioning(self.autoencoder.encode(padded), condition)
         return self.conditioning(self.autoencoder.encode_ragged(padded, lengths), condition)
 
+    @property
+    def condition(self) -> str | None:
+        """Condition of calls that name none; None for the first, or without conditions."""
+        index = self.conditioning.default
+        return self.conditioning.names[index] if index else None
+
     def set_condition(self, name: str) -> None:
         """Set the condition of calls that name none; ConfigError for one that the codec lacks."""
         try:

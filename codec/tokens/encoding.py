@@ -29,7 +29,7 @@ from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
 # Options of the settings that identify a dataset; another value gives another dataset.
 OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix", "dtype": "--dtype"}
 OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
-OPTIONS |= {"codebook_sizes": "codebook sizes (--num-quantizers)"}
+OPTIONS |= {"condition": "--condition", "codebook_sizes": "codebook sizes (--num-quantizers)"}
 
 
 def encode_corpus(
@@ -71,6 +71,7 @@ class Encoding:
         self.plan = make_plan(inputs, codec.sample_rate, settings.shard_hours)
         described = token_format.describe()
         about = {name: described[name] for name in token_format.identity} | settings.about()
+        about |= {"condition": codec.condition} if codec.condition else {}
         about |= {"files": len(self.plan.sources), "files_sha256": self.plan.sha256}
         self.shards = Shards(output, self.plan, token_format, about)
         self.own = range(jobs[1], len(self.plan.shards), jobs[0])
@@ -173,10 +174,12 @@ def run_job(
     device: str | None = None,
     merge_only: bool = False,
     trust: Sequence[str] = (),
+    condition: str | None = None,
 ) -> None:
     """Load the codec and run one job; ConfigError if a batch does not fit the device's memory."""
     try:
-        encode_corpus(on_device(load(model, trust), device), inputs, output, settings, jobs, merge_only)
+        codec = on_device(load(model, trust, condition), device)
+        encode_corpus(codec, inputs, output, settings, jobs, merge_only)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"out of memory: --batch-seconds {settings.batch_seconds / 2:g}, in a new folder, takes less"
