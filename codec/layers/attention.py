@@ -52,7 +52,7 @@ def attend_in_blocks(
     queries: Tensor, keys: Tensor, values: Tensor, window: int, causal: bool, valid: Tensor | None
 ) -> Tensor:
     """Attention of blocks of `window` queries to the keys of the same and the neighboring blocks."""
-    batch, frames = len(queries), queries.shape[2]
+    batch, _, frames, _ = queries.shape  # `len` would fix the batch of an exported graph
     missing = -frames % window
     after = 0 if causal else window
     padding = (0, 0, window, missing + after)
