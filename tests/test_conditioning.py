@@ -113,7 +113,7 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
     recording = torch.from_numpy(read_audio(tmp_path / "a.wav")[0])[None]
     expected = conditioned.encode(recording, condition="clean")[0]
     assert torch.equal(TokenDataset(out)[0].long(), expected)
-    with pytest.raises(ConfigError, match="--condition clean → None"):
+    with pytest.raises(ConfigError, match="--condition clean → none"):
         encode.main([*source, "-o", out, "--format", "npy", "--workers", "0"])
     with pytest.raises(ConfigError, match="condition must be as_is or clean, got 'loud'"):
         encode.main([*source, "-o", out + "2", "--condition", "loud"])

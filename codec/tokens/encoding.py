@@ -85,7 +85,7 @@ class Encoding:
         mark = META_FILE if complete else f"{WORK}/plan.json"
         require_unused(output, mark)
         about = self.shards.about
-        names = dict.fromkeys([*about, "downmix"])  # `tokens.json` has further entries
+        names = dict.fromkeys([*about, "downmix", "condition"])  # `tokens.json` has further entries
         resume(output, mark, about, "name another folder", names=names, options=OPTIONS)
         if complete:
             shutil.rmtree(output / WORK, ignore_errors=True)
