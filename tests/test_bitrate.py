@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from composed import config, options
+from composed import NO_CODES, config, options
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -218,7 +218,7 @@ WHOLE_BITS = {"bsq", "lfq", "grouped_bsq", "grouped_lfq"}  # no number of groups
 
 @pytest.fixture(scope="module")
 def with_codes() -> dict[str, dict]:
-    names = sorted(set(options("quantizer")) - {"none", "kl"})
+    names = sorted(set(options("quantizer")) - NO_CODES)
     return {name: config(f"quantizer={name}")["model"] for name in names}
 
 

@@ -5,7 +5,7 @@ import torch
 from composed import config
 from tokenized import small_codec
 
-from codec import load
+from codec import build_codec, load
 from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
 from codec.commands import encode
@@ -84,7 +84,7 @@ def test_conditions_that_do_not_exist_are_named(conditioned, tmp_path):
     audio, plain = audio_for(conditioned, 4), small_codec()
     with pytest.raises(ValueError, match="condition must be as_is or clean, got 'loud'"):
         conditioned.encode(audio, condition="loud")
-    with pytest.raises(ValueError, match=r"integers \[1\] or \[1, 4\], got torch.int64 \[3\]"):
+    with pytest.raises(ValueError, match=r"int64 \[1\] or \[1, 4\], got torch.int64 \[3\]"):
         conditioned.encode(audio, condition=torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match="trained without conditions"):
         plain.encode(audio, condition="clean")
@@ -93,6 +93,12 @@ def test_conditions_that_do_not_exist_are_named(conditioned, tmp_path):
     plain.save(tmp_path)
     with pytest.raises(ConfigError, match="condition 'clean': this codec was trained without conditions"):
         load(tmp_path, condition="clean")
+    for index in (2, -1):
+        with pytest.raises(ValueError, match="condition must be 0 to 1, got"):
+            conditioned.encode(audio, condition=torch.tensor([index]))
+    model = config("experiment=tiny", "conditioning=clean", "conditioning.dim=3")["model"]
+    with pytest.raises(ConfigError, match="conditioning's dim 3 is not latent_dim"):
+        build_codec(model)
     with pytest.raises(ValueError, match="two or more different conditions"):
         FiLM(4, ["same", "same"])
 

@@ -3,8 +3,6 @@
 import csv
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from composed import config
 from test_training import run
 
 from codec.audio.writing import write_wav
-from codec.commands.decode import begin
 from codec.commands.doctor import main as doctor
 from codec.config import build
 from codec.data.module import AudioData
@@ -20,7 +17,6 @@ from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.system.files import mark_output
 
-TOKENS = SimpleNamespace(format=SimpleNamespace(describe=dict), num_quantizers=1)
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -74,7 +70,8 @@ def test_one_root_is_divided_as_ever(corpus, caplog):
 
 def test_a_run_s_own_output_is_no_data(corpus, tmp_path, caplog):
     options = ["trainer.val_check_interval=2", "evaluate=2", f"run_dir={corpus}/runs/mine"]
-    begin(corpus / "decoded", cast(Any, TOKENS), cast(Any, SimpleNamespace(codec_id=str)))
+    (corpus / "decoded").mkdir()
+    mark_output(corpus / "decoded")
     write_wav(corpus / "decoded/speech.wav", np.full((1, 4000), 0.1, np.float32), 16_000)
     (corpus / "run").symlink_to(corpus / "runs/mine")
     for steps in (2, 4):
@@ -155,7 +152,8 @@ def test_recordings_beside_an_output_stay_data(corpus, tmp_path):
     mark_output(corpus)
     assert len(scan(corpus.parent, cache_dir=tmp_path / "cache").usable) == 40
     assert doctor([str(corpus.parent)]) == 0
-    begin(corpus / "decoded", cast(Any, TOKENS), cast(Any, SimpleNamespace(codec_id=str)))
+    (corpus / "decoded").mkdir()
+    mark_output(corpus / "decoded")
     assert doctor([str(corpus)]) == 0  # a skipped output is no fault of the corpus
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,11 +11,14 @@ import numpy as np
 from numpy.random import Generator
 
 from codec.audio.conversion import resampled_span
-from codec.audio.reading import read_segment, rms
+from codec.audio.reading import AudioError, read_segment, rms
 from codec.data.augmentation import check_probability, check_range, happens, held, uniform
 from codec.data.index import IndexedFile
 
-LONGEST_ROOM = 2.0  # seconds of an impulse response that are used
+LONGEST_ROOM = 2.0  # seconds of an impulse response that are used, from its direct sound on
+LONGEST_FILE = 30.0  # seconds of a file in which the direct sound is looked for
+QUIETEST_ROOM = 1e-4  # amplitude of the direct sound, linear; lower ones are no responses
+DRAWS = 20  # of files that are not readable
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,16 @@ class Degrader:
         rooms: Sequence[IndexedFile],
         shape: tuple[int, int, int],
     ):
-        self.options, self.noises, self.rooms, self.shape = options, noises, rooms, shape
-        self.cumulative = np.cumsum([file.seconds for file in noises])
+        self.options, self.shape = options, shape
+        self.noises, self.rooms = (
+            [file for file in files if self.samples(file)] for files in (noises, rooms)
+        )
+        self.cumulative = np.cumsum([file.seconds for file in self.noises])
+
+    def samples(self, file: IndexedFile) -> int:
+        """Samples of a file at the crops' rate."""
+        first, end = resampled_span(file.range, file.sample_rate, self.shape[1])
+        return end - first
 
     def apply(self, crop: np.ndarray, random: Generator) -> Degraded:
         """Degrade a clean crop `[C, T]`; input and target are scaled alike, to within ±1."""
@@ -117,24 +129,49 @@ class Degrader:
 
     def draw_noise(self, random: Generator) -> np.ndarray:
         """Random crop of the noise, float32 `[C, T]`; shorter recordings are repeated."""
-        chosen = int(np.searchsorted(self.cumulative, random.random() * self.cumulative[-1], side="right"))
-        file = self.noises[min(chosen, len(self.noises) - 1)]
-        length, sample_rate, channels = self.shape
-        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
-        size = min(length, end - first)
-        start = first + int(random.integers(0, end - first - size, endpoint=True))
-        part = read_segment(file.path, start, size, sample_rate, channels, expected=file.info)
-        return np.tile(part, -(-length // size))[:, :length]
+
+        def read() -> np.ndarray:
+            position = random.random() * self.cumulative[-1]
+            chosen = int(np.searchsorted(self.cumulative, position, side="right"))
+            file = self.noises[min(chosen, len(self.noises) - 1)]
+            length, sample_rate, channels = self.shape
+            first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+            size = min(length, end - first)
+            start = first + int(random.integers(0, end - first - size, endpoint=True))
+            part = read_segment(file.path, start, size, sample_rate, channels, expected=file.info)
+            return np.tile(part, -(-length // size))[:, :length]
+
+        return first_readable(read)
 
     def draw_room(self, random: Generator) -> np.ndarray:
-        """Random impulse response, float32 `[T]`, from its direct sound on, which has an amplitude of 1."""
-        file = self.rooms[int(random.integers(len(self.rooms)))]
-        sample_rate = self.shape[1]
-        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
-        size = min(end - first, round(LONGEST_ROOM * sample_rate))
-        response = read_segment(file.path, first, size, sample_rate, 1, expected=file.info)[0]
-        direct = int(np.abs(response).argmax())
-        return response[direct:] / response[direct]
+        """Random impulse response, float32 `[T]`, from its direct sound on, which has an amplitude of 1.
+
+        It is the first channel: the mean of channels of opposite phase is silent.
+        """
+
+        def read() -> np.ndarray:
+            file = self.rooms[int(random.integers(len(self.rooms)))]
+            sample_rate = self.shape[1]
+            first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+            size = min(end - first, round(LONGEST_FILE * sample_rate))
+            response = read_segment(file.path, first, size, sample_rate, file.channels, expected=file.info)[0]
+            direct = int(np.abs(response).argmax())
+            if abs(response[direct]) < QUIETEST_ROOM:
+                raise AudioError(file.path, "no impulse response: its first channel is silent")
+            return response[direct : direct + round(LONGEST_ROOM * sample_rate)] / response[direct]
+
+        return first_readable(read)
+
+
+def first_readable(read: Callable[[], np.ndarray]) -> np.ndarray:
+    """First result of several draws, without those of files that are not readable any more.
+
+    AudioError of the last one if all fail.
+    """
+    for _ in range(DRAWS - 1):
+        with suppress(AudioError):
+            return read()
+    return read()
 
 
 def reverberate(audio: np.ndarray, response: np.ndarray) -> np.ndarray:

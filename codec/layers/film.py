@@ -45,6 +45,7 @@ class FiLM(Unconditioned):
 
     def __init__(self, dim: int, names: Sequence[str] = ("as_is", "clean")):
         super().__init__()
+        self.dim = dim
         if len(set(names)) < max(2, len(names)):
             raise ValueError(f"names must be two or more different conditions, got {list(names)}")
         self.names = tuple(names)
@@ -60,10 +61,13 @@ class FiLM(Unconditioned):
             index = self.default if condition is None else self.number(condition)
             return self.gamma[index, :, None] * latents + self.beta[index, :, None]
         batch, _, frames = latents.shape
-        if condition.is_floating_point() or condition.shape not in ((batch,), (batch, frames)):
+        if condition.dtype != torch.int64 or condition.shape not in ((batch,), (batch, frames)):
             raise ValueError(
-                f"condition must be integers [{batch}] or [{batch}, {frames}], got {condition.dtype} "
+                f"condition must be int64 [{batch}] or [{batch}, {frames}], got {condition.dtype} "
                 f"{list(condition.shape)}"
             )
+        on_cpu = condition.device.type == "cpu"  # elsewhere the comparison would wait for the device
+        if on_cpu and not 0 <= int(condition.min()) <= int(condition.max()) < len(self.names):
+            raise ValueError(f"condition must be 0 to {len(self.names) - 1}, got {condition.tolist()}")
         index = condition if condition.ndim == 2 else condition[:, None]
         return self.gamma[index].transpose(1, 2) * latents + self.beta[index].transpose(1, 2)

@@ -52,6 +52,10 @@ class Codec(nn.Module):
             raise ValueError(
                 f"the quantizer's dim {quantizer.dim} is not latent_dim {autoencoder.latent_dim}"
             )
+        if getattr(conditioning, "dim", quantizer.dim) != autoencoder.latent_dim:
+            raise ValueError(
+                f"the conditioning's dim {conditioning.dim} is not latent_dim {autoencoder.latent_dim}"
+            )
         if autoencoder.hop_length * quantizer.stride > LONGEST_FRAME:
             raise ValueError(f"a frame must be at most {LONGEST_FRAME} samples long: lower the strides")
         self.autoencoder = autoencoder

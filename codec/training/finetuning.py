@@ -42,6 +42,8 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     with trusting(composed.get("trust") or ()):
         codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
+    if codec.conditioning.names and any(key.split(".")[0] == "conditioning" for key in keys):
+        raise ConfigError(f"weights={path} has conditions: leave out conditioning, or leave out weights")
     composed = with_model(composed, codec)
     if not codec.conditioning.names:  # a new one starts as the identity
         node = OmegaConf.to_container(composed.conditioning, resolve=True)
