@@ -111,6 +111,24 @@ def test_noise_that_vanishes_is_named(folders, tmp_path, monkeypatch):
         data.train_crops.crop(3)
 
 
+def test_rooms_begin_with_their_direct_sound_wherever_it_is(folders, tmp_path):
+    late = np.zeros(3 * RATE, np.float32)
+    late[int(2.5 * RATE)], late[int(2.5 * RATE) + 40] = 0.5, 0.1
+    write(tmp_path / "late.wav", np.stack([late, -late], 1), RATE, subtype="FLOAT")
+    data = AudioData(str(folders / "speech"), RATE, degradation=Degradation(rooms=Rooms(str(tmp_path))))
+    data.setup()
+    response = data.train_crops.degrader.draw_room(np.random.default_rng(0))
+    assert response[0] == 1 and response[40] == pytest.approx(0.2) and len(response) == RATE // 2
+
+
+def test_a_file_of_noise_that_vanishes_is_replaced_by_others(folders):
+    data = data_of(folders, noise=BOTH["noise"])
+    degrader = data.train_crops.degrader
+    degrader.noises[0] = replace(degrader.noises[0], path="/gone.wav")
+    batch = data.train_crops.__getitems__(range(8))
+    assert torch.isfinite(batch.audio).all() and (batch.audio != batch.target).any()
+
+
 def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
     with pytest.raises(ValueError, match="clean_target needs noise or rooms"):
         Degradation(clean_target=0.5)
@@ -125,6 +143,7 @@ def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
     for overrides, message in (
         ([noise, "data.degradation.clean_target=0.5"], "needs a condition to choose by"),
         (["conditioning=clean"], "but the codec has conditions"),
+        (["conditioning=clean", "conditioning.names=[clean,as_is]"], "the second is clean"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_parts(tiny_run(tmp_path, wavs, *overrides))

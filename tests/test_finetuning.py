@@ -146,3 +146,5 @@ def test_a_codec_without_conditions_can_learn_one(tmp_path, wavs):
     # Its own conditions stay, without the option.
     again, kept = adopt(fine_tuning(tmp_path, wavs, tmp_path / "conditioned"))
     assert kept.conditioning.names and resolve(again)["model"] == adopted.config
+    with pytest.raises(ConfigError, match="no model of transformers has conditions"):
+        huggingface.save(kept, tmp_path / "hf")

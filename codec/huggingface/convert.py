@@ -76,6 +76,8 @@ def shape_of(codec: Codec) -> str:
         raise ConfigError(
             f"EncodecModel, DacModel and MimiModel are SEANets, the autoencoder is {type(network).__name__}"
         )
+    if codec.conditioning.names:
+        raise ConfigError(f"no model of transformers has conditions ({', '.join(codec.conditioning.names)})")
     reasons = []
     for kind, form in FORMATS.items():
         try:

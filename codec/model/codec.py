@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.config import TARGET, ConfigError
-from codec.layers.film import Condition, Unconditioned
+from codec.layers.film import Condition, FiLM, Unconditioned
 from codec.model.identity import state_hash
 from codec.model.streaming import Stream
 from codec.model.untrusted import PlainDumper
@@ -52,7 +52,7 @@ class Codec(nn.Module):
             raise ValueError(
                 f"the quantizer's dim {quantizer.dim} is not latent_dim {autoencoder.latent_dim}"
             )
-        if getattr(conditioning, "dim", quantizer.dim) != autoencoder.latent_dim:
+        if isinstance(conditioning, FiLM) and conditioning.dim != autoencoder.latent_dim:
             raise ValueError(
                 f"the conditioning's dim {conditioning.dim} is not latent_dim {autoencoder.latent_dim}"
             )

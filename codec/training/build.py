@@ -58,9 +58,7 @@ def check_conditions(codec: Codec, data: AudioData) -> None:
     """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
     share, names = data.degradation.clean_target, codec.conditioning.names
     if names and (len(names) != 2 or names[1] != "clean"):
-        raise ConfigError(
-            f"conditioning.names={list(names)}: training needs two, of which the second is clean"
-        )
+        raise ConfigError(f"conditioning.names={list(names)}: expected two, of which the second is clean")
     if names and not 0 < share < 1:
         raise ConfigError(
             f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "
