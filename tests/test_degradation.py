@@ -125,6 +125,7 @@ def test_a_file_of_noise_that_vanishes_is_replaced_by_others(folders):
     data = data_of(folders, noise=BOTH["noise"])
     degrader = data.train_crops.degrader
     degrader.noises[0] = replace(degrader.noises[0], path="/gone.wav")
+    degrader.cumulative = np.array([1.0, 2.0])  # both equally often
     batch = data.train_crops.__getitems__(range(8))
     assert torch.isfinite(batch.audio).all() and (batch.audio != batch.target).any()
 
