@@ -228,6 +228,43 @@ def test_links_and_paths_out_of_a_tar_are_counted_and_never_read(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "odd.tar"]
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_long_path_cut_at_a_slash_is_a_file(tmp_path, form):
+    name = f"{'x' * 50}/{'y' * 48}/sub/file.wav"
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for one in ("a.wav", name, "z.wav"):
+            tar.addfile(*entry(one, b"x" * 700, type=tarfile.AREGTYPE))
+        tar.addfile(*entry("old/", type=tarfile.AREGTYPE))  # a folder
+    found = archive.contents(str(tmp_path / "a.tar"))
+    assert list(found.members) == ["a.wav", name, "z.wav"] and not found.others and not found.damage
+
+
+def test_a_name_ends_before_a_nul_and_has_no_empty_parts(tmp_path):
+    write(tmp_path / "a.wav", tone())
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(*entry("a.wav", wav(), pax_headers={"path": "b.wav\0c.wav"}))
+        tar.addfile(*entry("././@LongLink", b"d.wav\0e.wav\0", type=tarfile.GNUTYPE_LONGNAME))
+        for name in ("a.wav", "././f.wav", "g//./h.wav"):
+            tar.addfile(*entry(name, wav()))
+    index = scan(tmp_path / "a.tar", cache_dir=tmp_path)
+    assert [file.path for file in index.usable] == ["b.wav", "d.wav", "f.wav", "g/h.wav"]
+    (tmp_path / "a.txt").write_text("a.tar/g//h.wav")
+    assert len(scan(tmp_path / "a.txt", cache_dir=tmp_path).usable) == 1
+    assert not archive.is_file(tmp_path / "a\0.wav")
+
+
+def test_entries_after_a_sparse_file_with_a_long_map_are_listed(tmp_path):
+    sparse = entry("sparse.wav", b"x" * 700, type=tarfile.GNUTYPE_SPARSE)[0].tobuf(tarfile.GNU_FORMAT)
+    header = bytearray(sparse)
+    header[482] = 1
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    maps = bytes(504) + b"\1" + bytes(7) + bytes(512)
+    last = build(tmp_path / "b.tar", entry("b.wav", b"y" * 100)).read_bytes()
+    (tmp_path / "a.tar").write_bytes(bytes(header) + maps + b"x" * 1024 + last)
+    found = archive.contents(str(tmp_path / "a.tar"))
+    assert list(found.members) == ["b.wav"] and found.others == {"special file": 1} and not found.damage
+
+
 def test_a_truncated_tar_gives_the_files_before_the_cut(tmp_path):
     whole = build(tmp_path / "a.tar", entry("a.wav", wav()), entry("b.wav", wav())).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(wav()) + 3000])
@@ -249,6 +286,8 @@ def test_what_is_no_tar_is_refused_with_the_way_out(tmp_path):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(DataError, match=rf"is compressed, .* decompress it with `{tool}"):
             scan(tmp_path / name, cache_dir=tmp_path)
+    write(tmp_path / "a.tar.wav", tone())
+    assert scan_files([tmp_path / "a.tar.wav"]).usable
     write(tmp_path / "a.wav", tone())
     with pytest.raises(DataError, match=r"is a file: name the folder .* a \.tar, or a list \(\.txt, \.csv"):
         scan(tmp_path / "a.wav", cache_dir=tmp_path)
@@ -318,6 +357,9 @@ def test_a_part_of_a_tar_s_member_is_read_from_a_list(packed, folder, tmp_path):
         ("a.jsonl", '{"path": "a.wav"}\n{"path"', r"line 2: no JSON"),
         ("a.jsonl", "[1]", r"line 1: expected an object with a path"),
         ("a.jsonl", '{"path": "a.wav", "start": NaN}', r"line 1: start must be"),
+        ("a.jsonl", '{"path": "a.wav", "start": ' + "9" * 400 + "}", r"line 1: start must be .* is 1e\+12"),
+        ("a.csv", "path,start\na.wav,1e308", r"line 2: start must be"),
+        ("a.csv", "path,weight\na.wav,1e308", r"line 2: weight must be"),
         ("a.jsonl", '{"path": "a.wav", "weight": true}', r"line 1: weight must be"),
         ("a.txt", "\n", r"no usable audio file in .*a\.txt"),
         ("a.txt", "missing.wav", r"1 no such file \(deleted, or a dangling link\) \(missing\.wav\)"),

@@ -14,7 +14,7 @@ from bad_audio import RATE, tone, write
 from codec.audio.reading import read_audio, read_blocks
 from codec.config import ConfigError
 from codec.data.augmentation import Augmentation
-from codec.data.index import Excerpt, Index, IndexedFile
+from codec.data.index import DataError, Excerpt, Index, IndexedFile
 from codec.data.module import AudioData, Validation
 from codec.data.partition import held_out, read_record, warn_of_changes, write_record
 from codec.data.scan import scan
@@ -30,7 +30,7 @@ def make(folder: Path, known=None, share: float = 0.05, **options) -> AudioData:
     data = AudioData(
         str(folder),
         options.pop("sample_rate", RATE),
-        segment_seconds=0.5,
+        segment_seconds=options.pop("segment", 0.5),
         num_workers=0,
         validation=Validation(share, clips=4),
         index=partial(scan, cache_dir=folder.parent / "cache", progress=False),
@@ -179,6 +179,58 @@ def test_the_cut_is_logged_and_recorded_and_a_resume_keeps_it(book, tmp_path, ca
     caplog.clear()
     warn_of_changes(record, [*again.trained[0], *again.valid])
     assert "the recordings have changed: 2 new (" in caplog.text and "gone" not in caplog.text
+
+
+def resumed(data: AudioData, folder: Path) -> dict[str, str]:
+    write_record(folder, data.trained, data.valid, {})
+    return {name: row["part"] for name, row in read_record(folder).items()}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [f"{start},4" for start in range(0, 37, 2)],
+        ["0,30", "29,2", "10,3", "1,3"],  # the first is cut: the second overlaps its held-out end
+    ],
+)
+def test_a_resume_with_overlapping_rows_trains_on_the_same(book, tmp_path, rows, caplog):
+    caplog.set_level("INFO")
+    write(book / "book.wav", 0.1 * np.random.default_rng(1).standard_normal((40 * RATE, 1)))
+    text = "".join(f"\nbook/book.wav,{row}" for row in rows)
+    (tmp_path / "rows.csv").write_text(f"path,start,duration{text}")
+    data = make(tmp_path / "rows.csv")
+    assert "parts of files are not trained on: they overlap what is held out" in caplog.text
+    again = make(tmp_path / "rows.csv", resumed(data, tmp_path))
+    assert (again.trained, again.valid) == (data.trained, data.valid)
+    assert again.crops(0, 20).equal(data.crops(0, 20))
+
+
+def test_rows_that_all_overlap_are_refused(book, tmp_path):
+    write(book / "book.wav", tone(40.0))
+    (tmp_path / "rows.csv").write_text("path,start,duration\nbook/book.wav,0,10\nbook/book.wav,5,10")
+    with pytest.raises(DataError, match=r"training overlap what is held out: list parts that do not overlap"):
+        make(tmp_path / "rows.csv")
+
+
+def test_a_resume_with_longer_crops_skips_parts_that_are_too_short(book, tmp_path, caplog):
+    write(book / "book.wav", tone(40.0))
+    known = resumed(make(book), tmp_path)
+    with pytest.raises(DataError, match=r"no part for training is as long as a crop: .* is 39\.000 s"):
+        make(book, known, segment=39.0)
+    write(book / "new.wav", tone(39.5))
+    again = make(book, known, segment=39.0)
+    assert [Path(file.path).name for file in again.trained[0]] == ["new.wav"]
+    assert "1 parts of files are not trained on: shorter than a crop" in caplog.text
+    assert again.crops(0, 4).shape[2] == 39 * RATE
+
+
+def test_a_file_in_both_parts_counts_as_trained(book, tmp_path):
+    write(book / "book.wav", tone(1.2))
+    known = resumed(make(book), tmp_path)
+    assert list(known.values()) == ["trained"]
+    assert make(book, known).trained == [make(book, known).valid]
+    with pytest.raises(ConfigError, match="trained on all recordings"):
+        held_out(scan(book, cache_dir=tmp_path / "cache"), 0.05, [str(tmp_path)])
 
 
 def record(folder: Path, trained: list[IndexedFile], valid: list[IndexedFile]) -> str:

@@ -16,6 +16,7 @@ from codec.system.files import printable
 
 log = logging.getLogger(__name__)
 COLUMNS = "path", "start", "duration", "weight"
+LARGEST = 1e12  # value in a row: its product with a sample rate or a duration stays finite
 ROUNDING = 0.01  # seconds that a row may exceed its file by: durations are written with few digits
 
 
@@ -60,10 +61,12 @@ def parse_row(fields: Mapping[str, Any], where: str) -> Row:
             continue
         try:
             value = math.nan if isinstance(text, bool) else float(text)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = math.nan
-        if not (0 < value < math.inf or value == least):
-            raise DataError(f"{where}: {name} must be a number above 0, got {text!r}")
+        if not (0 < value <= LARGEST or value == least):
+            raise DataError(
+                f"{where}: {name} must be a number above 0, got {text!r:.40} (the most is {LARGEST:g})"
+            )
         values[name] = value
     return Row(path, **values)
 

@@ -151,7 +151,8 @@ class AudioData(LightningDataModule):
         self.indexes = [skip_short(index, *self.shape[:2]) for index in indexes]
         crop = self.segment_length / self.sample_rate
         roots = [divide(index, self.validation.fraction, crop, self.known) for index in self.indexes]
-        self.trained, self.valid = separate(roots, self.known)
+        trained, self.valid = separate(roots, self.known)
+        self.trained = without_short(trained, *self.shape[:2])
         self.valid_files = [file.path for file in self.valid]
         self.train_crops = Crops(
             self.trained, self.shape, self.seed, self.weights, self.augmentation, self.degrader()
@@ -246,20 +247,43 @@ def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFil
     return ", ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
 
 
+def samples(file: IndexedFile, sample_rate: int) -> int:
+    """Length of a recording at `sample_rate` Hz."""
+    first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+    return end - first
+
+
+def without_short(
+    trained: Sequence[Sequence[IndexedFile]], length: int, sample_rate: int
+) -> list[list[IndexedFile]]:
+    """Training files of each root of at least `length` samples at `sample_rate` Hz.
+
+    Parts that a run has cut for shorter crops may have less. `DataError` if none remains.
+    """
+    long = [[file for file in files if samples(file, sample_rate) >= length] for files in trained]
+    num_files, num_long = (sum(map(len, roots)) for roots in (trained, long))
+    needed = f"data.segment_seconds is {length / sample_rate:.3f} s"
+    if not num_long:
+        raise DataError(
+            f"no part for training is as long as a crop: {needed}, and the resumed run has cut or held out "
+            "the recordings; lower data.segment_seconds, add recordings, or start a new run"
+        )
+    if num_long < num_files:
+        log.warning(
+            "%d parts of files are not trained on: shorter than a crop, %s", num_files - num_long, needed
+        )
+    return long
+
+
 def skip_short(index: Index, length: int, sample_rate: int) -> Index:
     """Index with files of less than `length` samples at `sample_rate` Hz marked as too short.
 
     `DataError` if no usable file remains.
     """
-
-    def samples(file: IndexedFile) -> int:
-        first, end = resampled_span(file.range, file.sample_rate, sample_rate)
-        return end - first
-
     needed = f"segment_seconds is {length / sample_rate:.3f} s"
     files = [
         replace(file, problem=f"shorter than a crop: {file.seconds:.3f} s, {needed}")
-        if not file.problem and samples(file) < length
+        if not file.problem and samples(file, sample_rate) < length
         else file
         for file in index.files
     ]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codec.config import ConfigError
-from codec.data.index import Index, IndexedFile
+from codec.data.index import DataError, Index, IndexedFile
 from codec.data.split import split
 from codec.system.files import printable, write_whole
 
@@ -39,7 +39,7 @@ def identity(file: IndexedFile) -> str:
 
 
 def by_recording(parts: Mapping[str, str]) -> Record:
-    """Parts by the identity of the recording recording, each with its span or None."""
+    """Parts by the identity of the whole recording, each with its span or None."""
     record: Record = {}
     for name, part in parts.items():
         recording, _, frames = name.partition(":")
@@ -49,13 +49,42 @@ def by_recording(parts: Mapping[str, str]) -> Record:
 
 
 def recorded(file: IndexedFile, record: Record) -> list[tuple[str, IndexedFile]]:
-    """Parts of a run in which a file with an absolute path lies, each with the frames that lie in it."""
+    """Parts of a run in which a file with an absolute path lies, each with the frames that lie in it.
+
+    Other recorded spans are ignored if the file is recorded with its own.
+    """
     pieces = list[tuple[str, IndexedFile]]()
-    for part, span in record.get(identity(replace(file, span=None)), []):
+    spans = record.get(identity(replace(file, span=None)), [])
+    for part, span in [entry for entry in spans if entry[1] == file.span] or spans:
         inside = overlap(file.range, span or file.range)
         if inside:
             pieces.append((part, file if inside == file.range else replace(file, span=inside)))
     return pieces
+
+
+def recorded_cuts(files: Files, known: Mapping[str, str]) -> dict[IndexedFile, list[tuple[str, IndexedFile]]]:
+    """Parts of files that lie in the cut files of a run with `known` parts, as of `recorded`.
+
+    Files that are recorded themselves are not cut; their spans, and those of cuts, cut no overlapping file.
+    """
+    record = {name: spans for name, spans in by_recording(known).items() if any(span for _, span in spans)}
+    names = {file: identity(file) for file in files} if record else {}
+    cuts = {file: ends_of(file, record) for file, name in names.items() if name not in known}
+    owned = {*names.values()} | {identity(piece) for pieces in cuts.values() for _, piece in pieces}
+    others = by_recording({name: part for name, part in known.items() if name not in owned})
+    others = {name: spans for name, spans in others.items() if name in record}
+    return {file: pieces or recorded(file, others) for file, pieces in cuts.items()}
+
+
+def ends_of(file: IndexedFile, record: Record) -> list[tuple[str, IndexedFile]]:
+    """Two recorded parts of a file, one from its begin and one up to its end; empty without such a cut."""
+    first, end = file.range
+    ends = [
+        (part, replace(file, span=span))
+        for part, span in record.get(identity(replace(file, span=None)), [])
+        if span and overlap(span, file.range) == span and (span[0] == first) != (span[1] == end)
+    ]
+    return ends if len(ends) == 2 else []
 
 
 def overlap(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int] | None:
@@ -71,12 +100,10 @@ def divide(
 
     In a run with `known` parts by identity, files that were cut are cut as before, and no other is.
     """
-    pieces, rest = list[tuple[str, IndexedFile]](), list[IndexedFile]()
-    record = {name: spans for name, spans in by_recording(known).items() if any(span for _, span in spans)}
-    for file in index.usable:
-        cuts = recorded(file.below(index.root), record) if record else []
-        pieces += cuts
-        rest += [] if cuts else [file]
+    files = {file: file.below(index.root) for file in index.usable}
+    cuts = recorded_cuts(list(files.values()), known)
+    pieces = [piece for file in files.values() for piece in cuts.get(file, [])]
+    rest = [file for file in index.usable if not cuts.get(files[file])]
     alone = bool(pieces) and len(rest) < 2
     parts = (rest, ()) if alone else split(rest, share, float("inf") if known else crop)
     trained, valid = ([file.below(index.root) for file in part] for part in parts)
@@ -125,7 +152,10 @@ def separate(
 
 
 def without_overlap(trained: Sequence[Files], held: Files) -> list[list[IndexedFile]]:
-    """Training files without those of which a part is held out: another root has cut them elsewhere."""
+    """Training files without those of which a part is held out, as by another root or row of a list.
+
+    `DataError` if none remains.
+    """
     if not any(file.span for files in (held, *trained) for file in files):
         return [list(files) for files in trained]
     spans: dict[str, list[tuple[int, int]]] = {}
@@ -136,7 +166,18 @@ def without_overlap(trained: Sequence[Files], held: Files) -> list[list[IndexedF
         others = spans.get(identity(replace(file, span=None)), [])
         return not any(overlap(file.range, span) for span in others)
 
-    return [list(filter(apart, files)) for files in trained]
+    remaining = [list(filter(apart, files)) for files in trained]
+    num_files, num_remaining = (sum(map(len, roots)) for roots in (trained, remaining))
+    if num_files and not num_remaining:
+        raise DataError(
+            f"all {num_files} parts of files for training overlap what is held out: list parts that do not "
+            "overlap, add recordings, or lower data.validation.fraction"
+        )
+    if num_remaining < num_files:
+        log.info(
+            "%d parts of files are not trained on: they overlap what is held out", num_files - num_remaining
+        )
+    return remaining
 
 
 def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedFile]:
@@ -195,10 +236,14 @@ def write_record(
 
 
 def read_record(folder: Path) -> dict[str, dict[str, str]]:
-    """Rows of a run folder's record by identity; empty without a record."""
+    """Rows of a run folder's record by identity; empty without a record.
+
+    A recording in both parts, as the only one of a run, counts as trained.
+    """
     try:
         with (folder / RECORD).open(encoding="utf-8", newline="") as file:
-            return {row["identity"]: row for row in csv.DictReader(file)}
+            rows = sorted(csv.DictReader(file), key=lambda row: row.get("part") == TRAINED)
+            return {row["identity"]: row for row in rows}
     except (OSError, KeyError, ValueError, csv.Error):
         return {}
 

@@ -16,7 +16,7 @@ from codec.system.files import OUTPUT_MARK, printable
 
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
 UNKNOWN = -1  # modification time of a file whose state could not be read
-PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+PACKED = re.compile(r"\.(tar\.(gz|bz2?|xz|zst|lz[4o]?|lzma|br|z|7z|zip)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 TOOLS = {"gz": "gzip", "bz": "bzip2", "xz": "xz", "zst": "zstd"}  # by a part of the suffix
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple
 
@@ -17,6 +17,7 @@ HEAD = 4096  # bytes of a member kept in memory: decoders read headers in small 
 LONGEST_NAME = 2**20  # bytes of a record with a long name
 WITHIN = re.compile(r"(?<=\.tar)[/\\]", re.IGNORECASE)
 FILES, LINKS, FOLDER = b"0\0007", b"12", b"5"
+OLD_FILE, SPARSE = b"\0", b"S"
 NAME, LINK_NAME, RECORD, ALL_RECORDS = b"L", b"K", b"x", b"g"
 
 
@@ -139,7 +140,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     """True for a regular file, or a member of an archive."""
     try:
         return stat.S_ISREG(status(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):  # ValueError for a path with a NUL
         return False
 
 
@@ -160,8 +161,7 @@ def parse_header(block: bytes) -> Header | None:
         name = block[:100].partition(b"\0")[0]
         if block[257:263] == b"ustar\0" and block[345]:  # GNU tar keeps times there
             name = block[345:500].partition(b"\0")[0] + b"/" + name
-        kind = FOLDER if name.endswith(b"/") else block[156:157]
-        header = Header(kind, name, number(block[124:136]), number(block[136:148]) * 10**9)
+        header = Header(block[156:157], name, number(block[124:136]), number(block[136:148]) * 10**9)
         return header if header.size >= 0 else None
     except ValueError:
         return None
@@ -194,11 +194,11 @@ def read_contents(file: IO[bytes] | io.FileIO, archive: str, size: int) -> Conte
     contents = Contents()
     try:
         for header, offset in entries(file, size):
-            name = os.fsdecode(header.name).lstrip("/").removeprefix("./")
-            if header.kind in FILES and ".." in name.split("/"):
+            folders = [part for part in os.fsdecode(header.name).split("/") if part not in ("", ".")]
+            if header.kind in FILES and ".." in folders:
                 contents.others["path out of the archive"] += 1
-            elif header.kind in FILES and header.name:
-                contents.members[name] = Member(archive, offset, header.size, header.mtime_ns)
+            elif header.kind in FILES and folders:
+                contents.members["/".join(folders)] = Member(archive, offset, header.size, header.mtime_ns)
             elif header.kind in LINKS:
                 contents.others["link"] += 1
             elif header.kind != FOLDER:
@@ -206,6 +206,28 @@ def read_contents(file: IO[bytes] | io.FileIO, archive: str, size: int) -> Conte
     except ValueError as error:
         contents.damage = str(error)
     return contents
+
+
+def skip_maps(file: IO[bytes] | io.FileIO, header: bytes) -> int:
+    """Skip the blocks that continue the map of a sparse file after its header; returns their bytes."""
+    size, extended = 0, header[482]
+    while extended:
+        block = file.read(BLOCK) or b""
+        size += BLOCK
+        extended = len(block) == BLOCK and block[504]
+    return size
+
+
+def final_header(header: Header, name: bytes, facts: Mapping[bytes, bytes]) -> Header:
+    """Header with the long name and the extended `facts` put in, and with the kind that follows from them."""
+    path = facts.get(b"path", b"").partition(b"\0")[0]
+    header = header._replace(name=path or name or header.name)
+    if facts.get(b"size", b"").isdigit():
+        header = header._replace(size=int(facts[b"size"][:20]))
+    if any(key.startswith(b"GNU.sparse") for key in facts):
+        return header._replace(kind=SPARSE)
+    # Archives from before POSIX mark a folder by its name alone.
+    return header._replace(kind=FOLDER) if (header.kind, header.name[-1:]) == (OLD_FILE, b"/") else header
 
 
 def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, int]]:
@@ -223,12 +245,8 @@ def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, in
         if header is None:
             raise ValueError(f"damaged: no header of an entry at byte {position}")
         if header.kind not in (NAME, LINK_NAME, RECORD, ALL_RECORDS):
-            facts = every | records
-            header = header._replace(name=facts.get(b"path") or name or header.name)
-            if facts.get(b"size", b"").isdigit():
-                header = header._replace(size=int(facts[b"size"][:20]))
-            if any(key.startswith(b"GNU.sparse") for key in facts):
-                header = header._replace(kind=b"S")
+            begin += skip_maps(file, block) if header.kind == SPARSE else 0
+            header = final_header(header, name, every | records)
         content = header.size if header.kind not in b"123456" else 0  # links and folders have none
         if begin + content > size:
             raise ValueError(f"truncated: the entry at byte {position} lacks {begin + content - size} bytes")
@@ -237,7 +255,7 @@ def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, in
             if content > LONGEST_NAME:
                 raise ValueError(f"damaged: a name of {content} bytes at byte {begin}")
             text = file.read(content) or b""
-            name = text.rstrip(b"\0") if header.kind == NAME else name
+            name = text.partition(b"\0")[0] if header.kind == NAME else name
             records = parse_records(text) if header.kind == RECORD else records
             every |= parse_records(text) if header.kind == ALL_RECORDS else {}
         elif header.kind != LINK_NAME:
