@@ -14,6 +14,7 @@ from codec.audio.reading import AudioError, read_audio, read_info
 from codec.audio.writing import write_wav
 from codec.bitstream.writer import BitstreamError
 from codec.commands import decode as decoding
+from codec.commands.arguments import parse
 from codec.commands.decode import decode_dataset
 from codec.config import ConfigError
 from codec.system.files import LOCK, FileError
@@ -200,3 +201,12 @@ def test_one_array_of_codes_is_decoded_to_one_wav(codec, tmp_path):
     np.save(tmp_path / "codes.npy", codes + 1000)
     with pytest.raises(FileError, match=r"codes\.npy: codes must be .*below the codebook sizes"):
         decoding.main([*arguments[:3], str(tmp_path / "other.wav"), "--device", "cpu"])
+
+
+def test_a_codec_file_is_decoded_with_the_packages_that_the_user_trusts(tmp_path, monkeypatch):
+    (tmp_path / "a.codec").write_bytes(b"no tokens")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(decoding, "decompress_main", lambda arguments: seen.append(arguments) or 0)
+    paths = ["model", str(tmp_path / "a.codec"), "-o", str(tmp_path / "a.wav")]
+    assert decoding.main([*paths, "--trust", "one", "--trust", "two"]) == 0
+    assert parse("decompress", seen[0]).trust == ["one", "two"]

@@ -14,6 +14,7 @@ import pytest
 
 from codec.config import ConfigError
 from codec.system.files import FileError, folder_whole, only_writer, remove_leftovers, written_whole
+from codec.system.resuming import require_same
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a file object's write: it names nothing
 
@@ -130,3 +131,24 @@ def test_without_locks_nobody_is_kept_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("codec.system.files.take", refuse)
     with only_writer(tmp_path):
         assert "is not locked against a second process" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "words"),
+    [
+        (None, 3, "none → 3"),
+        ("0123456789abcdef" * 4, "f" * 64, "0123456789ab… → ffffffffffff…"),
+        ("0123456789abcdef" * 4, "0123456789abcdef" * 3 + "f" * 16, "…abcdef012345… → …abcdefffffff…"),
+        ([1024] * 4, [1024] * 3 + [512], "[1024, 1024, 1024, 1024] → [1024, 1024, 1024, 512]"),
+        ([1024] * 8, [1024] * 6, f"{[1024] * 8} → {[1024] * 6}"),
+        ([1024] * 32, [1024] * 20 + [7] * 12, None),
+        (["a"] * 32, ["a"] * 31, None),
+    ],
+)
+def test_settings_that_differ_are_shown_where_they_differ(stored, new, words):
+    with pytest.raises(ConfigError) as caught:
+        require_same(Path("out"), {"size": stored}, {"size": new}, "name another")
+    _, _, change = str(caught.value).removesuffix("; name another").partition("settings: size ")
+    first, second = change.split(" → ")
+    assert first != second and len(change) < 130
+    assert words is None or change == words

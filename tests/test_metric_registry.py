@@ -167,6 +167,27 @@ def test_a_record_given_by_its_place_states_its_title_and_gets_its_paths(install
         process.close()
 
 
+def test_a_record_given_by_its_place_has_a_versioned_package_and_files_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from codec.metrics.base import Metric\n"
+        "def load(path):\n"
+        "    return lambda estimate, reference, rate: len(path)\n"
+        "SIZE = Metric('size', load=load, package='numpy[extra]>=1.0', paths=('four',))\n"
+        "BATCH = Metric('batch', load=lambda: (lambda a, b, rate: a[:, 0, 0]), tensors=True)\n"
+    )
+    process, audio = MetricProcess(), np.full((1, 1600), 0.5, np.float32)
+    try:
+        for text, size in (("size", 4), ("longer", 6)):
+            paths = ",longer" if text == "longer" else ""
+            (metric,), _ = choose_metrics([], [f"{text}={tmp_path}/mine.py:SIZE{paths}"])
+            assert metric.version == f"numpy {np.__version__}"
+            assert process.score(metric, audio, audio, 8000) == (size, "")
+    finally:
+        process.close()
+    with pytest.raises(ConfigError, match=r"metric mine: .*BATCH has tensors=True: score arrays"):
+        choose_metrics([], [f"mine={tmp_path}/mine.py:BATCH"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

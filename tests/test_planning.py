@@ -1,9 +1,14 @@
 """Forecasts of a training: from real measurements in new processes, and by arithmetic from made-up ones."""
 
 import csv
+import io
 import json
+import os
+import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from composed import tiny_run
+from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
+from codec.commands import plan as planning_command
 from codec.commands.plan import plan
 from codec.config import ConfigError
 from codec.system.memory import available_memory, private_memory
@@ -94,6 +101,13 @@ except RuntimeError as error:
 """
     assert probing.out_of_memory(RuntimeError(python(code)))
     assert not probing.out_of_memory(RuntimeError("a bug"))
+
+
+@pytest.mark.parametrize(
+    "words", ["could not execute a primitive", "could not create a primitive", "std::bad_alloc"]
+)
+def test_libraries_below_torch_have_other_words_for_too_little_memory(words):
+    assert probing.out_of_memory(RuntimeError(words))
 
 
 def test_parts_are_stages_or_the_steps_before_and_with_the_adversary():
@@ -178,6 +192,28 @@ def test_memory_that_a_single_crop_exceeds_is_an_error(monkeypatch):
         surveyed(monkeypatch, Machine(slope=2000))
 
 
+def test_a_failure_of_a_batch_size_that_is_only_tried_ends_no_survey(monkeypatch):
+    given = Machine()
+
+    def fails(request: dict[str, Any]) -> dict[str, Any]:
+        if request["config"]["data"]["batch_size"] in failing:
+            raise ConfigError("a kernel takes no such batch")
+        return given(request)
+
+    monkeypatch.setattr(planning, "probe", fails)
+    for failing, most in (((8,), 75), ((32,), 31), ((8, 32), None)):
+        survey = Survey(CONFIG, PARTS)
+        rows = list(survey.run())
+        assert [row.result.get("error") for row in rows if row.batch_size in failing] == [
+            "a kernel takes no such batch" for _ in failing
+        ]
+        assert survey.largest() == most and survey.best()
+        forecast(survey, 800.0, 0)
+    failing = (16,)
+    with pytest.raises(ConfigError, match="no such batch"):
+        list(Survey(CONFIG, PARTS).run())
+
+
 def test_options_are_recommended_where_they_save_time(monkeypatch):
     cheap = surveyed(monkeypatch, Machine(starting=3.0))
     assert cheap.best() == {"trainer_precision": "bf16-mixed", "training_compile": True}
@@ -231,6 +267,71 @@ def test_a_gpu_without_memory_is_no_error(tmp_path, wavs, monkeypatch):
     request = {"config": tiny_run(tmp_path, wavs), "start": 7, "steps": 9, "seconds": 0.1}
     assert not probing.measure(request | {"folder": tmp_path})["fits"]
     assert seen == [(7, 7)]  # in the part that is measured, not at the start of the run
+
+
+def test_a_part_of_one_step_is_timed_with_the_options_of_its_stage(tmp_path, wavs, monkeypatch):
+    def fail(module, *arguments):
+        (meter,) = [one for one in module.trainer.callbacks if isinstance(one, Meter)]
+        meters.append(meter)
+        outputs = {"step": SimpleNamespace(losses={})}
+        meter.on_train_batch_end(module.trainer, module, outputs, None, 0)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    meters: list[Meter] = []
+    monkeypatch.setattr(CodecTraining, "training_step", fail)
+    monkeypatch.setattr(probing, "refuse_above", lambda limit: None)
+    stages = "[{name: a, steps: 4, bottleneck: none}, {name: b, steps: 1, adversarial: true}]"
+    options = [f"training.stages={stages}", "trainer.max_steps=null", "training.adversarial_from=0"]
+    options += ["optimizer.discriminator_update_probability=0.25", "trainer.val_check_interval=1"]
+    config = tiny_run(tmp_path, wavs, *options)
+    probing.measure({"config": config, "start": 4, "steps": 1, "seconds": 0.1, "folder": tmp_path})
+    assert meters[0].share == 0.25 and len(meters[0].times) == 1
+    assert 0 < meters[0].step_seconds() < 60
+
+
+TERMINATING = "import os, signal, time; open(%r, 'w').write(str(os.getpid())); "
+TERMINATING += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(100)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_survey_that_is_terminated_leaves_nothing(tmp_path, monkeypatch):
+    temporary, number = tmp_path / "temporary", tmp_path / "number"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(planning, "CHILD", ("-c", TERMINATING % str(number)))
+    with pytest.raises(SystemExit) as caught, planning_command.exiting_on_signals():
+        planning.probe({})
+    assert caught.value.code == 143
+    assert not list(temporary.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
+
+def test_a_measurement_ends_if_its_parent_ended_during_its_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "CHILD", ("-c", "import sys; sys.exit(sys.argv[1])"))
+    with pytest.raises(ConfigError, match=rf"ended with 1: {os.getpid()}$"):
+        planning.probe({})
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(probing, "measure", lambda request: {"ended": ended.wait(5)})
+    monkeypatch.setattr(sys, "argv", ["probe", str(os.getpid())])  # which is not the parent of this process
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"folder": str(tmp_path)})))
+    probing.main()
+    assert json.loads((tmp_path / probing.RESULT).read_text()) == {"ended": True}
+
+
+def test_the_recommended_command_has_the_folder_of_own_options(tmp_path, monkeypatch):
+    seen: list[list[str]] = []
+    monkeypatch.setattr(
+        planning_command, "start_training", lambda task: seen.append(task.keywords["given"]) or 0
+    )
+    monkeypatch.setattr(sys, "argv", ["codec-plan"])
+    assert planning_command.main(["data.root=/a", "--config-dir", str(tmp_path), "data.batch_size=4"]) == 0
+    recommended = shlex.split(command(surveyed(monkeypatch, Machine()), seen[0], 1))
+    assert recommended[:3] == ["codec-train", "--config-dir", str(tmp_path)]
+    assert recommended[3:5] == ["data.root=/a", "data.batch_size=4"]
+    arguments = get_args_parser().parse_args(recommended[1:])
+    assert arguments.config_dir == str(tmp_path) and arguments.overrides == recommended[3:]
 
 
 def test_ctrl_c_prints_the_finished_measurements(tmp_path, wavs, monkeypatch, capsys):

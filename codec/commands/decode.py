@@ -154,4 +154,5 @@ def decompressed(options: argparse.Namespace) -> int:
         "-o": options.output,
     }
     arguments = [str(part) for item in options_by_name.items() if item[1] is not None for part in item]
+    arguments += [part for package in options.trust for part in ("--trust", package)]
     return decompress_main([str(options.model), str(options.tokens), *arguments])

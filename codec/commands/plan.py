@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from codec.commands.arguments import parse
@@ -17,10 +18,30 @@ from codec.config import ConfigError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with `--json`, standard output has the forecast alone."""
     options = parse("plan", argv)
-    sys.argv[1:] = [*options.overrides, *(["--config-dir", options.config_dir] if options.config_dir else [])]
-    task = functools.partial(plan, given=options.overrides, output=sys.stdout if options.json else None)
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+    given = [*(["--config-dir", options.config_dir] if options.config_dir else []), *options.overrides]
+    sys.argv[1:] = given
+    task = functools.partial(plan, given=given, output=sys.stdout if options.json else None)
+    with exiting_on_signals(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         return start_training(task)
+
+
+@contextlib.contextmanager
+def exiting_on_signals() -> Iterator[None]:
+    """Convert SIGTERM and SIGHUP, unless ignored, into SystemExit, which removes temporary files."""
+
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the removal
+        sys.exit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def plan(composed: Any, given: Sequence[str], output: Any = None) -> int:

@@ -95,9 +95,12 @@ class MetricProcess:
     def check(self, metric: Metric) -> Metric:
         """Metric with the version, titles, inputs and direction that its process reports.
 
-        ConfigError if it cannot be loaded.
+        ConfigError if it cannot be loaded, and for one with `tensors` that this process has not imported.
         """
         answer = self.ask(metric, np.zeros((2, 0), np.float32), 0)
+        if answer.get("tensors") and not metric.tensors:
+            remedy = "score arrays [T] without it, or register the package and name the metric in --metrics"
+            raise ConfigError(f"metric {metric.name}: {metric.place} has tensors=True: {remedy}")
         if "reason" not in answer:
             return replace(metric, **answer)
         advice = ""

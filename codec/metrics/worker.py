@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -58,13 +59,15 @@ def answer(request: dict[str, Any], stream: BinaryIO, loaded: dict[str, Metric])
     audio = np.frombuffer(stream.read(4 * channels * length), np.float32).reshape(channels, length)
     try:
         if name not in loaded:
-            loaded[name] = replace(find(name, place), paths=tuple(request["paths"]))
+            definition = find(name, place)
+            loaded[name] = replace(definition, paths=tuple(request["paths"]) or definition.paths)
         metric = loaded[name]
         score = metric.score
         if not length:
-            package = metric.package.partition("[")[0]
+            package = re.split(r"[^\w.-]", metric.package)[0]  # without extras and versions
             installed = f"{package} {importlib.metadata.version(package)}" if package else place
-            inputs = {"rate": metric.rate, "needs_reference": metric.needs_reference}
+            names = "rate", "needs_reference", "tensors"
+            inputs = {name: getattr(metric, name) for name in names}
             return metric.stated() | inputs | {"version": metric.version or installed}
         estimate, reference = [*audio.copy(), None][:2]
         value = float(score(estimate, reference, request["rate"]))

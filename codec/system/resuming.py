@@ -43,10 +43,12 @@ def require_same(
     `names` are the settings to compare, by default all. `options` are the command's options of settings.
     """
     stored_values, new_values = dict(flat(stored)), dict(flat(json.loads(json.dumps(settings))))
+    compared = names or dict.fromkeys([*stored_values, *new_values])
+    pairs = {name: (stored_values.get(name), new_values.get(name)) for name in compared}
     changes = [
-        f"{(options or {}).get(name, name)} {shown(stored_values.get(name))} → {shown(new_values.get(name))}"
-        for name in names or dict.fromkeys([*stored_values, *new_values])
-        if stored_values.get(name) != new_values.get(name)
+        f"{(options or {}).get(name, name)} {' → '.join(shown(*pair))}"
+        for name, pair in pairs.items()
+        if pair[0] != pair[1]
     ]
     if changes:
         raise ConfigError(f"{printable(folder)} was made with other settings: {', '.join(changes)}; {remedy}")
@@ -68,7 +70,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
         yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
-def shown(value: Any) -> str:
-    """Text of a value, at most 24 characters, else its first 12."""
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
+def shown(*values: Any) -> list[str]:
+    """Texts of different values; a long one is cut to its start or, if that is common, to the difference."""
+    texts = ["none" if value is None else str(value) for value in values]
+    pairs = enumerate(zip(*texts, strict=False))
+    common = next((place for place, pair in pairs if len(set(pair)) > 1), min(map(len, texts)))
+    longest, width = (24, 12) if all(isinstance(value, str | None) for value in values) else (60, 40)
+    start = 0 if common < width else common - width // 2
+    return [text if len(text) <= longest else excerpt(text, start, start + width) for text in texts]
+
+
+def excerpt(text: str, start: int, end: int) -> str:
+    """Part of a text, with an ellipsis at each cut."""
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"

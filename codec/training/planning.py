@@ -66,7 +66,10 @@ class Survey:
     rows: list[Row] = field(default_factory=list)
 
     def measure(self, part: Part, batch_size: int, **options: Any) -> Row:
-        """Measure a part; an option is `trainer.precision=...` as `trainer_precision`."""
+        """Measure a part; an option is `trainer.precision=...` as `trainer_precision`.
+
+        ConfigError for a failure other than too little memory, until a measurement of this part succeeds.
+        """
         config = copy.deepcopy(self.config)
         config["logger"] = None
         config["data"]["batch_size"] = batch_size
@@ -79,9 +82,10 @@ class Survey:
         try:
             result = probe(request)
         except ConfigError as error:
-            if not options:
+            if not any(row.part == part and row.result["fits"] for row in self.rows):
                 raise
-            result = {"fits": False, "error": str(error)}  # as compilation without a compiler
+            # Compilation without a compiler, or a batch too large for a kernel.
+            result = {"fits": False, "error": str(error)}
         row = Row(part, batch_size, options, result)
         self.rows.append(row)
         return row
@@ -149,7 +153,8 @@ class Survey:
             return None
         less, more = fitting[-2:]
         slope = (more.result["peak"] - less.result["peak"]) / (more.batch_size - less.batch_size)
-        failed = min((row.batch_size for row in rows if not row.result["fits"]), default=NEVER)
+        sizes = [row.batch_size for row in rows if not row.result["fits"]]
+        failed = min((size for size in sizes if size > more.batch_size), default=NEVER)
         room = RESERVE * limit - more.result["peak"]
         return min(failed - 1, more.batch_size + int(room / slope)) if slope > 0 else None
 
@@ -177,7 +182,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="codec-plan-") as folder, tempfile.TemporaryFile() as errors:
         path = os.pathsep.join(filter(None, sys.path))
         child = subprocess.Popen(
-            [sys.executable, *CHILD],
+            [sys.executable, *CHILD, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=errors,
             stderr=errors,

@@ -1,14 +1,14 @@
-"""Measurement of a few training steps, in a process of its own: `python -m codec.training.probe < request`.
+"""Measurement of a few training steps, in a process of its own.
 
-A request is `config` (resolved), `start` and `steps` of a part of the run, `seconds` to measure and `folder`
-for everything that the run writes. The measurement is written into `folder` as `result.json`.
+`python -m codec.training.probe PARENT < request` ends with the process of the number `PARENT`. A request is
+`config` (resolved), `start` and `steps` of a part of the run, `seconds` to measure and `folder` for all
+that the run writes. The measurement is written into `folder` as `result.json`.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -60,10 +60,14 @@ class Meter(Callback):
         self.began = time.monotonic()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Find the probability of a discriminator update, 1 if each step or none has one."""
+        """Find the probability of a discriminator update, 1 if each step or none has one; start the clock."""
         assert isinstance(pl_module, CodecTraining)
-        fooling = pl_module.stage.adversarial and self.start >= pl_module.adversarial_from
+        stage = pl_module.stages[
+            pl_module.locate(self.start)[0]
+        ]  # which the module enters after its callbacks
+        fooling = stage.adversarial and self.start >= pl_module.adversarial_from
         self.share = pl_module.optimization.discriminator_update_probability if fooling else 1.0
+        self.ended = time.monotonic()
 
     def on_train_batch_end(
         self,
@@ -155,7 +159,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 def out_of_memory(error: BaseException) -> bool:
     """True for an allocation that failed, on a GPU or on the host."""
     words = str(error).lower()
-    messages = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    messages = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+    messages += ("could not create a primitive", "could not execute a primitive")  # of oneDNN
     return any(message in words for message in messages) or isinstance(
         error, torch.OutOfMemoryError | MemoryError
     )
@@ -171,7 +176,7 @@ def loading_seconds(data: AudioData) -> float:
 
 def main() -> None:
     """Measure the request on standard input; a user's mistake becomes the result's `error`."""
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(int(sys.argv[1]),), daemon=True).start()
     request = json.load(sys.stdin)
     try:
         result = measure(request)
