@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_segment
 from codec.data.augmentation import Augmentation, happens
 from codec.data.degradation import Degraded, Degrader
@@ -151,9 +150,9 @@ class Crops(Dataset[Batch]):
         file = self.files[min(chosen, len(self.files) - 1)]
         length, sample_rate, _ = self.shape
         speed = self.augmentation.draw_speed(file.sample_rate, sample_rate, random)
-        first, end = resampled_span(file.range, file.sample_rate, sample_rate, speed)
+        first, end = file.range_at(sample_rate, speed)
         if end - first < length:
-            speed, (first, end) = 1, resampled_span(file.range, file.sample_rate, sample_rate)
+            speed, (first, end) = 1, file.range_at(sample_rate)
         return Place(file, first + int(random.integers(0, end - first - length, endpoint=True)), speed)
 
 
@@ -163,7 +162,7 @@ def read_clips(files: Sequence[IndexedFile], shape: tuple[int, int, int], count:
     Shorter files are skipped; if all files are shorter, clips are as long as the longest file.
     """
     length, sample_rate, channels = shape
-    spans = [resampled_span(file.range, file.sample_rate, sample_rate) for file in files]
+    spans = [file.range_at(sample_rate) for file in files]
     length = min(length, max(end - first for first, end in spans))
     fitting = [(file, *span) for file, span in zip(files, spans, strict=True) if span[1] - span[0] >= length]
     clips: dict[tuple[str, int], np.ndarray] = {}

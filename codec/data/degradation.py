@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_segment, rms
 from codec.data.augmentation import check_probability, check_range, happens, held, uniform
 from codec.data.index import IndexedFile
@@ -104,14 +103,9 @@ class Degrader:
     ):
         self.options, self.shape = options, shape
         self.noises, self.rooms = (
-            [file for file in files if self.samples(file)] for files in (noises, rooms)
+            [file for file in files if file.samples_at(shape[1])] for files in (noises, rooms)
         )
         self.cumulative = np.cumsum([file.seconds for file in self.noises])
-
-    def samples(self, file: IndexedFile) -> int:
-        """Samples of a file at the crops' rate."""
-        first, end = resampled_span(file.range, file.sample_rate, self.shape[1])
-        return end - first
 
     def apply(self, crop: np.ndarray, random: Generator) -> Degraded:
         """Degrade a clean crop `[C, T]`; input and target are scaled alike, to within ±1."""
@@ -135,7 +129,7 @@ class Degrader:
             chosen = int(np.searchsorted(self.cumulative, position, side="right"))
             file = self.noises[min(chosen, len(self.noises) - 1)]
             length, sample_rate, channels = self.shape
-            first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+            first, end = file.range_at(sample_rate)
             size = min(length, end - first)
             start = first + int(random.integers(0, end - first - size, endpoint=True))
             part = read_segment(file.path, start, size, sample_rate, channels, expected=file.info)
@@ -152,7 +146,7 @@ class Degrader:
         def read() -> np.ndarray:
             file = self.rooms[int(random.integers(len(self.rooms)))]
             sample_rate = self.shape[1]
-            first, end = resampled_span(file.range, file.sample_rate, sample_rate)
+            first, end = file.range_at(sample_rate)
             size = min(end - first, round(LONGEST_FILE * sample_rate))
             response = read_segment(file.path, first, size, sample_rate, file.channels, expected=file.info)[0]
             direct = int(np.abs(response).argmax())

@@ -6,7 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
+from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioInfo
 from codec.system.files import printable
 
@@ -79,6 +81,15 @@ class IndexedFile:
         """Duration of the span, or else of the file, in seconds; 0 for a file that could not be read."""
         first, end = self.range
         return (end - first) / self.sample_rate if self.sample_rate else 0.0
+
+    def range_at(self, sample_rate: int, speed: Fraction | int = 1) -> tuple[int, int]:
+        """The `range` in samples at `sample_rate` Hz, played `speed` times as fast."""
+        return resampled_span(self.range, self.sample_rate, sample_rate, speed)
+
+    def samples_at(self, sample_rate: int) -> int:
+        """Length of the span, or else of the file, in samples at `sample_rate` Hz."""
+        first, end = self.range_at(sample_rate)
+        return end - first
 
     def below(self, root: str) -> IndexedFile:
         """Copy with an absolute path below `root`."""

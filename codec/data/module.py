@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from codec.audio.conversion import resampled_span
 from codec.data.augmentation import Augmentation
 from codec.data.crops import Batch, Crops, read_clips
 from codec.data.degradation import Degradation, Degrader
@@ -113,7 +113,7 @@ class AudioData(LightningDataModule):
         generate: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
-        self.roots = [root] if isinstance(root, str | os.PathLike) else list(root)
+        self.roots = listed(root)
         positive = {"sample_rate": sample_rate, "channels": channels, "batch_size": batch_size}
         check_above(0, **positive, segment_seconds=segment_seconds)
         check_above(-1, seed=seed, num_workers=num_workers)
@@ -141,6 +141,7 @@ class AudioData(LightningDataModule):
             if self.generate is not None and not has_audio(root):
                 self.generate(root)
         self.indexes = self.indexes or [self.make_index(root) for root in self.roots]
+        _ = self.degrader
 
     def setup(self, stage: str | None = None) -> None:
         """Split the files into training and validation; `DataError` if a folder has no usable file."""
@@ -155,7 +156,7 @@ class AudioData(LightningDataModule):
         self.trained = without_short(trained, *self.shape[:2])
         self.valid_files = [file.path for file in self.valid]
         self.train_crops = Crops(
-            self.trained, self.shape, self.seed, self.weights, self.augmentation, self.degrader()
+            self.trained, self.shape, self.seed, self.weights, self.augmentation, self.degrader
         )
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
@@ -169,16 +170,16 @@ class AudioData(LightningDataModule):
                     self.validation.fraction,
                 )
 
+    @cached_property
     def degrader(self) -> Degrader | None:
-        """Noise and rooms of the option `degradation`, indexed; None without them."""
+        """Noise and rooms of the option `degradation`, indexed at the first use; None without them."""
         options = self.degradation
         noises, rooms = (self.usable_files(part.root) for part in (options.noise, options.rooms))
         return Degrader(options, noises, rooms, self.shape) if options.is_active else None
 
     def usable_files(self, roots: str | Sequence[str] | None) -> list[IndexedFile]:
         """Usable files of one or more folders; `DataError` for a folder without any."""
-        listed = [roots] if isinstance(roots, str | os.PathLike) else roots or []
-        indexes = [self.make_index(root) for root in listed]
+        indexes = [self.make_index(root) for root in listed(roots)]
         return [file.below(index.root) for index in indexes for file in index.usable]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -247,10 +248,9 @@ def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFil
     return ", ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
 
 
-def samples(file: IndexedFile, sample_rate: int) -> int:
-    """Length of a recording at `sample_rate` Hz."""
-    first, end = resampled_span(file.range, file.sample_rate, sample_rate)
-    return end - first
+def listed(roots: str | Sequence[str] | None) -> list[str]:
+    """One root or several as a list."""
+    return [roots] if isinstance(roots, str | os.PathLike) else list(roots or [])
 
 
 def without_short(
@@ -260,7 +260,7 @@ def without_short(
 
     Parts that a run has cut for shorter crops may have less. `DataError` if none remains.
     """
-    long = [[file for file in files if samples(file, sample_rate) >= length] for files in trained]
+    long = [[file for file in files if file.samples_at(sample_rate) >= length] for files in trained]
     num_files, num_long = (sum(map(len, roots)) for roots in (trained, long))
     needed = f"data.segment_seconds is {length / sample_rate:.3f} s"
     if not num_long:
@@ -283,7 +283,7 @@ def skip_short(index: Index, length: int, sample_rate: int) -> Index:
     needed = f"segment_seconds is {length / sample_rate:.3f} s"
     files = [
         replace(file, problem=f"shorter than a crop: {file.seconds:.3f} s, {needed}")
-        if not file.problem and samples(file, sample_rate) < length
+        if not file.problem and file.samples_at(sample_rate) < length
         else file
         for file in index.files
     ]

@@ -196,7 +196,7 @@ def held_out(index: Index, share: float, models: Iterable[str]) -> list[IndexedF
 
 
 def held_out_of(file: IndexedFile, root: str, proposed: Files, runs: Sequence[Record]) -> list[IndexedFile]:
-    """Parts of a file that every run which has the file ranges out; those `proposed` if no run has it."""
+    """Parts of a file that are held out in every run with it; those `proposed` if no run has it."""
     pieces, trained = None, list[tuple[int, int]]()
     for run in runs:
         parts = recorded(file.below(root), run)

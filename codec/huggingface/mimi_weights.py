@@ -75,8 +75,8 @@ def attentions(codec: Codec) -> Iterator[tuple[str, list[str]]]:
     for side in ("encoder", "decoder"):
         for own_name, layer in flattened(cast(SEANet, codec.autoencoder), side):
             for index in range(len(layer.layers) if isinstance(layer, Transformer) else 0):
-                mimi_name = [f"{side}_transformer.layers.{index}.{name}" for name in HEADS]
-                yield f"{own_name}.layers.{index}.qkv.weight", mimi_name
+                mimi_names = [f"{side}_transformer.layers.{index}.{name}" for name in HEADS]
+                yield f"{own_name}.layers.{index}.qkv.weight", mimi_names
 
 
 def cascades(codec: Codec) -> Iterator[tuple[str, str, Residual]]:
@@ -92,8 +92,8 @@ def cascades(codec: Codec) -> Iterator[tuple[str, str, Residual]]:
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to those of `MimiModel`."""
     weights = {mimi_name: plain[own_name] for own_name, mimi_name in names(codec, plain, theirs_known=False)}
-    for own_name, mimi_name in attentions(codec):
-        weights |= dict(zip(mimi_name, plain[own_name].chunk(3), strict=True))
+    for own_name, mimi_names in attentions(codec):
+        weights |= dict(zip(mimi_names, plain[own_name].chunk(3), strict=True))
     for _, mimi_name, cascade in cascades(codec):
         for index, stage in enumerate(cascade.stages):
             missing = config["codebook_size"] - stage.codebook_size
@@ -109,8 +109,8 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert weights of `MimiModel` to folded ones of a codec; `codec` gives only the names."""
     weights = {own_name: plain[mimi_name] for own_name, mimi_name in names(codec, plain, theirs_known=True)}
-    for own_name, mimi_name in attentions(codec):
-        weights[own_name] = torch.cat([needed(plain, name) for name in mimi_name])
+    for own_name, mimi_names in attentions(codec):
+        weights[own_name] = torch.cat([needed(plain, name) for name in mimi_names])
     first = {mimi_name: own_name for own_name, mimi_name in prefixes(codec)}
     for mimi_name in ("encoder.layers.0.conv", "decoder.layers.0.conv"):
         key = f"{first[mimi_name]}.weight"

@@ -32,10 +32,10 @@ HIGHEST_RATE, LONGEST_FRAME = 2**20, 2**20  # Hz, samples
 class Codec(nn.Module):
     """Audio `[B, C, T]` to codes `[B, K, F]` and back, `F = ceil(T / hop_length)` frames for any `T >= 1`.
 
-    Encoder, quantizer and decoder in sequence, as in SoundStream (arXiv 2107.03312). With
-    `conditioning`, such as `codec.layers.FiLM`, latents are modulated by a condition before they are
-    quantized. A call that names none uses the default of `conditioning`. With a continuous
-    bottleneck the codes are float32 `[B, latent_dim, F]` wherever codes are named.
+    Encoder, quantizer and decoder in sequence, as in SoundStream (arXiv 2107.03312). With a continuous
+    bottleneck the codes are float32 `[B, latent_dim, F]` wherever codes are named. With `conditioning`, such
+    as `codec.layers.FiLM`, a condition modulates the latents before they are quantized; a call that names
+    none uses the default of `conditioning`.
     """
 
     def __init__(
