@@ -1,5 +1,7 @@
 """`pytest --ci`: skipped tests and warnings are failures, unless no package could help."""
 
+import os
+
 import pytest
 
 ALLOWED = ("needs a GPU", "needs another operating system", "needs real recordings")
@@ -16,7 +18,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption(OPTION):  # with the locked versions alone: newer ones warn of more
         config.getini("filterwarnings").insert(0, "error")
-        config.option.durations = config.option.durations or 25  # the slowest tests, in the log
+        config.option.durations = (
+            25 if config.option.durations is None else config.option.durations
+        )  # the slowest tests, in the log
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that repeat a quicker one in another setting, unless CODEC_TEST_ALL is set."""
+    if os.environ.get("CODEC_TEST_ALL"):
+        return
+    repeating = [item for item in items if item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=repeating)
+    items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

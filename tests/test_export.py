@@ -488,11 +488,9 @@ def test_int8_graphs_are_smaller_and_near_and_their_quantizer_is_untouched(tmp_p
     import onnx
 
     codec = model("autoencoder=soundstream", "quantizer=rvq")
-    for int8 in (False, True):
-        (tmp_path / str(int8)).mkdir()
-        found = export.export_onnx(codec, tmp_path / str(int8), Options(streaming=True, int8=int8))
+    found = export.export_onnx(codec, tmp_path, Options(streaming=True, int8=True))
     for name in ("encoder", "decoder", "encoder_step", "decoder_step"):
-        graph = onnx.load(str(tmp_path / "True" / f"{name}.onnx")).graph
+        graph = onnx.load(str(tmp_path / f"{name}.onnx")).graph
         eights = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
         assert len(eights) > 10, name
         # a codebook is 32 x 16, its transpose 16 x 32
@@ -520,10 +518,8 @@ def with_far_latents(codec: Codec) -> Codec:
 def test_openvino_s_graphs_are_the_codec(tmp_path):
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
     runtime()
-    for name in ("rvq", "multiscale_rvq"):
-        out = tmp_path / name
-        source = tmp_path / f"{name}-model"
-        with_far_latents(model("autoencoder=soundstream", f"quantizer={name}")).save(source)
-        assert main([str(source), "--to", "openvino", "-o", str(out)]) == 0
-        assert {path.suffix for path in out.iterdir()} == {".xml", ".bin", ".md"}
-        run_snippet(out)
+    out, source = tmp_path / "out", tmp_path / "model"
+    with_far_latents(model("autoencoder=tiny", "quantizer=multiscale_rvq")).save(source)
+    assert main([str(source), "--to", "openvino", "-o", str(out)]) == 0
+    assert {path.suffix for path in out.iterdir()} == {".xml", ".bin", ".md"}
+    run_snippet(out)

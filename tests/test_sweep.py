@@ -215,13 +215,13 @@ def needs(package: str) -> pytest.MarkDecorator:
     [
         pytest.param(
             ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-            marks=needs("hydra-joblib-launcher"),
+            marks=[needs("hydra-joblib-launcher"), pytest.mark.exhaustive],
             id="joblib",
         ),
         pytest.param(
             ["hydra/launcher=submitit_local"], marks=needs("hydra-submitit-launcher"), id="submitit"
         ),
-        pytest.param(["hydra/launcher=ray"], marks=needs("ray"), id="ray"),
+        pytest.param(["hydra/launcher=ray"], marks=[needs("ray"), pytest.mark.exhaustive], id="ray"),
     ],
 )
 def test_a_launcher_runs_a_sweep_in_parallel(tmp_path, wavs, launcher):

@@ -476,12 +476,20 @@ def distance(one: dict, other: dict) -> float:
     return float(square**0.5)
 
 
-def command(folder: Path, wavs: Path, *overrides: str) -> list[str]:
-    """The same run as a command, for processes that are to be killed."""
+COMPILE = """
+from functools import partialmethod
+from torch import nn
+nn.Module.compile = partialmethod(nn.Module.compile, backend={!r})
+"""
+
+
+def command(folder: Path, wavs: Path, *overrides: str, backend: str = "inductor") -> list[str]:
+    """The same run as a command, for processes that are to be killed; aot_eager compiles no machine code."""
     config = folder / "config.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(tiny_run(folder, wavs, *overrides)), config)
-    code = "import sys; from omegaconf import OmegaConf; from codec.training.run import train; "
+    code = COMPILE.format(backend) if backend != "inductor" else ""
+    code += "import sys; from omegaconf import OmegaConf; from codec.training.run import train; "
     return [sys.executable, "-c", code + f"sys.exit(train(OmegaConf.load({str(config)!r})))"]
 
 
@@ -571,7 +579,14 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "warmup"), [("tiny", 1000), ("tiny", 0), ("encodec", 0)])
+@pytest.mark.parametrize(
+    ("loss", "warmup"),
+    [
+        ("tiny", 1000),
+        pytest.param("tiny", 0, marks=pytest.mark.exhaustive),
+        ("encodec", 0),
+    ],
+)
 def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     options = ["trainer.max_steps=6", "quantizer.codebook.dead_threshold=0.9", f"loss={loss}"]
     options.append(f"optimizer.schedule.warmup_steps={warmup}")
@@ -689,11 +704,12 @@ def test_a_grid_with_more_codes_than_memory_is_trained_and_evaluated(tmp_path, w
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiling_changes_neither_names_nor_results(tmp_path, wavs):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)])
+def test_compiling_changes_neither_names_nor_results(tmp_path, wavs, backend):
     options = ["trainer.max_steps=3", "optimizer.schedule.warmup_steps=0"]
     eager = run(tmp_path / "eager", wavs, *options)
     # In a process of its own: the compiler minds which modules other tests have imported.
-    arguments = command(tmp_path / "compiled", wavs, *options, "training.compile=true")
+    arguments = command(tmp_path / "compiled", wavs, *options, "training.compile=true", backend=backend)
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     compiled = last(tmp_path / "compiled")
