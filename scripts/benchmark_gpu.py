@@ -2,8 +2,8 @@
 
 Training steps of all experiments in bf16-mixed, on the experiment's own crops (eager, "tuned" with cuDNN's
 choice of algorithms by trial, compiled), the originals' steps where they are installed (benchmark_peers.py),
-quantizers, encoding of long recordings, one frame at a time. Peak memory, the lines that wait for the GPU, and
-the kernels that take longest. A model is measured in a process of its own, first without compilation.
+quantizers, encoding of long recordings, one frame at a time. Peak memory, the lines that wait for the GPU,
+and the kernels that take longest. A model is measured in a process of its own, first without compilation.
 Compilations then run side by side and leave their kernels in Inductor's cache. `gpu.csv` and `gpu.md` are
 written after every model; jobs that the minutes do not reach are named. Nothing is downloaded. `--device cpu`
 takes tiny sizes, to try the script.
