@@ -171,7 +171,9 @@ def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [LAYOUTS[0], *(pytest.param(one, marks=pytest.mark.exhaustive) for one in LAYOUTS[1:])]
+)
 def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
     codec.save(tmp_path / "model")
     (tmp_path / "wavs").mkdir()

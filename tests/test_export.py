@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import re
 import sys
 from pathlib import Path
@@ -357,7 +356,19 @@ class There(nn.Module):
         return codes, graphs.as_batch(self.quantizer.decode(graphs.in_one_row(codes)), codes.shape[0])
 
 
-SAMPLED = {"rvq", "multiscale_rvq", "fsq"}
+# One of every structure and codebook; the others have their graphs.
+SAMPLED = {
+    "rvq",
+    "multiscale_rvq",
+    "fsq",
+    "residual_fsq",
+    "factorized_rvq",
+    "lfq",
+    "bsq",
+    "simvq",
+    "vq_cosine",
+}
+SAMPLED |= {"grouped_rvq", "blockwise_vq", "split_rvq", "gumbel", "random_projection"}
 
 
 def few_stages(name: str) -> list[str]:
@@ -371,7 +382,7 @@ def few_stages(name: str) -> list[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in SAMPLED else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in SAMPLED else pytest.mark.exhaustive)
         for name in distinct("quantizer")
         if name not in NO_CODES
     ],
@@ -419,7 +430,7 @@ def test_a_traced_quantizer_decodes_any_number_of_stages(name):
         torch.testing.assert_close(program(codes[:, :n]), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rvq", pytest.param("multiscale_rvq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["rvq", pytest.param("multiscale_rvq", marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_decoders_in_onnx_runtime_take_any_number_of_stages(name, tmp_path, capsys):
     runtime()
@@ -464,9 +475,10 @@ def test_a_decoder_that_is_wrong_with_fewer_stages_is_refused(tmp_path, monkeypa
 
 
 # Their graphs are those of others, of other sizes.
-REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream_", "dac_1", "dac_2", "vocos_l"))
+REPEATED = tuple(f"autoencoder={name}" for name in ("soundstream", "dac_1", "dac_2", "vocos_l"))
 IN_RUNTIME = [
-    one for one in AUTOENCODERS if os.environ.get("CODEC_TEST_ALL") or not one[0].startswith(REPEATED)
+    pytest.param(one, marks=pytest.mark.exhaustive if one[0].startswith(REPEATED) else ())
+    for one in AUTOENCODERS
 ]
 
 

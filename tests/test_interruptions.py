@@ -68,10 +68,9 @@ def test_a_kill_before_the_first_checkpoint_leaves_no_step_twice(tmp_path, wavs,
     assert trained(tmp_path) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize(("steps", "step"), [(8, 4), (4, 4)])
-@pytest.mark.parametrize("place", [
-    "codec.training.samples.Samples.on_validation_batch_end",
-    "codec.training.checkpoints.LastCheckpoint.on_validation_end",
+@pytest.mark.parametrize(("steps", "step", "place"), [
+    (8, 4, "codec.training.samples.Samples.on_validation_batch_end"),
+    (4, 4, "codec.training.checkpoints.LastCheckpoint.on_validation_end"),
 ])  # fmt: skip
 def test_a_validation_that_was_killed_is_made_up(tmp_path, wavs, monkeypatch, place, steps, step):
     options = [f"trainer.max_steps={steps}", "trainer.val_check_interval=2"]

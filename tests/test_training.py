@@ -505,7 +505,10 @@ def started(arguments: list[str], folder: Path, steps: int) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "name",
+    ["SIGTERM", "SIGINT", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("SIGHUP", "SIGUSR1"))],
+)
 def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, name):
     number = getattr(signal, name)
     options = ["trainer.max_steps=100000", "data.num_workers=1"]
@@ -521,9 +524,16 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 @pytest.mark.parametrize(
-    "moment", ["codec.data.loader.prepare_worker", "codec.data.module.AudioData.train_dataloader"]
+    ("moment", "name", "status"),
+    [
+        ("codec.data.loader.prepare_worker", "SIGTERM", 143),
+        pytest.param("codec.data.loader.prepare_worker", "SIGINT", 130, marks=pytest.mark.exhaustive),
+        pytest.param(
+            *("codec.data.module.AudioData.train_dataloader", "SIGTERM", 143), marks=pytest.mark.exhaustive
+        ),
+        ("codec.data.module.AudioData.train_dataloader", "SIGINT", 130),
+    ],
 )
 def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
     tmp_path, wavs, moment, name, status
