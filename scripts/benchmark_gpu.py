@@ -42,6 +42,7 @@ EXPERIMENTS = {  # and the sizes of batches that fill a large GPU
     "speech_16khz": (16, 128),
     "mimi_24khz": (16, 64),
     "speech_16khz_streaming": (128,),
+    "speech_16khz_25hz": (128,),
     "dac_24khz": (64,),
     "dac_16khz": (64,),
     "tiny": (64,),
