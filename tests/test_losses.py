@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from composed import config, options, small_quantizer
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
 from codec.losses.base import Forward, Loss, Teacher
 from codec.losses.objective import Objective
+from codec.losses.perceptual import PESQLoss
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
 from codec.losses.waveform import WaveformL1
@@ -462,9 +464,11 @@ def test_a_discriminator_needs_an_adversarial_loss():
 
 @pytest.mark.parametrize("name", options("loss"))
 def test_every_yaml_trains_audio_toward_its_target(name):
+    if name == "spectral_pesq":
+        pytest.importorskip("torch_pesq")
     torch.manual_seed(0)
     built = build(config(f"loss={name}")["loss"])
-    target, estimate = noise(1, 1, 4800), noise(1, 1, 4800, seed=1).requires_grad_()
+    target, estimate = noise(1, 1, 9600), noise(1, 1, 9600, seed=1).requires_grad_()
     judges = [nn.Conv1d(1, 1, 5), nn.Conv1d(1, 1, 9)]
 
     def judge(audio: Tensor) -> list[Judgement]:
@@ -490,6 +494,38 @@ def test_every_yaml_trains_audio_toward_its_target(name):
             for x in (estimate, stepped)
         )
     assert built.balancer or after < before
+
+
+# PESQ
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 10.0, 25.0])
+def test_the_pesq_loss_agrees_with_the_library(real_speech, snr_db):
+    """A disturbance d gives P.862.2's score 0.999 + 4 / (1 + exp(3.8224 - 1.3669 (4.5 - d)))."""
+    pytest.importorskip("torch_pesq")
+    pesq = pytest.importorskip("pesq")
+    audio, rate = soundfile.read(sorted(real_speech.rglob("*.flac"))[3], dtype="float32", frames=64000)
+    target = torch.from_numpy(audio)[None, None]
+    noisy = target + target.std() * 10 ** (-snr_db / 20) * noise(*target.shape) / 0.3
+    disturbance = PESQLoss(rate)(noisy, target)
+    score = 0.999 + 4 / (1 + math.exp(3.8224 - 1.3669 * (4.5 - float(disturbance))))
+    assert score == pytest.approx(pesq.pesq(rate, audio, noisy[0, 0].numpy(), "wb"), abs=0.2)
+
+
+def test_the_pesq_loss_leaves_out_silent_crops():
+    pytest.importorskip("torch_pesq")
+    loss = PESQLoss(16000)
+    target, estimate = noise(3, 1, 8000), noise(3, 1, 8000, seed=1)
+    alone = loss(estimate[:1], target[:1])
+    target[1], estimate[2] = 0, 0
+    estimate.requires_grad_()
+    assert loss(estimate, target) == alone
+    (gradient,) = torch.autograd.grad(loss(estimate, target), estimate)
+    assert gradient[0].any() and not gradient[1:].any()
+    assert torch.autograd.grad(loss(estimate[1:], target[1:]), estimate)[0].eq(0).all()
+    assert not loss.state_dict() and not list(loss.parameters())
+    with pytest.raises(ValueError, match="segment_seconds"):
+        loss(noise(1, 1, 5000), noise(1, 1, 5000))
 
 
 # Resolutions that share their STFTs

@@ -4,6 +4,7 @@ from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
 from codec.losses.base import Forward, Loss, Teacher
 from codec.losses.objective import Objective
+from codec.losses.perceptual import PESQLoss
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
 from codec.losses.waveform import WaveformL1
@@ -19,6 +20,7 @@ __all__ = [
     "MultiScaleMelLoss",
     "MultiScaleSpectralLoss",
     "Objective",
+    "PESQLoss",
     "Teacher",
     "WaveformL1",
 ]
