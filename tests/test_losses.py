@@ -4,6 +4,7 @@ import math
 import socket
 import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ import soundfile
 import torch
 from composed import config, options, small_quantizer
 from torch import Tensor, nn
-from torchaudio.functional import melscale_fbanks
 
 from codec.audio.spectrogram import mel, mel_filters
 from codec.config import build
@@ -31,6 +31,11 @@ EVERY = pytest.mark.parametrize("loss", RECONSTRUCTION, ids=lambda loss: type(lo
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return 0.3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def triangles(*arguments: Any) -> Tensor:
+    """Mel filters of torchaudio."""
+    return pytest.importorskip("torchaudio.functional").melscale_fbanks(*arguments)
 
 
 def judgement(logit: float, *features: float) -> Judgement:
@@ -146,7 +151,7 @@ def brute_force_spectral(estimate: np.ndarray, target: np.ndarray, average_frame
     for s in (64, 128, 256, 512, 1024, 2048):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            filters = melscale_fbanks(s // 2 + 1, 0.0, 12000.0, 64, 24000).numpy()
+            filters = triangles(s // 2 + 1, 0.0, 12000.0, 64, 24000).numpy()
         window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(s) / s)
         frames = []
         for start in range(0, len(estimate) + 1, s // 4):
@@ -496,6 +501,23 @@ def test_every_yaml_trains_audio_toward_its_target(name):
     assert built.balancer or after < before
 
 
+@pytest.mark.parametrize("slaney", [False, True])
+@pytest.mark.parametrize(
+    ("rate", "window", "n_mels"),
+    [(16000, 64, 40), (24000, 32, 320), (24000, 1024, 64), (44100, 2048, 320), (1500, 256, 20)],
+)
+@pytest.mark.filterwarnings("ignore:Empty filters")
+def test_mel_filters_are_librosas(rate, window, n_mels, slaney):
+    librosa = pytest.importorskip("librosa")
+    norm = "slaney" if slaney else None
+    expected = librosa.filters.mel(
+        sr=rate, n_fft=window, n_mels=n_mels, htk=not slaney, norm=norm, dtype=np.float64
+    )
+    expected = torch.from_numpy(expected[expected.max(1) > 1e-6].T)
+    filters = mel_filters(rate, window, n_mels, slaney, torch.device("cpu"))
+    torch.testing.assert_close(filters.double(), expected, rtol=1e-6, atol=1e-7 * float(expected.max()))
+
+
 # PESQ
 
 
@@ -568,8 +590,8 @@ def test_loudness_and_magnitude_are_compared_on_the_scale_of_magnitude_to_the_po
         """Means of magnitudes under each triangle, to the power of 0.3."""
         hann = torch.hann_window(window)
         spectrum = torch.stft(audio[:, 0], window, window // 4, window=hann, return_complex=True).abs()
-        triangles = melscale_fbanks(window // 2 + 1, 0.0, 8000.0, bins, 16000, None, "slaney").T
-        kept = triangles[triangles.any(1)]
+        banks = triangles(window // 2 + 1, 0.0, 8000.0, bins, 16000, None, "slaney").T
+        kept = banks[banks.any(1)]
         return (kept / kept.sum(1, keepdim=True) @ spectrum) ** 0.3
 
     expected = sum(

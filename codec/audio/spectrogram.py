@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchaudio.functional import melscale_fbanks
 
 
 def pad_reflect(audio: Tensor, left: int, right: int) -> Tensor:
@@ -37,11 +35,29 @@ def mel_filters(sample_rate: int, window: int, n_mels: int, slaney: bool, device
     A filter narrower than the distance between two bins may contain no bin: 22 of 64 filters at a window of
     64 samples and 24 kHz. Its output would be constant and dilute a mean over bins.
     """
-    norm, scale = ("slaney", "slaney") if slaney else (None, "htk")
-    with torch.inference_mode(False), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torchaudio warns of the empty filters dropped here
-        filters = melscale_fbanks(window // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate, norm, scale)
-        return filters[:, filters.any(dim=0)].to(device)
+    with torch.inference_mode(False):
+        low, center, high = mel_edges(sample_rate / 2, n_mels, slaney).unfold(0, n_mels, 1)
+        hertz = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64)[:, None]
+        rising, falling = (hertz - low) / (center - low), (high - hertz) / (high - center)
+        filters = torch.minimum(rising, falling).clamp(min=0)
+        if slaney:  # unit area instead of unit peak
+            filters = filters * 2 / (high - low)
+        return filters[:, filters.amax(0) > 1e-6].to(device, torch.float32)  # not 0, for rounded edges
+
+
+def mel_edges(highest: float, n_mels: int, slaney: bool) -> Tensor:
+    """Frequencies in Hz, `[n_mels + 2]` in float64, at equal distances in mel from 0 Hz to `highest`.
+
+    HTK's scale is 2595 log10(1 + f / 700). Slaney's (Auditory Toolbox, 1998) is linear up to 1 kHz, 15 mel,
+    and grows by a factor of 6.4 in 27 mel above.
+    """
+    if not slaney:
+        mels = torch.linspace(0, 2595 * math.log10(1 + highest / 700), n_mels + 2, dtype=torch.float64)
+        return 700 * (10 ** (mels / 2595) - 1)
+    growth = math.log(6.4) / 27
+    last = highest * 15 / 1000 if highest < 1000 else 15 + math.log(highest / 1000) / growth
+    mels = torch.linspace(0, last, n_mels + 2, dtype=torch.float64)
+    return torch.where(mels < 15, mels * 1000 / 15, 1000 * torch.exp((mels - 15) * growth))
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
@@ -135,7 +151,7 @@ def mel(
     """Mel magnitudes `[B, C, frames, at most n_mels]` of audio `[B, C, T]`; empty filters are left out.
 
     `slaney` selects Slaney's scale and unit-area filters (librosa, DAC) instead of the HTK scale and
-    unit-peak filters (TensorFlow and torchaudio, hence SoundStream and EnCodec).
+    unit-peak filters (TensorFlow, torchaudio, SoundStream, EnCodec).
     """
     filters = mel_filters(sample_rate, window, n_mels, slaney, audio.device)
     with torch.autocast(audio.device.type, enabled=False):
