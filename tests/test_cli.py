@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from composed import config
@@ -24,14 +25,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=300,
-        check=False,
-    )
+    return programs.run([sys.executable, str(SCRIPTS / f"{script}.py"), *arguments], cwd=folder)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +148,8 @@ def wavs(tmp_path) -> Path:
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The installed command, in a folder of the user's."""
     installed = Path(sys.executable).with_name("codec-train")
-    program = [str(installed)] if installed.is_file() else [sys.executable, str(SCRIPTS / "train.py")]
-    return subprocess.run(
-        [*program, *SMALL, *arguments], capture_output=True, text=True, cwd=folder, timeout=300, check=False
-    )
+    program = installed if installed.is_file() else SCRIPTS / "train.py"
+    return programs.run([sys.executable, str(program), *SMALL, *arguments], cwd=folder)
 
 
 @pytest.mark.slow

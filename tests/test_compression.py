@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -412,7 +413,7 @@ def test_the_scripts_run(tmp_path, saved, recordings):
         ("decompress", saved, "b.codec", "-o", "b.wav", "--tables", "t.safetensors"),
     ):
         command = [sys.executable, str(scripts / f"{name}.py"), *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = programs.run(command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert soundfile.info(tmp_path / "b.wav").frames == 24000
 

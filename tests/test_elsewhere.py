@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from tokenized import noise
@@ -39,14 +40,7 @@ def place(tmp_path_factory) -> Path:
 def run(place: Path, *arguments: str, installed: bool = True) -> subprocess.CompletedProcess[str]:
     paths = [str(ELSEWHERE), *([str(place / "site")] if installed else [])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(
-        [sys.executable, "-m", "codec", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=place,
-        env=environment,
-        timeout=300,
-    )
+    return programs.run([sys.executable, "-m", "codec", *arguments], cwd=place, env=environment)
 
 
 @pytest.fixture(scope="module")

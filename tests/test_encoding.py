@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import soundfile
 import torch
@@ -164,10 +164,13 @@ def test_two_jobs_may_end_at_the_same_moment(codec, wavs, tmp_path, monkeypatch)
     assert len(TokenDataset(tmp_path / "t")) == 9
 
 
-def start(log: Path, *arguments: object, **environment: str) -> subprocess.Popen:
+def start(*arguments: object, **environment: str) -> programs.Program:
     command = [sys.executable, "-c", "from codec.commands.main import encode; encode()", *map(str, arguments)]
-    with log.open("ab") as output:
-        return subprocess.Popen(command, env=os.environ | environment, stdout=output, stderr=output)
+    return programs.Program(command, env=os.environ | environment)
+
+
+def finish(job: programs.Program) -> None:
+    assert job.wait(300) == 0, job.outputs()
 
 
 @pytest.mark.slow
@@ -180,11 +183,10 @@ def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
     for n in range(150):
         write_wav(tmp_path / "wavs" / f"{n}.wav", noise(6000 + n, n), RATE)
     arguments = [tmp_path / "model", tmp_path / "wavs", "--format", layout, "--shard-hours", "0.001", "-o"]
-    log = tmp_path / "log.txt"
-    assert start(log, *arguments, tmp_path / "whole").wait(300) == 0, log.read_text()
+    finish(start(*arguments, tmp_path / "whole"))
     kills = 0
     for _ in range(2):
-        job = start(log, *arguments, tmp_path / "cut")
+        job = start(*arguments, tmp_path / "cut")
         before = len(list((tmp_path / "cut").rglob(".encoding/*.jsonl")))
         deadline = time.monotonic() + 120
         while job.poll() is None and time.monotonic() < deadline:
@@ -194,7 +196,7 @@ def test_kills_lose_and_double_nothing(codec, tmp_path, layout):
                 break
             time.sleep(0.01)
         job.wait()
-    assert start(log, *arguments, tmp_path / "cut").wait(300) == 0, log.read_text()
+    finish(start(*arguments, tmp_path / "cut"))
     assert kills == 2 and contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
@@ -446,8 +448,8 @@ def test_ray_runs_the_jobs(codec, wavs, tmp_path):
         "--workers",
         "0",
     ]
-    log, more = tmp_path / "log.txt", ["--engine", "ray", "--num-shards", "3", "--device", "cpu"]
-    assert start(log, *arguments, *more, PYTHONWARNINGS="default").wait(300) == 0, log.read_text()
+    more = ["--engine", "ray", "--num-shards", "3", "--device", "cpu"]
+    finish(start(*arguments, *more, PYTHONWARNINGS="default"))
     assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
 

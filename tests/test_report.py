@@ -6,12 +6,12 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import yaml
 from browser import NEEDS_CHROMIUM, ask
@@ -444,15 +444,13 @@ def test_long_names_and_markup_stay_within_the_page(runs, tmp_path, width):
 def test_the_command_reports_and_refuses_in_words(runs, tmp_path):
     script = Path(__file__).parent.parent / "scripts/report.py"
     command = [sys.executable, str(script), str(runs), "--clips", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = programs.run(command)
     assert done.returncode == 0, done.stderr
     assert (
         "codec-report" in (runs / "report/index.html").read_text()
         and "10 runs of 4 variants, 1 without result" in done.stdout
     )
-    wrong = subprocess.run(
-        [*command[:2], "nowhere"], capture_output=True, text=True, timeout=120, check=False
-    )
+    wrong = programs.run([*command[:2], "nowhere"])
     assert (
         wrong.returncode == 2
         and "nowhere: no such folder" in wrong.stderr

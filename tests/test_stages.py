@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import programs
 import pytest
 import torch
 from composed import config, small_quantizer, tiny_run
@@ -439,7 +440,7 @@ def test_two_processes_train_stages_as_one(tmp_path, wavs):
     script = folder / "train.py"
     arguments = command(folder, wavs, *options, "trainer=ddp", "trainer.devices=2")
     script.write_text(arguments[-1])
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    ran = programs.run([sys.executable, str(script)])
     assert ran.returncode == 0, ran.stderr
     one, two = last(tmp_path / "one"), last(folder)
     start = config_before_training(tmp_path, wavs)

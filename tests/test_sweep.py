@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 
 from codec.audio.writing import write_wav
@@ -46,8 +47,7 @@ def command(wavs: Path, *overrides: str) -> list[str]:
 
 
 def sweep(folder: Path, wavs: Path, *overrides: str) -> subprocess.CompletedProcess:
-    started = command(wavs, *overrides)
-    return subprocess.run(started, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return programs.run(command(wavs, *overrides), cwd=folder)
 
 
 def result(folder: Path) -> dict:
@@ -188,9 +188,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_starts(tmp_path, wavs, opti
 @pytest.mark.slow
 def test_ctrl_c_stops_a_sweep_and_the_same_command_finishes_it(tmp_path, wavs):
     options = ["seed=0,1", "name=mine", "trainer.max_steps=40"]
-    started = subprocess.Popen(
-        command(wavs, *options), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    started = programs.Program(command(wavs, *options), cwd=tmp_path)
     checkpoint = tmp_path / "runs/mine/seed=0/checkpoints/last.ckpt"
     deadline = time.monotonic() + 120
     while not checkpoint.is_file() and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import lightning
+import programs
 import pytest
 import torch
 from composed import config, tiny_run
@@ -256,9 +257,7 @@ Crops.__getitems__ = hang
 def test_a_signal_is_answered_while_data_do_not_come(tmp_path, wavs):
     options = ["trainer.max_steps=100", "data.num_workers=1", "checkpoint.save_every=100"]
     *python, code = command(tmp_path, wavs, *options)
-    process = subprocess.run(
-        [*python, HANGING + code], capture_output=True, text=True, timeout=200, check=False
-    )
+    process = programs.run([*python, HANGING + code], timeout=200)
     assert process.returncode == 143, process.stderr
     # One batch is fetched ahead.
     assert last(tmp_path)["global_step"] == 2 and "stopped by SIGTERM at step 2" in process.stdout

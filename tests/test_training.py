@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from composed import config, tiny_run
@@ -493,9 +494,9 @@ def command(folder: Path, wavs: Path, *overrides: str, backend: str = "inductor"
     return [sys.executable, "-c", code + f"sys.exit(train(OmegaConf.load({str(config)!r})))"]
 
 
-def started(arguments: list[str], folder: Path, steps: int) -> subprocess.Popen:
+def started(arguments: list[str], folder: Path, steps: int) -> programs.Program:
     """Start a training and wait until it has saved a checkpoint at `steps` or later."""
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = programs.Program(arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "run/checkpoints/last.ckpt").exists() and last(folder)["global_step"] >= steps:
@@ -552,9 +553,7 @@ def signaled(*arguments):
     return real(*arguments)
 place.{function} = signaled
 """
-    process = subprocess.run(
-        [*python, signaled + code], capture_output=True, text=True, timeout=120, start_new_session=True
-    )
+    process = programs.run([*python, signaled + code], timeout=120, start_new_session=True)
     assert process.returncode == status, process.stderr
     assert f"stopped by {name} at step 1;" in process.stdout
     assert "Traceback" not in process.stderr and last(tmp_path)["global_step"] == 1
@@ -567,7 +566,7 @@ def test_ctrl_c_before_the_first_step_is_an_interruption(tmp_path, wavs):
     code += "data.has_audio = lambda root: os.kill(os.getpid(), signal.SIGINT); "
     *python, training = command(tmp_path, wavs, "data=synthetic", f"data.root={wavs}")
     code += f"import sys\ntry:\n    {training}\nexcept KeyboardInterrupt:\n    sys.exit(130)"
-    process = subprocess.run([*python, code], capture_output=True, text=True, timeout=120)
+    process = programs.run([*python, code], timeout=120)
     assert process.returncode == 130, process.stderr
 
 
@@ -608,7 +607,7 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     arguments = command(folder, wavs, *options, "trainer=ddp", "trainer.devices=2")
     script = folder / "train.py"
     script.write_text(arguments[-1])
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    result = programs.run([sys.executable, str(script)])
     assert result.returncode == 0, result.stderr
     two = last(folder)
     assert one["AudioData"] == two["AudioData"] and one["global_step"] == two["global_step"]

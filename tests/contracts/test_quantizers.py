@@ -440,7 +440,13 @@ def test_forward_and_encode_compile_without_a_graph_break(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # in torch's own compiler
-@pytest.mark.parametrize("name", ["rvq", "factorized_rvq", "grouped_bsq"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "factorized_rvq",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("rvq", "grouped_bsq")),
+    ],
+)
 def test_compiled_machine_code_gives_the_codes_and_gradients_of_eager(name):
     quantizer = trained(name, most_stages=3).train()
     torch.compiler.reset()
