@@ -7,6 +7,7 @@ is the server. Tests of start-up, of imports and of signals during it start an i
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -20,6 +21,10 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
+
+COMMANDS = "compress decode encode evaluate fit_entropy report stream train truncate"
+IMPORTED = ("hydra", "lightning", "soundfile", "codec.training.run", "codec.training.resolve", "codec.sweep")
+IMPORTED += tuple(f"codec.commands.{name}" for name in COMMANDS.split())
 
 
 class Program:
@@ -89,9 +94,7 @@ def server() -> str:
     """Socket of this process's server, which is started at the first call and ends with the process."""
     folder = tempfile.TemporaryDirectory(prefix="programs-")
     path = f"{folder.name}/socket"
-    process = subprocess.Popen(
-        [sys.executable, __file__, path], stdin=subprocess.PIPE, start_new_session=True
-    )
+    process = subprocess.Popen([sys.executable, __file__, path], start_new_session=True)
     atexit.register(folder.cleanup)
     atexit.register(process.kill)
     while not os.path.exists(path):
@@ -178,7 +181,8 @@ def execute(kind: str, *rest: str) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     gc.freeze()
     asked = serve(sys.argv[1])
     become(asked)
