@@ -54,7 +54,8 @@ def train(module: BareTraining, steps: int = STEPS) -> list[dict[str, Any]]:
     numbers = []
     for batch in audio[:steps]:
         step = module.training_step(Batch.of(batch, torch.arange(BATCH)), module.steps)["step"]
-        numbers.append(step._asdict() | step.losses | module.gradient_norms)
+        norms = {f"norm_{name}": norm for name, norm in module.gradient_norms.items()}
+        numbers.append(step._asdict() | step.losses | norms)
         del numbers[-1]["losses"]
         module.steps += 1
     return numbers

@@ -100,10 +100,8 @@ class CodecTraining(lightning.LightningModule):
         self.optimization = optimization
         self.adversarial_from = adversarial_from
         self.average_decay = average_decay
-        self.revive_every = revive_every
-        self.max_skipped = max_skipped
+        self.revive_every, self.max_skipped, self.accumulate = counts
         self.stand_ins = stand_ins(self.stages, codec.quantizer)
-        self.accumulate = accumulate
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
