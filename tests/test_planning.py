@@ -137,7 +137,7 @@ LIMIT = 1000.0
 CONFIG: dict[str, Any] = {
     "data": {"batch_size": 16, "segment_seconds": 0.5, "num_workers": 1},
     "trainer": {"precision": "32-true", "max_steps": 1000, "val_check_interval": 100},
-    "training": {"compile": False},
+    "training": {"compile": False, "accumulate": 1},
     "checkpoint": {"save_every": 50, "keep_every": 500},
     "run_dir": "no/such/folder",
 }
@@ -228,6 +228,10 @@ def test_options_are_recommended_where_they_save_time(monkeypatch):
     smaller = surveyed(monkeypatch, Machine(), batch_size=200)
     found = smaller.largest()
     assert f"data.batch_size={found}" in command(smaller, ["data.batch_size=200"], 1).split()
+    figures = forecast(smaller, 800.0, 0)
+    assert figures["accumulate"] == 4 and "training.accumulate=4" in in_words(
+        figures, 1
+    )  # 50 fit, 100 do not
 
 
 def test_times_and_sizes_of_the_whole_run(monkeypatch):

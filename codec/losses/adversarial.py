@@ -7,7 +7,7 @@ weight means the same for any number of them. "sum" is DAC's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -99,7 +99,8 @@ class FeatureMatching:
     As in SoundStream (arXiv:2107.03312); the result is a scalar.
     `reduction="mean"` averages over maps, then sub-discriminators (SoundStream, EnCodec); "sum" adds all maps
     (DAC). `relative` divides each map's distance by the mean of |D(real)| (EnCodec, arXiv:2210.13438), at
-    least by `floor`: features near zero would otherwise raise the loss to tens of thousands.
+    least by `floor`: features near zero would otherwise raise the loss to tens of thousands. For a part of a
+    batch, `scales` are the means of all of it.
     """
 
     def __init__(self, relative: bool = False, reduction: Reduction = "mean", floor: float = 1e-3):
@@ -108,17 +109,28 @@ class FeatureMatching:
         self.relative, self.floor = relative, floor
         self.reduction: Reduction = check_reduction(reduction)
 
-    def __call__(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    def __call__(
+        self, real: Sequence[Judgement], fake: Sequence[Judgement], scales: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Scalar; gradients reach `fake` alone."""
+        remaining = iter(self.scales(real) if scales is None else scales)
         distances = [
-            reduce([self.distance(x, y) for x, y in zip(a.features, b.features, strict=True)], self.reduction)
+            reduce(
+                [self.distance(x, y, remaining) for x, y in zip(a.features, b.features, strict=True)],
+                self.reduction,
+            )
             for a, b in zip(real, fake, strict=True)
         ]
         return reduce(distances, self.reduction)
 
-    def distance(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Mean absolute difference of one map."""
+    def distance(self, real: Tensor, fake: Tensor, scales: Iterator[Tensor]) -> Tensor:
+        """Mean absolute difference of one map, relative to the next of `scales` if there is one."""
         real = real.detach().float()
         # The gradient of a mean has the default layout, that of a sum the map's, possibly channels last.
         distance = functional.l1_loss(fake.float(), real, reduction="sum") / real.numel()
-        return distance / real.abs().mean().clamp(min=self.floor) if self.relative else distance
+        return distance / next(scales).clamp(min=self.floor) if self.relative else distance
+
+    def scales(self, real: Sequence[Judgement]) -> list[Tensor]:
+        """Mean of |D(real)| of each map of all sub-discriminators; empty unless `relative`."""
+        maps = [one for judgement in real for one in judgement.features] if self.relative else []
+        return [features.detach().float().abs().mean() for features in maps]

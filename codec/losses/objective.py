@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.discriminators.base import Judgement
+from codec.layers.recompute import mean_of_parts
 from codec.losses.adversarial import AdversarialLoss, FeatureMatching
 from codec.losses.balancer import Balancer
 from codec.losses.base import Forward, Loss
@@ -32,11 +33,11 @@ class Objective(nn.Module):
     """Reconstruction losses by name, an adversarial loss, feature matching, and a weight for each.
 
     A reconstruction loss compares two audio tensors `[B, C, T]`, or is a `Loss` of the whole forward pass.
-    Each is a scalar. The sum is SoundStream's (arXiv 2107.03312), the balanced one EnCodec's (2210.13438).
-    The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its names), "adversarial" and
-    "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory called with the names,
-    scales gradients instead of losses. The quantizer has weights of its
-    own for its losses. Raises ValueError with a line for every weight without a loss, loss without a weight
+    Each is a scalar, a mean over examples. The sum is SoundStream's (arXiv 2107.03312), the balanced one
+    EnCodec's (2210.13438). The keys of `weights` are the keys of `reconstruction` (of a `LossGroup` its
+    names), "adversarial" and "feature_matching". A loss of weight 0 is not computed. `balancer`, a factory
+    called with the names, scales gradients instead of losses. The quantizer has weights of its own for its
+    losses. Raises ValueError with a line for every weight without a loss, loss without a weight
     and weight that is negative or not finite.
     """
 
@@ -74,27 +75,34 @@ class Objective(nn.Module):
             raise ValueError("\n".join(problems))
         return merged
 
-    def reconstruction_losses(self, outputs: Forward) -> dict[str, Tensor]:
-        """Unweighted scalar per name, of all losses but those of a discriminator."""
+    def reconstruction_losses(self, outputs: Forward, parts: int = 1) -> dict[str, Tensor]:
+        """Unweighted scalar per name, of all losses but those of a discriminator.
+
+        Losses of audio get `parts` of the batch one after the other, a `Loss` all of it.
+        """
         losses: dict[str, Tensor] = {}
         for name, loss in self.reconstruction.items():
             if not any(self.weights[key] > 0 for key in names_of(name, loss)):
                 continue
             if isinstance(loss, Loss):
                 losses[name] = loss(outputs)
-            elif isinstance(loss, LossGroup):
-                losses |= loss(outputs.estimate, outputs.target, outputs.generator)
             else:
-                losses[name] = loss(outputs.estimate, outputs.target)
+                compare = comparison(name, loss, outputs.generator)
+                losses |= mean_of_parts(compare, parts, outputs.estimate, outputs.target)
         return {name: loss for name, loss in losses.items() if self.weights[name] > 0}
 
-    def generator_losses(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> dict[str, Tensor]:
-        """Adversarial and feature-matching losses, unweighted; empty without a discriminator."""
+    def generator_losses(
+        self, real: Sequence[Judgement], fake: Sequence[Judgement], scales: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Adversarial and feature-matching losses, unweighted; empty without a discriminator.
+
+        `scales`: see `FeatureMatching`.
+        """
         losses = {}
         if self.adversarial and fake and self.weights["adversarial"] > 0:
             losses["adversarial"] = self.adversarial.generator(fake)
         if self.feature_matching and fake and self.weights["feature_matching"] > 0:
-            losses["feature_matching"] = self.feature_matching(real, fake)
+            losses["feature_matching"] = self.feature_matching(real, fake, scales)
         return losses
 
     def discriminator_loss(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
@@ -120,6 +128,22 @@ class Objective(nn.Module):
     def weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Sum of losses times their weights, a scalar."""
         return sum((self.weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
+
+
+def comparison(
+    name: str, loss: nn.Module, generator: torch.Generator | None
+) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """Function of estimate and target `[B, C, T]` to losses by name, with the same draws in every call."""
+    state = generator.get_state() if generator else None
+
+    def compare(estimate: Tensor, target: Tensor) -> dict[str, Tensor]:
+        if not isinstance(loss, LossGroup):
+            return {name: loss(estimate, target)}
+        if generator is not None and state is not None:
+            generator.set_state(state)
+        return loss(estimate, target, generator)
+
+    return compare
 
 
 def names_of(name: str, loss: object) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 
 from codec.config import ConfigError, build, complete
 from codec.data.module import AudioData
+from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
@@ -51,7 +52,9 @@ def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[Aud
     codec = codec or build_codec(config["model"])
     check_conditions(codec, data)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
-    return data, complete(config, "training", codec, *parts)
+    module = complete(config, "training", codec, *parts)
+    check_divides(data.batch_size, module.accumulate)
+    return data, module
 
 
 def check_conditions(codec: Codec, data: AudioData) -> None:

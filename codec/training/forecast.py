@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -28,6 +29,8 @@ def forecast(survey: Survey, data_seconds: float, model_bytes: int) -> dict[str,
     }
     if len(bases) < len(survey.parts):
         return figures
+    if bases[0].batch_size < config["data"]["batch_size"]:
+        figures["accumulate"] = accumulation(config, bases[0].batch_size)
     batch_seconds = bases[0].batch_size * config["data"]["segment_seconds"]
     steps = config["trainer"]["max_steps"]
     lengths = [1 if part.steps is None else part.steps for part in survey.parts]
@@ -50,6 +53,13 @@ def forecast(survey: Survey, data_seconds: float, model_bytes: int) -> dict[str,
     fastest = min(times) / figures["speedup"]
     figures["loading_workers"] = max(1, -(-SPARE * max(row.result["loading"] for row in bases) // fastest))
     return figures
+
+
+def accumulation(config: Mapping[str, Any], fitting: int) -> int:
+    """Smallest `training.accumulate` whose parts are at most those of a batch size that fits."""
+    wanted, parts = config["data"]["batch_size"], config["training"]["accumulate"]
+    most = fitting // math.gcd(fitting, parts)
+    return next(n for n in range(parts, wanted + 1) if wanted % n == 0 and wanted // n <= most)
 
 
 def measurement(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +164,11 @@ def in_words(figures: Mapping[str, Any], workers: int) -> str:
         lines.append(f"loading processes that keep up: {figures['loading_workers']:.0f} ({workers} now)")
     if figures["largest_batch_size"]:
         lines.append(f"largest data.batch_size in the free memory: about {figures['largest_batch_size']}")
+    if "accumulate" in figures:
+        lines.append(
+            "the config's batch size in the memory of a smaller one: "
+            f"training.accumulate={figures['accumulate']}"
+        )
     for name, one in figures["options"].items():
         words = one.get("error") or (
             f"{one['speed']:.2f} times as fast, {one['more_seconds_to_start']:+.0f} s to start"

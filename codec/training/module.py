@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,17 +18,18 @@ from torch.optim import Optimizer
 from codec.data.crops import Batch
 from codec.data.module import AudioData
 from codec.discriminators.base import Discriminator
+from codec.layers.recompute import check_examples_apart, recompute
 from codec.losses.objective import Objective
 from codec.metrics.signal import SCORES
 from codec.model.codec import Codec
 from codec.quantizers.base import Bottleneck, Quantized
 from codec.system.distributed import rank, world_size
-from codec.system.files import printable
-from codec.training.adversary import discriminator_loss
+from codec.training.adversary import discriminator_losses, frozen
 from codec.training.adversary import generator_losses as adversarial_losses
 from codec.training.average import follow
 from codec.training.checkpoints import forget_best
 from codec.training.optimization import Optimization, clip_gradients, freeze_submodules, prepared
+from codec.training.skipped import report_skipped
 from codec.training.stages import (
     ENDLESS,
     Stage,
@@ -42,12 +42,6 @@ from codec.training.stages import (
 )
 from codec.training.step import Step
 
-log = logging.getLogger(__name__)
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot continue; the message contains the cause and a remedy."""
-
 
 class CodecTraining(lightning.LightningModule):
     """Trains a codec on reconstruction losses and, from step `adversarial_from`, against a discriminator.
@@ -57,6 +51,8 @@ class CodecTraining(lightning.LightningModule):
     All random draws are seeded with the data's seed and the step: a resumed run repeats an uninterrupted
     one. Submodules in `freeze` are not trained; a quantizer is frozen as a whole. With `stages`, `freeze` and
     the discriminator are set per stage, and each stage begins with fresh optimizers and averaged weights.
+    `accumulate` parts of a batch pass the networks one after the other, in the memory of one part.
+    `checkpoint_activations` recomputes the networks' blocks in the backward pass. Neither changes a step.
     """
 
     def __init__(
@@ -71,17 +67,19 @@ class CodecTraining(lightning.LightningModule):
         revive_every: int = 10,
         max_skipped: int = 50,
         compile: bool = False,
+        accumulate: int = 1,
+        checkpoint_activations: bool = False,
         freeze: Sequence[str] = (),
         stages: Sequence[Stage] = (),
     ):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # check_same_training compares, except for channels of later stages
-        if adversarial_from < 0 or revive_every < 1 or max_skipped < 1 or not 0 <= average_decay < 1:
+        counts = revive_every, max_skipped, accumulate
+        if min(adversarial_from + 1, *counts) < 1 or not 0 <= average_decay < 1:
             raise ValueError(
-                "adversarial_from must be at least 0, revive_every and max_skipped at least 1 and "
-                f"average_decay in [0, 1), got {adversarial_from}, {revive_every}, {max_skipped}, "
-                f"{average_decay}"
+                "adversarial_from must be at least 0, revive_every, max_skipped, accumulate at least 1 and "
+                f"average_decay in [0, 1), got {adversarial_from}, {counts} and {average_decay}"
             )
         if stages and (adversarial_from or freeze):
             raise ValueError(
@@ -102,13 +100,17 @@ class CodecTraining(lightning.LightningModule):
         self.optimization = optimization
         self.adversarial_from = adversarial_from
         self.average_decay = average_decay
-        self.revive_every = revive_every
-        self.max_skipped = max_skipped
+        self.revive_every, self.max_skipped, self.accumulate = counts
         self.stand_ins = stand_ins(self.stages, codec.quantizer)
         self.skipped_in_a_row = 0
         self.register_buffer("skipped", torch.tensor(0))
         self.gradient_norms: dict[str, float] = {}
         self.step_ended = time.monotonic()
+        for network in (codec.autoencoder, discriminator):
+            if accumulate > 1 or checkpoint_activations:
+                check_examples_apart(network)
+            if checkpoint_activations:
+                recompute(network)
         if compile:
             codec.autoencoder.compile_networks()
             discriminator.compile()
@@ -183,22 +185,23 @@ class CodecTraining(lightning.LightningModule):
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
         depth = self.draw_num_quantizers(len(batch.audio))
-        outputs = reconstruct(self.codec, self.quantizer, batch, depth, noise)
+        outputs = reconstruct(self.codec, self.quantizer, batch, depth, noise, self.accumulate)
         target, estimate, quantized = outputs.target, outputs.estimate, outputs.quantized
         assert quantized is not None
         losses: dict[str, Tensor] = {}
         finite = True
+        players = self.discriminator, self.objective, target, estimate, self.accumulate
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
-            losses["discriminator"] = discriminator_loss(self.discriminator, self.objective, target, estimate)
-            finite = self.descend(optimizers[1], losses["discriminator"])
+            losses["discriminator"], finite = self.descend(optimizers[1], discriminator_losses(*players))
         draws = torch.Generator().manual_seed(self.step_seed())
         outputs = replace(outputs, step=self.global_step, generator=draws)
-        generator_losses = self.objective.reconstruction_losses(outputs)
-        if fooling:
-            generator_losses |= adversarial_losses(self.discriminator, self.objective, target, estimate)
-        total = self.generator_total(generator_losses, estimate, quantized)
+        with frozen(self.discriminator):
+            generator_losses = self.objective.reconstruction_losses(outputs, self.accumulate)
+            if fooling:
+                generator_losses |= adversarial_losses(*players)
+            total = self.generator_total(generator_losses, estimate, quantized)
+            finite = self.descend(optimizers[0], [total])[1] and finite
         losses |= generator_losses | quantized.losses
-        finite = self.descend(optimizers[0], total) and finite
         replaced = self.after_step(quantized) if finite else self.count_skipped(losses, batch)
         self.audio_data.advance()
         detached = {name: loss.detach() for name, loss in losses.items()}
@@ -227,12 +230,18 @@ class CodecTraining(lightning.LightningModule):
             total = total + self.codec.quantizer.loss_weights[name] * loss
         return total
 
-    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> bool:
-        """Take one optimizer step; False if it was skipped because a gradient was not finite."""
+    def descend(self, optimizer: LightningOptimizer, losses: Iterable[Tensor]) -> tuple[Tensor, bool]:
+        """Take one optimizer step on a sum of losses; False if skipped, as a gradient was not finite.
+
+        Each loss is computed after the backward pass of the one before. Returns the sum, too.
+        """
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        total = torch.zeros((), device=self.device)
+        for loss in losses:
+            self.manual_backward(loss)
+            total = total + loss.detach()
         optimizer.step()
-        return bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
+        return total, bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip an optimizer's gradients; drop them if not finite, so that the step changes nothing."""
@@ -263,20 +272,11 @@ class CodecTraining(lightning.LightningModule):
         return self.quantizer.revive(quantized, self.step_seed()) if revives else None
 
     def count_skipped(self, losses: dict[str, Tensor], batch: Batch) -> None:
-        """Log the losses that were not finite and their files; TrainingFailed after too many in a row."""
+        """Count and report a skipped step; TrainingFailed after too many in a row."""
         self.skipped += 1
         self.skipped_in_a_row += 1
-        names = [name for name, loss in losses.items() if not torch.isfinite(loss)] or ["gradients"]
-        files = sorted({path for number in batch.numbers.tolist() for path in self.audio_data.source(number)})
-        log.warning(
-            "step %d: skipped, %s not finite (%d in a row) on %s",
-            self.global_step, ", ".join(names), self.skipped_in_a_row, ", ".join(map(printable, files[:8])),
-        )  # fmt: skip
-        if self.skipped_in_a_row >= self.max_skipped:
-            raise TrainingFailed(
-                f"{self.max_skipped} steps in a row were not finite, last in {', '.join(names)}: lower "
-                "optimizer.generator.lr, or trainer.precision=32-true, and go on with resume=auto"
-            )
+        files = (path for number in batch.numbers.tolist() for path in self.audio_data.source(number))
+        report_skipped(self.global_step, losses, files, self.skipped_in_a_row, self.max_skipped)
 
     def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Score the averaged codec on validation clips; returns the reconstruction `[B, C, T]`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -73,6 +74,7 @@ class Survey:
         config = copy.deepcopy(self.config)
         config["logger"] = None
         config["data"]["batch_size"] = batch_size
+        config["training"]["accumulate"] = math.gcd(config["training"]["accumulate"], batch_size)
         config["trainer"] |= {"val_check_interval": NEVER, "callbacks": None}
         config["checkpoint"] |= {"save_every": NEVER, "keep_every": None}
         for name, value in options.items():

@@ -23,7 +23,6 @@ from codec.training.finetuning import adopt
 from codec.training.finish import finish, perceptual_metrics, whereabouts
 from codec.training.loggers import close, logger_failure, remember_runs
 from codec.training.metrics_csv import quiet_libraries
-from codec.training.module import TrainingFailed
 from codec.training.resolve import resolve
 from codec.training.resume import (
     check_same_model,
@@ -34,6 +33,7 @@ from codec.training.resume import (
     what_is_saved,
 )
 from codec.training.signals import StopOnSignal, StoppedWaiting
+from codec.training.skipped import TrainingFailed
 from codec.training.stages import label
 from codec.training.trainer import build_trainer, check_launch, check_sweep
 

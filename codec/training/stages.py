@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codec.config import TARGET, ConfigError, build, validate
 from codec.data.crops import Batch
 from codec.data.module import AudioData
+from codec.layers.recompute import in_parts
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, has_adversarial_weight
 from codec.model.codec import Codec
@@ -143,13 +144,22 @@ def reconstruct(
     batch: Batch,
     num_quantizers: Tensor | None = None,
     generator: torch.Generator | None = None,
+    parts: int = 1,
 ) -> Forward:
-    """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts."""
-    audio = batch.audio
-    latents = codec.latents(audio, condition=batch.condition if codec.conditioning.names else None)
+    """Reconstruct as `Codec.forward` with this quantizer; no backward through leading frozen parts.
+
+    Encoder and decoder get `parts` of the batch one after the other, the quantizer all of it.
+    """
+    audio, condition = batch.audio, batch.condition if codec.conditioning.names else None
+    latents = joined(in_parts(codec.latents, parts, audio, None, condition))
     quantized = quantizer(latents, num_quantizers, generator=generator)
-    estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
+    estimate = joined(in_parts(codec.autoencoder.decode, parts, quantized.latents.to(codec.dtype)))
     return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate parts of a batch; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
