@@ -1,4 +1,4 @@
-"""Measure what a GPU makes of this package: python scripts/benchmark_gpu.py -o FOLDER
+"""Measure this package on a GPU: python scripts/benchmark_gpu.py -o FOLDER
 
 Training steps of all experiments in bf16-mixed, on the experiment's own crops (eager, "tuned" with cuDNN's
 choice of algorithms by trial, compiled), the originals' steps where they are installed (benchmark_peers.py),
@@ -57,7 +57,7 @@ MEASURES = ("audio_seconds_per_second", "milliseconds", "peak_gib", "note")
 
 
 class Job(NamedTuple):
-    """One measurement: its kind, what it measures, `eager`, `tuned` or `compiled`, and a batch size."""
+    """One measurement: its kind and subject, `eager`, `tuned` or `compiled`, and a batch size."""
 
     job: str
     name: str
@@ -326,7 +326,7 @@ def measure_all(group: list[Job], device: torch.device) -> None:
 
 
 class Child:
-    """Process that measures a group of jobs; a thread gathers what it prints."""
+    """Process that measures a group of jobs; a thread gathers its output."""
 
     def __init__(self, group: list[Job], device: str, threads: int | None = None):
         self.group, self.printed = group, list[str]()

@@ -534,14 +534,14 @@ def test_the_pesq_loss_agrees_with_the_library(real_speech, snr_db):
     assert score == pytest.approx(pesq.pesq(rate, audio, noisy[0, 0].numpy(), "wb"), abs=0.2)
 
 
-def test_the_pesq_loss_leaves_out_silent_crops():
+def test_silent_crops_have_no_pesq_loss():
     pytest.importorskip("torch_pesq")
     loss = PESQLoss(16000)
     target, estimate = noise(3, 1, 8000), noise(3, 1, 8000, seed=1)
     alone = loss(estimate[:1], target[:1])
     target[1], estimate[2] = 0, 0
     estimate.requires_grad_()
-    assert loss(estimate, target) == alone
+    torch.testing.assert_close(loss(estimate, target), alone / 3)
     (gradient,) = torch.autograd.grad(loss(estimate, target), estimate)
     assert gradient[0].any() and not gradient[1:].any()
     assert torch.autograd.grad(loss(estimate[1:], target[1:]), estimate)[0].eq(0).all()

@@ -42,7 +42,7 @@ def mel_filters(sample_rate: int, window: int, n_mels: int, slaney: bool, device
         filters = torch.minimum(rising, falling).clamp(min=0)
         if slaney:  # unit area instead of unit peak
             filters = filters * 2 / (high - low)
-        return filters[:, filters.amax(0) > 1e-6].to(device, torch.float32)  # not 0, for rounded edges
+        return filters[:, filters.amax(0) > 1e-6].to(device, torch.get_default_dtype())  # not 0: rounding
 
 
 def mel_edges(highest: float, n_mels: int, slaney: bool) -> Tensor:

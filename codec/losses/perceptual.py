@@ -14,8 +14,8 @@ SHORTEST = 0.32  # seconds: 20 frames of 32 ms, half overlapped, over which dist
 class PESQLoss(nn.Module):
     """Symmetric and asymmetric disturbance of wideband PESQ (ITU-T P.862.2), without its time alignment.
 
-    The implementation of torch-pesq, after PMSQE (10.1109/LSP.2018.2871419); its parameters are constants.
-    Crops in which target or estimate is silent are left out, because PESQ scales both to one level.
+    The implementation of torch-pesq, after PMSQE (Martin-Donas et al. 2018); its parameters are constants.
+    Crops in which target or estimate is silent count as 0, because PESQ scales both to one level.
     A score that is trained rises more than quality does: compare by other scores than PESQ.
     Raises ValueError without torch-pesq (the extra `perceptual`) and for audio shorter than 0.32 s.
     """
@@ -33,7 +33,7 @@ class PESQLoss(nn.Module):
         self.disturbance = Teacher(PesqLoss(1.0, sample_rate=sample_rate))
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:
-        """Compare `[B, C, T]` with `[B, C, T]`; a scalar, averaged over channels that are not silent."""
+        """Compare `[B, C, T]` with `[B, C, T]`; a scalar, averaged over examples and channels."""
         check_same_shape(estimate, target)
         if estimate.shape[-1] < SHORTEST * self.sample_rate:
             raise ValueError(f"PESQ needs crops of at least {SHORTEST} s: raise data.segment_seconds")
@@ -43,4 +43,4 @@ class PESQLoss(nn.Module):
             reference, degraded = pair[:, audible]
             if not len(reference):
                 return estimate.float().sum() * 0
-            return self.disturbance(reference, degraded).float().mean()
+            return self.disturbance(reference, degraded).float().sum() / len(audible)
