@@ -2,18 +2,21 @@
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev
+NEWEST := .venv-newest
+FAST := $(addprefix tests/,contracts/test_public.py $(addprefix test_,$(addsuffix .py,layers losses model pretrained streaming)))
 READY := $(VENV)/.ready-$(EXTRAS)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: help setup train test lint lock
+.PHONY: help setup train test newest lint lock
 help:
 	@echo 'make train   train the tiny codec on audio that it makes itself; again: goes on where it stopped'
 	@echo '             make train ARGS="data=folder data.root=/path/to/wavs name=mine"'
 	@echo 'make test    check everything; CODEC_TEST_AUDIO=/path/to/speech adds the tests on real recordings'
 	@echo '             make test ARGS="tests/test_configs.py -k quantizer"'
 	@echo '             make test EXTRAS=oracles also compares with other libraries (some GB more; as .ci/run)'
+	@echo 'make newest  the fast contracts with the newest torch, on the newest Python at hand (needs uv)'
 	@echo 'make lint    ruff and pyright'
 	@echo 'make setup   build $(VENV) and nothing else; PYTHON=... chooses the interpreter'
 	@echo 'make lock    make constraints.txt again (needs uv); ARGS=--upgrade for the newest versions'
@@ -25,6 +28,14 @@ train: $(READY)
 
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+# The lock holds all else, so that a failure here is torch's, or Python's.
+newest:
+	rm -rf $(NEWEST) && for python in 3.14 3.13 3.12 3.11; do \
+		uv venv --no-python-downloads --python $$python $(NEWEST) && break; done
+	grep -vE '^(torch|torchaudio|triton|nvidia-.*|cuda-.*)==' constraints.txt > $(NEWEST)/constraints.txt
+	uv pip install --python $(NEWEST)/bin/python -c $(NEWEST)/constraints.txt -e '.[dev]'
+	$(NEWEST)/bin/pytest -p no:cacheprovider -n auto --maxprocesses 4 -m 'not slow' $(FAST)
 
 lint: $(READY)
 	$(BIN)/ruff check
