@@ -64,4 +64,3 @@ class Resample(Layer):
         weight = torch.einsum("pk,cd->pcdk", self.filters, eye).flatten(0, 1)
         steps = Convolution(weight, None, self.stride, 1, self.reach, self.reach)
         return Chain([steps, Interleave(self.phases)])
-
