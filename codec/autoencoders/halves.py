@@ -45,8 +45,8 @@ class Halves(LayeredAutoencoder):
             raise ValueError(f"{frame}, no hop: rates that fit are multiples of {step} Hz")
         if decoder.hop_length != hop:
             raise ValueError(
-                f"{frame}, but the decoder's hop is {decoder.hop_length}: choose strides (and hop, latent_stride, "
-                f"if there are) of the product {hop}"
+                f"{frame}, but the decoder's hop is {decoder.hop_length}: choose strides (times hop, "
+                f"latent_stride, if there are) of the product {hop}"
             )
         self.audio_channels, self.latent_dim = decoder.audio_channels, decoder.latent_dim
         self.hop_length, self.codes_of = decoder.hop_length, codes_of
