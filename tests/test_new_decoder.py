@@ -35,7 +35,6 @@ from codec.training.finetuning import adopt
 from codec.training.resolve import resolve
 
 RATE = 16_000
-DECODER = "inherit=[encoder,quantizer]"
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +65,19 @@ def fitted(*overrides: str):
     return codec.eval()
 
 
-def training(tmp_path, wavs, weights, *overrides: str):
-    return OmegaConf.create(tiny_run(tmp_path, wavs, f"weights={weights}", "trainer.max_steps=2", *overrides))
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory, wavs):
+    """Config of a tiny run, composed once."""
+    folder, steps = tmp_path_factory.mktemp("plain"), "trainer.max_steps=2"
+    return tiny_run(folder, wavs, steps, "autoencoder.strides=[4,4]", "sample_rate=16000")
+
+
+def varied(plain: dict, options: dict):
+    """Composed config with other options."""
+    composed = OmegaConf.create(plain)
+    for name, value in options.items():
+        OmegaConf.update(composed, name, value, merge=False)
+    return composed
 
 
 def given(monkeypatch, *options: str) -> None:
@@ -129,11 +139,6 @@ def test_an_autoencoder_from_elsewhere_is_a_half_as_a_whole():
         assert torch.equal(halves.decode(halves.encode(audio)), foreign.decode(foreign.encode(audio)))
 
 
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory, wavs):
-    return tiny_run(tmp_path_factory.mktemp("plain"), wavs, "autoencoder.strides=[4,4]", "sample_rate=16000")
-
-
 PATH = "autoencoder.strides"
 
 
@@ -157,20 +162,18 @@ PATH = "autoencoder.strides"
 )
 def test_what_does_not_fit_is_told_with_what_fits(source, plain_run, monkeypatch, options, message):
     options = {"weights": str(source[1]), "inherit": ["encoder", "quantizer"]} | options
-    composed = OmegaConf.create(plain_run)
     given(monkeypatch, *(f"{name}={value}" for name, value in options.items()))
-    for name, value in options.items():
-        OmegaConf.update(composed, name, value)
     with pytest.raises(ConfigError, match=message):
-        built(composed)
+        built(varied(plain_run, options))
 
 
 @pytest.fixture(scope="module")
-def trained(source, tmp_path_factory, wavs):
-    """Run of a decoder at 24 kHz for the codes of `source`, and its options."""
+def trained(source, tmp_path_factory, plain_run):
+    """Folder and options of a run that trained a decoder at 24 kHz for the codes of `source`."""
     folder = tmp_path_factory.mktemp("trained")
-    options = [DECODER, "autoencoder.strides=[2,3,4]", "sample_rate=24000", "optimizer.generator.lr=0.01"]
-    assert run.train(training(folder, wavs, source[1], *options)) == 0
+    options = {"weights": str(source[1]), "run_dir": str(folder / "run"), "inherit": ["encoder", "quantizer"]}
+    options |= {"autoencoder.strides": [2, 3, 4], "sample_rate": 24000, "optimizer.generator.lr": 0.01}
+    assert run.train(varied(plain_run, options)) == 0
     return folder, options
 
 
@@ -226,20 +229,21 @@ def test_tokens_and_files_of_the_old_codec_are_decoded_at_the_new_rate(source, t
         decode_dataset(fitted("autoencoder.encoder_channels=3"), tokens, tmp_path / "refused")
 
 
-def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(source, trained, tmp_path, wavs):
+def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained, plain_run, tmp_path):
     folder, options = trained
-    more = [*options, "resume=auto", "trainer.max_steps=3"]
+    more = options | {"weights": "nowhere", "resume": "auto", "trainer.max_steps": 3}
     with pytest.raises(ConfigError, match=r"decoder.strides: \[2, 3, 4\] in the checkpoint, \[4, 6\] now"):
-        run.train(training(folder, wavs, "nowhere", *more, "autoencoder.strides=[4,6]"))
-    assert run.train(training(folder, wavs, "nowhere", *more)) == 0
-    composed, _ = adopt(training(tmp_path, wavs, folder / "run"))
-    assert set(composed.training.freeze) == {"autoencoder.encoder", "quantizer", "conditioning"}
-    again = built(training(tmp_path, wavs, folder / "run"))
+        run.train(varied(plain_run, more | {"autoencoder.strides": [4, 6]}))
+    assert run.train(varied(plain_run, more)) == 0
+    fixed = {"autoencoder.encoder", "quantizer", "conditioning"}
+    further = {"weights": str(folder / "run"), "run_dir": str(tmp_path / "run")}
+    composed, codec = adopt(varied(plain_run, further))
+    assert set(composed.training.freeze) == fixed
+    again = build_parts(resolve(composed), codec)[1].codec
     assert again.codec_id() == load(folder / "run").codec_id()
-    stages = "training.stages=[{name: one, steps: 2, freeze: [quantizer]}]"
-    late = ["training.adversarial_from=0", "trainer.max_steps=null", "loss=mel", "discriminator=none"]
-    composed, _ = adopt(training(tmp_path, wavs, source[1], *options, stages, *late))
-    assert set(composed.training.stages[0].freeze) == {"autoencoder.encoder", "quantizer", "conditioning"}
+    stages = {"training.stages": [{"name": "one", "steps": 2, "freeze": ["quantizer"]}]}
+    composed, _ = adopt(varied(plain_run, further | stages))
+    assert set(composed.training.stages[0].freeze) == fixed and not composed.training.freeze
 
 
 # Module and function of a tiny model, samples a frame, strides of decoders at its rate and three times that.
@@ -260,12 +264,9 @@ def test_codes_of_models_of_transformers_get_a_decoder(kind, tmp_path, plain_run
     audio = torch.from_numpy(band_limited(rate, 80 * hop, 0.4 * rate))[None, None]
     expected = model.encode(audio).audio_codes.view(1, -1, 80)
     for times, factors in zip((1, 3), strides, strict=True):
-        composed = OmegaConf.create(plain_run)
         options = {"weights": str(tmp_path / kind), "inherit": ["encoder", "quantizer"]}
         options |= {"autoencoder.strides": factors, "sample_rate": times * rate}
-        for name, value in options.items():
-            OmegaConf.update(composed, name, value)
-        codec = built(composed)
+        codec = built(varied(plain_run, options))
         heard = soxr.resample(audio[0, 0].numpy(), rate, times * rate, quality="VHQ")
         codes = codec.encode(torch.from_numpy(heard)[None, None])[:, : expected.shape[1]]
         agreement = (codes == expected)[..., 20:-20].float().mean()
@@ -273,11 +274,11 @@ def test_codes_of_models_of_transformers_get_a_decoder(kind, tmp_path, plain_run
         assert codec.decode(codes).shape[-1] == 80 * hop * times
 
 
-def test_a_discriminator_goes_along_with_its_optimizer(tmp_path, wavs):
-    plain = tiny_run(tmp_path / "a", wavs, "training.adversarial_from=0", "trainer.max_steps=2")
-    assert run.train(OmegaConf.create(plain)) == 0
-    first = torch.load(tmp_path / "a/run/checkpoints/last.ckpt", weights_only=True)
-    composed = OmegaConf.create(plain | {"weights": f"{tmp_path}/a/run", "run_dir": f"{tmp_path}/b"})
+def test_a_discriminator_goes_along_with_its_optimizer(plain_run, tmp_path):
+    adversarial = {"training.adversarial_from": 0}
+    assert run.train(varied(plain_run, adversarial | {"run_dir": f"{tmp_path}/a"})) == 0
+    first = torch.load(tmp_path / "a/checkpoints/last.ckpt", weights_only=True)
+    composed = varied(plain_run, adversarial | {"weights": f"{tmp_path}/a", "run_dir": f"{tmp_path}/b"})
     composed.inherit = ["encoder", "quantizer", "decoder", "discriminator"]
     still = {"lr": 0.0, "weight_decay": 0.0}
     composed.optimizer.discriminator = {**composed.optimizer.generator, **still}
@@ -291,15 +292,12 @@ def test_a_discriminator_goes_along_with_its_optimizer(tmp_path, wavs):
     assert new["param_groups"][0]["lr"] == 0.0  # options are those of the new run
     sgd = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
     for name, value, message in (
-        ("weights", f"{tmp_path}/a/run/model", r"no discriminator, no .*last\.ckpt"),
+        ("weights", f"{tmp_path}/a/model", r"no discriminator, no .*last\.ckpt"),
         ("discriminator.channels", 3, "is another"),
         ("optimizer.discriminator", sgd, "another optimizer"),
     ):
-        other = composed.copy()
-        other.run_dir = f"{tmp_path}/c"
-        OmegaConf.update(other, name, value, merge=False)
         with pytest.raises(ConfigError, match=message):
-            run.train(other)
+            run.train(varied(composed, {"run_dir": f"{tmp_path}/c", name: value}))
 
 
 def larger(composed, monkeypatch, **options):
@@ -311,7 +309,7 @@ def larger(composed, monkeypatch, **options):
 
 
 @torch.no_grad()
-def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, wavs, monkeypatch):
+def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, monkeypatch):
     codec, folder = source
     composed = OmegaConf.create(plain_run | {"weights": str(folder), "run_dir": str(tmp_path / "run")})
     frozen = ["autoencoder.encoder", *(f"quantizer.codebooks.{stage}" for stage in range(3))]
