@@ -189,6 +189,7 @@ def test_one_function_is_the_only_way_from_a_file_to_a_model():
         "model.saving.read_checkpoint",
         *(f"training.resume.{name}" for name in ("checkpoint_step", "check_same_model")),  # compare
         *(f"training.resume.{name}" for name in ("check_same_parts", "check_same_stages")),
+        "training.inheritance.inherit_discriminator",
     }
 
 

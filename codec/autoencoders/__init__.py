@@ -1,11 +1,13 @@
 """Encoder–decoder pairs: audio `[B, C, T]` to latents `[B, D, F]` and back."""
 
 from codec.autoencoders.base import Autoencoder
+from codec.autoencoders.halves import Halves
 from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.autoencoders.vocos import Vocos
 
 __all__ = [
     "Autoencoder",
+    "Halves",
     "ResidualUnits",
     "SEANet",
     "Vocos",

@@ -23,6 +23,7 @@ class Autoencoder(nn.Module):
     audio_channels: int
     latent_dim: int
     hop_length: int
+    codes_of: str | None = None  # id of another codec with the same codes, see `Halves`
 
     def encode(self, audio: Tensor) -> Tensor:
         """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""

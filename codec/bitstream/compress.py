@@ -169,7 +169,8 @@ def decompress(
         require_same(reader, codec)
         chunks = reader.chunks(tables, num_quantizers)
         audio = decode_chunks(codec, chunks, lost)
-        samples = reader.end.samples if reader.end else reader.most_frames * codec.hop_length
+        samples = reader.end.samples if reader.end else reader.most_frames * reader.header.hop_length
+        samples = samples * codec.sample_rate // reader.header.sample_rate
         announced_samples = (
             samples if reader.end or not is_pipe(target) else 0
         )  # otherwise only an upper bound
@@ -178,18 +179,15 @@ def decompress(
 
 
 def require_same(reader: BitstreamReader, codec: Codec) -> None:
-    """Raise BitstreamError unless this codec wrote the file."""
-    header, quantizer = reader.header, codec.quantizer
-    if header.codec_id != codec.codec_id():
+    """Raise BitstreamError unless this codec wrote the file, or one of the same codes (`Halves`)."""
+    header, quantizer, codes_of = reader.header, codec.quantizer, codec.autoencoder.codes_of
+    if header.codec_id not in (codec.codec_id(), codes_of):
         reason = f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}..."
         raise BitstreamError(reader.path, reason)
-    settings = (
-        codec.sample_rate,
-        codec.audio_channels,
-        codec.hop_length,
-        quantizer.codebook_sizes[: header.depth],
-    )
-    if (header.sample_rate, header.channels, header.hop_length, header.codebook_sizes) != settings:
+    settings = (codec.audio_channels, codec.frame_rate, quantizer.codebook_sizes[: header.depth])
+    frame_rate = header.sample_rate / header.hop_length
+    same_rate = header.codec_id == codes_of or header.sample_rate == codec.sample_rate
+    if (header.channels, frame_rate, header.codebook_sizes) != settings or not same_rate:
         raise BitstreamError(reader.path, "its header contradicts the codec that it names")
 
 

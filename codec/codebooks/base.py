@@ -25,6 +25,7 @@ class Codebook(nn.Module):
     tabular: bool = False  # `table` and `sources` exist
     learns: bool = False
     revives: bool = False
+    frozen: bool = False  # neither updated nor revived
     revive_from: str = "frames"  # or "overused"
     pool_frames: int = 0  # latents that `initialise` needs
     initialised: Tensor

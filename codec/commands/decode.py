@@ -57,7 +57,7 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
         for i, path in enumerate(tqdm(paths, desc="decoding", unit="file", delay=1.0)):
-            length = tokens.length(i)
+            length = tokens.length(i, codec.sample_rate)
             if is_whole(path, length):
                 continue
             tokens.verify(i)

@@ -35,17 +35,18 @@ class Cascade(Protocol):
 
 
 def initialise(quantizer: Cascade, pool: Tensor) -> None:
-    """Fit each stage to the residual that the previous stages leave of a pool `[N, D]`.
+    """Fit each stage that needs it to the residual that the previous stages leave of a pool `[N, D]`.
 
     A shared codebook is fitted to the inputs of all its stages so far.
     """
     shared = len(set(quantizer.stages)) == 1
+    unfitted = {stage for stage in quantizer.stages if stage.needs_pool}
     residual = pool[: len(pool) // quantizer.stride * quantizer.stride].float()
     pools: list[Tensor] = []
     for _, stage, stride in quantizer.levels():
         inputs = pooled(residual, stride)
         pools = [*pools, inputs] if shared else [inputs]
-        if stage.pool_frames:
+        if stage in unfitted:
             stage.initialise(torch.cat(pools))
         # Sums of the same values on different GPUs may differ in their last bits.
         for tensor in stage.state_dict().values():
@@ -56,12 +57,13 @@ def initialise(quantizer: Cascade, pool: Tensor) -> None:
 
 def update(quantizer: Cascade, quantized: Quantized) -> None:
     """Update the codebooks that learn by statistics of this batch, summed over all processes."""
-    if not any(stage.learns for stage in quantizer.stages):
+    learning = {stage for stage in quantizer.stages if stage.learns and not stage.frozen}
+    if not learning:
         return
     statistics: dict[Codebook, tuple[Tensor, Tensor]] = {}  # of all stages for a shared codebook
     with torch.autocast(quantized.inputs.device.type, enabled=False):
         for _, stage, inputs, codes in stage_inputs(quantizer, quantized):
-            if stage.learns:
+            if stage in learning:
                 statistics[stage] = stage.statistics(inputs, codes, statistics.get(stage))
     totals = iter(all_reduce_sum([tensor for pair in statistics.values() for tensor in pair]))
     for stage, sums, counts in zip(statistics, totals, totals, strict=True):
@@ -75,7 +77,7 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     on all processes. A shared codebook takes inputs of its first stage.
     """
     replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64)
-    reviving = {stage for stage in quantizer.stages if stage.revives}
+    reviving = {stage for stage in quantizer.stages if stage.revives and not stage.frozen}
     if not reviving:
         return replaced
     generator = torch.Generator().manual_seed(seed)
@@ -84,7 +86,7 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     rows_of_stages: list[Tensor] = []
     with torch.autocast(quantized.inputs.device.type, enabled=False):
         for first, stage, inputs, codes in stage_inputs(quantizer, quantized):
-            if stage.revives and stage not in candidates:
+            if stage in reviving - candidates:
                 candidates.add(stage)
                 firsts.append((first, stage))
                 rows_of_stages.append(random_inputs(stage, inputs, codes, generator))

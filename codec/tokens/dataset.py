@@ -93,7 +93,7 @@ class TokenDataset(Dataset[Tensor]):
     @property
     def frame_rate(self) -> float:
         """Frames per second, Hz."""
-        return self.format.sample_rate / self.format.hop_length
+        return self.format.frame_rate
 
     def __len__(self) -> int:
         return len(self.index)
@@ -113,10 +113,11 @@ class TokenDataset(Dataset[Tensor]):
         """Index row of utterance `i`."""
         return self.index.row(i)
 
-    def length(self, i: int) -> int:
-        """Length of utterance `i` in samples at the codec's rate."""
-        numbers = self.index.numbers
-        return self.format.length(int(numbers["n_samples"][i]), int(numbers["sample_rate"][i]))
+    def length(self, i: int, sample_rate: int | None = None) -> int:
+        """Length of utterance `i` in samples at the codec's rate, or at `sample_rate` of another decoder."""
+        numbers, rate = self.index.numbers, self.format.sample_rate
+        samples = self.format.length(int(numbers["n_samples"][i]), int(numbers["sample_rate"][i]))
+        return samples * (sample_rate or rate) // rate
 
     def codes(self, i: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes `[K, stop - start]` of frames `start` to `stop` of utterance `i`.
@@ -188,7 +189,7 @@ class TokenDataset(Dataset[Tensor]):
         changes = sum(tensor._version for tensor in codec.state_dict().values())
         if self.trusted and self.trusted[0]() is codec and self.trusted[1] == changes:
             return
-        if codec.codec_id() != self.format.codec_id:
+        if self.format.codec_id not in (codec.codec_id(), codec.autoencoder.codes_of):
             raise ConfigError(
                 f"{self.path} is of another codec ({self.format.codec_id[:12]}…, this is "
                 f"{codec.codec_id()[:12]}…): its tokens mean nothing to this one; {hint}"
@@ -211,9 +212,9 @@ class TokenDataset(Dataset[Tensor]):
         """Audio of `decode` as blocks of a few seconds; the codec is not compared."""
         from codec.model.batching import decode_part
 
-        frames, hop = int(self.index.n_frames[i]), self.format.hop_length
+        frames, hop = int(self.index.n_frames[i]), codec.hop_length
         stop = self.check_frames(i, start, stop)
-        remaining = min(stop * hop, self.length(i)) - start * hop
+        remaining = min(stop * hop, self.length(i, codec.sample_rate)) - start * hop
         for block in decode_part(codec, lambda a, b: self.codes(i, a, b), frames, start, stop):
             yield block[:, :remaining].cpu()
             remaining = max(0, remaining - block.shape[1])

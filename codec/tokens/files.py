@@ -114,9 +114,15 @@ class TokenFormat:
         return -(-self.length(n_samples, sample_rate) // self.hop_length)
 
     def require_true_of(self, codec: Codec, path: Path) -> None:
-        """Raise TokenError with the attributes that differ from the codec's; `path` is this format's file."""
-        expected = {name: getattr(codec, name) for name in ("sample_rate", "hop_length", "audio_channels")}
-        expected |= self.of_codec(codec)
+        """Raise TokenError with the attributes that differ from the codec's; `path` is this format's file.
+
+        A codec of the same codes as the one of the tokens has the same frame rate, and maybe another sample
+        rate.
+        """
+        names = ["sample_rate", "hop_length", "audio_channels"]
+        if self.codec_id == codec.autoencoder.codes_of:
+            names[:2] = ["frame_rate"]
+        expected = {name: getattr(codec, name) for name in names} | self.of_codec(codec)
         wrong = [
             f"{name} {getattr(self, name)}, the codec has {value}"
             for name, value in expected.items()
@@ -124,6 +130,11 @@ class TokenFormat:
         ]
         if wrong:
             raise TokenError(f"{path}: damaged: it contradicts its codec: {'; '.join(wrong)}")
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, Hz."""
+        return self.sample_rate / self.hop_length
 
     def length(self, n_samples: int, sample_rate: int) -> int:
         """Length in samples at the codec's rate of a recording of `n_samples` at `sample_rate`."""

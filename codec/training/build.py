@@ -16,6 +16,7 @@ from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
+from codec.training.inheritance import inherit
 from codec.training.module import CodecTraining
 from codec.training.signals import StopOnSignal
 
@@ -39,17 +40,19 @@ class Run:
         return self.config["trainer"]["max_steps"]
 
 
-def build_parts(config: dict[str, Any], codec: Codec | None = None) -> tuple[AudioData, CodecTraining]:
-    """Build the data and the training module, with the given codec or a new one."""
+def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[AudioData, CodecTraining]:
+    """Build the data and the training module; its codec begins with the parts of `source`, if any."""
     data = build(config["data"], path="data")
     with torch.device("meta"):  # a model with impossible strides may not fit into memory
-        hop_length = (codec or build_codec(config["model"])).hop_length
+        hop_length = build_codec(config["model"]).hop_length
     if hop_length > data.segment_length:
         raise ConfigError(
             f"autoencoder.strides: a frame of {hop_length} samples is longer than the crops of "
             f"{data.segment_length}; lower the strides or raise data.segment_seconds"
         )
-    codec = codec or build_codec(config["model"])
+    codec = build_codec(config["model"])
+    if source:
+        inherit(source, codec)
     check_conditions(codec, data)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     module = complete(config, "training", codec, *parts)

@@ -1,50 +1,58 @@
-"""`weights=PATH`: fine-tune a saved codec, with its architecture and weights."""
+"""`weights=PATH`: train a saved codec further, give it a new decoder, or add codebooks."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from codec.config import ConfigError, build, trusting
+from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import Codec
 from codec.model.saving import load
-from codec.training.resume import find_checkpoint
+from codec.training.resume import find_checkpoint, flatten
 
 MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
+# Options of the last part of a quantizer's path that keep the first codes, or the training of all of them.
+STAGE_OPTIONS = ("num_quantizers", "codebook_sizes", "strides", "depths", "dropout")
+PARTS = ("encoder", "quantizer", "decoder", "discriminator")
+DEFAULT_PARTS = PARTS[:3]
+FIXED = ("autoencoder.encoder", "quantizer", "conditioning")  # parts that determine the codes
 
 
 def adopt(composed: Any) -> tuple[Any, Codec | None]:
-    """Composed config with the model of its `weights`, and that codec; `composed` and None without weights.
+    """Composed config with the model that its `weights` begin, and their codec; None without weights.
 
-    A codec without conditioning gets the one of the option, if any.
+    With `inherit` without the decoder, the model is a new decoder for the codec's codes (`Halves`); options
+    of stages change its quantizer. `build_parts` builds such a model. A codec without conditioning gets the
+    one of the option, if any.
     A resumed run loads the codec of its own checkpoint instead; the path is not read. ConfigError for
     options that the saved model determines.
     """
-    path = composed.get("weights")
+    path, parts = composed.get("weights"), inherited_parts(composed)
     if path is None:
         return composed, None
-    if not isinstance(path, str):
-        raise ConfigError(f"weights: expected a run, a saved codec or a transformers directory, got {path!r}")
-    tasks = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    keys = [override.partition("=")[0].lstrip("+~") for override in tasks]
-    conflicting = [key for key in keys if key.split(".")[0] in MODEL_OPTIONS]
-    if conflicting or composed.get("sweep"):
-        options = ", ".join(conflicting) or "sweep"
-        raise ConfigError(
-            f"weights={path} brings its architecture: leave out {options}, or leave out weights"
-        )
+    keys = given_options()
+    new_decoder = "decoder" not in parts
+    check_options(path, keys, new_decoder, bool(composed.get("sweep")))
     checkpoint = find_checkpoint(Path(composed.run_dir), composed.resume)
     with trusting(composed.get("trust") or ()):
         codec = load(checkpoint) if checkpoint else load_any(Path(path))
     assert codec.config is not None
     if codec.conditioning.names and any(key.split(".")[0] == "conditioning" for key in keys):
         raise ConfigError(f"weights={path} has conditions: leave out conditioning, or leave out weights")
-    composed = with_model(composed, codec)
+    model = copy.deepcopy(codec.config)
+    if new_decoder:
+        model |= new_half(composed, codec, resumed=checkpoint is not None)
+    for key in filter(is_stage_option, keys):
+        set_stages(model, key, composed, path)
+    composed = with_model(composed, model, bool(codec.conditioning.names))
+    if model["autoencoder"].get("codes_of"):
+        freeze(composed, FIXED)
     if not codec.conditioning.names:  # a new one starts as the identity
         node = OmegaConf.to_container(composed.conditioning, resolve=True)
         codec.conditioning = build(node, path="conditioning")
@@ -52,13 +60,104 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     return composed, codec.train()
 
 
-def with_model(composed: Any, codec: Codec) -> Any:
-    """Copy of a composed config with the model of a codec; the conditioning stays if the codec has none."""
-    config, model = copy.deepcopy(composed), codec.config or {}
+def inherited_parts(composed: Any) -> tuple[str, ...]:
+    """Parts in `inherit`; ConfigError for unknown ones, without weights, and without those of the codes."""
+    path, parts = composed.get("weights"), composed.get("inherit", DEFAULT_PARTS)
+    parts = tuple(parts) if OmegaConf.is_list(parts) else parts
+    if path is not None and not isinstance(path, str):
+        raise ConfigError(f"weights: expected a run, a saved codec or a transformers directory, got {path!r}")
+    if not isinstance(parts, tuple) or not {"encoder", "quantizer"} <= set(parts) <= set(PARTS):
+        raise ConfigError(
+            f"inherit={parts}: expected a list of {', '.join(PARTS)} with encoder and quantizer, whose codes "
+            "the others are trained for; for another encoder leave out weights"
+        )
+    if path is None and set(parts) != set(DEFAULT_PARTS):
+        raise ConfigError("inherit: parts of weights, and there are none: give weights=...")
+    return parts
+
+
+def given_options() -> list[str]:
+    """Names of the options on the command line."""
+    tasks = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.partition("=")[0].lstrip("+~") for override in tasks]
+
+
+def is_stage_option(key: str) -> bool:
+    """True for the name of an option of the quantizer's stages."""
+    return key.startswith("quantizer.") and key.rpartition(".")[2] in STAGE_OPTIONS
+
+
+def check_options(path: str, keys: Sequence[str], new_decoder: bool, sweep: bool) -> None:
+    """ConfigError for options on the command line that the saved model determines."""
+
+    def is_free(key: str) -> bool:
+        if not new_decoder:
+            return is_stage_option(key)
+        fixed = ("autoencoder.latent_dim", "autoencoder.audio_channels")
+        return key.split(".")[0] in ("autoencoder", "sample_rate") and key not in fixed
+
+    determined = (*MODEL_OPTIONS, "conditioning") if new_decoder else MODEL_OPTIONS
+    conflicting = [key for key in keys if key.split(".")[0] in determined and not is_free(key)]
+    if conflicting or sweep:
+        options = ", ".join(conflicting) or "sweep"
+        raise ConfigError(
+            f"weights={path} brings its {'encoder and quantizer' if new_decoder else 'architecture'}: "
+            f"leave out {options}, or leave out weights"
+            + ("" if new_decoder else " (inherit=[encoder,quantizer] trains another decoder for its codes)")
+        )
+
+
+def new_half(composed: Any, codec: Codec, resumed: bool) -> dict[str, Any]:
+    """Autoencoder and sample rate of a model that decodes a codec's codes with the composed autoencoder.
+
+    The codec of a resumed run has its two halves already.
+    """
+    composed, network = copy.deepcopy(composed), codec.autoencoder
+    OmegaConf.update(composed, "channels", codec.audio_channels)
+    if "latent_dim" in composed.autoencoder:
+        OmegaConf.update(composed, "autoencoder.latent_dim", network.latent_dim)
+    decoder = OmegaConf.to_container(composed.autoencoder, resolve=True)
+    node, model = {"decoder": decoder, "decoder_rate": composed.sample_rate}, codec.config or {}
+    if resumed:
+        node = model["autoencoder"] | node
+    else:
+        node |= {"_target_": "codec.autoencoders.Halves", "encoder": model["autoencoder"]}
+        node |= {"encoder_rate": codec.sample_rate, "codes_of": network.codes_of or codec.codec_id()}
+    return {"autoencoder": node, "sample_rate": composed.sample_rate}
+
+
+def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> None:
+    """Set an option of the quantizer's stages; ConfigError if the saved quantizer has no such part."""
+    *parents, name = key.split(".")
+    node: Any = model
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or (name == "num_quantizers" and name not in node):
+        options = [option for option in flatten(model) if option.endswith(".num_quantizers")]
+        raise ConfigError(f"weights={path} has no {key}; it has +{', +'.join(options) or 'no stages'}")
+    value = OmegaConf.select(composed, key)
+    node[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if name == "num_quantizers" and node.get("depths") and fits(value, int):
+        node["depths"] = sorted({*node["depths"], value})  # else no training example would use the new ones
+
+
+def with_model(composed: Any, model: dict[str, Any], has_conditions: bool) -> Any:
+    """Copy of a composed config with a model; the conditioning stays if the model has none."""
+    config = copy.deepcopy(composed)
+    network = model["autoencoder"]
     parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
-    parts |= {"channels": model["autoencoder"].get("audio_channels", 1)}
-    parts |= {"conditioning": model["conditioning"]} if codec.conditioning.names else {}
+    parts |= {"channels": network.get("decoder", network).get("audio_channels", 1)}
+    parts |= {"conditioning": model["conditioning"]} if has_conditions else {}
     parts |= {"model": model | {"conditioning": "${conditioning}"}}
     for name, value in parts.items():
         OmegaConf.update(config, name, value, merge=False, force_add=True)
     return config
+
+
+def freeze(composed: Any, names: Sequence[str]) -> None:
+    """Add submodules to those that are frozen in every part of the run."""
+    for part in composed.training.stages or [composed.training]:
+        frozen = part.get("freeze") or []
+        if OmegaConf.is_list(frozen) or not frozen:  # another value is refused later, by name
+            missing = [name for name in names if name not in frozen]
+            OmegaConf.update(part, "freeze", [*frozen, *missing], force_add=True)

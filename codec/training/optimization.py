@@ -14,6 +14,8 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codec.codebooks.base import Codebook
+
 
 @dataclass(frozen=True)
 class Exponential:
@@ -139,9 +141,12 @@ def clip_gradients(optimizer: Optimizer, limit: float) -> Tensor:
 
 
 def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
-    """Require gradients of all submodules but `names`; ValueError for unknown names or if none remains."""
+    """Require gradients of all submodules but `names`; ValueError for unknown names or if none remains.
+
+    Frozen codebooks are not updated either, see `Codebook.frozen`.
+    """
     codec.requires_grad_(True)
-    modules = {name: module for name, module in codec.named_modules() if not name.startswith("quantizer.")}
+    modules = dict(codec.named_modules())
     for name in names:
         if not name or name not in modules:
             close = difflib.get_close_matches(name, modules, 1) or ["autoencoder.encoder"]
@@ -151,5 +156,8 @@ def freeze_submodules(codec: nn.Module, names: Sequence[str]) -> None:
                 f"Parts: {choices}, and their submodules"
             )
         modules[name].requires_grad_(False)
+    for name, module in modules.items():
+        if isinstance(module, Codebook):
+            module.frozen = any(f"{name}.".startswith(f"{part}.") for part in names)
     if not learns(codec):
         raise ValueError(f"freeze: {list(names)} leaves nothing that gradients train")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from codec.config import ConfigError
@@ -21,6 +22,7 @@ from codec.system.files import mark_output, only_writer, write_whole
 from codec.training.build import Run, build_parts
 from codec.training.finetuning import adopt
 from codec.training.finish import finish, perceptual_metrics, whereabouts
+from codec.training.inheritance import inherit_discriminator
 from codec.training.loggers import close, logger_failure, remember_runs
 from codec.training.metrics_csv import quiet_libraries
 from codec.training.resolve import resolve
@@ -82,8 +84,11 @@ def prepare(
     metrics = perceptual_metrics(config) if is_first else []
     lightning.seed_everything(config["seed"], workers=False, verbose=False)
     data, module = build_parts(config, codec)
+    inherited: list[Callback] = []
     if checkpoint:
         check_same_training(checkpoint, module)
+    elif "discriminator" in config["inherit"]:
+        inherited.append(inherit_discriminator(config["weights"], module))
     record = read_record(checkpoint.parent.parent) if checkpoint else {}
     data.known = {name: row.get("part", "") for name, row in record.items()}
     if is_first:
@@ -91,6 +96,7 @@ def prepare(
         data.setup()
     stop = StopOnSignal(folder / "checkpoints" / "last.ckpt")
     trainer = build_trainer(config, folder, stop, checkpoint)
+    cast(Any, trainer).callbacks += inherited
     check_sweep(trainer)
     run = Run(config, folder, checkpoint, data, module, metrics, stop, trainer)
     if trainer.is_global_zero:
