@@ -128,8 +128,10 @@ FOREIGN = {
     "old.wma": (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", "Windows Media (WMA), which is not read"),
     "tight.sph": (
         SPHERE.ljust(1024),
-        "SPHERE compressed with Shorten: convert it: `sph2pipe -f wav tight.sph",
+        "SPHERE compressed with Shorten: convert it: `sph2pipe -f wav tight.sph tight.wav`",
     ),
+    "TIGHT.WAV": (SPHERE.ljust(1024), "`sph2pipe -f wav TIGHT.WAV TIGHT.fixed.wav`"),  # not onto itself
+    "film.FLAC": (b"\x1aE\xdf\xa3", "`ffmpeg -i film.FLAC film.fixed.flac`"),
 }
 
 

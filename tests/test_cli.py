@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import csv
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import pytest
 import torch
 from composed import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd
 
 import codec
 from codec.audio.writing import write_wav
 from codec.commands.arguments import PARSERS
 from codec.commands.errors import report_errors
-from codec.commands.main import COMMANDS
+from codec.commands.main import COMMANDS, main
 from codec.commands.train import quoted
 from codec.model.saving import build_codec
 
@@ -244,6 +246,7 @@ def test_the_version_of_training_is_ours():
         ("evaluate {model} data.root=nowhere", "no such folder: "),
         ("decode {model} nowhere -o t", "no such folder: "),
         ("train data.root=nowhere", "no such folder: "),
+        ("train data.root=[{model},nowhere]", "no such folder: "),
         ("plan data.root=nowhere --json", "no such folder: "),
     ],
 )
@@ -251,6 +254,17 @@ def test_what_is_not_there_is_missed_before_torch_is_imported(tmp_path, argument
     done = python("-c", STARTED, *arguments.format(model=tmp_path).split())
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert not {"torch", "lightning"} & set(re.findall(r"\w+", done.stdout))
+
+
+@pytest.mark.parametrize("started", [None, "codec.__main__"])
+def test_the_other_processes_of_a_training_are_started_as_trainings(monkeypatch, started):
+    spec = importlib.util.find_spec(started) if started else None
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setitem(COMMANDS, "train", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["codec", "train", "--version"])
+    main()
+    _, *arguments = _basic_subprocess_cmd()
+    assert python(*arguments).stdout == f"codec-train {codec.__version__}\n"
 
 
 def test_a_file_is_cut_to_fewer_stages_without_torch(tmp_path):

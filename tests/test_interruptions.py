@@ -108,6 +108,13 @@ def test_a_divergence_replaces_no_healthy_checkpoint(tmp_path, wavs, monkeypatch
     }
 
 
+def test_after_a_divergence_the_best_checkpoint_is_named_too(tmp_path, wavs, monkeypatch):
+    options = ["trainer.max_steps=20", "training.max_skipped=2", "trainer.val_check_interval=2"]
+    diverging(monkeypatch, 4)
+    with pytest.raises(ConfigError, match=r"last.ckpt is of step 3.*, or resume=\S+/best.ckpt from step 2$"):
+        run(tmp_path, wavs, *options, "checkpoint.save_every=1", "data.validation.clips=1")
+
+
 def test_steps_that_were_not_finite_at_the_end_are_not_saved(tmp_path, wavs, monkeypatch):
     diverging(monkeypatch, 4)
     assert run(tmp_path, wavs, "trainer.max_steps=5", "checkpoint.save_every=1")["global_step"] == 3

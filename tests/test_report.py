@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -315,6 +316,12 @@ def test_the_page_needs_nothing_else_and_text_stays_text(runs, tmp_path):
     without_data = re.sub(r"(?s)<script type=.*?</script>", "", page)
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:|@import|url\(http""", without_data)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "table.csv", "table.md"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs another operating system: names of any bytes")
+def test_a_folder_whose_name_is_not_utf_8_is_reported(runs, tmp_path):
+    report([runs.rename(tmp_path / os.fsdecode(b"runs\xff"))], tmp_path / "out")
+    assert "<title>runs\\udcff" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
 
 
 def test_the_title_of_many_folders_is_short():

@@ -1,6 +1,7 @@
 """Token datasets: what other libraries read from them, what readers get, and what damage does."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -180,6 +181,15 @@ def test_pyarrow_alone_reads_the_shards(codec, tmp_path):
         assert row["path"] == dataset.utterance(i).path and row["sha256"] == dataset.utterance(i).sha256
         codes = np.array(row["codes"]).reshape(3, row["n_frames"])
         assert np.array_equal(codes, dataset[i])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs another operating system: names of any bytes")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_may_have_a_name_that_is_not_utf_8(codec, tmp_path, layout):
+    write_corpus(tmp_path / "wavs")
+    tokens = tmp_path / os.fsdecode(b"tokens\xff")
+    encode_corpus(codec, [tmp_path / "wavs"], tokens, Settings(layout, workers=0))
+    assert len(read_everything(tokens)) == len(TokenDataset(tokens))
 
 
 def test_numpy_and_json_alone_read_the_npy_tree(codec, tmp_path):

@@ -71,10 +71,16 @@ def _plain(error: OSError | ValueError) -> str:
 
 def convert(path: str | os.PathLike[str], options: str = "") -> str:
     """Command that converts a file to a format that libsndfile reads."""
+    name, target = names(path, ".flac")
+    return f"`ffmpeg {options}{' ' * bool(options)}-i {name} {target}`"
+
+
+def names(path: str | os.PathLike[str], suffix: str) -> tuple[str, str]:
+    """Quoted names of a file and of another file beside it, with a suffix, to convert it to."""
     name = printable(os.path.basename(path))
-    stem, suffix = os.path.splitext(name)
-    target = f"{stem}{'.fixed' * (suffix == '.flac')}.flac"
-    return f"`ffmpeg {options}{' ' * bool(options)}-i {shlex.quote(name)} {shlex.quote(target)}`"
+    stem, own = os.path.splitext(name)
+    target = f"{stem}{'.fixed' * (own.lower() == suffix)}{suffix}"
+    return shlex.quote(name), shlex.quote(target)
 
 
 def foreign(path: str | os.PathLike[str]) -> str | None:
@@ -86,8 +92,7 @@ def foreign(path: str | os.PathLike[str]) -> str | None:
         raise AudioError(path, _plain(error)) from error
     kind = next((kind for at, magic, kind in FOREIGN if head.startswith(magic, at)), None)
     if head.startswith(b"NIST_1A") and b"shorten" in head:
-        target = shlex.quote(os.path.splitext(printable(os.path.basename(path)))[0] + ".wav")
-        name = shlex.quote(printable(os.path.basename(path)))
+        name, target = names(path, ".wav")
         return f"SPHERE compressed with Shorten: convert it: `sph2pipe -f wav {name} {target}`"
     if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # layer 0: ADTS, not MP3
         kind = "AAC (ADTS)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import importlib
+import importlib.util
 import itertools
 import os
 import sys
@@ -159,6 +159,8 @@ def main() -> None:
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in COMMANDS:
         sys.argv = [f"codec-{command}", *arguments]
+        if command == "train":  # Lightning starts the other processes of several as this module
+            sys.modules["__main__"].__spec__ = importlib.util.find_spec("codec.commands.train_process")
         COMMANDS[command]()
     elif command in ("-h", "--help"):
         print("codec COMMAND ..., or codec-COMMAND ...; codec COMMAND --help says more\n")

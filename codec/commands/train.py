@@ -102,7 +102,9 @@ def check_roots(config: Any) -> None:
     """Raise DataError for a missing source of data, before Lightning is imported."""
     data: Any = config.get("data") or {}
     root = data.root if "root" in data else None  # `in` is false for a missing value
-    if isinstance(root, str) and data.get("generate") is None:
+    roots = [root] if isinstance(root, str) else root if isinstance(root, Sequence) else []
+    if data.get("generate") is None:
         from codec.data.source import require_source
 
-        require_source(root)
+        for name in filter(lambda name: isinstance(name, str), roots):
+            require_source(name)

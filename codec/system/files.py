@@ -192,9 +192,9 @@ def flush(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text in UTF-8 atomically."""
+    """Write a text in UTF-8 atomically; bytes of names that are not UTF-8 as `\\udc..`."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def mark_output(folder: Path) -> None:

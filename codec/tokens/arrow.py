@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import fields
@@ -75,7 +76,7 @@ def write_table(file: BinaryIO, columns: dict[str, Any], metadata: dict[bytes, b
 def code_offsets(path: Path, column_name: str) -> np.ndarray:
     """Byte offset of each utterance's codes in a shard, int64 `[N]`."""
     pa = pyarrow()
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(os.fsencode(path)) as source:
         begin = source.read_buffer(1).address
         lists = pa.ipc.open_file(source).get_batch(0).column(column_name)
         values = lists.values
@@ -92,7 +93,7 @@ def read_index_columns(path: Path) -> tuple[int, dict[str, Any]]:
         while block := file.read(2**22):
             crc32 = zlib.crc32(block, crc32)
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(os.fsencode(path)) as source:
             reader = pa.ipc.open_file(source)
             if reader.num_record_batches != 1:
                 raise TokenError("damaged: not one table")
