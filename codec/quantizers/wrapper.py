@@ -43,8 +43,9 @@ class Wrapper(Quantizer):
     ) -> Quantized:
         """Map, quantize, map back."""
         inner = self.quantizer(self.to_inner(latents), num_quantizers, mask, generator)
+        branches = tuple(one._replace(latents=self.from_inner(one.latents)) for one in inner.branches)
         output = self.from_inner(inner.latents)
-        return Quantized(output, inner.codes, inner.losses, latents.detach(), inner.branches)
+        return Quantized(output, inner.codes, inner.losses, latents.detach(), branches)
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes of the mapped latents."""

@@ -148,8 +148,9 @@ def reconstruct(
     audio = batch.audio
     latents = codec.latents(audio, condition=batch.condition if codec.conditioning.names else None)
     quantized = quantizer(latents, num_quantizers, generator=generator)
-    estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))
-    return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
+    estimate = codec.autoencoder.decode(quantized.latents.to(codec.dtype))[..., : audio.shape[-1]]
+    teaching: dict[str, Any] = {"features": batch.features, "hop_length": codec.autoencoder.hop_length}
+    return Forward(audio, batch.target, estimate, latents, quantized, **teaching)
 
 
 def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
