@@ -160,8 +160,8 @@ class SpeechTeacher:
         model = SpeechModel(path, layer)
         if model.sample_rate > sample_rate:
             raise ConfigError(
-                f"{path} is for audio of {model.sample_rate} Hz, and the codec's has {sample_rate} Hz: choose "
-                "a higher sample_rate, or another teacher"
+                f"{path} is for audio of {model.sample_rate} Hz, and the codec's has {sample_rate} Hz: "
+                "choose a higher sample_rate, or another teacher"
             )
         self.network, self.model, self.sample_rate = Teacher(model), model, sample_rate
         self.dim, self.frame_rate = model.latent_dim, model.sample_rate / model.hop_length

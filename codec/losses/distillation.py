@@ -26,7 +26,7 @@ class Features(Protocol):
 class Distillation(Loss):
     """Distance of a learned projection of coded latents `[B, D, F]` from a teacher's features, a scalar.
 
-    `on` "first_codebook" takes the first stage of a residual quantizer, the semantic branch of a split one,
+    `source` "first_codebook" takes the first stage of a residual quantizer, the semantic branch of a split one,
     and of any other quantizer all of its output; "latents" takes the encoder's output. `form` is
 
     - "cosine": mean of 1 - cos over frames (Mimi, arXiv 2410.00037, section 3.3);
@@ -43,21 +43,22 @@ class Distillation(Loss):
         teacher: Features,
         dim: int,
         sample_rate: int,
-        on: Literal["first_codebook", "latents"] = "first_codebook",
+        source: Literal["first_codebook", "latents"] = "first_codebook",
         form: Literal["cosine", "cosine_over_time", "l2"] = "cosine",
         width: float = 1.0,
     ):
         super().__init__()
         if width <= 0:
             raise ValueError(f"width must be positive, in frames of the codec, got {width}")
-        self.teacher, self.sample_rate, self.on, self.form, self.width = teacher, sample_rate, on, form, width
+        self.teacher, self.sample_rate = teacher, sample_rate
+        self.source, self.form, self.width = source, form, width
         self.projection = nn.Linear(dim, teacher.dim)
 
     def forward(self, outputs: Forward) -> Tensor:
         """Scalar; gradients reach the projection and the codec."""
         assert outputs.quantized is not None and outputs.latents is not None
         first = (*outputs.quantized.branches, outputs.quantized)[0].latents
-        coded = first if self.on == "first_codebook" else outputs.latents
+        coded = first if self.source == "first_codebook" else outputs.latents
         features = self.teacher(outputs)
         with torch.autocast(coded.device.type, enabled=False):
             step = self.teacher.frame_rate * outputs.hop_length / self.sample_rate  # features per frame
