@@ -150,6 +150,7 @@ def test_public_names():
                 "encode",
                 "decode",
                 "export-tokens",
+                "features",
             ),
             *("compress", "decompress", "truncate", "fit-entropy"),
         )

@@ -91,7 +91,7 @@ class SpeechModel(Autoencoder):
         self.latent_dim, self.hop_length = config.hidden_size, self.inputs.hop_length
         self.sample_rate, self.layer = int(extractor.sampling_rate), layer
         last = config.num_hidden_layers
-        if layer != "average" and not 0 <= layer <= last:
+        if layer != "average" and layer not in range(last + 1):
             raise ConfigError(f"layer must be average or 0 to {last}, as {path} has, got {layer}")
 
     def encode(self, audio: Tensor) -> Tensor:
@@ -178,5 +178,5 @@ def feature_codec(path: Path, layer: Layer = "average") -> Codec:
     """Codec whose latents are the features of a speech model; it cannot decode."""
     model = SpeechModel(path, layer)
     codec = Codec(model, Identity(model.latent_dim), model.sample_rate).requires_grad_(False).eval()
-    codec.config = {"model": model.network.config.model_type, "layer": layer}
+    codec.config = {"layer": layer}  # part of `codec_id`
     return codec

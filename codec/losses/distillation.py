@@ -26,8 +26,8 @@ class Features(Protocol):
 class Distillation(Loss):
     """Distance of a learned projection of coded latents `[B, D, F]` from a teacher's features, a scalar.
 
-    `source` "first_codebook" takes the first stage of a residual quantizer, the semantic branch of a split one,
-    and of any other quantizer all of its output; "latents" takes the encoder's output. `form` is
+    `source` "first_codebook" takes the first stage of a residual quantizer, the semantic branch of a split
+    one, and of any other quantizer all of its output; "latents" takes the encoder's output. `form` is
 
     - "cosine": mean of 1 - cos over frames (Mimi, arXiv 2410.00037, section 3.3);
     - "cosine_over_time": mean of -log sigmoid(cos) over dimensions, with the cosine of their courses in time

@@ -148,7 +148,7 @@ class Residual(Quantizer):
         all_frames: bool,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Quantize rows `[B * F * stride, D]`: vectors, those of the first stage, codes `[B * F, K]`, losses."""
+        """Quantize rows `[B * F * stride, D]`: vectors, those of stage 1, codes `[B * F, K]`, losses."""
         copies_gradient = self.stages[0].straight_through_cascade
         # Detached stages, because a gradient through each of them would be K times that of one.
         residual = inputs.detach() if copies_gradient else inputs

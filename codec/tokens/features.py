@@ -62,8 +62,8 @@ class Features:
         different += [file for file, number in some if not self.is_of(number, file.path)]
         if different:
             raise ConfigError(
-                f"{self.path} was computed from other recordings: {printable(different[0].path)} differs; run "
-                "codec-features again, into a new folder"
+                f"{self.path} was computed from other recordings: {printable(different[0].path)} differs; "
+                "run codec-features again, into a new folder"
             )
 
     def find(self, path: str) -> int | None:
