@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Protocol
 
 import torch
@@ -74,13 +73,12 @@ class Distillation(Loss):
 def pooled(features: Tensor, frames: int, step: float, width: float) -> Tensor:
     """Means `[B, D, frames]` of features `[B, D, F]` over windows of any length.
 
-    Window n has its center at `(n + 1/2) * step` features and a length of `width` features. Each feature is
-    weighted with the time that it shares with the window; the last one lasts to the end of all windows.
+    Window n has its center at `(n + 1/2) * step` features, at most in the middle of the last one, and a
+    length of `width` features. Each feature is weighted with the time that it shares with the window.
     """
-    begins = torch.arange(features.shape[-1], dtype=torch.float32, device=features.device)[:, None]
-    ends = begins + 1
-    ends[-1] = math.inf
-    centers = (torch.arange(frames, device=features.device) + 0.5) * step
-    shared = torch.minimum(ends, centers + width / 2) - torch.maximum(begins, centers - width / 2)
+    length = features.shape[-1]
+    begins = torch.arange(length, dtype=torch.float32, device=features.device)[:, None]
+    centers = ((torch.arange(frames, device=features.device) + 0.5) * step).clamp(max=length - 0.5)
+    shared = torch.minimum(begins + 1, centers + width / 2) - torch.maximum(begins, centers - width / 2)
     weights = shared.clamp(min=0)
     return features @ (weights / weights.sum(0))
