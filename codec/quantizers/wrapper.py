@@ -43,7 +43,7 @@ class Wrapper(Quantizer):
     ) -> Quantized:
         """Map, quantize, map back."""
         inner = self.quantizer(self.to_inner(latents), num_quantizers, mask, generator)
-        branches = tuple(one._replace(latents=self.from_inner(one.latents)) for one in inner.branches)
+        branches = tuple(Quantized(self.from_inner(one.latents), *one[1:]) for one in inner.branches)
         output = self.from_inner(inner.latents)
         return Quantized(output, inner.codes, inner.losses, latents.detach(), branches)
 

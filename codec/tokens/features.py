@@ -22,10 +22,10 @@ COMPARED = 16  # recordings of which all bytes are compared before training
 
 
 class Features:
-    """Dataset of features `[dim, F]` of whole recordings, or of a codec's continuous latents.
+    """Dataset of features `[D, F]` of whole recordings, or of a codec's continuous latents.
 
     As the teacher of a distillation (SpeechTokenizer, arXiv 2308.16692) it returns the features
-    `[B, dim, F]` of a `Forward`, which were read with the crops. ConfigError without a dataset, or for one of
+    `[B, D, F]` of a `Forward`, which were read with the crops. ConfigError without a dataset, or for one of
     codes.
     """
 
@@ -88,7 +88,7 @@ class Features:
         return checksum == self.dataset.index.text("sha256", number)
 
     def read(self, path: str, start: int, length: int, sample_rate: int) -> np.ndarray:
-        """Features, float32 `[dim, F]`, of `length` samples of a file from `start`, at `sample_rate` Hz.
+        """Features, float32 `[D, F]`, of `length` samples of a file from `start`, at `sample_rate` Hz.
 
         They are on the crop's time base: interpolated where its start is between two frames.
         """
