@@ -133,6 +133,7 @@ def test_public_names():
     assert {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} == {
         *("autoencoder", "quantizer", "discriminator", "loss", "optimizer"),
         *("data", "trainer", "logger", "sweep", "search", "experiment", "conditioning"),
+        "teacher",
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"codec": "codec.commands.main:main"} | {
@@ -149,6 +150,7 @@ def test_public_names():
                 "encode",
                 "decode",
                 "export-tokens",
+                "features",
             ),
             *("compress", "decompress", "truncate", "fit-entropy"),
         )

@@ -24,9 +24,9 @@ from codec.bitstream.entropy_model import EntropyTables, TablesError
 from codec.bitstream.fit import fit_tables
 from codec.bitstream.tables import load_tables, save_tables
 from codec.bitstream.writer import BitstreamError, BitstreamReader
-from codec.commands.arguments import TABLES_FILE
 from codec.commands.compress import compress_main, decompress_main
 from codec.commands.decode import main as decode_main
+from codec.commands.descriptions import TABLES_FILE
 from codec.commands.errors import report_errors
 from codec.commands.fit_entropy import examples
 from codec.commands.fit_entropy import main as fit_main

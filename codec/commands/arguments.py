@@ -7,16 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codec import __version__
-from codec.commands.descriptions import (
-    COMPRESS,
-    DECODE,
-    DECOMPRESS,
-    ENCODE,
-    FIT,
-    PLAN,
-    TABLES_FILE,
-    TRUNCATE,
-)
+from codec.commands import descriptions as about
 
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
@@ -45,7 +36,7 @@ def new_parser(command: str, description: str, epilog: str | None = None) -> arg
 
 def plan() -> argparse.ArgumentParser:
     """Parser of `codec-plan`."""
-    parser = new_parser("plan", PLAN)
+    parser = new_parser("plan", about.PLAN)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for codec-train")
     parser.add_argument("--config-dir", "-cd", help="folder of your own options, as for codec-train")
     parser.add_argument("--json", action="store_true", help="print the forecast as JSON")
@@ -156,14 +147,13 @@ def stream() -> argparse.ArgumentParser:
 
 def encode() -> argparse.ArgumentParser:
     """Parser of `codec-encode`."""
-    parser = model_parser("encode", ENCODE)
+    parser = model_parser("encode", about.ENCODE)
     add_condition(parser)
     add = parser.add_argument
     add("inputs", type=Path, nargs="+",
         help=f"a folder, searched with its sub-folders, or audio files; {STDIN}")  # fmt: skip
     add("-o", "--output", type=Path, required=True,
         help=f"folder of the token dataset; of one recording {STDOUT}")  # fmt: skip
-    add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
     text = "of the latents of a codec without codes; default: float32"
@@ -172,19 +162,28 @@ def encode() -> argparse.ArgumentParser:
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "mono from files of more channels: the mean, or one channel; default: %(default)s"
     add("--downmix", choices=("mid", "left", "right"), default="mid", help=text)
-    add("--workers", type=int, default=2, help="reading processes; default: %(default)s")
-    text = "audio in a shard, or one longer file; a kill loses one shard; default: %(default)s"
-    add("--shard-hours", type=float, default=1.0, help=text)
-    add("--num-shards", type=int, help="number of jobs; default: that of torchrun or Slurm")
-    add("--shard-id", type=int, help="number of this job, from 0")
-    add("--merge", action="store_true", help="only complete the dataset, as the last job does")
+    add_dataset(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: one job per CPU or GPU of Ray")
+    return parser
+
+
+def features() -> argparse.ArgumentParser:
+    """Parser of `codec-features`."""
+    parser = new_parser("features", about.FEATURES)
+    add = parser.add_argument
+    add("teacher", type=Path, help="folder of a speech model of transformers")
+    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
+    add("-o", "--output", type=Path, required=True, help="folder of the features")
+    add("--layer", default="average", help="hidden state, from 0; default: the average of all")
+    add("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
+    add("--device", help=DEVICE)
+    add_dataset(parser)
     return parser
 
 
 def decode() -> argparse.ArgumentParser:
     """Parser of `codec-decode`."""
-    parser = model_parser("decode", DECODE)
+    parser = model_parser("decode", about.DECODE)
     add = parser.add_argument
     add("tokens", type=Path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
     add("-o", "--output", type=Path, required=True, help=f"folder for the wavs; or a wav, {STDOUT}")
@@ -206,7 +205,7 @@ def export_tokens() -> argparse.ArgumentParser:
 
 def compress() -> argparse.ArgumentParser:
     """Parser of `codec-compress`."""
-    parser = bitstream_parser("compress", COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
+    parser = bitstream_parser("compress", about.COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
     add_condition(parser)
     add = parser.add_argument
     add("recording", type=Path, help=f"audio file, {STDIN}")
@@ -219,7 +218,7 @@ def compress() -> argparse.ArgumentParser:
 
 def decompress() -> argparse.ArgumentParser:
     """Parser of `codec-decompress`."""
-    parser = bitstream_parser("decompress", DECOMPRESS, f"the wav to write, {STDOUT}")
+    parser = bitstream_parser("decompress", about.DECOMPRESS, f"the wav to write, {STDOUT}")
     add = parser.add_argument
     add("compressed", type=Path, help=f".codec file, {STDIN}")
     add("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
@@ -229,7 +228,7 @@ def decompress() -> argparse.ArgumentParser:
 
 def truncate() -> argparse.ArgumentParser:
     """Parser of `codec-truncate`."""
-    parser = new_parser("truncate", TRUNCATE)
+    parser = new_parser("truncate", about.TRUNCATE)
     add = parser.add_argument
     add("compressed", type=Path, help=f".codec file, {STDIN}")
     add("-o", "--output", type=Path, required=True, help=f"the file to write, {STDOUT}")
@@ -240,14 +239,25 @@ def truncate() -> argparse.ArgumentParser:
 
 def fit_entropy() -> argparse.ArgumentParser:
     """Parser of `codec-fit-entropy`."""
-    parser = bitstream_parser("fit-entropy", FIT)
+    parser = bitstream_parser("fit-entropy", about.FIT)
     add = parser.add_argument
     add("folder", type=Path, help="recordings, or tokens of codec-encode, similar to those to be compressed")
-    add("-o", "--output", type=Path, help=f"default: {TABLES_FILE} in the model's folder")
+    add("-o", "--output", type=Path, help=f"default: {about.TABLES_FILE} in the model's folder")
     add("--max-hours", type=float, default=5.0, help="most audio used; default: %(default)s")
     add("--held-out", type=float, metavar="SHARE",
         help="leave out the recordings of codec-evaluate --held-out SHARE")  # fmt: skip
     return parser
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a dataset's files, and of the processes and jobs that write them."""
+    add = parser.add_argument
+    add("--format", choices=("arrow", "npy"), default="arrow", help="default: %(default)s")
+    add("--workers", type=int, default=2, help="reading processes; default: %(default)s")
+    add("--shard-hours", type=float, default=1.0, help="audio that a kill loses; default: %(default)s")
+    add("--num-shards", type=int, help="number of jobs; default: that of torchrun or Slurm")
+    add("--shard-id", type=int, help="number of this job, from 0")
+    add("--merge", action="store_true", help="only complete the dataset, as the last job does")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +286,7 @@ def bitstream_parser(command: str, description: str, output: str = "") -> argpar
     add("--force", action="store_true", help="replace an output that exists")
     if output:
         add("-o", "--output", type=Path, required=True, help=output)
-        text = f"of codec-fit-entropy; default: {TABLES_FILE} beside the model, if it is there"
+        text = f"of codec-fit-entropy; default: {about.TABLES_FILE} beside the model, if it is there"
         add("--tables", type=Path, help=text)
     return parser
 
@@ -284,7 +294,7 @@ def bitstream_parser(command: str, description: str, output: str = "") -> argpar
 PARSERS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(plan, doctor, evaluate, report, export, stream, encode, decode, export_tokens),
+        *(plan, doctor, evaluate, report, export, stream, encode, decode, export_tokens, features),
         *(compress, decompress, truncate, fit_entropy),
     )
 }

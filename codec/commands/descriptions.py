@@ -31,6 +31,14 @@ With - as input or output one recording becomes one NumPy array of integers [qua
 
 example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
 
+FEATURES = """Compute the features of a speech model for all recordings, for codec-train teacher=features.
+
+Features are computed with the context of each recording and stored as a latent dataset. The same command
+again resumes.
+
+example: codec-features /models/wavlm-base-plus /speech -o features
+then: codec-train teacher=features teacher.path=features data.root=/speech"""
+
 DECODE = "Decode tokens to wavs. The same command again resumes."
 
 FIT = f"""Fit entropy tables, which make a codec's .codec files smaller.

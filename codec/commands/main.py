@@ -68,6 +68,11 @@ def encode() -> None:
     run_command("encode", "codec.commands.encode")
 
 
+def features() -> None:
+    """Compute a teacher's features of recordings: `codec-features TEACHER FOLDER -o FEATURES`."""
+    run_command("features", "codec.commands.features")
+
+
 def decode() -> None:
     """Decode a token dataset to wavs: `codec-decode MODEL TOKENS -o WAVS`."""
     run_command("decode", "codec.commands.decode")
@@ -148,7 +153,7 @@ def require_input(path: str) -> None:
 COMMANDS = {
     function.__name__.replace("_", "-"): function
     for function in (
-        *(plan, train, evaluate, report, doctor, encode, decode, export_tokens),
+        *(plan, train, evaluate, report, doctor, encode, decode, export_tokens, features),
         *(compress, decompress, truncate, fit_entropy, stream, export),
     )
 }

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from codec.audio.reading import rms
+from codec.config import ConfigError
 
 FINEST_RATIO = 128  # largest denominator; soxr takes twice as long for ratios of large numbers
 PADDING = 0.05  # seconds mirrored at each end before filtering: the filters ring for less
@@ -187,6 +188,14 @@ class Augmentation:
     def is_quiet(self, audio: np.ndarray) -> bool:
         """True if a crop's RMS is below `silence_db`."""
         return self.silence_db is not None and rms(audio) < 10 ** (self.silence_db / 20)
+
+    def require_recording(self) -> None:
+        """Raise ConfigError if crops may have another speed than their recording, or be mixed."""
+        if self.speed is not None or self.mix.probability:
+            raise ConfigError(
+                "data.features: they are of recordings at their speed and alone: set data.augmentation.speed="
+                "null and data.augmentation.mix.probability=0, or choose teacher=transformers"
+            )
 
     def draw_speed(self, sample_rate: int, target_rate: int, random: Generator) -> Fraction | int:
         """Draw a speed for a file of `sample_rate` Hz, rounded to a ratio that is fast to resample."""

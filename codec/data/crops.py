@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Batch(NamedTuple):
     """Input and target of the codec, float32 `[B, C, T]`, condition and number of each crop, int64 `[B]`.
 
     The condition is 1 where the target is clean although the input may be noisy, see `Degradation`.
+    `features` `[B, D, F]` are those of `Features`, if the data have any.
     """
 
     audio: Tensor
     target: Tensor
     condition: Tensor
     numbers: Tensor
+    features: Tensor | None = None
 
     @classmethod
     def of(cls, audio: Tensor, numbers: Tensor) -> Batch:
@@ -51,12 +53,33 @@ class Place(NamedTuple):
     speed: Fraction | int
 
 
+class Drawn(NamedTuple):
+    """A crop, its source, and the paths that were drawn for it, then for the crop mixed with it."""
+
+    crop: Degraded
+    place: Place
+    paths: list[str]
+
+
+class Features(Protocol):
+    """Features of recordings in time, such as a teacher's, that are read with each crop."""
+
+    def require(self, files: Sequence[IndexedFile]) -> None:
+        """Raise ConfigError unless there are features of all files, which have absolute paths."""
+        ...
+
+    def read(self, path: str, start: int, length: int, sample_rate: int) -> np.ndarray:
+        """Features, float32 `[D, F]`, of `length` samples of a file from `start`, at `sample_rate` Hz."""
+        ...
+
+
 class Crops(Dataset[Batch]):
     """Random crops of audio files: crop n is a pure function of the seed, n and the files.
 
     folders: lists of files with absolute paths. Folders are drawn by `weights` or duration, files within a
         folder by duration and their own weights, starts uniformly.
     shape: length of a crop in samples, sample rate in Hz, channels.
+    features: those of each crop's recording, for crops that are not mixed and have its speed.
     Silent crops and unreadable files are drawn again; an unreadable file is logged once. If no file can be
         read, as in a disconnected network folder, drawing is retried for a minute.
     """
@@ -69,6 +92,7 @@ class Crops(Dataset[Batch]):
         weights: Sequence[float] | None = None,
         augmentation: Augmentation = Augmentation(),
         degrader: Degrader | None = None,
+        features: Features | None = None,
     ) -> None:
         self.files = list(itertools.chain(*folders))
         seconds = [np.array([file.seconds * file.weight for file in folder]) for folder in folders]
@@ -76,26 +100,35 @@ class Crops(Dataset[Batch]):
             seconds = [weight * part / part.sum() for weight, part in zip(weights, seconds, strict=True)]
         self.cumulative = np.cumsum(np.concatenate(seconds))
         self.shape, self.seed, self.augmentation, self.degrader = shape, seed, augmentation, degrader
+        self.features = features
+        if features is not None:
+            augmentation.require_recording()
+            features.require(self.files)
         self.reported: set[str] = set()
 
     def crop(self, number: int) -> np.ndarray:
         """Input of crop `number`, float32 `[C, T]`; `DataError` after 50 draws of unreadable files."""
-        return self._draw(number)[0].audio
+        return self._draw(number).crop.audio
 
     def source(self, number: int) -> list[str]:
         """Paths drawn for crop `number`, then for the crop mixed with it; the last path of each is used."""
-        return self._draw(number)[1]
+        return self._draw(number).paths
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """Load a batch: one copy of each crop, and one transfer from a worker."""
-        crops = [self._draw(number)[0] for number in numbers]
-        audio, numbered = torch.from_numpy(np.stack([crop.audio for crop in crops])), torch.tensor(numbers)
-        if self.degrader is None:
-            return Batch.of(audio, numbered)
-        target = torch.from_numpy(np.stack([crop.target for crop in crops]))
-        return Batch(audio, target, torch.tensor([crop.clean for crop in crops]), numbered)
+        drawn = [self._draw(number) for number in numbers]
+        audio, numbered = torch.from_numpy(np.stack([one.crop.audio for one in drawn])), torch.tensor(numbers)
+        batch = Batch.of(audio, numbered)
+        if self.degrader is not None:
+            target = torch.from_numpy(np.stack([one.crop.target for one in drawn]))
+            batch = batch._replace(target=target, condition=torch.tensor([one.crop.clean for one in drawn]))
+        if self.features is not None:
+            read, shape = self.features.read, self.shape[:2]
+            features = [read(place.file.path, place.start, *shape) for _, place, _ in drawn]
+            batch = batch._replace(features=torch.from_numpy(np.stack(features)))
+        return batch
 
-    def _draw(self, number: int) -> tuple[Degraded, list[str]]:
+    def _draw(self, number: int) -> Drawn:
         for pause in PAUSES:
             try:
                 return self._try(number)
@@ -104,35 +137,38 @@ class Crops(Dataset[Batch]):
                 time.sleep(pause)
         return self._try(number)
 
-    def _try(self, number: int) -> tuple[Degraded, list[str]]:
+    def _try(self, number: int) -> Drawn:
         random = np.random.default_rng((self.seed, int(number)))
-        audio, tried = self._read(number, random)
+        audio, place, tried = self._read(number, random)
         if happens(self.augmentation.mix.probability, random):
-            second, others = self._read(number, random)
+            second, _, others = self._read(number, random)
             if not self.augmentation.is_quiet(second):
                 audio = self.augmentation.mix.apply(audio, second, random)
             tried += others
         audio = self.augmentation.apply(audio, self.shape[1], random)
         if self.degrader is None:
-            return Degraded(audio, audio, 0), tried
+            return Drawn(Degraded(audio, audio, 0), place, tried)
         try:
-            return self.degrader.apply(audio, random), tried
+            return Drawn(self.degrader.apply(audio, random), place, tried)
         except AudioError as error:
             raise DataError(f"crop {number}: noise or room not readable any more: {error}") from error
 
-    def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    def _read(self, number: int, random: np.random.Generator) -> tuple[np.ndarray, Place, list[str]]:
         tried, failed = list[str](), list[AudioError]()
         while len(failed) < FAILED_DRAWS:
-            file, start, speed = self._choose(random)
+            place = self._choose(random)
+            file = place.file
             tried.append(file.path)
             try:
-                audio = read_segment(file.path, start, *self.shape, expected=file.info, speed=speed)
+                audio = read_segment(
+                    file.path, place.start, *self.shape, expected=file.info, speed=place.speed
+                )
             except AudioError as error:
                 failed.append(error)
                 continue
             if len(tried) - len(failed) > QUIET_DRAWS or not self.augmentation.is_quiet(audio):
                 self._report(failed)
-                return audio, tried
+                return audio, place, tried
         names = ", ".join(printable(path) for path in sorted(set(tried))[:5])
         raise DataError(
             f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from codec.data.augmentation import Augmentation
-from codec.data.crops import Batch, Crops, read_clips
+from codec.data.crops import Batch, Crops, Features, read_clips
 from codec.data.degradation import Degradation, Degrader
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.loader import WorkerLoader
@@ -89,6 +89,7 @@ class AudioData(LightningDataModule):
     batch_size: crops of `segment_seconds` per step, over all processes.
     augmentation, degradation, validation: augmentation of the crops; noise and rooms added to them; size of
         the validation set, which stays clean.
+    features: features of the recordings, read with each crop; None for none.
     index: function that returns the `Index` of a folder: `codec.data.scan.scan` or a partial of it.
     generate: function that writes audio into a root without any.
 
@@ -111,6 +112,7 @@ class AudioData(LightningDataModule):
         validation: Validation = Validation(),
         index: Callable[[str], Index] = scan,
         generate: Callable[[str], Any] | None = None,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         self.roots = listed(root)
@@ -127,7 +129,7 @@ class AudioData(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.weights, self.seed = weights, seed
         self.augmentation, self.degradation, self.validation = augmentation, degradation, validation
-        self.make_index, self.generate = index, generate
+        self.make_index, self.generate, self.features = index, generate, features
         self.seen = 0
         self.indexes: list[Index] = []
         self.known: dict[str, str] = {}  # in a resumed run: parts of its recordings by identity
@@ -155,9 +157,8 @@ class AudioData(LightningDataModule):
         trained, self.valid = separate(roots, self.known)
         self.trained = without_short(trained, *self.shape[:2])
         self.valid_files = [file.path for file in self.valid]
-        self.train_crops = Crops(
-            self.trained, self.shape, self.seed, self.weights, self.augmentation, self.degrader
-        )
+        options = self.weights, self.augmentation, self.degrader, self.features
+        self.train_crops = Crops(self.trained, self.shape, self.seed, *options)
         if distributed.rank() == 0:
             log.info("%s", "\n".join(index.summary() for index in self.indexes))
             log.info("%s", describe_parts(itertools.chain(*self.trained), self.valid))
@@ -165,10 +166,8 @@ class AudioData(LightningDataModule):
                 log.warning(
                     "held out for validation: %d file%s only, too few to tell models apart; raise "
                     "data.validation.fraction (%g), or add recordings",
-                    len(self.valid),
-                    "s" * (len(self.valid) != 1),
-                    self.validation.fraction,
-                )
+                    len(self.valid), "s" * (len(self.valid) != 1), self.validation.fraction,
+                )  # fmt: skip
 
     @cached_property
     def degrader(self) -> Degrader | None:

@@ -3,6 +3,7 @@
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
 from codec.losses.base import Forward, Loss, Teacher
+from codec.losses.distillation import Distillation
 from codec.losses.objective import Objective
 from codec.losses.perceptual import PESQLoss
 from codec.losses.resolutions import MultiResolutionLoss
@@ -11,6 +12,7 @@ from codec.losses.waveform import WaveformL1
 
 __all__ = [
     "Balancer",
+    "Distillation",
     "FeatureMatching",
     "Forward",
     "Hinge",

@@ -16,8 +16,9 @@ class Forward:
     """Tensors of one forward pass of the codec.
 
     `audio`, `target` and `estimate` are `[B, C, T]`; the target is the audio unless the data say otherwise.
-    `latents` `[B, D, F]` are the encoder's, with gradient. `quantized` has the quantizer's output, with the
-    outputs of its `branches`. `generator`, on the CPU, is for all randomness of losses, the same on all
+    `latents` `[B, D, F]` are the encoder's, with gradient, one each `hop_length` samples. `quantized` has the
+    quantizer's output, with the outputs of its `branches`. `features` `[B, D', F']` are a teacher's,
+    precomputed for the crops. `generator`, on the CPU, is for all randomness of losses, the same on all
     processes; `step` counts batches of the run.
     """
 
@@ -28,6 +29,8 @@ class Forward:
     quantized: Quantized | None = None
     step: int = 0
     generator: torch.Generator | None = None
+    features: Tensor | None = None
+    hop_length: int = 1
 
 
 class Loss(nn.Module):

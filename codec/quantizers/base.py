@@ -18,8 +18,9 @@ class Quantized(NamedTuple):
 
     `latents` `[B, D, F]` are the quantized latents. `codes` are int64 `[B, K, F]`, −1 for masked frames and
     dropped stages. `losses` are unweighted scalars by name; the quantizer has their `loss_weights`. `inputs`
-    `[B, D, F]` are the latents without gradient, for `Quantizer.update` and `revive`. `branches` are outputs
-    of quantizers in parallel, such as the semantic one of `Split`, for losses on one of them.
+    `[B, D, F]` are the latents without gradient, for `Quantizer.update` and `revive`. `branches` are parts of
+    `latents`, for losses on one of them: those of quantizers in parallel, as the semantic one of `Split`, or
+    that of the first stage of a `Residual`.
     """
 
     latents: Tensor

@@ -126,10 +126,10 @@ class Residual(Quantizer):
         # No mask is needed if every frame uses every stage.
         complete = self.stride == 1 or computed == self.num_quantizers
         all_frames = mask is None and not isinstance(num_quantizers, Tensor) and complete
-        total, codes, losses = self.cascade(inputs, depth, computed, all_frames, generator)
-        return Quantized(
-            columns(total, batch), columns(codes, batch), losses, columns(inputs.detach(), batch)
-        )
+        total, first, codes, losses = self.cascade(inputs, depth, computed, all_frames, generator)
+        codes, detached = columns(codes, batch), columns(inputs.detach(), batch)
+        branch = Quantized(columns(first, batch), codes[:, : self.per_frame[0]], {}, detached)
+        return Quantized(columns(total, batch), codes, losses, detached, (branch,))
 
     def depth_of_frames(
         self, num_quantizers: int | Tensor | None, batch: int, frames: int, device: torch.device
@@ -147,13 +147,14 @@ class Residual(Quantizer):
         computed: int,
         all_frames: bool,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Quantize rows `[B * F * stride, D]`: sums of vectors, codes `[B * F, K]`, losses."""
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Quantize rows `[B * F * stride, D]`: vectors, those of stage 1, codes `[B * F, K]`, losses."""
         copies_gradient = self.stages[0].straight_through_cascade
         # Detached stages, because a gradient through each of them would be K times that of one.
         residual = inputs.detach() if copies_gradient else inputs
         scale = 1 / (depth > 0).sum().clamp(min=1)
         total, commitments = torch.zeros_like(inputs), torch.zeros_like(inputs)
+        leading = total
         losses: dict[str, Tensor] = {}
         codes: list[Tensor] = []
         for first, stage, stride in self.levels(computed):
@@ -172,17 +173,18 @@ class Residual(Quantizer):
                 losses["commitment"] = losses.get("commitment", 0) + squares
                 commitments += spread(commitment, stride)
             masked_vectors = vectors if all_frames else vectors * used[:, None]
-            total += spread(masked_vectors, stride)
+            total += (spread_vectors := spread(masked_vectors, stride))
+            leading = leading if first else spread_vectors
             residual = remainder if stride == 1 else residual - spread(vectors, stride)
         if copies_gradient:
-            total = self.estimator(inputs, total)
+            total, leading = self.estimator(inputs, total), self.estimator(inputs, leading)
             if "commitment" in losses:
                 # One tensor for the gradient of all stages' commitment: each residual's derivative is 1.
                 slope = torch.dot(inputs.flatten(), commitments.flatten()) * (
                     2 * scale / (self.dim * self.stride)
                 )
                 losses["commitment"] = losses["commitment"] + (slope - slope.detach())
-        return total, torch.cat(codes, 1)[:, :computed], losses
+        return total, leading, torch.cat(codes, 1)[:, :computed], losses
 
     def levels(self, computed: int | None = None) -> Iterator[tuple[int, Codebook, int]]:
         """Stages of the first `computed` codes: number of first code, codebook, stride."""

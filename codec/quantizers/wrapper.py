@@ -43,8 +43,9 @@ class Wrapper(Quantizer):
     ) -> Quantized:
         """Map, quantize, map back."""
         inner = self.quantizer(self.to_inner(latents), num_quantizers, mask, generator)
+        branches = tuple(Quantized(self.from_inner(one.latents), *one[1:]) for one in inner.branches)
         output = self.from_inner(inner.latents)
-        return Quantized(output, inner.codes, inner.losses, latents.detach(), inner.branches)
+        return Quantized(output, inner.codes, inner.losses, latents.detach(), branches)
 
     def encode(self, latents: Tensor, num_quantizers: int | None = None, beam: int = 1) -> Tensor:
         """Codes of the mapped latents."""

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from codec.config import ConfigError, complete, fits, validate
+from codec.config import TARGET, ConfigError, complete, fits, validate
 from codec.training.stages import settle
 from codec.training.trainer import check_options
 
 BUILT = (
     *("model", "discriminator", "loss", "optimizer", "data", "trainer", "logger", "training", "checkpoint"),
-    *("sweep", "search", "conditioning"),
+    *("sweep", "search", "conditioning", "teacher"),
 )
 
 
@@ -51,6 +51,11 @@ def check_plain_options(config: dict[str, Any]) -> None:
     """ConfigError for invalid options that no constructor checks."""
     if not fits(config["seed"], int) or not 0 <= config["seed"] < 2**32:
         raise ConfigError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {config['seed']!r}")
+    if TARGET not in config["teacher"] and config["teacher"]["path"] is not None:
+        raise ConfigError(
+            f"teacher.path={config['teacher']['path']}: without effect under teacher=none; add "
+            "teacher=transformers for the folder of a model, teacher=features for one of codec-features"
+        )
     check_options(config["trainer"])
     if not fits(config["evaluate"], int) or config["evaluate"] < 0:
         raise ConfigError(f"evaluate: expected a number of files, got {config['evaluate']!r}")

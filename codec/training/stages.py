@@ -154,7 +154,8 @@ def reconstruct(
     latents = joined(in_parts(codec.latents, parts, audio, None, condition))
     quantized = quantizer(latents, num_quantizers, generator=generator)
     estimate = joined(in_parts(codec.autoencoder.decode, parts, quantized.latents.to(codec.dtype)))
-    return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized)
+    teaching: dict[str, Any] = {"features": batch.features, "hop_length": codec.autoencoder.hop_length}
+    return Forward(audio, batch.target, estimate[..., : audio.shape[-1]], latents, quantized, **teaching)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
