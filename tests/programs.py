@@ -81,6 +81,10 @@ class Program:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Kill the process."""
+        self.send_signal(signal.SIGKILL)
+
 
 def run(arguments: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program as `subprocess.run(..., capture_output=True, text=True)` does."""
