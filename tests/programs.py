@@ -54,6 +54,8 @@ class Program:
         """Exit status, negative for a signal; None while the program runs."""
         if self.returncode is None and Path(f"{self.folder}/status").exists():
             self.returncode = int(self.replies.readline())
+            self.replies.close()
+            self.connection.close()
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:

@@ -23,7 +23,13 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 SOURCES = sorted((ROOT / "codec").rglob("*.py"))
-OPTIONAL = {"optuna": "sweep", "pyarrow": "tokens", "ray": "ray", "transformers": "export"}
+OPTIONAL = {
+    "optuna": "sweep",
+    "pyarrow": "tokens",
+    "ray": "ray",
+    "torch_pesq": "perceptual",
+    "transformers": "export",
+}
 SLOW_TO_IMPORT = ("torch", "lightning", "hydra", "omegaconf", "matplotlib")
 
 
@@ -67,7 +73,9 @@ def test_every_imported_library_is_a_declared_dependency():
         for name in imported(ast.parse(path.read_text())) - sys.stdlib_module_names - {"codec"}:
             if name in OPTIONAL:  # imported where it is used, and asked for in words when it is missing
                 extra = PROJECT["optional-dependencies"][OPTIONAL[name]]
-                assert name in {Requirement(line).name for line in extra}
+                assert canonicalize_name(name) in {
+                    canonicalize_name(Requirement(line).name) for line in extra
+                }
                 continue
             assert declared & {canonicalize_name(p) for p in providers[name]}, f"{path.name} imports {name}"
 
