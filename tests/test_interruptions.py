@@ -88,9 +88,9 @@ def diverging(monkeypatch, first: int) -> None:
     """From a step on nothing is finite any more, and the weights are ruined."""
     real, calls = Objective.reconstruction_losses, []
 
-    def broken(self, outputs):
+    def broken(self, outputs, parts):
         calls.append(1)
-        losses = real(self, outputs)
+        losses = real(self, outputs, parts)
         return losses if len(calls) < first else {k: loss * float("nan") for k, loss in losses.items()}
 
     monkeypatch.setattr(Objective, "reconstruction_losses", broken)

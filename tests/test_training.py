@@ -230,9 +230,9 @@ def test_checkpoint_and_saved_model_are_the_same_averaged_codec(tmp_path, wavs):
 def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, wavs, monkeypatch, caplog):
     real, calls = Objective.reconstruction_losses, []
 
-    def broken(self, outputs):
+    def broken(self, outputs, parts):
         calls.append(1)
-        losses = real(self, outputs)
+        losses = real(self, outputs, parts)
         return {name: loss * float("nan") for name, loss in losses.items()} if len(calls) == 3 else losses
 
     monkeypatch.setattr(Objective, "reconstruction_losses", broken)
@@ -244,7 +244,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tmp_path, wavs, 
 
 
 def test_training_stops_after_too_many_bad_steps(tmp_path, wavs, monkeypatch):
-    def broken(self, outputs):
+    def broken(self, outputs, parts):
         total = outputs.estimate.sum()
         return {"mel": total * float("inf"), "waveform": total}
 
