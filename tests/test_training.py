@@ -195,7 +195,7 @@ def test_on_real_speech_validation_improves_before_and_after_the_adversary_joins
     run(tmp_path, real_speech, "data.segment_seconds=0.25", *options, *sizes, *lengths)
     scores = mel_by_step(tmp_path)
     assert scores[150] < scores[75]  # rounding, which differs between machines, moves each by some percent
-    assert scores[300] < 0.9 * scores[150]
+    assert scores[300] < 0.95 * scores[150]
 
 
 def test_the_balancer_s_averages_are_resumed_too(tmp_path, wavs):
