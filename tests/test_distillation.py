@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
+from codebook_purity import count, purity, read_labels
 from composed import config, small_autoencoder, small_quantizer
 from omegaconf import OmegaConf
 from test_training import assert_same, last
@@ -404,3 +406,25 @@ def test_features_of_other_recordings_are_refused(tmp_path, recordings, features
         data_of(changed, features, 0.1)
     with pytest.raises(ConfigError, match="the data have no features: set"):
         Features(str(features))(Forward(*[torch.zeros(1, 1, 10)] * 3))
+
+
+def test_the_purity_of_a_codebook_is_counted_by_frames(tmp_path, codec):
+    (tmp_path / "wavs").mkdir()
+    write_wav(tmp_path / "wavs/a.wav", tones(1, seed=0)[0].numpy(), RATE)
+    encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy", workers=0))
+    tokens = TokenDataset(tmp_path / "tokens")
+    codes, rate = tokens[0][1].tolist(), tokens.frame_rate
+    frames = [(place, "ab"[place % 7 < 3]) for place in range(3, len(codes) - 2)]
+    rows = [f"a,{place / rate},{(place + 1) / rate},{label}" for place, label in frames]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,start,end,label", *rows, "b,0,1,c"]))
+    pairs = count(tokens, read_labels(tmp_path / "labels.csv"), 1)
+    assert pairs == Counter((codes[place], label) for place, label in frames)
+    assert purity(Counter({(0, "a"): 3, (0, "b"): 1, (1, "b"): 4})) == pytest.approx(
+        {
+            "phone_purity": 7 / 8,
+            "cluster_purity": 7 / 8,
+            "normalized_information": 1 - 0.56234 / 2 / 0.66156,
+            "frames": 8,
+        },
+        rel=1e-3,
+    )
