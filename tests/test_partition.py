@@ -45,7 +45,8 @@ def contents(files) -> set[bytes]:
     return {Path(file.path).read_bytes() for file in files}
 
 
-def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, tmp_path):
+def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, tmp_path, caplog):
+    caplog.set_level("INFO")
     copies = shutil.copytree(corpus, tmp_path / "copies/with/other/names")
     for roots in ([corpus, corpus / "clean"], [corpus, copies]):
         made = data(*roots)
@@ -53,6 +54,12 @@ def test_overlapping_roots_and_copies_train_on_nothing_that_is_held_out(corpus, 
         assert trained and not trained & contents(made.valid)
         assert len(trained | contents(made.valid)) == 40
         assert len(contents(made.valid)) == len(made.valid)
+        if roots[1] != copies:  # of each recording in both roots, one
+            share = 1 - len(made.valid) / 40
+            assert (
+                f"trained on: {len(trained)} files, {len(trained) / 480:.1f} minutes ({share:.1%})"
+                in caplog.text
+            )
 
 
 def test_one_root_is_divided_as_ever(corpus, caplog):

@@ -1,1 +1,15 @@
 """Commands, one file each, and the arguments of all of them."""
+
+import sys
+from types import TracebackType
+
+
+def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print one line for Ctrl-C while a command is imported, before `report_errors`, and any other error."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = report

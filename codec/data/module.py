@@ -18,7 +18,7 @@ from codec.data.crops import Batch, Crops, Features, read_clips
 from codec.data.degradation import Degradation, Degrader
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.loader import WorkerLoader
-from codec.data.partition import divide, separate
+from codec.data.partition import divide, place, separate
 from codec.data.scan import has_audio, scan
 from codec.system import distributed
 from codec.system.files import printable
@@ -229,10 +229,11 @@ class AudioData(LightningDataModule):
 
 def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFile]) -> str:
     """Number of files and minutes for validation and for training, as text."""
-    named = {"held out for validation": held_out, "trained on": list(trained)}
+    # A file of overlapping roots counts once; a short one that is alone in its folder is on both sides.
+    used = list({place(file): file for file in trained}.values())
+    named = {"held out for validation": held_out, "trained on": used}
     minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
-    # A short file alone in a folder is on both sides.
-    every = {(file.path, file.range): file.seconds / 60 for files in named.values() for file in files}
+    every = {place(file): file.seconds / 60 for files in named.values() for file in files}
     parts = [
         f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {minutes[name]:.1f} minutes "
         f"({minutes[name] / sum(every.values()):.1%})"
