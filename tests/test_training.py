@@ -189,13 +189,17 @@ def mel_by_step(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 def test_on_real_speech_validation_improves_before_and_after_the_adversary_joins(tmp_path, real_speech):
-    options = ["optimizer=adamw_cosine", "optimizer.generator.lr=3e-3", "optimizer.schedule.warmup_steps=20"]
+    options = [
+        "optimizer=adamw_cosine",
+        "optimizer.generator.lr=0.0015",
+        "optimizer.schedule.warmup_steps=20",
+    ]
     sizes = ["autoencoder=tiny", "autoencoder.encoder_channels=8", "autoencoder.decoder_channels=8"]
     lengths = ["trainer.max_steps=300", "trainer.val_check_interval=75", "training.adversarial_from=200"]
     run(tmp_path, real_speech, "data.segment_seconds=0.25", *options, *sizes, *lengths)
     scores = mel_by_step(tmp_path)
     assert scores[150] < scores[75]  # rounding, which differs between machines, moves each by some percent
-    assert scores[300] < 0.95 * scores[150]
+    assert scores[300] < 0.9 * scores[150]
 
 
 def test_the_balancer_s_averages_are_resumed_too(tmp_path, wavs):
