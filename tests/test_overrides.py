@@ -14,6 +14,7 @@ from codec.training.overrides import check_names
         ("quantizer.num_quantizer=3", r"did you mean quantizer\.num_quantizers\?"),
         ("trainer.max_step=3", r"trainer\.max_step: .* did you mean trainer\.max_steps\?"),
         ("quantizer.codebook.codebok_size=3", r"did you mean quantizer\.codebook\.codebook_size\?"),
+        ("experimnt=tiny", r"did you mean experiment\?"),
         ("sample_rat=3", r"did you mean sample_rate\?"),
         ("zzz=1", r"zzz: there is no such option$"),
     ],

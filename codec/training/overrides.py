@@ -40,6 +40,7 @@ def check_names(arguments: Sequence[str]) -> None:
         if not problems:
             chosen = [f"{key}={names[0]}" for key, names in groups.items() if names]
             composed: Any = OmegaConf.to_container(compose("train", [*path, *chosen]), resolve=False)
+            composed = dict.fromkeys(config_groups()) | composed  # experiment has no node of its own
             keys = [key for key, _ in plain if key not in groups]
             problems = [problem for key in keys if (problem := unknown_key(key, composed))]
     if problems:
@@ -75,6 +76,12 @@ def options_of(group: str, path: Sequence[str]) -> list[str]:
     """Options of a config group; empty if there is no such group."""
     loader: Any = GlobalHydra.instance().config_loader()
     return sorted(loader.get_group_options(group, config_name="train", overrides=list(path)))
+
+
+def config_groups() -> list[str]:
+    """Names of all config groups."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    return loader.list_groups("")
 
 
 def unknown_choice(group: str, name: str, options: Sequence[str]) -> str:
