@@ -1,4 +1,4 @@
-"""Perceptual distances that are not metrics of their own: a differentiable PESQ."""
+"""Differentiable PESQ."""
 
 from __future__ import annotations
 
