@@ -115,10 +115,17 @@ def serve(path: str) -> dict[str, Any]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path + ".new")
     listener.listen()
+    listener.settimeout(1)
+    parent = os.getppid()
     os.rename(path + ".new", path)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            if os.getppid() != parent:  # killed, so that it could not end this process
+                os._exit(0)
+            continue
         if os.fork():
             connection.close()
             continue
