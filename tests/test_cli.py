@@ -247,6 +247,9 @@ def test_the_version_of_training_is_ours():
         ("decode {model} nowhere -o t", "no such folder: "),
         ("train data.root=nowhere", "no such folder: "),
         ("train data.root=[{model},nowhere]", "no such folder: "),
+        ("train data.root={model} data.degradation.noise.root=nowhere", "no such folder: "),
+        ("train data.root={model} resume=nowhere.ckpt", "resume: there is no checkpoint nowhere.ckpt"),
+        ("train data.root={model} weights=nowhere", "nowhere: no such model directory or checkpoint"),
         ("plan data.root=nowhere --json", "no such folder: "),
     ],
 )

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def quoted_value(value: str) -> str:
 
 def train_once(config: Any) -> int:
     """Run the training of a composed config; returns the exit status."""
+    from codec.pretrained import require_model
+    from codec.training.checkpoint_path import find_checkpoint
+
+    weights = config.get("weights")
+    if find_checkpoint(Path(config.run_dir), config.resume) is None and isinstance(weights, str):
+        require_model(weights)
     from codec.training.run import train
 
     return train(config)
@@ -101,10 +107,19 @@ def installed_configs(arguments: Sequence[str]) -> list[str]:
 def check_roots(config: Any) -> None:
     """Raise DataError for a missing source of data, before Lightning is imported."""
     data: Any = config.get("data") or {}
-    root = data.root if "root" in data else None  # `in` is false for a missing value
-    roots = [root] if isinstance(root, str) else root if isinstance(root, Sequence) else []
-    if data.get("generate") is None:
+    roots = [] if data.get("generate") else named_roots(data)
+    for node in (data.get("degradation") or {}).values():
+        roots += named_roots(node)
+    if roots:
         from codec.data.source import require_source
 
-        for name in filter(lambda name: isinstance(name, str), roots):
+        for name in roots:
             require_source(name)
+
+
+def named_roots(node: Any) -> list[str]:
+    """Names in the option `root` of a config node, which may be one or a list."""
+    # `in` is false for a missing value.
+    root = node["root"] if isinstance(node, Mapping) and "root" in node else None
+    roots = [root] if isinstance(root, str) else root if isinstance(root, Sequence) else []
+    return [name for name in roots if isinstance(name, str)]

@@ -14,7 +14,8 @@ from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import Codec
 from codec.model.saving import load
-from codec.training.resume import find_checkpoint, flatten
+from codec.training.checkpoint_path import find_checkpoint
+from codec.training.resume import flatten
 
 MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 # Options of the last part of a quantizer's path that keep the first codes, or the training of all of them.

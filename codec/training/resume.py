@@ -22,22 +22,6 @@ def is_finished(folder: Path, checkpoint: Path, evaluated: bool) -> bool:
     return all(path.is_file() and path.stat().st_mtime_ns >= time for path in outputs)
 
 
-def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
-    """Checkpoint to resume from; ConfigError if the folder holds a run and `resume` is null."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if resume == "auto":
-        return last if last.is_file() else None
-    if resume:
-        if not Path(resume).is_file():
-            raise ConfigError(f"resume: there is no checkpoint {resume}")
-        return Path(resume)
-    if last.is_file():
-        raise ConfigError(
-            f"{folder} holds a run already: go on with resume=auto, or choose another name=... "
-        )
-    return None
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """Number of training steps before a checkpoint."""
     return int(open_checkpoint(checkpoint)["global_step"])

@@ -20,6 +20,7 @@ from codec.data.partition import read_record, warn_of_changes, write_record
 from codec.model.codec import Codec, count_parameters
 from codec.system.files import mark_output, only_writer, write_whole
 from codec.training.build import Run, build_parts
+from codec.training.checkpoint_path import find_checkpoint
 from codec.training.finetuning import adopt
 from codec.training.finish import finish, perceptual_metrics, whereabouts
 from codec.training.inheritance import inherit_discriminator
@@ -30,7 +31,6 @@ from codec.training.resume import (
     check_same_model,
     check_same_training,
     checkpoint_step,
-    find_checkpoint,
     is_finished,
     what_is_saved,
 )
