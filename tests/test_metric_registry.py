@@ -188,6 +188,15 @@ def test_a_record_given_by_its_place_has_a_versioned_package_and_files_of_its_ow
         choose_metrics([], [f"mine={tmp_path}/mine.py:BATCH"])
 
 
+def test_the_version_of_a_metric_without_a_package_changes_with_its_code(tmp_path):
+    versions = []
+    for line in ("return 1.0", "return 1.0", "return 2.0"):
+        (tmp_path / "mine.py").write_text(f"def one(estimate, reference, rate):\n    {line}\n")
+        (metric,), _ = choose_metrics([], [f"one={tmp_path}/mine.py:one"])
+        versions.append(metric.version)
+    assert versions[0] == versions[1] != versions[2]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

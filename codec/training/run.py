@@ -120,6 +120,8 @@ def fit(run: Run) -> None:
         saved = f"; {what_is_saved(last)}" if isinstance(error, TrainingFailed) else ""
         if saved and (best := last.with_name("best.ckpt")).is_file():  # the last one may be ruined already
             saved += f", or resume={best} from step {checkpoint_step(best)}"
+        elif saved:
+            saved += ", or begin again under another name"
         raise ConfigError(f"{error}{saved}") from error
     except ChildProcessError as error:
         raise DataError(f"{error}; {what_is_saved(last)}") from error
