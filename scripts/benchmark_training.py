@@ -38,6 +38,8 @@ EXPERIMENTS = {
     "soundstream": ("soundstream_24khz", 4, 24000),
     "encodec": ("encodec_24khz", 4, 24000),
     "dac": ("dac_24khz", 4, 9120),
+    "mimi": ("mimi_24khz", 4, 23040),
+    "wavtokenizer": ("wavtokenizer_24khz", 4, 24000),
 }
 Step = Callable[[Tensor], None]
 

@@ -32,6 +32,17 @@ def small(*overrides: str) -> Codec:
     return model("autoencoder=tiny", "quantizer=rvq", "quantizer.codebook.codebook_size=64", *overrides)
 
 
+@pytest.mark.parametrize(("name", "rate", "kbps"), [("", 75, 0.9), ("_40hz", 40, 0.48)])
+def test_wavtokenizer_has_the_rates_of_its_paper_and_its_encoder(name, rate, kbps):
+    resolved = config("experiment=wavtokenizer_24khz", f"autoencoder=wavtokenizer{name}")["model"]
+    with torch.device("meta"):
+        codec = build_codec(resolved)
+    assert (codec.frame_rate, codec.bitrate()) == (rate, 1000 * kbps)
+    assert codec.quantizer.codebook_sizes == (4096,)
+    if name:  # the published encoder of 40 tokens a second has 8.30 M parameters
+        assert round(sum(p.numel() for p in codec.autoencoder.encoder.parameters()) / 1e6, 2) == 8.30
+
+
 @pytest.mark.parametrize(("name", "millions"), PARAMETERS.items())
 def test_parameter_counts_are_those_of_the_papers(name, millions):
     autoencoder = model(f"autoencoder={name}").autoencoder

@@ -14,9 +14,10 @@ from codec.layers.sinc import Resample
 class Halves(LayeredAutoencoder):
     """Autoencoder of two halves: a new decoder for the latents, and with them the codes, of another encoder.
 
-    Audio has `decoder_rate` (Hz); it is resampled to `encoder_rate` for the encoder, without a copy of the
-    unused halves. `codes_of` is the id of the codec whose codes these are (`Codec.codec_id`). An autoencoder
-    that is no `LayeredAutoencoder` is used as it is, without streaming.
+    WavTokenizer (arXiv 2408.16532) has halves of this kind. Audio has `decoder_rate` (Hz); it is resampled to
+    `encoder_rate` for the encoder, without a copy of the unused halves. `codes_of` is the id of the codec
+    whose codes these are (`Codec.codec_id`). `latent_dim` is that of both halves, for configs that refer to
+    it. An autoencoder that is no `LayeredAutoencoder` is used as it is, without streaming.
     ValueError for different channels or latents, a `decoder_rate` below `encoder_rate`, and hops of different
     durations.
     """
@@ -28,12 +29,15 @@ class Halves(LayeredAutoencoder):
         encoder_rate: int,
         decoder_rate: int,
         codes_of: str | None = None,
+        latent_dim: int | None = None,
     ):
         super().__init__()
         for name in ("audio_channels", "latent_dim"):
             sizes = getattr(encoder, name), getattr(decoder, name)
             if sizes[0] != sizes[1]:
                 raise ValueError(f"{name} is {sizes[0]} of the encoder and {sizes[1]} of the decoder")
+        if latent_dim not in (None, encoder.latent_dim):
+            raise ValueError(f"latent_dim is {latent_dim}, and {encoder.latent_dim} of both halves")
         if not 1 <= encoder_rate <= decoder_rate:
             raise ValueError(
                 f"a decoder at {decoder_rate} Hz for an encoder at {encoder_rate} Hz: it needs at least that"
