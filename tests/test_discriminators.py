@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from codec.config import build
 from codec.discriminators.base import Discriminator
+from codec.discriminators.channels import PerChannel
 from codec.discriminators.mdct import MultiResolutionMDCTDiscriminator
 from codec.discriminators.multi import Discriminators, normalize_peak
 from codec.discriminators.period import MultiPeriodDiscriminator
@@ -375,3 +376,16 @@ def test_compiling_leaves_the_fourier_transform_out():
 def test_impossible_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_each_channel_is_judged_by_itself():
+    torch.manual_seed(0)
+    mono = MultiScaleSTFTDiscriminator([64, 128], channels=4)
+    audio = torch.randn(3, 2, 700)
+    with torch.no_grad():
+        judgements = PerChannel(mono)(audio)
+        for channel in (0, 1):
+            for both, alone in zip(judgements, mono(audio[:, channel : channel + 1]), strict=True):
+                torch.testing.assert_close(both.logits[:, channel], alone.logits, rtol=1e-4, atol=1e-5)
+                for pair, one in zip(both.features, alone.features, strict=True):
+                    torch.testing.assert_close(pair[:, channel], one, rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from codec.losses.objective import Objective
 from codec.losses.perceptual import PESQLoss
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
+from codec.losses.stereo import MidSide, mid_side
 from codec.losses.waveform import WaveformL1
 
 RECONSTRUCTION = [MultiScaleSpectralLoss(24000), MultiScaleMelLoss(24000), WaveformL1()]
@@ -143,6 +144,19 @@ def test_autocast_changes_nothing(loss):
 def test_audio_of_different_shapes_is_refused(loss):
     with pytest.raises(ValueError, match=r"\[2, 1, 100\] and \[2, 2, 100\]"):
         loss(noise(2, 1, 100), noise(2, 2, 100))
+
+
+def test_mid_and_side_are_the_orthonormal_sum_and_difference():
+    estimate, target = noise(3, 2, 500), noise(3, 2, 500, seed=1)
+    left, right = (estimate - target).unbind(1)
+    expected = torch.cat([(left + right).abs(), (left - right).abs()]).mean() / math.sqrt(2)
+    torch.testing.assert_close(MidSide(WaveformL1())(estimate, target), expected)
+    torch.testing.assert_close(mid_side(estimate).square().sum(), estimate.square().sum())
+    narrow = estimate.mean(1, keepdim=True).expand_as(estimate)  # the mid is right, the side is lost
+    side = (estimate[:, 0] - estimate[:, 1]).abs().mean() / math.sqrt(2)
+    torch.testing.assert_close(MidSide(WaveformL1())(narrow, estimate), side / 2)
+    with pytest.raises(ValueError, match="mid and side are of two channels, not 1: set channels=2"):
+        MidSide(WaveformL1())(noise(1, 1, 100), noise(1, 1, 100))
 
 
 def brute_force_spectral(estimate: np.ndarray, target: np.ndarray, average_frames: bool) -> float:
@@ -472,9 +486,9 @@ def test_every_yaml_trains_audio_toward_its_target(name):
     if name == "spectral_pesq":
         pytest.importorskip("torch_pesq")
     torch.manual_seed(0)
-    built = build(config(f"loss={name}")["loss"])
-    target, estimate = noise(1, 1, 9600), noise(1, 1, 9600, seed=1).requires_grad_()
-    judges = [nn.Conv1d(1, 1, 5), nn.Conv1d(1, 1, 9)]
+    built, channels = build(config(f"loss={name}")["loss"]), 2 if name.endswith("stereo") else 1
+    target, estimate = noise(1, channels, 9600), noise(1, channels, 9600, seed=1).requires_grad_()
+    judges = [nn.Conv1d(channels, 1, 5), nn.Conv1d(channels, 1, 9)]
 
     def judge(audio: Tensor) -> list[Judgement]:
         return [Judgement(conv(audio), [conv(audio).relu() + 0.1]) for conv in judges]

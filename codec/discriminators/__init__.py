@@ -1,6 +1,7 @@
 """Discriminators: audio `[B, C, T]` to logits and feature maps, under one contract (`base.py`)."""
 
 from codec.discriminators.base import Discriminator
+from codec.discriminators.channels import PerChannel
 from codec.discriminators.mdct import MultiResolutionMDCTDiscriminator
 from codec.discriminators.multi import Discriminators
 from codec.discriminators.period import MultiPeriodDiscriminator
@@ -16,5 +17,6 @@ __all__ = [
     "MultiResolutionMDCTDiscriminator",
     "MultiScaleDiscriminator",
     "MultiScaleSTFTDiscriminator",
+    "PerChannel",
     "SpectrogramDiscriminator",
 ]

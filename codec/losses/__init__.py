@@ -8,6 +8,7 @@ from codec.losses.objective import Objective
 from codec.losses.perceptual import PESQLoss
 from codec.losses.resolutions import MultiResolutionLoss
 from codec.losses.spectral import MultiScaleMelLoss, MultiScaleSpectralLoss
+from codec.losses.stereo import MidSide
 from codec.losses.waveform import WaveformL1
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Hinge",
     "LeastSquares",
     "Loss",
+    "MidSide",
     "MultiResolutionLoss",
     "MultiScaleMelLoss",
     "MultiScaleSpectralLoss",
