@@ -66,7 +66,8 @@ def evaluate() -> argparse.ArgumentParser:
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
     add("--metric", action="append", default=[], metavar="NAME=MODULE:ATTRIBUTE[,PATH]",
-        help="your Metric, or function of estimate, reference (float32 [T]), rate and paths")  # fmt: skip
+        help="your Metric, or function of estimate, reference (float32 [T]), rate and paths; or wer=FOLDER, "
+        "speaker_similarity=FOLDER of a model of transformers")  # fmt: skip
     add("--metric-timeout", type=float, default=300.0, help="seconds for a score; default: %(default)s")
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
