@@ -50,10 +50,11 @@ COMMAND = ["mine", "data.root=wavs", "--metric", "energy=metric.py:energy", "-o"
 
 
 def test_a_model_beside_the_original_on_one_page(work, capsys):
-    assert main([*COMMAND, "--baselines", "original", "--workers", "2"]) == 0
-    assert "mine: 3 files at 2.00 kbit/s" in capsys.readouterr().out
+    assert main([*COMMAND, "--baselines", "original", "--workers", "2", "--listening", "abx"]) == 0
+    printed = capsys.readouterr().out
+    assert "mine: 3 files at 2.00 kbit/s" in printed and "listening test of 3 trials" in printed
     assert {path.name for path in (work / "out").iterdir()} == {
-        *("mine", "original", "index.html", "table.csv", "table.md"),
+        *("mine", "original", "index.html", "listening.html", "table.csv", "table.md"),
         *("domains.csv", "pairs.csv", "stages.csv", "tokens.csv", "cost.csv"),
     }
     rows = {row["domain: codec"]: row for row in table(work / "out/domains.csv")}

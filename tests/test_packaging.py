@@ -128,7 +128,10 @@ def test_the_wheel_holds_the_package_and_every_yaml(wheel):
     inside = {name for name in names if ".dist-info/" not in name}
     assert "codec/configs/train.yaml" in inside
     assert inside == sources | {f"codec/{name}" for name in CONFIGS} | {
-        *("codec/py.typed", "codec/evaluation/report.html"),
+        *(
+            "codec/py.typed",
+            *(f"codec/evaluation/{n}" for n in ("listening.html", "page.css", "report.html")),
+        ),
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "codec").glob("*/README.md")),
         *(f"codec/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("README.md")),
         *(f"codec/pretrained/{name}/{file}" for name in pretrained_names() for file in PRETRAINED_FILES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -63,3 +64,35 @@ def within_range(blocks: Iterable[np.ndarray], path: str | os.PathLike[str]) -> 
     for block in blocks:
         check_range(float(np.abs(block).max(initial=0)), path)
         yield block
+
+
+def loudness(audio: np.ndarray, sample_rate: int) -> float:
+    """Loudness of `[C, T]` in LUFS (ITU-R BS.1770-4), all channels with weight 1; −inf below −70 LUFS."""
+    spectrum = np.fft.rfft(audio, audio.shape[1] + sample_rate)  # a second of zeros for the filters' ends
+    weighted = np.fft.irfft(spectrum * k_weighting(spectrum.shape[1], sample_rate))
+    energy = np.concatenate([[0.0], np.square(weighted[:, : audio.shape[1]]).sum(0).cumsum()])
+    size, hop = min(round(0.4 * sample_rate), audio.shape[1]), round(0.1 * sample_rate)
+    power = (energy[size:] - energy[:-size])[::hop] / size
+    power = power[power > 10 ** ((0.691 - 70) / 10)]
+    if not len(power):
+        return -math.inf
+    return -0.691 + 10 * math.log10(power[power > power.mean() / 10].mean())
+
+
+def k_weighting(bins: int, sample_rate: int) -> np.ndarray:
+    """Frequency response `[bins]` of BS.1770's shelf and high-pass, from 0 to half the sample rate.
+
+    The filters of 48 kHz, transformed to other rates by the frequency, gain and Q of their analog prototypes.
+    """
+    delay = np.exp(-1j * np.linspace(0, np.pi, bins))
+    response = np.ones(bins, complex)
+    shelf = 1681.974450955533, 0.7071752369554196, (1.584864701130855, 1.258720930232562, 1.0)
+    high_pass = 38.13547087602444, 0.5003270373238773, None
+    for frequency, q, gains in (shelf, high_pass):
+        k = math.tan(math.pi * frequency / sample_rate)
+        poles = np.array([1 - k / q + k * k, 2 * (k * k - 1), 1 + k / q + k * k])
+        high, band, low = gains or (poles[2], 0.0, 0.0)  # the standard's high-pass has the zeros 1, −2, 1
+        top, middle, bottom = high, band * k / q, low * k * k
+        zeros = np.array([top - middle + bottom, 2 * (bottom - top), top + middle + bottom])
+        response *= np.polyval(zeros, delay) / np.polyval(poles, delay)
+    return response

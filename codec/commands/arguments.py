@@ -45,11 +45,7 @@ def plan() -> argparse.ArgumentParser:
 
 def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
-    parser = new_parser(
-        "doctor",
-        "List the contents of a folder of audio, and the fault of each file that is not usable.",
-        "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
-    )
+    parser = new_parser("doctor", *about.DOCTOR)
     parser.add_argument(
         "folder", help="searched with its sub-folders; or a .tar, or a list (.txt, .csv, .jsonl)"
     )
@@ -60,11 +56,7 @@ def doctor() -> argparse.ArgumentParser:
 
 def evaluate() -> argparse.ArgumentParser:
     """Parser of `codec-evaluate`."""
-    parser = new_parser(
-        "evaluate",
-        "Code recordings with trained, published and classical codecs, and score the results.",
-        "The same command again resumes. Nothing is downloaded.",
-    )
+    parser = new_parser("evaluate", *about.EVALUATE)
     add = parser.add_argument
     add("what", nargs="+", help="run folders, saved codecs, checkpoints, hf:FOLDER (EnCodec, DAC or Mimi of "
         "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
@@ -74,7 +66,8 @@ def evaluate() -> argparse.ArgumentParser:
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
     add("--metric", action="append", default=[], metavar="NAME=MODULE:ATTRIBUTE[,PATH]",
-        help="your Metric, or function of estimate, reference (float32 [T]), rate and paths")  # fmt: skip
+        help="your Metric, or function of estimate, reference (float32 [T]), rate and paths; or wer=FOLDER, "
+        "speaker_similarity=FOLDER of a model of transformers")  # fmt: skip
     add("--metric-timeout", type=float, default=300.0, help="seconds for a score; default: %(default)s")
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
@@ -90,6 +83,7 @@ def evaluate() -> argparse.ArgumentParser:
     add("--fresh", action="store_true", help="ignore the results of an earlier evaluation in the folder")
     add("--device", help=DEVICE)
     add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
+    add("--listening", choices=("abx", "mushra"), help="a page with a blind listening test of these clips")
     return parser
 
 

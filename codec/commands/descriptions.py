@@ -2,6 +2,16 @@
 
 TABLES_FILE = "entropy.safetensors"  # beside a model
 
+DOCTOR = (
+    "List the contents of a folder of audio, and the fault of each file that is not usable.",
+    "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
+)
+
+EVALUATE = (
+    "Code recordings with trained, published and classical codecs, and score the results.",
+    "The same command again resumes. Nothing is downloaded.",
+)
+
 COMPRESS = """Write a recording as a small .codec file.
 
 The recording may have any format, rate and length. The file holds the codes in chunks that decode

@@ -19,9 +19,10 @@ from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.evaluation.classical import Baseline
-from codec.evaluation.comparison import analyze, write_comparison
+from codec.evaluation.comparison import analyze, heard, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import Peer
+from codec.evaluation.listening import write_listening
 from codec.evaluation.reading import Recordings, shown
 from codec.evaluation.report import origin_of_page
 from codec.evaluation.runs import Run, read_scores
@@ -65,6 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = origin_of_page(command, "recordings", [folder])
     write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
     print(f"tables, curves, audio side by side: {output}/index.html")
+    if options.listening:
+        folders = {name: run.folder for name, run in runs.items() if run.summary and name != "original"}
+        print(
+            write_listening(options.listening, folders, heard(folders.values(), stems, options.clips), output)
+        )
     return 0 if all(run.summary for run in runs.values()) else 1
 
 

@@ -235,12 +235,15 @@ def few_files(described: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"≈ means nothing here. {smallest_p(files, comparisons)}"]
 
 
-def to_html(data: Mapping[str, Any]) -> str:
-    """Insert the data into the template of the page."""
-    template = (PACKAGE / "evaluation" / "report.html").read_text(encoding="utf-8")
+def to_html(data: Mapping[str, Any], name: str = "report.html") -> str:
+    """Insert the style and the data into the template of a page."""
+    template, style = (
+        (PACKAGE / "evaluation" / file).read_text(encoding="utf-8") for file in (name, "page.css")
+    )
     # In a script element, only "<" can end it or start a comment.
     payload = json.dumps(without_nan(data), ensure_ascii=False).replace("<", "\\u003c")
-    return template.replace("@title@", html.escape(str(data["title"]))).replace("@data@", payload)
+    page = template.replace("@style@\n", style).replace("@title@", html.escape(str(data["title"])))
+    return page.replace("@data@", payload)
 
 
 def without_nan(node: Any) -> Any:

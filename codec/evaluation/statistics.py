@@ -38,6 +38,27 @@ def paired_p_value(one: Sequence[float], other: Sequence[float], seed: int = 0) 
     return as_large / len(signs) if exact else (1 + as_large) / (1 + len(signs))
 
 
+def wilcoxon_p_value(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test (Wilcoxon 1945), exact, with mean ranks for ties.
+
+    Pairs without a difference are left out.
+    """
+    differences = np.subtract(one, other)
+    differences = differences[differences != 0]
+    _, places, counts = np.unique(np.abs(differences), return_inverse=True, return_counts=True)
+    doubled = (2 * counts.cumsum() - counts + 1)[places]  # twice the ranks, to be integers
+    shares = np.ones(1)  # probability of each sum of the ranks of positive differences
+    for rank in doubled:
+        shares = (np.pad(shares, (0, rank)) + np.pad(shares, (rank, 0))) / 2
+    total = doubled[differences > 0].sum()
+    return min(1.0, 2 * float(min(shares[: total + 1].sum(), shares[total:].sum())))
+
+
+def guessing_p_value(correct: int, answers: int) -> float:
+    """One-sided binomial p: probability of at least `correct` of the answers by guessing one of two."""
+    return sum(math.comb(answers, number) for number in range(correct, answers + 1)) / 2**answers
+
+
 def least_p(files: int, comparisons: int) -> float:
     """Smallest possible p of the paired test over `files` files, Holm-corrected for the comparisons."""
     return min(1.0, comparisons * max(2.0 ** (1 - files), 1 / (1 + RESAMPLES)))

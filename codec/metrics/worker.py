@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from codec.config import ConfigError
 from codec.metrics.base import Metric, Score, metrics_in
 
 
@@ -82,7 +83,8 @@ def answer(request: dict[str, Any], stream: BinaryIO, loaded: dict[str, Metric])
         return {"value": value} if np.isfinite(value) else {"reason": f"the score is {value}"}
     except Exception as error:  # any error of a metric is reported as the reason for an empty cell
         missing = isinstance(error, ImportError | importlib.metadata.PackageNotFoundError)
-        return {"reason": f"{type(error).__name__}: {error}".strip(), "missing": missing}
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        return {"reason": f"{kind}{error}".strip(), "missing": missing}
 
 
 def refuse_network() -> None:

@@ -1,0 +1,163 @@
+"""Statistics of listening tests: python scripts/listening_results.py ann.csv bob.csv
+
+The CSVs are those that listeners download from the page of codec-evaluate --listening. Prints tables: of an
+ABX test the p of guessing for each pair, of a MUSHRA test mean ratings and paired differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from codec.commands.errors import report_errors
+from codec.config import ConfigError
+from codec.evaluation.analysis import Table
+from codec.evaluation.listening import ANCHOR, REFERENCE
+from codec.evaluation.statistics import guessing_p_value, holm, interval, wilcoxon_p_value
+from codec.system.files import write_whole
+
+# Post-screening of BS.1534-3: a listener who rates the hidden reference below 90 in over 15 % of the trials.
+LEAST_RATING, LARGEST_SHARE = 90, 0.15
+COLUMNS = {
+    "abx": ("listener", "seed", "trial", "a", "b", "x", "answer"),
+    "mushra": ("listener", "seed", "trial", "file", "condition", "score"),
+}
+Row = Mapping[str, str]
+Ratings = dict[tuple[str, str, str], dict[str, float]]  # by listener, seed and trial: score of each condition
+
+
+def read(paths: Iterable[Path]) -> dict[str, list[Row]]:
+    """Rows of each test, `abx` or `mushra`, without repetitions of one file; ConfigError for other CSVs."""
+    rows: dict[str, dict[tuple[str, ...], Row]] = {test: {} for test in COLUMNS}
+    for path in paths:
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                table = list(csv.DictReader(file))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"{path}: {error}") from error
+        for number, row in enumerate(table, start=2):
+            columns = COLUMNS.get(row.get("test", ""))
+            if not columns or any(not row.get(column) for column in columns):
+                raise ConfigError(f"{path}, line {number}: not of the page of codec-evaluate --listening")
+            if row["test"] == "mushra" and not is_score(row["score"]):
+                raise ConfigError(f"{path}, line {number}: a score is 0 to 100, got {row['score']!r}")
+            rows[row["test"]][tuple(row[column] for column in columns)] = row
+    return {test: list(members.values()) for test, members in rows.items() if members}
+
+
+def is_score(text: str) -> bool:
+    """Test for an integer from 0 to 100."""
+    return text.isascii() and text.isdigit() and int(text) <= 100
+
+
+def abx(rows: Sequence[Row]) -> Table:
+    """Correct answers of each pair, and the p of guessing."""
+    answers: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    listeners: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for row in rows:
+        pair = tuple(sorted((row["a"], row["b"]), key=lambda name: (name != REFERENCE, name)))
+        answers[pair].append(row["x"] == row["answer"])
+        listeners[pair].add(row["listener"])
+    p_values = {" / ".join(pair): guessing_p_value(sum(a), len(a)) for pair, a in sorted(answers.items())}
+    corrected = holm(p_values)
+    body = [
+        [name, len(listeners[pair]), len(answers[pair]), sum(answers[pair]), p_values[name], corrected[name]]
+        for name, pair in zip(p_values, sorted(answers), strict=True)
+    ]
+    note = "p: probability of as many correct answers by guessing (binomial, one-sided)."
+    head = ["pair", "listeners", "answers", "correct", "p", "p (Holm)"]
+    return Table("abx", "ABX", note, head, body)
+
+
+def mushra(rows: Sequence[Row]) -> list[Table]:
+    """Mean ratings and paired differences, without listeners that the screening excludes."""
+    ratings: Ratings = defaultdict(dict)
+    for row in rows:
+        ratings[row["listener"], row["seed"], row["trial"]][row["condition"]] = float(row["score"])
+    excluded = screened(ratings)
+    accepted = {key: scores for key, scores in ratings.items() if key[0] not in excluded}
+    if not accepted:
+        raise ConfigError(f"no listener passes the screening: {', '.join(excluded)}")
+    names = list(dict.fromkeys(name for scores in accepted.values() for name in sorted(scores)))
+    names.sort(key=lambda name: -np.mean([s[name] for s in accepted.values() if name in s]))
+    means = []
+    for name in names:
+        scores = [score[name] for score in accepted.values() if name in score]
+        means.append([name, len(scores), float(np.mean(scores)), *interval(scores)])
+    reason = f"hidden reference below {LEAST_RATING} in over {LARGEST_SHARE:.0%} of the trials"
+    listeners = len({listener for listener, *_ in accepted})
+    note = f"{listeners} listeners; excluded ({reason}): {', '.join(excluded) or 'none'}. "
+    note += "95 % bootstrap intervals."
+    head = ["system", "ratings", "mean", "low", "high"]
+    pairs = differences(accepted, [name for name in names if name != ANCHOR])
+    return [Table("mushra", "MUSHRA", note, head, means), pairs]
+
+
+def screened(ratings: Ratings) -> list[str]:
+    """Listeners whom the post-screening excludes."""
+    trials: dict[str, list[bool]] = defaultdict(list)
+    for (listener, *_), scores in ratings.items():
+        if REFERENCE in scores:
+            trials[listener].append(scores[REFERENCE] < LEAST_RATING)
+    return sorted(name for name, low in trials.items() if np.mean(low) > LARGEST_SHARE)
+
+
+def differences(ratings: Ratings, names: Sequence[str]) -> Table:
+    """Paired differences of conditions that were rated in one trial by one listener."""
+    samples: dict[str, tuple[list[float], list[float]]] = {}
+    for one, other in itertools.combinations(names, 2):
+        both = [(scores[one], scores[other]) for scores in ratings.values() if {one, other} <= scores.keys()]
+        if both:
+            first, second = zip(*both, strict=True)
+            samples[f"{one} - {other}"] = list(first), list(second)
+    p_values = {name: wilcoxon_p_value(*sample) for name, sample in samples.items()}
+    corrected = holm(p_values)
+    body = []
+    for name, (first, second) in samples.items():
+        gaps = np.subtract(first, second)
+        numbers = float(gaps.mean()), *interval(gaps.tolist())
+        body.append([name, len(gaps), *numbers, p_values[name], corrected[name]])
+    note = (
+        "p: Wilcoxon's signed-rank test of all ratings, as if ratings of one listener were independent; "
+        "Holm-corrected over the rows."
+    )
+    head = ["pair", "ratings", "difference", "low", "high", "p", "p (Holm)"]
+    return Table("mushra_pairs", "MUSHRA, paired differences", note, head, body)
+
+
+def to_markdown(table: Table) -> str:
+    """Format a table as Markdown."""
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+    body = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells)
+    return f"## {table.title}\n\n{table.note}\n\n{body}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables of all tests in the files, and write them as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="CSVs of all listeners")
+    parser.add_argument("-o", "--output", type=Path, help="folder for the tables as CSV; default: only print")
+    options = parser.parse_args(argv)
+    tests = read(options.files)
+    if not tests:
+        raise ConfigError("the files hold no answers")
+    tables = [abx(tests["abx"])] if "abx" in tests else []
+    tables += mushra(tests["mushra"]) if "mushra" in tests else []
+    print("\n".join(map(to_markdown, tables)), end="")
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        for table in tables:
+            write_whole(options.output / f"{table.name}.csv", table.to_csv())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(report_errors(main))
