@@ -50,9 +50,7 @@ def doctor() -> argparse.ArgumentParser:
         "List the contents of a folder of audio, and the fault of each file that is not usable.",
         "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
     )
-    parser.add_argument(
-        "folder", help="searched with its sub-folders; or a .tar, or a list (.txt, .csv, .jsonl)"
-    )
+    parser.add_argument("folder", help="searched with sub-folders; or a .tar, or a list (.txt, .csv, .jsonl)")
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")
     return parser
@@ -197,7 +195,8 @@ def export_tokens() -> argparse.ArgumentParser:
     parser = new_parser("export-tokens", "Convert a token dataset for another library.")
     add = parser.add_argument
     add("tokens", type=Path, help="token dataset of codec-encode")
-    add("--to", choices=("hf", "lhotse", "codec-bpe"), required=True, help="hf: Hugging Face datasets")
+    formats = ("hf", "lhotse", "codec-bpe", "megatron", "webdataset", "litdata")
+    add("--to", choices=formats, required=True, help="hf: Hugging Face datasets")
     add("-o", "--output", type=Path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
     return parser
