@@ -77,9 +77,7 @@ def evaluate() -> argparse.ArgumentParser:
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
-    add(
-        "--packet-loss", default="", metavar="PERCENT", help="lose frames, singly and in bursts, as 1,5,10,20"
-    )
+    add("--packet-loss", default="", metavar="PERCENT", help="share of lost frames, as 1,5,10,20")
     add("--beam", type=int, default=1, help=BEAM)
     add("--bd-rate-against", help="reference curve of BD-rates; default: opus, or the first model")
     add("--sample-rate", type=int, help="sample rate of the comparison, Hz; default: the first model's")

@@ -35,7 +35,7 @@ class LossyCodec:
         self.codebook_sizes: Sequence[int] = own.codebook_sizes
 
     def identity(self) -> dict[str, Any]:
-        """The codec's identity, and what is lost."""
+        """The codec's identity, and the parameters of the loss."""
         loss = {"percent": self.percent, "burst": self.burst, "concealment": self.concealment, "seed": SEED}
         return self.own.identity() | {"packet_loss": loss}
 
@@ -48,7 +48,7 @@ class LossyCodec:
         return self.own.bitrate(num_quantizers)
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
-        """Encode, and decode what is received with each number of quantizers."""
+        """Encode, and decode the received frames with each number of quantizers."""
         codec = self.own.codec
         latents, codes = self.own.encode(audio)
         lost = lost_frames(audio, codes.shape[2], self.percent / 100, self.burst).to(codes.device)
