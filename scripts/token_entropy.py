@@ -42,8 +42,9 @@ BATCH, CROP = 8, 128  # recordings and frames of a training step
 RATE, WARM_UP, WEIGHT_DECAY = 2e-3, 0.05, 0.05
 STATES = 10  # of the training, of which the best is measured
 PIECE = 1000  # frames that are measured together
-COUNTED, MEASURED, COMPARED = 2_000_000, 100_000, 20_000  # most frames of each part of the dataset
+COUNTED, MEASURED, COMPARED = 2_000_000, 100_000, 5_000  # most frames of each part of the dataset
 PROBE = 8  # steps that measure the speed
+SHARE = 0.85  # of the time for steps; the rest compares states
 LARGEST = 2**16  # codes of a codebook
 
 
@@ -203,7 +204,7 @@ def steps_in(seconds: float, model: TokenModel, tokens: TokenDataset, parts: Par
     """Number of training steps in a time, at the speed of a few steps of a copy."""
     copied, began = copy.deepcopy(model), time.monotonic()
     train(copied, tokens, parts._replace(choice=parts.choice[:0]), PROBE, seed)
-    return max(STATES, int(seconds / (time.monotonic() - began) * PROBE))
+    return max(STATES, int(SHARE * seconds / (time.monotonic() - began) * PROBE))
 
 
 def measure(
