@@ -93,6 +93,17 @@ def test_depths_and_the_plain_folder(work):
     assert {row["num_quantizers"] for row in rows} == {"2"} and 0 < len(rows) < 3
 
 
+def test_lost_packets_are_rows_that_are_compared_with_the_codec(work):
+    assert main([*COMMAND, "--packet-loss", "30", "--num-quantizers", "2", "--max-files", "2"]) == 0
+    rows = {row["variant"]: row for row in table(work / "out/table.csv")}
+    lossy = [f"mine, 30% {pattern}, {how}" for pattern in ("single", "bursts") for how in ("repeat", "zero")]
+    assert list(rows) == ["mine", *lossy]
+    assert {row["kbit/s"] for row in rows.values()} == {rows["mine"]["kbit/s"]}
+    assert len({row["SI-SDR"] for row in rows.values()}) >= 4  # without a frame to repeat, both are zero
+    pairs = {row["pair"] for row in table(work / "out/pairs.csv")}
+    assert pairs == {f"mine - {name}" for name in lossy}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -110,6 +121,8 @@ def test_depths_and_the_plain_folder(work):
         (["mine", "wavs", "--held-out", "2"], "--held-out: expected a share"),
         (["mine", "wavs", "--max-seconds", "0"], "--max-seconds: expected seconds"),
         (["mine", "wavs", "--num-quantizers", "0"], "--num-quantizers: expected 1 or more"),
+        (["mine", "wavs", "--packet-loss", "5,100"], "--packet-loss 5,100: expected percentages between"),
+        (["mine", "wavs", "--packet-loss", "few"], "--packet-loss few: expected percentages between"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_is_begun(work, arguments, words):

@@ -8,7 +8,7 @@ from tokenized import small_codec
 from codec import build_codec, load
 from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
-from codec.commands import encode
+from codec.commands import encode, export
 from codec.config import ConfigError, validate
 from codec.evaluation.systems import OwnCodec
 from codec.layers import FiLM
@@ -125,3 +125,16 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
         encode.main([*source, "-o", out + "2", "--condition", "loud"])
     chosen = load(tmp_path / "model", condition="clean")
     assert OwnCodec(chosen).identity() != OwnCodec(conditioned).identity()
+
+
+@torch.no_grad()
+def test_an_export_has_the_condition_that_was_asked_for(conditioned, tmp_path):
+    conditioned.save(tmp_path / "model")
+    for name in ("as_is", "clean"):
+        output = tmp_path / name
+        arguments = [str(tmp_path / "model"), "--to", "torch", "-o", str(output), "--condition", name]
+        assert export.main(arguments) == 0
+        audio = audio_for(conditioned, 30)
+        codes = torch.export.load(output / "encoder.pt2").module()(audio)
+        assert torch.equal(codes, conditioned.encode(audio, condition=name))
+        assert f"| condition | {name} |" in (output / "README.md").read_text()

@@ -12,7 +12,16 @@ from codec.config import ConfigError
 from codec.system.files import FileError
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
-from codec.tokens.exports import export_codec_bpe, export_hf, export_lhotse, portions
+from codec.tokens.exports import (
+    EXPORTS,
+    export_codec_bpe,
+    export_hf,
+    export_lhotse,
+    export_litdata,
+    export_megatron,
+    export_webdataset,
+    portions,
+)
 from codec.tokens.sources import Settings
 
 # Other libraries warn of their own dependencies.
@@ -90,6 +99,52 @@ def test_codec_bpe_trains_on_the_export(tokens, tmp_path):
     assert np.array_equal(builder.chars_to_codes(back, 3, 64), tokens[0])
 
 
+def test_megatron_opens_the_flattened_codes(tokens, tmp_path, monkeypatch):
+    export_megatron(tokens, tmp_path / "small")
+    monkeypatch.setattr(TokenDataset, "codebook_sizes", (64, 70_000, 64))
+    export_megatron(tokens, tmp_path / "large")
+    monkeypatch.setattr(TokenDataset, "codebook_sizes", (2**31,))
+    with pytest.raises(ConfigError, match="exceed Megatron's int32"):
+        export_megatron(tokens, tmp_path / "huge")
+    library = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs Megatron")
+    for name, offsets, dtype in (("small", [0, 64, 128], np.uint16), ("large", [0, 64, 70_064], np.int32)):
+        dataset = library.IndexedDataset(str(tmp_path / name / "tokens"))
+        about = json.loads((tmp_path / name / "tokens.json").read_text())
+        assert about["codebook_offsets"] == offsets and about["end_token"] == offsets[-1] + 64
+        assert about["vocabulary_size"] == about["end_token"] + 1 and about["frame_rate"] == [125, 1]
+        assert dataset.index.dtype == dtype and len(dataset) == len(tokens)
+        assert list(dataset.document_indices) == list(range(len(tokens) + 1))
+        for row, codes in zip(dataset, tokens, strict=True):
+            expected = [code + offsets[k] for frame in codes.T.tolist() for k, code in enumerate(frame)]
+            assert row.tolist() == [*expected, about["end_token"]]
+
+
+def test_webdataset_opens_the_archives(tokens, tmp_path, monkeypatch):
+    webdataset = pytest.importorskip("webdataset", reason="needs WebDataset")
+    monkeypatch.setattr("codec.tokens.exports.FILE_CODES", 600)
+    export_webdataset(tokens, tmp_path / "out")
+    count = len(list((tmp_path / "out").glob("*.tar")))
+    shards = str(tmp_path / "out" / f"{{000000..{count - 1:06d}}}.tar")
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    assert count > 2
+    for i, (sample, codes) in enumerate(zip(samples, tokens, strict=True)):
+        assert np.array_equal(sample["npy"], codes) and sample["npy"].dtype == np.uint8
+        assert sample["json"]["id"] == tokens.utterance(i).id
+
+
+def test_litdata_opens_the_chunks(tokens, tmp_path, monkeypatch):
+    litdata = pytest.importorskip("litdata", reason="needs litdata")
+    monkeypatch.chdir(tokens.path.parent / "wavs")  # where the paths in the metadata are files
+    monkeypatch.setattr("codec.tokens.exports.CHUNK_BYTES", 1500)
+    export_litdata(tokens, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.bin"))) > 2
+    dataset = litdata.StreamingDataset(str(tmp_path / "out"))
+    assert len(dataset) == len(tokens)
+    for i, codes in enumerate(tokens):
+        assert np.array_equal(dataset[i]["codes"], codes)
+        assert json.loads(dataset[i]["json"])["path"] == tokens.utterance(i).path
+
+
 def test_first_stages_and_refusals(tokens, tmp_path, monkeypatch):
     arguments = [str(tokens.path), "--to", "codec-bpe", "-o", str(tmp_path / "bpe")]
     assert main([*arguments, "--num-quantizers", "2"]) == 0
@@ -104,13 +159,20 @@ def test_first_stages_and_refusals(tokens, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bpe"]
 
 
-def test_a_failed_export_leaves_nothing(tokens, tmp_path, monkeypatch):
-    def fails(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("name", EXPORTS)
+def test_an_interrupted_export_leaves_nothing(name, tokens, tmp_path, monkeypatch):
+    needed = {"hf": "pyarrow", "litdata": "litdata"}.get(name, "json")
+    pytest.importorskip(needed, reason=f"needs {needed}")
+    stored = TokenDataset.codes
 
-    monkeypatch.setattr("codec.tokens.exports.save_npy", fails)
-    with pytest.raises(OSError, match="No space"):
-        export_lhotse(tokens, tmp_path / "cuts")
+    def interrupted(dataset, i, *span):
+        if i == 4:
+            raise KeyboardInterrupt
+        return stored(dataset, i, *span)
+
+    monkeypatch.setattr(TokenDataset, "codes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EXPORTS[name](tokens, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -72,6 +72,7 @@ def evaluate() -> argparse.ArgumentParser:
     add("--baselines", default="", help="classical codecs at kbit/s, as opus_6,opus_12,mp3_16; original: the "
         "audio itself; they are the extra `baselines`")  # fmt: skip
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
+    add("--packet-loss", default="", metavar="PERCENT", help="share of lost frames, as 1,5,10,20")
     add("--beam", type=int, default=1, help=BEAM)
     add("--bd-rate-against", help="reference curve of BD-rates; default: opus, or the first model")
     add("--sample-rate", type=int, help="sample rate of the comparison, Hz; default: the first model's")
@@ -118,6 +119,7 @@ def export() -> argparse.ArgumentParser:
     add("--license", help="for the model card, e.g. mit")
     add("--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub")
     add("--dry-run", action="store_true", help="with --push: list the files instead of uploading them")
+    add_condition(parser)
     text = "accept an EnCodec with reflection padding; its codes differ at the edges of a recording"
     add("--zero-padding", action="store_true", help=text)
     return parser
@@ -191,7 +193,8 @@ def export_tokens() -> argparse.ArgumentParser:
     parser = new_parser("export-tokens", "Convert a token dataset for another library.")
     add = parser.add_argument
     add("tokens", type=Path, help="token dataset of codec-encode")
-    add("--to", choices=("hf", "lhotse", "codec-bpe"), required=True, help="hf: Hugging Face datasets")
+    formats = ("hf", "lhotse", "codec-bpe", "megatron", "webdataset", "litdata")
+    add("--to", choices=formats, required=True, help="hf: Hugging Face datasets")
     add("-o", "--output", type=Path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
     return parser
@@ -234,6 +237,7 @@ def truncate() -> argparse.ArgumentParser:
 def fit_entropy() -> argparse.ArgumentParser:
     """Parser of `codec-fit-entropy`."""
     parser = bitstream_parser("fit-entropy", about.FIT)
+    add_condition(parser)
     add = parser.add_argument
     add("folder", type=Path, help="recordings, or tokens of codec-encode, similar to those to be compressed")
     add("-o", "--output", type=Path, help=f"default: {about.TABLES_FILE} in the model's folder")

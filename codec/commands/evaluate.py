@@ -23,6 +23,7 @@ from codec.evaluation.comparison import analyze, heard, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import Peer
 from codec.evaluation.listening import write_listening
+from codec.evaluation.packet_loss import lossy_codecs, parse_percentages
 from codec.evaluation.reading import Recordings, shown
 from codec.evaluation.report import origin_of_page
 from codec.evaluation.runs import Run, read_scores
@@ -153,7 +154,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    depths = parse_depths(options.num_quantizers)
+    depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
     systems: list[System] = []
     for model, name in zip(models, names(models), strict=True):
         try:
@@ -163,7 +164,8 @@ def build_systems(models: Sequence[str], files: Recordings, options: argparse.Na
                 codec = load(model, options.trust, options.condition).to(device)
                 tables = beside(Path(model))
                 entropy_tables = load_tables(tables) if tables.exists() else None
-                systems.append(OwnCodec(codec, name, depths, entropy_tables, options.beam))
+                own = OwnCodec(codec, name, depths, entropy_tables, options.beam)
+                systems += [own, *lossy_codecs(own, percentages)]
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])

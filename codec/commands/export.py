@@ -210,6 +210,8 @@ def main(argv: Sequence[str]) -> int:
     with progress():
         log.info("loading %s", arguments.model)
         codec = huggingface.load_any(arguments.model, arguments.zero_padding)
+        if arguments.condition:
+            codec.set_condition(arguments.condition)
         card = partial(model_card, codec, arguments.model, license_id=arguments.license)
         lines = export(codec, arguments.to, arguments.output, options, card)
     print("\n".join(lines))

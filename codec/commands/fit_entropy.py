@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.output or beside(options.model)
     check_target(output, options.force)
     print(f"the tables will be written to {printable(output)}")
-    codec = on_device(load(options.model, options.trust), options.device)
+    codec = on_device(load(options.model, options.trust, options.condition), options.device)
     codec.quantizer.require_codes("fit tables to")
     frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
     sizes, sequences = examples(codec, options.folder, options.held_out)

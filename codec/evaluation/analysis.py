@@ -203,7 +203,7 @@ def scores_of(run: Run, metric: Metric) -> Scores:
 
 
 def is_classical(run: Run) -> bool:
-    """Return True for a baseline."""
+    """Return True for a baseline, or a codec that loses frames."""
     return "family" in (run.summary or {})
 
 

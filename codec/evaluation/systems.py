@@ -88,22 +88,33 @@ class OwnCodec:
 
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
         """Encode, once if the search is greedy, and decode with each number of quantizers, or latents."""
-        audio = audio.to(next(self.codec.parameters()).device)
         if not self.codebook_sizes:
-            return None, iter([Point(0, self.codec(audio)[0])])
-        latents = self.codec.latents(audio)
-        codes = self.codec.quantizer.encode(latents, beam=self.beam)
-        return codes, self.points(audio, latents, codes)
+            return None, iter([Point(0, self.codec(self.on_device(audio))[0])])
+        latents, codes = self.encode(audio)
+        return codes, self.points(audio.shape[-1], latents, codes)
 
-    def points(self, audio: Tensor, latents: Tensor, codes: Tensor) -> Iterator[Point]:
-        """Yield the reconstructions from the first quantizers."""
+    def on_device(self, audio: Tensor) -> Tensor:
+        """Audio on the codec's device."""
+        return audio.to(next(self.codec.parameters()).device)
+
+    def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents, and codes of all quantizers."""
+        latents = self.codec.latents(self.on_device(audio))
+        return latents, self.codec.quantizer.encode(latents, beam=self.beam)
+
+    def prefixes(self, latents: Tensor, codes: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield each number of quantizers and its codes `[1, k, F]`."""
         for depth in self.depths:
-            prefix = codes[:, :depth]
             if self.beam > 1 and depth < codes.shape[1]:
-                prefix = self.codec.quantizer.encode(latents, depth, self.beam)
-            estimate = self.codec.decode(prefix, audio.shape[-1])
+                yield depth, self.codec.quantizer.encode(latents, depth, self.beam)
+            else:
+                yield depth, codes[:, :depth]
+
+    def points(self, length: int, latents: Tensor, codes: Tensor) -> Iterator[Point]:
+        """Yield the reconstructions from the first quantizers."""
+        for depth, prefix in self.prefixes(latents, codes):
             bits = round(self.codec.quantizer.bits_per_frame(depth) * prefix.shape[2])
-            yield Point(depth, estimate, bits, self.file_bits(prefix, audio.shape[-1]))
+            yield Point(depth, self.codec.decode(prefix, length), bits, self.file_bits(prefix, length))
 
 
 def depths_of(num_quantizers: int, depths: Sequence[int] | None = None, most: int = 8) -> list[int]:

@@ -49,12 +49,13 @@ class Network(nn.Module):
 
     def __init__(self, codec: Codec):
         super().__init__()
-        self.autoencoder = codec.autoencoder
+        self.autoencoder, self.conditioning = codec.autoencoder, codec.conditioning
         self.hop_length = codec.hop_length
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Run the encoder's layers."""
-        return self.autoencoder.encode(functional.pad(audio, (0, -audio.shape[2] % self.hop_length)))
+        """Run the encoder's layers, then modulate by the codec's condition, if it has any."""
+        padded = functional.pad(audio, (0, -audio.shape[2] % self.hop_length))
+        return self.conditioning(self.autoencoder.encode(padded))
 
 
 class Codes(nn.Module):
@@ -104,6 +105,7 @@ def without_normalization(codec: Codec) -> Codec:
         raise ConfigError("this codec has no config: make it with codec.build_codec or codec.load")
     plain = build_codec(codec.config).eval().requires_grad_(False)
     plain.load_state_dict({name: tensor.cpu() for name, tensor in codec.state_dict().items()})
+    plain.conditioning.default = codec.conditioning.default
     for module in list(plain.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

@@ -131,7 +131,7 @@ def card_name(source: Path) -> str:
 
 def facts(codec: Codec, options: Any) -> list[str]:
     """Table of the codec's properties."""
-    quantizer = codec.quantizer
+    quantizer, conditioning = codec.quantizer, codec.conditioning
     parts = {name: number / 1e6 for name, number in count_parameters(codec).items()}
     sizes = ", ".join(map(str, sorted(set(quantizer.codebook_sizes))))
     coded = {"latents": f"{quantizer.latent_dim} numbers a frame", "bitrate": "-"}
@@ -142,6 +142,7 @@ def facts(codec: Codec, options: Any) -> list[str]:
         "sample rate": f"{codec.sample_rate} Hz, {codec.audio_channels} channel(s)",
         "frames": f"{codec.frame_rate:.4g} a second, {codec.hop_length} samples each",
         **coded,
+        **({"condition": conditioning.names[conditioning.default]} if conditioning.names else {}),
         "parameters": f"{sum(parts.values()):.2f} M, codebooks included: "
         + ", ".join(f"{name} {millions:.3f}" for name, millions in parts.items()),
         "weights": "int8 where that is not the quantizer" if options.int8 else "float32",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import struct
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,9 +20,11 @@ from codec.system.files import folder_whole
 from codec.tokens.arrow import pyarrow
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import Utterance, inside, mirrored
+from codec.tokens.views import flatten
 
 GROUP_CODES = 2**22  # codes in memory at a time
-FILE_CODES = 2**26  # codes in one Parquet file
+FILE_CODES = 2**26  # codes in one file
+CHUNK_BYTES = 2**26  # of litdata
 
 
 def export_hf(tokens: TokenDataset, output: Path) -> None:
@@ -28,9 +33,8 @@ def export_hf(tokens: TokenDataset, output: Path) -> None:
     from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
     kind = pa.from_numpy_dtype(tokens.format.dtype)
-    facts = [(name, pa.string()) for name in ("id", "path", "sha256")]
-    facts += [(name, pa.int64()) for name in ("channels", "sample_rate", "n_samples", "n_frames")]
-    schema = pa.schema([*facts, ("codes", pa.list_(pa.list_(kind)))])
+    types = dict.fromkeys(FACTS, pa.int64()) | dict.fromkeys(("id", "path", "sha256"), pa.string())
+    schema = pa.schema([*types.items(), ("codes", pa.list_(pa.list_(kind)))])
     files = list(portions(tokens, range(len(tokens)), FILE_CODES))
     with folder_whole(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
         (work / "data").mkdir()
@@ -38,7 +42,7 @@ def export_hf(tokens: TokenDataset, output: Path) -> None:
             path = work / "data" / f"train-{number:05d}-of-{len(files):05d}.parquet"
             with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
                 for group in portions(tokens, part, GROUP_CODES):
-                    rows = [hf_row(tokens, i) for i in group]
+                    rows = [facts(tokens, i) | {"codes": list(compact(tokens, i))} for i in group]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     bar.update(len(rows))
         about = describe(tokens)
@@ -60,11 +64,13 @@ Tokens of a neural audio codec; `codes` are `[num_quantizers][n_frames]`.
 """
 
 
-def hf_row(tokens: TokenDataset, i: int) -> dict[str, Any]:
-    """Row of an utterance: its metadata and codes."""
+FACTS = ("id", "path", "sha256", "channels", "sample_rate", "n_samples", "n_frames")
+
+
+def facts(tokens: TokenDataset, i: int) -> dict[str, Any]:
+    """Metadata of an utterance."""
     row = tokens.utterance(i)
-    names = ("id", "path", "sha256", "channels", "sample_rate", "n_samples", "n_frames")
-    return {name: getattr(row, name) for name in names} | {"codes": list(compact(tokens, i))}
+    return {name: getattr(row, name) for name in FACTS}
 
 
 def portions(tokens: TokenDataset, part: Sequence[int], most_codes: int) -> Iterator[range]:
@@ -134,6 +140,83 @@ def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
         (work / "codec_info.json").write_text(json.dumps(about, indent=4))
 
 
+def export_megatron(tokens: TokenDataset, output: Path) -> None:
+    """Write `tokens.bin` and `tokens.idx`, an `IndexedDataset` of Megatron-LM: a document per utterance.
+
+    Codes are in the order of `flatten`, codebook k offset by the sizes before it; an end token follows.
+    They are uint16 for fewer than 65500 tokens, as Megatron chooses, else int32. ConfigError for more tokens
+    than int32 has.
+    """
+    sizes = tokens.codebook_sizes
+    end = sum(sizes)
+    if end >= 2**31:
+        raise ConfigError(f"{end + 1} tokens exceed Megatron's int32: export fewer with --num-quantizers")
+    dtype, code = (np.dtype("<u2"), 8) if end + 1 < 65500 else (np.dtype("<i4"), 4)
+    lengths = tokens.index.n_frames.astype(np.int64) * len(sizes) + 1
+    starts = np.cumsum(lengths) - lengths
+    with folder_whole(output) as work:
+        with (work / "tokens.bin").open("wb") as file:
+            for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+                codes = flatten(tokens.codes(i), sizes).numpy()
+                file.write(np.append(codes, end).astype(dtype).tobytes())
+        header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(tokens), len(tokens) + 1)
+        documents = np.arange(len(tokens) + 1, dtype="<i8")
+        arrays = (lengths.astype("<i4"), (starts * dtype.itemsize).astype("<i8"), documents)
+        (work / "tokens.idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+        about = {"vocabulary_size": end + 1, "end_token": end, "dtype": dtype.name, "order": MEGATRON_ORDER}
+        about["codebook_offsets"] = np.cumsum((0, *sizes[:-1])).tolist()
+        (work / "tokens.json").write_text(json.dumps(describe(tokens) | about, indent=2))
+
+
+MEGATRON_ORDER = (
+    "frame by frame, within a frame stage by stage, each code plus its codebook_offsets; end_token"
+)
+
+
+def export_webdataset(tokens: TokenDataset, output: Path) -> None:
+    """Write tar archives for `webdataset.WebDataset`: `NUMBER.npy`, codes `[K, F]`, and `NUMBER.json`.
+
+    Samples are numbered, because WebDataset ends a key at its first dot.
+    """
+    shards = list(portions(tokens, range(len(tokens)), FILE_CODES))
+    with folder_whole(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
+        for number, part in enumerate(shards):
+            with tarfile.open(work / f"{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+                for i in part:
+                    array = io.BytesIO()
+                    np.save(array, compact(tokens, i), allow_pickle=False)
+                    add_member(tar, f"{i:09d}.npy", array.getvalue())
+                    add_member(tar, f"{i:09d}.json", json.dumps(facts(tokens, i)).encode())
+                    bar.update()
+        (work / "tokens.json").write_text(json.dumps(describe(tokens), indent=2))
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file to a tar archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def export_litdata(tokens: TokenDataset, output: Path) -> None:
+    """Write chunks for `litdata.StreamingDataset`: `codes` `[K, F]`, and the metadata as `json`.
+
+    ConfigError without litdata.
+    """
+    try:
+        from litdata.streaming import Cache  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ConfigError("--to litdata needs litdata: pip install litdata") from error
+    with folder_whole(output) as work:
+        chunks = Cache(str(work), chunk_bytes=CHUNK_BYTES)
+        for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+            # As a plain string, a path that is a file here would be replaced by the file's content.
+            chunks[i] = {"codes": compact(tokens, i), "json": json.dumps(facts(tokens, i))}
+        chunks.done()
+        chunks.merge()
+        (work / "tokens.json").write_text(json.dumps(describe(tokens), indent=2))
+
+
 def compact(tokens: TokenDataset, i: int) -> np.ndarray:
     """Codes `[K, F]` of an utterance in the dataset's type, after verifying their CRC-32."""
     tokens.verify(i)
@@ -154,4 +237,11 @@ def describe(tokens: TokenDataset) -> dict[str, Any]:
     return {name: value for name, value in tokens.description.items() if name != "order"} | sizes
 
 
-EXPORTS = {"hf": export_hf, "lhotse": export_lhotse, "codec-bpe": export_codec_bpe}
+EXPORTS = {
+    "hf": export_hf,
+    "lhotse": export_lhotse,
+    "codec-bpe": export_codec_bpe,
+    "megatron": export_megatron,
+    "webdataset": export_webdataset,
+    "litdata": export_litdata,
+}
