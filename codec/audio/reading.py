@@ -15,7 +15,7 @@ from codec.audio import flac, mp3
 from codec.audio.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.audio.conversion import CONTEXT, _finite, _mix, convert_blocks, resampled_length
 from codec.audio.errors import AudioError, foreign, require_regular, why_empty, why_not_opened
-from codec.system.archive import Member
+from codec.system.member import Member
 
 BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
 

@@ -17,8 +17,8 @@ from codec.audio.levels import CANCELLING, Levels, measure
 from codec.audio.mp3 import may_be_odd, quiet
 from codec.audio.reading import AudioError, AudioInfo, decode_blocks, open_audio, read_header
 from codec.data.index import DataError, Index, IndexedFile
-from codec.data.lists import parts_of
-from codec.data.source import UNKNOWN, Source, is_source, list_folder, open_source, state
+from codec.data.lists import Row, parts_of
+from codec.data.source import UNKNOWN, Source, is_pattern, is_source, list_folder, list_rows, open_source
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole
 
@@ -69,7 +69,7 @@ def scan(
 def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
     """Index files by their headers, relative to their common folder; duplicates are indexed once.
 
-    A single archive or list gives its recordings; `DataError` for a list with parts of files.
+    Archives, or a single list, give their recordings; `DataError` for a list with parts of files.
     """
     if len(paths) == 1 and is_source(paths[0]):
         index = scan(paths[0], check_content=False, require_usable=False)
@@ -77,15 +77,20 @@ def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
             raise DataError(f"{printable(paths[0])}: whole files only, without start and duration")
         return index
     absolute = sorted({os.path.abspath(path) for path in paths})
-    root = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    states = [state(root, os.path.relpath(path, root).replace(os.sep, "/")) for path in absolute]
-    files = [_examine(root, file, check_content=False) for file in states]
-    return Index(root, tuple(sorted(files, key=lambda file: file.path)))
+    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    source = list_rows("", folder, [*map(Row, absolute)])
+    files = [_examine(source.root, file, check_content=False) for file in source.files]
+    entries = sorted([*files, *source.unreadable], key=lambda file: file.path)
+    return Index(source.root, tuple(entries), dict(source.ignored))
 
 
 def has_audio(root: str | os.PathLike[str]) -> bool:
-    """True for an archive or a list, and for a folder with at least one file with an audio extension."""
-    return os.path.isfile(root) or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
+    """True for archives and lists, and for a folder with at least one file with an audio extension."""
+    return (
+        os.path.isfile(root)
+        or is_pattern(root)
+        or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
+    )
 
 
 def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
