@@ -1,22 +1,27 @@
 """Corpora in shards: tars of WebDataset and Lhotse, Arrow files of `datasets`; as from their folder."""
 
+import gzip
+import io
 import json
+import shutil
 import tarfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_audio import RATE, write
+import soundfile
+from bad_audio import RATE, tone, write
 
+from codec.audio.reading import read_audio
 from codec.commands import doctor
 from codec.commands.main import require_input
 from codec.data.index import DataError
 from codec.data.module import AudioData, Validation
 from codec.data.scan import has_audio, scan, scan_files
-from codec.system.archive import unpacked
+from codec.system.archive import contents, unpacked
 
-NAMES = [f"{folder}{number}.wav" for folder in ("", "a/", "b/") for number in range(5)]
+NAMES = sorted(f"{folder}{number}.wav" for number in range(5) for folder in ("", "b", "c/d"))
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +38,12 @@ def folder(tmp_path_factory) -> Path:
 def shard(folder: Path, target: Path, num_shards: int = 3) -> Path:
     """Folder of tars that share the recordings, each with its text, in turns."""
     target.mkdir()
+    (folder.parent / "text.txt").write_text("hello")
     for number in range(num_shards):
         with tarfile.open(target / f"s-{number:02d}.tar", "w") as tar:
             for name in NAMES[number::num_shards]:
                 tar.add(folder / name, name)
-                tar.add(__file__, name.replace(".wav", ".txt"))
+                tar.add(folder.parent / "text.txt", name.replace(".wav", ".txt"))
     return target
 
 
@@ -80,10 +86,7 @@ def test_shards_give_the_crops_of_their_folder_however_they_are_named(folder, tm
         assert data.indexes[0].ignored == {".txt": 15} and has_audio(root)
         names = {unpacked(file.path): file.info for file in data.indexes[0].files}
         assert names == {file.path: file.info for file in expected.indexes[0].files}
-    assert [file.path for file in scan(shards, cache_dir=tmp_path).files][:2] == [
-        "s-00.tar/0.wav",
-        "s-00.tar/3.wav",
-    ]
+    assert data.indexes[0].files[1].path == "s-00.tar/3.wav"
     batches = iter(make(shards, tmp_path, num_workers=1).train_dataloader())
     assert next(batches).audio.numpy().tobytes() == expected.crops(0, 4).numpy().tobytes()
 
@@ -132,7 +135,7 @@ def test_faults_of_shards_are_reported_and_the_others_are_used(shards, tmp_path)
     problems = {file.path: file.problem or "" for file in index.problems}
     assert problems.keys() == {"cut.tar", "none.tar"} and index.ignored[".tar.gz"] == 1
     assert problems["cut.tar"].startswith("truncated: the entry at byte")
-    assert "none.tar is no tar archive, or damaged: damaged: no header" in problems["none.tar"]
+    assert problems["none.tar"] == "damaged: no header of an entry at byte 0"
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.tar", "start": 1}))
     with pytest.raises(DataError, match=r"start and duration are of a recording, not of a\.tar"):
         scan(tmp_path / "list.jsonl", cache_dir=tmp_path / "cache")
@@ -143,3 +146,168 @@ def test_a_weight_of_an_archive_is_that_of_its_recordings(folder, shards, tmp_pa
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     files = scan(tmp_path / "list.jsonl", cache_dir=tmp_path).files
     assert sorted(file.weight for file in files) == [1.0, *[3.0] * 5]
+
+
+# Lhotse
+
+
+@pytest.fixture(scope="module")
+def shar(folder) -> Path:
+    """Shar folder that Lhotse wrote, with a second field of recordings."""
+    lhotse = pytest.importorskip("lhotse")
+    target = folder.parent / "shar"
+    target.mkdir()
+    cuts = [
+        lhotse.Recording.from_file(folder / name)
+        .to_cut()
+        .truncate(offset=0.25)
+        .with_id(name.removesuffix(".wav"))
+        for name in NAMES
+    ]
+    for cut in cuts:
+        cut.custom = {"target_recording": cut.recording}
+    fields = {"recording": "flac", "target_recording": "wav"}
+    lhotse.CutSet.from_cuts(cuts).to_shar(target, fields=fields, shard_size=4)
+    return target
+
+
+def test_shar_has_the_samples_that_lhotse_reads(shar, tmp_path):
+    from lhotse import CutSet
+
+    index = scan(shar, cache_dir=tmp_path)
+    samples = {unpacked(file.path): read_audio(file.located(index.root))[0] for file in index.usable}
+    expected = {f"{cut.id}.flac": cut.load_audio() for cut in CutSet.from_shar(in_dir=shar)}
+    assert samples.keys() == expected.keys() and len(expected) == 15 and not index.problems
+    assert all(np.array_equal(samples[name], expected[name]) for name in expected)
+    assert index.ignored == {".gz": 4, ".tar": 4, ".json": 15}
+    unpack = tmp_path / "unpacked"
+    for path in shar.glob("recording.*.tar"):
+        with tarfile.open(path) as tar:
+            tar.extractall(unpack, filter="data")
+    assert_same(make(shar, tmp_path), make(unpack, tmp_path))
+
+
+def test_faults_of_a_shar_folder_are_named(shar, tmp_path):
+    copy = shutil.copytree(shar, tmp_path / "shar")
+    (copy / "recording.000001.tar").unlink()
+    (copy / "cuts.000002.jsonl.gz").write_bytes(b"x" * 99)
+    with gzip.open(copy / "cuts.000000.jsonl.gz", "at") as file:
+        file.write('{"id": "another"}\n')
+    content = (copy / "cuts.000003.jsonl.gz").read_bytes()
+    (copy / "cuts.000003.jsonl.gz").write_bytes(content[:-9])
+    index = scan(copy, cache_dir=tmp_path)
+    problems = {file.path: file.problem or "" for file in index.problems}
+    assert problems.pop("recording.000001.tar") == "missing: cuts.000001.jsonl.gz needs it"
+    name = "recording.000000.tar/another"
+    assert problems.pop(name) == "missing in its archive: it is a cut of cuts.000000.jsonl.gz"
+    assert len(problems) == 2 and len(index.usable) == 11
+    assert all("damaged: not the cuts of recording" in problem for problem in problems.values())
+
+
+# Hugging Face's datasets
+
+
+def save(target: Path, rows: list[dict], name: str = "audio", shards: int = 2) -> Path:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list([{name: row, "text": "x"} for row in rows])
+    table.cast_column(name, datasets.Audio(decode=False)).save_to_disk(target, num_shards=shards)
+    return target
+
+
+@pytest.fixture(scope="module")
+def saved(folder) -> Path:
+    rows = [{"bytes": (folder / name).read_bytes(), "path": name} for name in NAMES]
+    return save(folder.parent / "saved", rows, shards=3)
+
+
+def test_a_dataset_gives_the_crops_of_the_folder_it_was_made_of(folder, saved, tmp_path):
+    flat = tmp_path / "flat"  # `datasets` keeps the last part of a path
+    flat.mkdir()
+    for name in NAMES:
+        shutil.copy(folder / name, flat)
+    data, expected = make(saved, tmp_path), make(flat, tmp_path)
+    assert_same(data, expected)
+    assert data.indexes[0].files[0].path == "data-00000-of-00003.arrow/0.wav"
+    assert_same(make(saved / "data-{00000..00002}-of-00003.arrow", tmp_path), expected)
+    batches = iter(make(saved, tmp_path, num_workers=1).train_dataloader())
+    assert next(batches).audio.numpy().tobytes() == expected.crops(0, 4).numpy().tobytes()
+
+
+def test_rows_are_those_that_datasets_reads(folder, tmp_path):
+    import datasets
+
+    parts = {"train": save(tmp_path / "a", [{"path": str(folder / name)} for name in NAMES[:7]])}
+    parts["test"] = save(tmp_path / "b", [{"path": str(folder / name)} for name in NAMES[7:]])
+    splits = datasets.DatasetDict({name: datasets.load_from_disk(path) for name, path in parts.items()})
+    splits.save_to_disk(tmp_path / "both")
+    splits = datasets.load_from_disk(tmp_path / "both")
+    (tmp_path / "both/train/cache-0123456789abcdef.arrow").write_bytes(b"of another state")
+    index = scan(tmp_path / "both", cache_dir=tmp_path)
+    found = [read_audio(file.located(index.root))[0].tobytes() for file in index.usable]
+    rows = [row["audio"]["bytes"] for name in ("test", "train") for row in splits[name]]
+    (tmp_path / "one.wav").write_bytes(rows[0])
+    expected = [read_audio(folder / name)[0].tobytes() for name in NAMES]
+    assert sorted(found) == sorted(expected) and len(rows) == 15
+    assert not index.problems and index.ignored[".arrow"] == 1
+
+
+def test_rows_without_a_plain_path_are_named_by_their_numbers(folder, saved, tmp_path):
+    import pyarrow as pa
+
+    content, flac = (folder / "0.wav").read_bytes(), io.BytesIO()
+    soundfile.write(flac, tone(), RATE, format="FLAC")
+    paths = ["a.wav", None, "../../out.wav", "a.wav", "/root/b.wav", None, "c"]
+    rows = [{"bytes": flac.getvalue() if n == 5 else content, "path": path} for n, path in enumerate(paths)]
+    with pa.memory_map(str(saved / "data-00000-of-00003.arrow")) as file:
+        schema = pa.ipc.open_stream(file).schema
+    table = pa.table(
+        [pa.array([*rows, {"path": "d.wav"}], schema[0].type), pa.array(["x"] * 8)], schema=schema
+    )
+    for name, codec in {"a.arrow": None, "b.arrow": "lz4"}.items():
+        options = pa.ipc.IpcWriteOptions(compression=codec)
+        with pa.ipc.new_stream(str(tmp_path / name), schema, options=options) as stream:
+            stream.write_table(table)
+    index = scan(tmp_path / "a.arrow", cache_dir=tmp_path / "cache")
+    names = ["000001.wav", "000002.wav", "000003/a.wav", "000005.flac", "a.wav", "c", "root/b.wav"]
+    assert [file.path for file in index.usable] == names
+    assert index.ignored == {"row without bytes: its path alone was saved": 1}
+    with pytest.raises(DataError, match=r"b\.arrow is no Arrow file .* compressed: save it again"):
+        scan(tmp_path / "b.arrow", cache_dir=tmp_path)
+
+
+def test_unusable_datasets_are_refused_with_the_reason(folder, saved, tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    row = {"bytes": (folder / "0.wav").read_bytes(), "path": None}
+    two = datasets.Dataset.from_dict({"noisy": [row], "clean": [row]})
+    for name in ("noisy", "clean"):
+        two = two.cast_column(name, datasets.Audio(decode=False))
+    two.save_to_disk(tmp_path / "two")
+    messages = {"text": "no column of type Audio among text", "two": r"several columns .* \(noisy, clean\)"}
+    for name, message in messages.items():
+        with pytest.raises(DataError, match=f"no usable audio file in .*: 1 {message}"):
+            scan(tmp_path / name, cache_dir=tmp_path)
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    (copy / "data-00000-of-00003.arrow").unlink()
+    content = (copy / "data-00001-of-00003.arrow").read_bytes()
+    (copy / "data-00001-of-00003.arrow").write_bytes(content[: len(content) // 2])
+    index = scan(copy, cache_dir=tmp_path)
+    problems = {file.path: file.problem or "" for file in index.problems}
+    assert problems["data-00000-of-00003.arrow"] == "missing: state.json lists it"
+    assert problems["data-00001-of-00003.arrow"].startswith("damaged: ")
+    assert len(index.usable) == 5
+    (copy / "state.json").write_text('{"_data_files": 3}')
+    with pytest.raises(DataError, match=r"1 damaged \(state\.json\)"):
+        scan(copy, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_damaged_arrow_file_never_leads_out_of_it(saved, tmp_path, seed):
+    random = np.random.default_rng(seed)
+    content = bytearray((saved / "data-00000-of-00003.arrow").read_bytes())
+    for place in random.integers(0, 900, 3):
+        content[place] = random.integers(256)
+    (tmp_path / "a.arrow").write_bytes(content)
+    for member in contents(str(tmp_path / "a.arrow")).members.values():
+        assert 0 <= member.offset <= member.offset + member.st_size <= len(content)

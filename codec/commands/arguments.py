@@ -51,7 +51,7 @@ def doctor() -> argparse.ArgumentParser:
         "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
     )
     parser.add_argument(
-        "folder", help="searched with its sub-folders; or a .tar, or a list (.txt, .csv, .jsonl)"
+        "folder", help="searched with its sub-folders and shards; or a .tar, or a list (.txt, .csv, .jsonl)"
     )
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")

@@ -53,7 +53,7 @@ def open_source(name: str | os.PathLike[str]) -> Source:
 
 
 def require_source(name: str | os.PathLike[str]) -> str:
-    """Absolute path of a folder, tar archive, list or pattern in braces; `DataError` for anything else."""
+    """Absolute path of a folder, archive, list or pattern in braces; `DataError` for anything else."""
     path = os.path.abspath(os.path.expanduser(os.fspath(name)))
     if is_pattern(path):
         return path
@@ -77,13 +77,13 @@ def require_source(name: str | os.PathLike[str]) -> str:
 def is_source(path: str | os.PathLike[str]) -> bool:
     """True for a file that is named as an archive or a list."""
     text = os.fspath(path)
-    named = PACKED.search(text) or os.path.splitext(text)[1].lower() in (".tar", *LISTS)
+    named = PACKED.search(text) or os.path.splitext(text)[1].lower() in (archive.TAR, archive.ARROW, *LISTS)
     return bool(named) and os.path.isfile(text)
 
 
 def is_archive(path: str) -> bool:
-    """True for a file that is named as an uncompressed tar."""
-    return path.lower().endswith(".tar") and os.path.isfile(path)
+    """True for a file that is named as an uncompressed tar or an Arrow file."""
+    return path.lower().endswith((archive.TAR, archive.ARROW)) and os.path.isfile(path)
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
@@ -108,13 +108,15 @@ def require_folder(root: str | os.PathLike[str]) -> str:
 
 
 def list_archive(path: str, within: str = "") -> Source:
-    """Audio files of a tar archive, below `within`; `DataError` if it is not readable or no tar archive."""
+    """Audio files of an archive, below `within`; `DataError` if it is not readable or of another format."""
+    rows = path.lower().endswith(archive.ARROW)
     try:
         contents = archive.contents(path)
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
-    if contents.damage and not contents.members:
-        raise DataError(f"{printable(path)} is no tar archive, or damaged: {contents.damage}")
+    if contents.damage and not contents.members and not within:
+        form = "Arrow file of recordings" if rows else "tar archive"
+        raise DataError(f"{printable(path)} is no {form}, or damaged: {contents.damage}")
     outputs = {name.rpartition("/")[0] for name in contents.members if name.rpartition("/")[2] == OUTPUT_MARK}
     files, ignored = list[IndexedFile](), contents.others.copy()
     before = f"{within}/" if within else ""
@@ -124,7 +126,7 @@ def list_archive(path: str, within: str = "") -> Source:
             continue
         if outputs and any("/".join(folders[:depth]) in outputs for depth in range(1, len(folders))):
             continue
-        if is_audio(name) or name.endswith(ORIGINAL):
+        if rows or is_audio(name) or name.endswith(ORIGINAL):
             files.append(IndexedFile(before + name, member.st_size, member.st_mtime_ns))
         else:
             ignored[kind(name)] += 1

@@ -8,11 +8,13 @@ import os
 import re
 import stat
 
+from codec.system.arrow import read_rows
 from codec.system.member import Contents, Member
 from codec.system.tar import read_contents
 
-WITHIN = re.compile(r"(?<=\.tar)[/\\]", re.IGNORECASE)
-ARCHIVE = re.compile(r"[^/]*\.tar/", re.IGNORECASE)
+TAR, ARROW = ".tar", ".arrow"
+WITHIN = re.compile(r"(?<=\.tar)[/\\]|(?<=\.arrow)[/\\]", re.IGNORECASE)
+ARCHIVE = re.compile(r"[^/]*\.(tar|arrow)/", re.IGNORECASE)
 
 
 _contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and size and time of the archive
@@ -23,8 +25,11 @@ def contents(archive: str) -> Contents:
     status = os.stat(archive)
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
-        with open(archive, "rb", buffering=0) as file:
-            _contents[archive] = state, read_contents(file, archive, status.st_size)
+        if archive.lower().endswith(ARROW):
+            _contents[archive] = state, read_rows(archive, status.st_mtime_ns)
+        else:
+            with open(archive, "rb", buffering=0) as file:
+                _contents[archive] = state, read_contents(file, archive, status.st_size)
     return _contents[archive][1]
 
 
