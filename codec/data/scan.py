@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,19 +45,17 @@ def scan(
     """
     source = open_source(root)
     cache_file = _cache_file(source.name, cache_dir)
-    cache = _load_cache(cache_file)
-    examined = {
-        file.path: cache[file.path] for file in source.files if _unchanged(file, cache, check_content)
-    }
+    waiting = {file.path: file for file in source.files}
+    source = replace(source, files=())  # of a million files, one entry each is in memory
+    examined, is_current = _load_cache(cache_file, waiting, check_content)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         try:
-            todo = [file for file in source.files if file.path not in examined]
-            for file in _examine_all(source, todo, check_content, pool, progress):
+            for file in _examine_all(source, [*waiting.values()], check_content, pool, progress):
                 examined[file.path] = file, check_content
         finally:
             # After Ctrl-C too: stop soon, and cache the files examined so far.
             pool.shutdown(cancel_futures=True)
-            if examined != cache:
+            if waiting or not is_current:
                 _save_cache(cache_file, examined)
     files = [file for file, _ in examined.values()]
     files = files if source.rows is None else parts_of(files, source.rows)
@@ -91,15 +89,6 @@ def has_audio(root: str | os.PathLike[str]) -> bool:
         or is_pattern(root)
         or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
     )
-
-
-def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
-    if file.path not in cache:
-        return False
-    cached, checked = cache[file.path]
-    # A scan of headers alone must give the same result with and without an earlier check of the content.
-    enough = checked if check_content else not checked or cached.problem is None
-    return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and enough
 
 
 def _examine_all(
@@ -147,27 +136,44 @@ def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     return Path(cache_dir or os.path.join(base, "codec")).expanduser() / f"index-{name}.jsonl"
 
 
-def _load_cache(path: Path) -> Cache:
+def _load_cache(path: Path, waiting: dict[str, IndexedFile], check_content: bool) -> tuple[Cache, bool]:
+    """Move the unchanged files out of `waiting`; returns them, and False if the cache has other entries."""
+    examined: Cache = {}
+    count = 0
     try:
-        lines = path.read_text("ascii").splitlines()
-        if json.loads(lines[0]) != {"version": CACHE_VERSION, "files": len(lines) - 1}:
-            raise ValueError("of another version, or cut short")
-        rows = [json.loads(line) for line in lines[1:]]
-        return {row[0]: (IndexedFile(*row[:-1]), row[-1]) for row in rows}
+        with path.open(encoding="ascii") as lines:
+            about = json.loads(next(lines, ""))
+            for line in lines:
+                count += 1
+                *fields, checked = json.loads(line)
+                cached, file = IndexedFile(*fields), waiting.get(fields[0])
+                # A scan of headers alone must give the same result with and without an earlier check of the
+                # content.
+                enough = checked if check_content else not checked or cached.problem is None
+                if file and enough and (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns):
+                    examined[file.path] = (
+                        IndexedFile(file.path, file.size, file.mtime_ns, *fields[3:]),
+                        checked,
+                    )
+            if about != {"version": CACHE_VERSION, "files": count}:
+                raise ValueError("of another version, or cut short")
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, ValueError, TypeError, LookupError) as error:
         log.warning("ignoring the index cache %s: %s", printable(path), error)
-        return {}
+        examined = {}
+    for name in examined:
+        del waiting[name]
+    return examined, count == len(examined)
 
 
 def _save_cache(path: Path, files: Cache) -> None:
-    # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
-    rows = [json.dumps({"version": CACHE_VERSION, "files": len(files)})]
-    rows += [json.dumps([*astuple(file)[:CACHED], checked]) for file, checked in files.values()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_text("\n".join(rows), "ascii")
+        # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
+        with written_whole(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as cache:
+            cache.write(json.dumps({"version": CACHE_VERSION, "files": len(files)}))
+            for file, checked in files.values():
+                cache.write("\n" + json.dumps([*astuple(file)[:CACHED], checked]))
     except OSError as error:
         log.warning("the index cache is not kept: %s", error)
