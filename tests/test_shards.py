@@ -148,6 +148,21 @@ def test_a_weight_of_an_archive_is_that_of_its_recordings(folder, shards, tmp_pa
     assert sorted(file.weight for file in files) == [1.0, *[3.0] * 5]
 
 
+def test_a_wav_whose_samples_exceed_it_never_has_those_of_the_next_member(folder, tmp_path):
+    content = bytearray((folder / "0.wav").read_bytes())
+    content[40:44] = (len(content) + 5000).to_bytes(4, "little")
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs/0.wav").write_bytes(content)
+    shutil.copy(folder / "b/0.wav", tmp_path / "wavs/1.wav")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "wavs", ".")
+    expected, index = (scan(tmp_path / name, cache_dir=tmp_path / "cache") for name in ("wavs", "a.tar"))
+    assert [file.problem for file in index.files] == [file.problem for file in expected.files]
+    assert (index.problems[0].problem or "").startswith("truncated: the header promises 37")
+    wavs = [read_audio(tmp_path / name / "1.wav")[0] for name in ("wavs", "a.tar")]
+    assert np.array_equal(*wavs)
+
+
 # Lhotse
 
 

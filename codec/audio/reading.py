@@ -46,8 +46,9 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     with ExitStack() as resources:
         try:
             if isinstance(state, Member):
-                name = resources.enter_context(state.open())
-            file = resources.enter_context(soundfile.SoundFile(name))
+                reader = resources.enter_context(state.open())
+                name = reader.descriptor() or reader
+            file = resources.enter_context(soundfile.SoundFile(name, closefd=False))
             is_mp3 = file.format == "MP3"
             if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
                 raise AudioError(path, other)

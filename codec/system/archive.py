@@ -53,22 +53,13 @@ def find(path: str | os.PathLike[str]) -> Member | None:
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | Member:
     """State of a file, as `os.stat`, or of a member of an archive."""
-    try:
-        return os.stat(path)
-    except OSError:
-        if member := find(path):
-            return member
-        raise
+    return find(path) or os.stat(path)
 
 
 def open_bytes(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file, or a member of an archive, for reading."""
-    try:
-        return open(path, "rb")
-    except OSError:
-        if member := find(path):
-            return io.BufferedReader(member.open())
-        raise
+    member = find(path)
+    return io.BufferedReader(member.open()) if member else open(path, "rb")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
