@@ -153,7 +153,7 @@ def test_a_wav_whose_samples_exceed_it_never_has_those_of_the_next_member(folder
     content[40:44] = (len(content) + 5000).to_bytes(4, "little")
     (tmp_path / "wavs").mkdir()
     (tmp_path / "wavs/0.wav").write_bytes(content)
-    shutil.copy(folder / "b/0.wav", tmp_path / "wavs/1.wav")
+    shutil.copy(folder / "b0.wav", tmp_path / "wavs/1.wav")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "wavs", ".")
     expected, index = (scan(tmp_path / name, cache_dir=tmp_path / "cache") for name in ("wavs", "a.tar"))
