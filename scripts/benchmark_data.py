@@ -1,12 +1,14 @@
 """Measure the training crops per second of one core: python scripts/benchmark_data.py [FOLDER].
 
 Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac, and the wavs
-into a tar; crops of one second are read at the files' own rate and resampled, by seeking and by decoding
-whole files, and with each augmentation of every crop.
+into a tar; crops are read at the files' own rate and resampled, by seeking and by decoding whole files, and
+with each augmentation of every crop. `--entries` measures the index of a large tar instead.
 """
 
 import argparse
+import io
 import os
+import resource
 import tarfile
 import tempfile
 import time
@@ -41,30 +43,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how many training crops one core reads.")
     parser.add_argument("folder", nargs="?", help="recordings; without it, synthetic audio is made")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each number")
+    parser.add_argument("--crop", type=float, default=1.0, help="length of a crop in seconds")
+    parser.add_argument("--entries", type=int, help="files of a tar whose index is measured, of 1 KB each")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
+        if options.entries:
+            return index_tar(place / "many.tar", options.entries)
         source = options.folder or str(place / "synthetic")
         if options.folder is None:
             write_synthetic_folder(source, seconds=150)
         rate = copy_files(source, place)
         with tarfile.open(place / "wav.tar", "w") as tar:
             tar.add(place / "wav", ".")
-        print(f"{'1 s crops, mono':34} " + " ".join(f"{kind:>9}" for kind in KINDS))
+        title = f"{options.crop:g} s crops, mono"
+        print(f"{title:34} " + " ".join(f"{kind:>9}" for kind in KINDS))
         for target in (rate, 24000 if rate != 24000 else 16000):
             name = f"at {target} Hz" if target == rate else f"{rate} to {target} Hz"
-            ready = [prepare(place / kind, target) for kind in KINDS]
+            ready = [prepare(place / kind, target, options.crop) for kind in KINDS]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
             line(f"whole file, {name}, /s/core", [measure(whole(data), options.seconds) for data in ready])
         for name, augmentation in AUGMENTATIONS.items():
-            ready = [prepare(place / kind, rate, 0, augmentation) for kind in KINDS]
+            ready = [prepare(place / kind, rate, options.crop, 0, augmentation) for kind in KINDS]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
         for workers in (0, 1, 2):
-            ready = [prepare(place / kind, rate, workers) for kind in KINDS]
+            ready = [prepare(place / kind, rate, options.crop, workers) for kind in KINDS]
             line(
                 f"DataLoader, {workers} workers, /s (wall)", [loaded(data, options.seconds) for data in ready]
             )
+
+
+def index_tar(path: Path, count: int) -> None:
+    """Print CPU time and memory of the index of a tar with `count` short files, new and from its cache."""
+    content = io.BytesIO()
+    soundfile.write(content, np.random.default_rng(0).normal(0, 0.1, 500), 16000, format="WAV")
+    with path.open("wb") as file:
+        for number in range(count):
+            header = tarfile.TarInfo(f"speaker-{number % 1000:04d}/{number:08d}.wav")
+            header.size = len(content.getvalue())
+            file.write(header.tobuf(tarfile.USTAR_FORMAT) + content.getvalue() + bytes(-header.size % 512))
+        file.write(bytes(1024))
+    for name in ("headers", "cache"):
+        if os.fork() == 0:
+            started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            scan(path, check_content=False, cache_dir=path.parent, workers=1, progress=False)
+            seconds = time.process_time() - started
+            memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            print(f"{count} entries by {name}: {seconds:.1f} s, {memory:.0f} MiB more", flush=True)
+            os._exit(0)
+        os.wait()
 
 
 def copy_files(source: str, place: Path) -> int:
@@ -87,11 +115,11 @@ def copy_files(source: str, place: Path) -> int:
 
 
 def prepare(
-    folder: Path, rate: int, workers: int = 0, augmentation: Augmentation = Augmentation()
+    folder: Path, rate: int, crop: float, workers: int = 0, augmentation: Augmentation = Augmentation()
 ) -> AudioData:
-    """Data of one-second crops, with its index built."""
+    """Data of crops of `crop` seconds, with its index built."""
     index = partial(scan, cache_dir=folder.parent / "cache", progress=False)
-    data = AudioData(str(folder), rate, num_workers=workers, augmentation=augmentation, index=index)
+    data = AudioData(str(folder), rate, 1, crop, num_workers=workers, augmentation=augmentation, index=index)
     data.prepare_data()
     data.setup()
     return data

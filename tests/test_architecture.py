@@ -46,7 +46,7 @@ CONFINED = {
     "torchaudio": set(),  # has no releases after 2.11, and fits one torch only
     "soundfile": {"audio.reading", "audio.writing"},
     "soxr": {"audio.conversion", "audio.reading"},
-    "pyarrow": {"tokens"},
+    "pyarrow": {"tokens", "system.arrow"},
 }
 
 

@@ -24,7 +24,7 @@ from codec.data.module import AudioData, Validation
 from codec.data.partition import place as place_of
 from codec.data.scan import scan, scan_files
 from codec.evaluation.reading import read_clip, shown, stamp
-from codec.system import archive
+from codec.system import archive, tar
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_a_damaged_tar_never_leads_out_of_the_file(tmp_path, places, sums):
             block = content[start : start + 512]
             total = sum(block) - sum(block[148:156]) + 8 * 32
             content[start + 148 : start + 156] = b"%06o\0 " % total
-    found = archive.read_contents(io.BytesIO(content), "a.tar", len(content))
+    found = tar.read_contents(io.BytesIO(content), "a.tar", len(content))
     for member in found.members.values():
         assert 0 <= member.offset <= member.offset + member.st_size <= len(content)
 

@@ -15,7 +15,7 @@ from codec.audio import flac, mp3
 from codec.audio.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.audio.conversion import CONTEXT, _finite, _mix, convert_blocks, resampled_length
 from codec.audio.errors import AudioError, foreign, require_regular, why_empty, why_not_opened
-from codec.system.archive import Member
+from codec.system.member import Member
 
 BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
 
@@ -46,8 +46,9 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     with ExitStack() as resources:
         try:
             if isinstance(state, Member):
-                name = resources.enter_context(state.open())
-            file = resources.enter_context(soundfile.SoundFile(name))
+                reader = resources.enter_context(state.open())
+                name = reader.descriptor() or reader
+            file = resources.enter_context(soundfile.SoundFile(name, closefd=False))
             is_mp3 = file.format == "MP3"
             if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
                 raise AudioError(path, other)

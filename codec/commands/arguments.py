@@ -47,7 +47,7 @@ def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
     parser = new_parser("doctor", *about.DOCTOR)
     parser.add_argument(
-        "folder", help="searched with its sub-folders; or a .tar, or a list (.txt, .csv, .jsonl)"
+        "folder", help="searched with its sub-folders and shards; or a .tar, or a list (.txt, .csv, .jsonl)"
     )
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")

@@ -143,8 +143,10 @@ def require_input(path: str) -> None:
     if os.path.lexists(path):
         return
     from codec.data.index import EXTENSIONS, DataError
-    from codec.data.source import require_folder
+    from codec.data.source import is_pattern, require_folder
 
+    if is_pattern(path):
+        return
     if os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
         raise DataError(f"{path}: no such file")
     require_folder(path)

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 COLUMNS = "path", "start", "duration", "weight"
 LARGEST = 1e12  # value in a row: its product with a sample rate or a duration stays finite
 ROUNDING = 0.01  # seconds that a row may exceed its file by: durations are written with few digits
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 class Row(NamedTuple):
@@ -47,6 +49,18 @@ def read_list(path: str) -> list[Row]:
         names = ", ".join(printable(name) for name in unknown)
         log.info("%s: columns that are not read: %s; read are %s", path, names, ", ".join(COLUMNS))
     return list(rows)
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """Yield the paths of a pattern with numbers or words in braces, as `{000..009}` or `{a,b}` in a shell."""
+    match = BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last, words = match.groups()
+    numbers = () if words else range(int(first), int(last) + 1)
+    for word in words.split(",") if words else (f"{number:0{len(first)}d}" for number in numbers):
+        yield from expand(pattern[: match.start()] + word + pattern[match.end() :])
 
 
 def parse_row(fields: Mapping[str, Any], where: str) -> Row:

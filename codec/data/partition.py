@@ -15,6 +15,7 @@ from pathlib import Path
 from codec.config import ConfigError
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.split import split
+from codec.system.archive import unpacked
 from codec.system.files import printable, write_whole
 
 log = logging.getLogger(__name__)
@@ -112,9 +113,9 @@ def divide(
     return sorted(trained, key=place), sorted(valid, key=place)
 
 
-def place(file: IndexedFile) -> tuple[str, tuple[int, int]]:
-    """Path and frames of a recording, as key for sorting."""
-    return file.path, file.range
+def place(file: IndexedFile) -> tuple[str, str, tuple[int, int]]:
+    """Path and frames of a recording, as key for sorting: shards are sorted as the folder they came from."""
+    return unpacked(file.path), file.path, file.range
 
 
 def separate(

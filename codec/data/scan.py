@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,8 +17,8 @@ from codec.audio.levels import CANCELLING, Levels, measure
 from codec.audio.mp3 import may_be_odd, quiet
 from codec.audio.reading import AudioError, AudioInfo, decode_blocks, open_audio, read_header
 from codec.data.index import DataError, Index, IndexedFile
-from codec.data.lists import parts_of
-from codec.data.source import UNKNOWN, Source, is_source, list_folder, open_source, state
+from codec.data.lists import Row, parts_of
+from codec.data.source import UNKNOWN, Source, is_pattern, is_source, list_folder, list_rows, open_source
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole
 
@@ -45,19 +45,17 @@ def scan(
     """
     source = open_source(root)
     cache_file = _cache_file(source.name, cache_dir)
-    cache = _load_cache(cache_file)
-    examined = {
-        file.path: cache[file.path] for file in source.files if _unchanged(file, cache, check_content)
-    }
+    waiting = {file.path: file for file in source.files}
+    source = replace(source, files=())  # of a million files, one entry each is in memory
+    examined, is_current = _load_cache(cache_file, waiting, check_content)
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         try:
-            todo = [file for file in source.files if file.path not in examined]
-            for file in _examine_all(source, todo, check_content, pool, progress):
+            for file in _examine_all(source, [*waiting.values()], check_content, pool, progress):
                 examined[file.path] = file, check_content
         finally:
             # After Ctrl-C too: stop soon, and cache the files examined so far.
             pool.shutdown(cancel_futures=True)
-            if examined != cache:
+            if waiting or not is_current:
                 _save_cache(cache_file, examined)
     files = [file for file, _ in examined.values()]
     files = files if source.rows is None else parts_of(files, source.rows)
@@ -69,7 +67,7 @@ def scan(
 def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
     """Index files by their headers, relative to their common folder; duplicates are indexed once.
 
-    A single archive or list gives its recordings; `DataError` for a list with parts of files.
+    Archives, or a single list, give their recordings; `DataError` for a list with parts of files.
     """
     if len(paths) == 1 and is_source(paths[0]):
         index = scan(paths[0], check_content=False, require_usable=False)
@@ -77,24 +75,20 @@ def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
             raise DataError(f"{printable(paths[0])}: whole files only, without start and duration")
         return index
     absolute = sorted({os.path.abspath(path) for path in paths})
-    root = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    states = [state(root, os.path.relpath(path, root).replace(os.sep, "/")) for path in absolute]
-    files = [_examine(root, file, check_content=False) for file in states]
-    return Index(root, tuple(sorted(files, key=lambda file: file.path)))
+    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    source = list_rows("", folder, [*map(Row, absolute)])
+    files = [_examine(source.root, file, check_content=False) for file in source.files]
+    entries = sorted([*files, *source.unreadable], key=lambda file: file.path)
+    return Index(source.root, tuple(entries), dict(source.ignored))
 
 
 def has_audio(root: str | os.PathLike[str]) -> bool:
-    """True for an archive or a list, and for a folder with at least one file with an audio extension."""
-    return os.path.isfile(root) or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
-
-
-def _unchanged(file: IndexedFile, cache: Cache, check_content: bool) -> bool:
-    if file.path not in cache:
-        return False
-    cached, checked = cache[file.path]
-    # A scan of headers alone must give the same result with and without an earlier check of the content.
-    enough = checked if check_content else not checked or cached.problem is None
-    return (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns) and enough
+    """True for archives and lists, and for a folder with at least one file with an audio extension."""
+    return (
+        os.path.isfile(root)
+        or is_pattern(root)
+        or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
+    )
 
 
 def _examine_all(
@@ -142,27 +136,44 @@ def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     return Path(cache_dir or os.path.join(base, "codec")).expanduser() / f"index-{name}.jsonl"
 
 
-def _load_cache(path: Path) -> Cache:
+def _load_cache(path: Path, waiting: dict[str, IndexedFile], check_content: bool) -> tuple[Cache, bool]:
+    """Move the unchanged files out of `waiting`; returns them, and False if the cache has other entries."""
+    examined: Cache = {}
+    count = 0
     try:
-        lines = path.read_text("ascii").splitlines()
-        if json.loads(lines[0]) != {"version": CACHE_VERSION, "files": len(lines) - 1}:
-            raise ValueError("of another version, or cut short")
-        rows = [json.loads(line) for line in lines[1:]]
-        return {row[0]: (IndexedFile(*row[:-1]), row[-1]) for row in rows}
+        with path.open(encoding="ascii") as lines:
+            about = json.loads(next(lines, ""))
+            for line in lines:
+                count += 1
+                *fields, checked = json.loads(line)
+                cached, file = IndexedFile(*fields), waiting.get(fields[0])
+                # A scan of headers alone must give the same result with and without an earlier check of the
+                # content.
+                enough = checked if check_content else not checked or cached.problem is None
+                if file and enough and (cached.size, cached.mtime_ns) == (file.size, file.mtime_ns):
+                    examined[file.path] = (
+                        IndexedFile(file.path, file.size, file.mtime_ns, *fields[3:]),
+                        checked,
+                    )
+            if about != {"version": CACHE_VERSION, "files": count}:
+                raise ValueError("of another version, or cut short")
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, ValueError, TypeError, LookupError) as error:
         log.warning("ignoring the index cache %s: %s", printable(path), error)
-        return {}
+        examined = {}
+    for name in examined:
+        del waiting[name]
+    return examined, count == len(examined)
 
 
 def _save_cache(path: Path, files: Cache) -> None:
-    # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
-    rows = [json.dumps({"version": CACHE_VERSION, "files": len(files)})]
-    rows += [json.dumps([*astuple(file)[:CACHED], checked]) for file, checked in files.values()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_text("\n".join(rows), "ascii")
+        # ASCII JSON escapes lone surrogates, so that names which are not UTF-8 survive.
+        with written_whole(path) as temporary, temporary.open("w", encoding="ascii", newline="\n") as cache:
+            cache.write(json.dumps({"version": CACHE_VERSION, "files": len(files)}))
+            for file, checked in files.values():
+                cache.write("\n" + json.dumps([*astuple(file)[:CACHED], checked]))
     except OSError as error:
         log.warning("the index cache is not kept: %s", error)

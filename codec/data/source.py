@@ -1,22 +1,25 @@
-"""Sources of recordings: a folder, a tar archive read in place, or a list of files."""
+"""Sources of recordings: a folder, an archive read in place, or a list of files and archives."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from codec.data.index import EXTENSIONS, FOREIGN_EXTENSIONS, DataError, IndexedFile
-from codec.data.lists import LISTS, Row, read_list
+from codec.data.lists import LISTS, Row, expand, read_list
+from codec.data.shards import choose_archives, missing_members
 from codec.system import archive
 from codec.system.files import OUTPUT_MARK, printable
 
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
 UNKNOWN = -1  # modification time of a file whose state could not be read
 PACKED = re.compile(r"\.(tar\.(gz|bz2?|xz|zst|lz[4o]?|lzma|br|z|7z|zip)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+ORIGINAL = ".original"  # extension that Lhotse gives a recording in the format of its source
 TOOLS = {"gz": "gzip", "bz": "bzip2", "xz": "xz", "zst": "zstd"}  # by a part of the suffix
 
 
@@ -40,14 +43,20 @@ class Source:
 def open_source(name: str | os.PathLike[str]) -> Source:
     """List the source at a path; `DataError` if it is missing, not readable, or of another kind."""
     path = require_source(name)
+    if is_pattern(path):
+        return list_rows(path, os.path.dirname(path.partition("{")[0]), [*map(Row, expand(path))])
     if not os.path.isfile(path):
         return list_folder(path)
-    return list_archive(path) if path.lower().endswith(".tar") else list_rows(path)
+    if is_archive(path):
+        return list_archive(path)
+    return list_rows(path, os.path.dirname(path), read_list(path))
 
 
 def require_source(name: str | os.PathLike[str]) -> str:
-    """Absolute path of a folder, tar archive or list; `DataError` for anything else."""
+    """Absolute path of a folder, archive, list or pattern in braces; `DataError` for anything else."""
     path = os.path.abspath(os.path.expanduser(os.fspath(name)))
+    if is_pattern(path):
+        return path
     if not os.path.isfile(path):
         return require_folder(path)
     if packed := PACKED.search(path):
@@ -68,8 +77,18 @@ def require_source(name: str | os.PathLike[str]) -> str:
 def is_source(path: str | os.PathLike[str]) -> bool:
     """True for a file that is named as an archive or a list."""
     text = os.fspath(path)
-    named = PACKED.search(text) or os.path.splitext(text)[1].lower() in (".tar", *LISTS)
+    named = PACKED.search(text) or os.path.splitext(text)[1].lower() in (archive.TAR, archive.ARROW, *LISTS)
     return bool(named) and os.path.isfile(text)
+
+
+def is_archive(path: str) -> bool:
+    """True for a file that is named as an uncompressed tar or an Arrow file."""
+    return path.lower().endswith((archive.TAR, archive.ARROW)) and os.path.isfile(path)
+
+
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """True for a path with a range or words in braces, as `shards-{000..009}.tar`, that does not exist."""
+    return next(expand(os.fspath(path)), path) != os.fspath(path) and not os.path.lexists(path)
 
 
 def require_folder(root: str | os.PathLike[str]) -> str:
@@ -88,55 +107,77 @@ def require_folder(root: str | os.PathLike[str]) -> str:
     return folder
 
 
-def list_archive(path: str) -> Source:
-    """Audio files of a tar archive; `DataError` if it is not readable or no tar archive."""
+def list_archive(path: str, within: str = "") -> Source:
+    """Audio files of an archive, below `within`; `DataError` if it is not readable or of another format."""
+    rows = path.lower().endswith(archive.ARROW)
     try:
         contents = archive.contents(path)
     except OSError as error:
         raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
-    if contents.damage and not contents.members:
-        raise DataError(f"{printable(path)} is no tar archive, or damaged: {contents.damage}")
+    if contents.damage and not contents.members and not within:
+        form = "Arrow file of recordings" if rows else "tar archive"
+        raise DataError(f"{printable(path)} is no {form}, or damaged: {contents.damage}")
     outputs = {name.rpartition("/")[0] for name in contents.members if name.rpartition("/")[2] == OUTPUT_MARK}
     files, ignored = list[IndexedFile](), contents.others.copy()
+    before = f"{within}/" if within else ""
     for name, member in contents.members.items():
         folders = name.split("/")
         if any(part.startswith(".") for part in folders):
             continue
         if outputs and any("/".join(folders[:depth]) in outputs for depth in range(1, len(folders))):
             continue
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in EXTENSIONS or suffix in FOREIGN_EXTENSIONS:
-            files.append(IndexedFile(name, member.st_size, member.st_mtime_ns))
+        if rows or is_audio(name) or name.endswith(ORIGINAL):
+            files.append(IndexedFile(before + name, member.st_size, member.st_mtime_ns))
         else:
-            ignored[suffix or "without extension"] += 1
-    faults = [(name, OUTPUT) for name in outputs if name]
-    faults += [(os.path.basename(path), contents.damage)] if contents.damage else []
+            ignored[kind(name)] += 1
+    faults = [(before + name, OUTPUT) for name in outputs if name]
+    faults += [(within or os.path.basename(path), contents.damage)] if contents.damage else []
+    faults += [(before + name, problem) for name, problem in missing_members(path, contents.members)]
     unreadable = [IndexedFile(name, 0, UNKNOWN, problem=problem) for name, problem in faults]
     return Source(path, path, sorted(files, key=lambda file: file.path), unreadable, dict(ignored))
 
 
-def list_rows(path: str) -> Source:
-    """Files of a list; their paths are relative to the list's folder, or to the folder of all of them."""
-    rows = read_list(path)
-    folder = os.path.dirname(path)
+def list_within(root: str, name: str) -> Source:
+    """Source of an archive below `root`; one that is not readable has that as its fault."""
+    try:
+        return list_archive(os.path.join(root, name), name)
+    except DataError as error:
+        return faulty(root, {name: f"archive not readable: {error}"})
+
+
+def list_rows(path: str, folder: str, rows: Sequence[Row]) -> Source:
+    """Files of a list, and of the archives in it, relative to `folder` or to the folder of all of them."""
     places = [os.path.normpath(os.path.join(folder, row.path)) for row in rows]
     try:
         root = os.path.commonpath([folder, *places]) if places else folder
     except ValueError as error:  # other drives of Windows
         raise DataError(f"{printable(path)}: its files are on several drives: use several lists") from error
-    named = [
-        row._replace(path=os.path.relpath(place, root).replace(os.sep, "/"))
-        for row, place in zip(rows, places, strict=True)
-    ]
-    files = [state(root, name) for name in sorted({row.path for row in named})]
-    return Source(path, root, files, rows=named)
+    named, parts = list[Row](), list[Source]()
+    for row, place in zip(rows, places, strict=True):
+        row = row._replace(path=os.path.relpath(place, root).replace(os.sep, "/"))
+        if not is_archive(place):
+            named.append(row)
+        elif row.start or row.duration is not None:
+            raise DataError(f"{printable(path)}: start and duration are of a recording, not of {row.path}")
+        else:
+            parts.append(list_within(root, row.path))
+            named += [row._replace(path=file.path) for file in parts[-1].files]
+    listed = {file.path: file for part in parts for file in part.files}
+    files = [listed.get(name) or state(root, name) for name in sorted({row.path for row in named})]
+    plain = len(named) == len(files) and all(row == Row(row.path) for row in named)
+    return replace(joined(path, root, parts), files=files, rows=None if plain else named)
+
+
+def joined(name: str, root: str, parts: Sequence[Source]) -> Source:
+    """Source with the files and faults of several with the same root."""
+    files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
+    ignored = sum((Counter(part.ignored) for part in parts), Counter[str]())
+    return Source(name, root, files, [fault for part in parts for fault in part.unreadable], dict(ignored))
 
 
 def list_folder(root: str) -> Source:
     """Audio files below a folder, each folder once; links are followed, outputs of codec commands skipped."""
-    paths: list[str] = []
-    unreadable: list[IndexedFile] = []
-    ignored: Counter[str] = Counter()
+    parts = list[Source]()
     visited: set[tuple[int, int]] = set()
     # Links are followed after all real folders, so that a file with links to it keeps its real path.
     folders, links = [""], list[str]()
@@ -150,25 +191,50 @@ def list_folder(root: str) -> Source:
             with os.scandir(os.path.join(root, folder)) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            unreadable.append(
-                IndexedFile(folder, 0, UNKNOWN, problem=f"folder not readable: {error.strerror}")
-            )
+            parts.append(faulty(root, {folder: f"folder not readable: {error.strerror}"}))
             continue
         if folder and any(entry.name == OUTPUT_MARK for entry in entries):
-            unreadable.append(IndexedFile(folder, 0, UNKNOWN, problem=OUTPUT))
+            parts.append(faulty(root, {folder: OUTPUT}))
             continue
+        names = list[str]()
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            suffix = os.path.splitext(entry.name)[1].lower()
             if entry.is_symlink() and os.path.isdir(entry.path):
-                links.append(path)
+                links.append(posixpath.join(folder, entry.name))
             elif entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif suffix in EXTENSIONS or suffix in FOREIGN_EXTENSIONS:
-                paths.append(path)
+                folders.append(posixpath.join(folder, entry.name))
             else:
-                ignored[suffix or "without extension"] += 1
-    return Source(root, root, [state(root, path) for path in sorted(paths)], unreadable, dict(ignored))
+                names.append(entry.name)
+        parts += list_files(root, folder, names)
+    return joined(root, root, parts)
+
+
+def list_files(root: str, folder: str, names: Sequence[str]) -> list[Source]:
+    """Sources of the files of one folder below `root`: its audio files, and its archives."""
+    archives, faults = choose_archives(os.path.join(root, folder), names)
+    paths = {name: posixpath.join(folder, name) for name in names}
+    others = [name for name in names if name not in archives]
+    files = [state(root, paths[name]) for name in others if is_audio(name)]
+    ignored = Counter(kind(name) for name in others if not is_audio(name))
+    named = {posixpath.join(folder, name): problem for name, problem in faults.items()}
+    plain = replace(faulty(root, named), files=files, ignored=dict(ignored))
+    return [plain, *(list_within(root, path) for name, path in paths.items() if name in archives)]
+
+
+def is_audio(name: str) -> bool:
+    """True for a name with the extension of an audio file."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in EXTENSIONS or suffix in FOREIGN_EXTENSIONS
+
+
+def kind(name: str) -> str:
+    """Extension of another file, for the report."""
+    packed = PACKED.search(name)
+    return packed[0].lower() if packed else os.path.splitext(name)[1].lower() or "without extension"
+
+
+def faulty(root: str, problems: Mapping[str, str]) -> Source:
+    """Source of folders and archives that could not be listed, with their problems."""
+    return Source("", root, (), [IndexedFile(name, 0, UNKNOWN, problem=problems[name]) for name in problems])
 
 
 def state(root: str, path: str) -> IndexedFile:

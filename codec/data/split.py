@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from codec.config import ConfigError
 from codec.data.index import IndexedFile
+from codec.system.archive import unpacked
 
 log = logging.getLogger(__name__)
 DOMINATING = 2 / 3  # share of the duration from which on one file may be cut
@@ -16,7 +18,7 @@ Parts = tuple[tuple[IndexedFile, ...], tuple[IndexedFile, ...]]
 
 
 def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0) -> Parts:
-    """Split into training and validation files by a hash of each path.
+    """Split into training and validation files by a hash of each path, which is without the archives in it.
 
     Adding files moves no other file, except in folders so small that the hash leaves one side empty: then
     the file closest to the limit changes sides. If the mean duration of the validation files is above twice
@@ -32,7 +34,8 @@ def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0
     most = DOMINATING * sum(by_path.values())
     # Listed parts of a file stay together, unless they are most of all.
     apart = {file for file in files if file.span and by_path[file.path] > most}
-    names = {file: f"{file.path}:{file.range}" if file in apart else file.path for file in files}
+    called = names_of(by_path)
+    names = {file: called[file.path] + (f":{file.range}" if file in apart else "") for file in files}
     ranked = sorted({*names.values()}, key=lambda name: (position(name), name))
     if len(ranked) < 2:
         parts = cut(files[0], valid_fraction * files[0].seconds, crop) if files else None
@@ -58,6 +61,13 @@ def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0
         else:
             (valid if names[file] in chosen else train).append(file)
     return tuple(train), tuple(valid)
+
+
+def names_of(paths: Iterable[str]) -> dict[str, str]:
+    """Names that decide on what is held out, by path: without archives, as far as they differ."""
+    names = {path: unpacked(path) for path in paths}
+    counts = Counter(names.values())
+    return {path: name if counts[name] == 1 else path for path, name in names.items()}
 
 
 def totals(files: Sequence[IndexedFile], names: Mapping[IndexedFile, str]) -> dict[str, float]:
