@@ -1,5 +1,6 @@
 """Exports, opened by the libraries that they are for."""
 
+import gc
 import json
 import sys
 
@@ -119,6 +120,7 @@ def test_megatron_opens_the_flattened_codes(tokens, tmp_path, monkeypatch):
             assert row.tolist() == [*expected, about["end_token"]]
 
 
+@pytest.mark.filterwarnings("ignore")  # WebDataset leaves its files open
 def test_webdataset_opens_the_archives(tokens, tmp_path, monkeypatch):
     webdataset = pytest.importorskip("webdataset", reason="needs WebDataset")
     monkeypatch.setattr("codec.tokens.exports.FILE_CODES", 600)
@@ -126,6 +128,7 @@ def test_webdataset_opens_the_archives(tokens, tmp_path, monkeypatch):
     count = len(list((tmp_path / "out").glob("*.tar")))
     shards = str(tmp_path / "out" / f"{{000000..{count - 1:06d}}}.tar")
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    gc.collect()
     assert count > 2
     for i, (sample, codes) in enumerate(zip(samples, tokens, strict=True)):
         assert np.array_equal(sample["npy"], codes) and sample["npy"].dtype == np.uint8
