@@ -1,6 +1,7 @@
 """X-Codec 2 and NeuCodec of transformers: codes, audio, and a decoder of this package for their codes."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 SEMANTIC = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SIZES = {
-    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-    **{"num_key_value_heads": 2, "head_dim": 16, "encoder_hidden_size": 2, "quantization_dim": 48},
+    **{"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "head_dim": 16, "encoder_hidden_size": 2, "quantization_dim": 80},
     "semantic_model_config": {"model_type": "wav2vec2-bert", **SEMANTIC},
 }
 KINDS = {"xcodec2": "Xcodec2", "neucodec": "NeuCodec"}
@@ -54,6 +55,20 @@ def original(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     extractor = getattr(transformers, f"{KINDS[request.param]}FeatureExtractor")()
     return save_original(request.param, folder), extractor, folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """Copy of a folder of transformers, with the saved codec in `saved`."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    save_original("xcodec2", path)
+    huggingface.load_any(path).save(path / "saved")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -120,40 +135,34 @@ def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
         ({"encoder_hidden_size": 4}, "weights and config do not belong together"),
     ],
 )
-def test_what_is_no_such_model_is_refused(tmp_path, change, message):
-    save_original("xcodec2", tmp_path)
-    huggingface.load_any(tmp_path).save(tmp_path / "saved")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | change))
-    saved = yaml.safe_load((tmp_path / "saved" / "config.yaml").read_text())
+def test_what_is_no_such_model_is_refused(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    saved = yaml.safe_load((folder / "saved" / "config.yaml").read_text())
     saved["model"]["autoencoder"]["config"] |= change
-    (tmp_path / "saved" / "config.yaml").write_text(yaml.safe_dump(saved))
-    for path in (tmp_path, tmp_path / "saved"):
+    (folder / "saved" / "config.yaml").write_text(yaml.safe_dump(saved))
+    for path in (folder, folder / "saved"):
         with pytest.raises(ConfigError, match=message):
             huggingface.load_any(path)
 
 
-def test_a_file_names_no_code_to_download(tmp_path):
-    save_original("xcodec2", tmp_path)
+def test_a_file_names_no_code_to_download(folder):
     names = {"attn_implementation": "nobody/kernel", "auto_map": {"AutoModel": "nobody/model--code.Model"}}
     names |= {"_attn_implementation": "nobody/kernel"}
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | names))
-    huggingface.load_any(tmp_path).save(tmp_path / "saved")
-    saved = (tmp_path / "saved" / "config.yaml").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | names))
+    huggingface.load_any(folder).save(folder / "saved")
+    saved = (folder / "saved" / "config.yaml").read_text()
     assert "nobody" not in saved
     changed = yaml.safe_load(saved)
     changed["model"]["autoencoder"]["config"] |= names
-    (tmp_path / "saved" / "config.yaml").write_text(yaml.safe_dump(changed))
-    layer = load(tmp_path / "saved").autoencoder.decoder[0].acoustic_decoder.layers[0]
+    (folder / "saved" / "config.yaml").write_text(yaml.safe_dump(changed))
+    layer = load(folder / "saved").autoencoder.decoder[0].acoustic_decoder.layers[0]
     assert "nobody" not in str(layer.self_attn.config)
 
 
-def test_it_is_told_that_transformers_is_needed(tmp_path, monkeypatch):
-    save_original("xcodec2", tmp_path)
-    codec = huggingface.load_any(tmp_path)
-    codec.save(tmp_path / "saved")
+def test_it_is_told_that_transformers_is_needed(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for path in (tmp_path, tmp_path / "saved"):
+    for path in (saved, saved / "saved"):
         with pytest.raises(ConfigError, match="needs a recent transformers: pip install"):
             huggingface.load_any(path)
