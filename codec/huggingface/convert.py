@@ -1,6 +1,7 @@
 """Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
 
-Only `check` requires `transformers`. Weights are read from safetensors, never from pickles.
+X-Codec 2 and NeuCodec are loaded only, and require `transformers`, as `check` does. Weights are read from
+safetensors, never from pickles.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
 from codec.huggingface import mimi as mimi_format
+from codec.huggingface import xcodec2 as xcodec2_format
 from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
@@ -25,6 +27,7 @@ from codec.model.saving import assemble, build_empty
 
 CONFIG_FILE = "config.json"
 FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
+LOADED = FORMATS | dict.fromkeys(("xcodec2", "neucodec"), xcodec2_format)
 
 
 def is_huggingface(path: Path) -> bool:
@@ -33,7 +36,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def load(path: str | Path, zero_padding: bool = False) -> Codec:
-    """Load a codec from a local directory that an `EncodecModel`, `DacModel` or `MimiModel` was saved to.
+    """Load a codec from a local directory that a model of `transformers` was saved to, one of `LOADED`.
 
     Codes and audio of whole frames equal those of `transformers`. `zero_padding` also accepts an EnCodec with
     reflection padding, whose codes then differ near the edges. A DAC of odd strides loses samples in
@@ -47,12 +50,13 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
                 f"{path}: {name} is missing: a model of transformers is read from it and its like "
                 "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
             )
-    kind = read_json(path / CONFIG_FILE).get("model_type")
-    if not isinstance(kind, str) or kind not in FORMATS:
-        kinds = ", ".join(FORMATS)
+    given = read_json(path / CONFIG_FILE)
+    kind = given.get("model_type")
+    if not isinstance(kind, str) or kind not in LOADED:
+        kinds = ", ".join(LOADED)
         raise ConfigError(f"{path / CONFIG_FILE}: model_type is {kind!r}; {kinds} can be loaded")
-    form = FORMATS[kind]
-    settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS)
+    form = LOADED[kind]
+    settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS or dict.fromkeys(given))
     try:
         config = form.from_config(settings, zero_padding)
         plain = folded(read_safetensors(path / WEIGHTS_FILE))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.config import ConfigError
+from codec.layers.filterbank import TINY, Filterbank
 from codec.layers.sinc import Resample
 from codec.losses.base import Forward, Teacher
 from codec.model.codec import Codec
@@ -22,7 +23,6 @@ Layer = int | Literal["average"]
 KINDS = ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm")
 BERT = "wav2vec2-bert"
 BLOCK, CONTEXT = 1000, 250  # frames of a long signal at a time, and those before and after it
-TINY = 1e-7  # of variances, in the feature extractors of `transformers`
 
 
 class Waveform:
@@ -45,31 +45,6 @@ class Waveform:
             audio = (audio - mean) / (variance + TINY).sqrt()
         margin = self.reach - self.step
         return functional.pad(audio, (margin // 2, margin - margin // 2))
-
-
-class Filterbank:
-    """Input of w2v-BERT 2.0: Kaldi's log-mel energies, normalized, `stride` frames of 10 ms in one."""
-
-    step = reach = 1  # of its own frames
-    LENGTH, HOP, TRANSFORM, PREEMPHASIS, FLOOR = 400, 160, 512, 0.97, 1.1920929e-07
-
-    def __init__(self, extractor: Any):
-        self.stride, self.hop_length = extractor.stride, extractor.stride * self.HOP
-        self.window, self.filters = (
-            torch.as_tensor(part, dtype=torch.float32) for part in (extractor.window, extractor.mel_filters)
-        )
-
-    def __call__(self, audio: Tensor) -> Tensor:
-        """Input `[B, T / hop_length, D]` for audio `[B, T]`."""
-        margin = self.LENGTH - self.HOP
-        padded = functional.pad(audio * 2**15, (margin // 2, margin - margin // 2))
-        frames = padded.unfold(1, self.LENGTH, self.HOP)
-        frames = frames - frames.mean(2, keepdim=True)
-        frames = frames - self.PREEMPHASIS * torch.cat([frames[..., :1], frames[..., :-1]], 2)
-        power = torch.fft.rfft(frames * self.window.to(audio.device), self.TRANSFORM).abs().square()
-        energies = (power @ self.filters.to(audio.device)).clamp(min=self.FLOOR).log()
-        variance, mean = torch.var_mean(energies, 1, keepdim=True)
-        return ((energies - mean) / (variance + TINY).sqrt()).unflatten(1, (-1, self.stride)).flatten(2)
 
 
 class SpeechModel(Autoencoder):
