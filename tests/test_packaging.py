@@ -24,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 SOURCES = sorted((ROOT / "codec").rglob("*.py"))
 OPTIONAL = {
+    "litdata": "oracles",
     "optuna": "sweep",
     "pyarrow": "tokens",
     "ray": "ray",
