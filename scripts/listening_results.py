@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import sys
 from collections import defaultdict
@@ -30,7 +31,8 @@ COLUMNS = {
     "mushra": ("listener", "seed", "trial", "file", "condition", "score"),
 }
 Row = Mapping[str, str]
-Ratings = dict[tuple[str, str, str], dict[str, float]]  # by listener, seed and trial: score of each condition
+# By listener, page, seed and trial: score of each condition.
+Ratings = dict[tuple[str, ...], dict[str, float]]
 
 
 def read(paths: Iterable[Path]) -> dict[str, list[Row]]:
@@ -38,18 +40,37 @@ def read(paths: Iterable[Path]) -> dict[str, list[Row]]:
     rows: dict[str, dict[tuple[str, ...], Row]] = {test: {} for test in COLUMNS}
     for path in paths:
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                table = list(csv.DictReader(file))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        for number, row in enumerate(table, start=2):
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no CSV in UTF-8: send the file as the page saved it") from error
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        for number, row in lines_of(text, path):
             columns = COLUMNS.get(row.get("test", ""))
             if not columns or any(not row.get(column) for column in columns):
                 raise ConfigError(f"{path}, line {number}: not of the page of codec-evaluate --listening")
             if row["test"] == "mushra" and not is_score(row["score"]):
                 raise ConfigError(f"{path}, line {number}: a score is 0 to 100, got {row['score']!r}")
-            rows[row["test"]][tuple(row[column] for column in columns)] = row
+            if row["test"] == "abx" and not {row["x"], row["answer"]} <= {"A", "B"}:
+                raise ConfigError(f"{path}, line {number}: x and answer are A or B, got {row['answer']!r}")
+            rows[row["test"]][row.get("page", ""), *(row[column] for column in columns)] = row
     return {test: list(members.values()) for test, members in rows.items() if members}
+
+
+def lines_of(text: str, path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Number and fields of each line that is not blank; spreadsheets separate them by semicolons or tabs.
+
+    ConfigError for a file without answers.
+    """
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(row.values())]
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+    if not rows:
+        raise ConfigError(f"{path} holds no answers")
+    return rows
 
 
 def is_score(text: str) -> bool:
@@ -80,7 +101,8 @@ def mushra(rows: Sequence[Row]) -> list[Table]:
     """Mean ratings and paired differences, without listeners that the screening excludes."""
     ratings: Ratings = defaultdict(dict)
     for row in rows:
-        ratings[row["listener"], row["seed"], row["trial"]][row["condition"]] = float(row["score"])
+        key = row["listener"], row.get("page", ""), row["seed"], row["trial"]
+        ratings[key][row["condition"]] = float(row["score"])
     excluded = screened(ratings)
     accepted = {key: scores for key, scores in ratings.items() if key[0] not in excluded}
     if not accepted:
@@ -146,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", type=Path, nargs="+", help="CSVs of all listeners")
     parser.add_argument("-o", "--output", type=Path, help="folder for the tables as CSV; default: only print")
     options = parser.parse_args(argv)
+    if options.output and options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"--output {options.output} is a file: name a folder")
     tests = read(options.files)
-    if not tests:
-        raise ConfigError("the files hold no answers")
     tables = [abx(tests["abx"])] if "abx" in tests else []
     tables += mushra(tests["mushra"]) if "mushra" in tests else []
     print("\n".join(map(to_markdown, tables)), end="")

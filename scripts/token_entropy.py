@@ -247,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.minutes > 0 or (options.steps is not None and options.steps < 1):
         raise ConfigError("--minutes must be above 0, and --steps at least 1")
+    if options.output.is_dir() or not options.output.parent.is_dir():  # before a training that would be lost
+        raise ConfigError(f"--output {options.output}: name a file in a folder that exists")
     rows = measure(
         TokenDataset(options.tokens, options.num_quantizers),
         steps=options.steps,

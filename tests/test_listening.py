@@ -313,6 +313,21 @@ def test_results_of_mushra(tmp_path, capsys):
     assert sorted(row[-1] for row in rows.values()) == pytest.approx([3 * 2 * 0.5**40] * 3)
 
 
+def test_results_saved_by_a_spreadsheet_and_of_two_pages(tmp_path):
+    rows = [
+        {"test": "mushra", "trial": 1, "file": "f", "condition": "original", "score": 100},
+        {"test": "mushra", "trial": 1, "file": "f", "condition": "good", "score": 60},
+    ]
+    text = Path(write_answers(tmp_path / "ann.csv", rows)).read_text()
+    for name, separator in (("semicolons", ";"), ("tabs", "\t")):
+        content = text.replace(",", separator) + separator * 8 + "\n"
+        (tmp_path / f"{name}.csv").write_text(content, encoding="utf-8-sig")
+    (tmp_path / "other.csv").write_text(text.replace("out,", "other,").replace(",60", ",80"))
+    files = [str(path) for path in tmp_path.glob("*.csv")]
+    assert main([*files, "-o", str(tmp_path / "tables")]) == 0
+    assert table(tmp_path / "tables/mushra.csv")["good"][:2] == [2, 70]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -322,7 +337,9 @@ def test_results_of_mushra(tmp_path, capsys):
             "line 2: a score is 0 to 100",
         ),
         ("test,listener\nabx,a,b,c\n", "line 2: not of the page"),
-        ("test\n", "hold no answers"),
+        ("test\n", "holds no answers"),
+        ("", "holds no answers"),
+        ("test,listener,seed,trial,a,b,x,answer\nabx,a,1,1,c,d,A,E\n", "line 2: x and answer are A or B"),
         (None, "No such file"),
     ],
 )

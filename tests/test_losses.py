@@ -14,7 +14,7 @@ from composed import config, options, small_quantizer
 from torch import Tensor, nn
 
 from codec.audio.spectrogram import mel, mel_filters
-from codec.config import build
+from codec.config import ConfigError, build
 from codec.discriminators.base import Judgement
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
@@ -157,6 +157,8 @@ def test_mid_and_side_are_the_orthonormal_sum_and_difference():
     torch.testing.assert_close(MidSide(WaveformL1())(narrow, estimate), side / 2)
     with pytest.raises(ValueError, match="mid and side are of two channels, not 1: set channels=2"):
         MidSide(WaveformL1())(noise(1, 1, 100), noise(1, 1, 100))
+    with pytest.raises(ConfigError, match="mid and side are of two channels, not 1: set channels=2"):
+        build(config("loss=dac_stereo")["loss"])
 
 
 def brute_force_spectral(estimate: np.ndarray, target: np.ndarray, average_frames: bool) -> float:
@@ -486,7 +488,8 @@ def test_every_yaml_trains_audio_toward_its_target(name):
     if name == "spectral_pesq":
         pytest.importorskip("torch_pesq")
     torch.manual_seed(0)
-    built, channels = build(config(f"loss={name}")["loss"]), 2 if name.endswith("stereo") else 1
+    channels = 2 if name.endswith("stereo") else 1
+    built = build(config(f"loss={name}", f"channels={channels}")["loss"])
     target, estimate = noise(1, channels, 9600), noise(1, channels, 9600, seed=1).requires_grad_()
     judges = [nn.Conv1d(channels, 1, 5), nn.Conv1d(channels, 1, 9)]
 

@@ -122,6 +122,14 @@ def test_commands_take_several_tars_and_patterns(folder, shards, tmp_path, capsy
     assert "skipped  s-03.tar: no such file (deleted, or a dangling link)" in output
 
 
+def test_a_range_that_counts_down_is_refused_unless_it_is_the_name_of_a_folder(tmp_path):
+    with pytest.raises(DataError, match=r"\{3\.\.1\} counts down: write \{1\.\.3\}"):
+        scan(tmp_path / "s-{3..1}.tar", cache_dir=tmp_path)
+    (tmp_path / "s-{3..1}").mkdir()
+    write(tmp_path / "s-{3..1}/a.wav", tone())
+    assert len(scan(tmp_path / "s-{3..1}", cache_dir=tmp_path).usable) == 1
+
+
 def test_faults_of_shards_are_reported_and_the_others_are_used(shards, tmp_path):
     whole = (shards / "s-00.tar").read_bytes()
     for name, content in {
@@ -288,7 +296,9 @@ def test_rows_without_a_plain_path_are_named_by_their_numbers(folder, saved, tmp
     index = scan(tmp_path / "a.arrow", cache_dir=tmp_path / "cache")
     names = ["000001.wav", "000002.wav", "000003/a.wav", "000005.flac", "a.wav", "c", "root/b.wav"]
     assert [file.path for file in index.usable] == names
-    assert index.ignored == {"row without bytes: its path alone was saved": 1}
+    assert [file.problem for file in index.problems] == [
+        "rows without bytes: save it again with `save_to_disk` where their files are (1)"
+    ]
     with pytest.raises(DataError, match=r"b\.arrow is no Arrow file .* compressed: save it again"):
         scan(tmp_path / "b.arrow", cache_dir=tmp_path)
 

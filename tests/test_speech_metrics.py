@@ -191,3 +191,5 @@ def test_the_option_names_a_folder_and_its_content_is_the_version(models, monkey
         choose_metrics([], ["wer=a/b"])
     with pytest.raises(ConfigError, match="--metrics wer: it takes a model: --metric wer=FOLDER"):
         choose_metrics(["wer"])
+    with pytest.raises(ConfigError, match="--metric wer: it takes a model: --metric wer=FOLDER"):
+        choose_metrics([], ["wer"])

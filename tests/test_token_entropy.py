@@ -99,3 +99,5 @@ def test_refusals(tmp_path):
         token_entropy.divide(2, 0)
     with pytest.raises(ConfigError, match="--steps at least 1"):
         token_entropy.main([str(tmp_path), "-o", str(tmp_path / "a.csv"), "--steps", "0"])
+    with pytest.raises(ConfigError, match="name a file in a folder that exists"):
+        token_entropy.main([str(tmp_path), "-o", str(tmp_path / "none/a.csv"), "--steps", "1"])

@@ -58,6 +58,8 @@ def expand(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, last, words = match.groups()
+    if not words and int(first) > int(last):
+        raise DataError(f"{printable(pattern)}: {match[0]} counts down: write {{{last}..{first}}}")
     numbers = () if words else range(int(first), int(last) + 1)
     for word in words.split(",") if words else (f"{number:0{len(first)}d}" for number in numbers):
         yield from expand(pattern[: match.start()] + word + pattern[match.end() :])

@@ -88,7 +88,7 @@ def is_archive(path: str) -> bool:
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
     """True for a path with a range or words in braces, as `shards-{000..009}.tar`, that does not exist."""
-    return next(expand(os.fspath(path)), path) != os.fspath(path) and not os.path.lexists(path)
+    return not os.path.lexists(path) and next(expand(os.fspath(path)), path) != os.fspath(path)
 
 
 def require_folder(root: str | os.PathLike[str]) -> str:

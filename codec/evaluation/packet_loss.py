@@ -81,7 +81,7 @@ def parse_percentages(text: str) -> list[float]:
         percentages = [0.0]
     if not all(0 < percent < 100 for percent in percentages):
         raise ConfigError(f"--packet-loss {text}: expected percentages between 0 and 100, as 1,5,10")
-    return percentages
+    return list(dict.fromkeys(percentages))
 
 
 def lost_frames(audio: Tensor, frames: int, share: float, burst: int) -> Tensor:

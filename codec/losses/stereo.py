@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from codec.config import ConfigError
 from codec.metrics.signal import check_same_shape
 
 
@@ -14,11 +15,14 @@ class MidSide(nn.Module):
     """Applies a loss to mid and side, (L + R) / sqrt(2) and (L - R) / sqrt(2), instead of left and right.
 
     The stereo loss of Steinmetz et al. 2020 (arXiv 2010.10291): width and position of a source are in the
-    side signal, which is faint beside the mid. Raises ValueError for audio without two channels.
+    side signal, which is faint beside the mid. Raises ConfigError unless `channels` is 2, and ValueError for
+    audio without two channels.
     """
 
-    def __init__(self, loss: nn.Module):
+    def __init__(self, loss: nn.Module, channels: int = 2):
         super().__init__()
+        if channels != 2:
+            raise ConfigError(f"mid and side are of two channels, not {channels}: set channels=2")
         self.loss = loss
 
     def forward(self, estimate: Tensor, target: Tensor) -> Tensor:

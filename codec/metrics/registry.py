@@ -83,6 +83,8 @@ def choose_metrics(names: Sequence[str], plugins: Sequence[str] = ()) -> tuple[l
                 selected[metric.name] = metric, optional and name in GROUPS
     for text in plugins:
         name, _, rest = text.partition("=")
+        if name in WITH_MODEL and not rest:
+            raise ConfigError(f"--metric {text}: it takes a model: --metric {name}=FOLDER")
         if name in WITH_MODEL and ":" not in rest:
             selected[name] = replace(WITH_MODEL[name], paths=(rest,)), False
             continue

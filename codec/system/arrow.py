@@ -12,7 +12,7 @@ from codec.config import ConfigError
 from codec.system.member import Contents, Member
 
 MAGIC = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff": ".mp3"}
-UNSAVED = "row without bytes: its path alone was saved"
+UNSAVED = "rows without bytes: save it again with `save_to_disk` where their files are"
 
 
 def read_rows(archive: str, mtime_ns: int) -> Contents:
@@ -25,7 +25,7 @@ def read_rows(archive: str, mtime_ns: int) -> Contents:
     except ModuleNotFoundError as error:
         remedy = 'pip install "neural-audio-codec[tokens]"'
         raise ConfigError(f"{archive}: datasets in Arrow files need pyarrow: {remedy}") from error
-    contents = Contents()
+    contents, unsaved = Contents(), 0
     try:
         with pa.memory_map(archive) as file:
             content = file.read_buffer()
@@ -34,11 +34,12 @@ def read_rows(archive: str, mtime_ns: int) -> Contents:
             rows = (row for batch in stream for row in places(batch.column(column), content))
             for number, (path, offset, size) in enumerate(rows):
                 if offset < 0:
-                    contents.others[UNSAVED] += 1
+                    unsaved += 1
                     continue
                 name = name_of(path) or f"{number:06d}{suffix_of(content[offset : offset + min(size, 4)])}"
                 name = f"{number:06d}/{name}" if name in contents.members else name
                 contents.members[name] = Member(archive, offset, size, mtime_ns)
+        contents.damage = f"{UNSAVED} ({unsaved})" if unsaved else None
     except (pa.ArrowException, OSError, LookupError, TypeError, AttributeError) as error:
         contents.damage = f"damaged: {error}"
     except ValueError as error:
