@@ -7,7 +7,7 @@ import torch
 from tokenized import noise, small_codec
 
 from codec.config import ConfigError
-from codec.evaluation.packet_loss import CONCEALMENTS, conceal, lossy_codecs, lost_frames
+from codec.evaluation.packet_loss import CONCEALMENTS, conceal, lossy_codecs, lost_frames, parse_percentages
 from codec.evaluation.systems import OwnCodec
 
 
@@ -57,3 +57,9 @@ def test_a_codec_that_loses_nothing_is_the_codec():
             assert torch.equal(point.estimate, lossless.estimate) and point.bits == lossless.bits
     with pytest.raises(ConfigError, match="no codes to lose"):
         lossy_codecs(OwnCodec(small_codec("quantizer=none")), [1])
+
+
+def test_a_percentage_that_is_repeated_is_measured_once():
+    assert parse_percentages("5,1,5.0") == [5, 1]
+    with pytest.raises(ConfigError, match="expected percentages between 0 and 100"):
+        parse_percentages("5%")
