@@ -43,6 +43,8 @@ EXPERIMENTS = {  # and the sizes of batches that fill a large GPU
     "mimi_24khz": (16, 64),
     "speech_16khz_streaming": (128,),
     "speech_16khz_25hz": (128,),
+    "speech_16khz_12hz": (128,),
+    "wavtokenizer_24khz": (40,),
     "dac_24khz": (64,),
     "dac_16khz": (64,),
     "tiny": (64,),

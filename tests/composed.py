@@ -38,20 +38,29 @@ def config(*overrides: str) -> dict[str, Any]:
 
 def small_autoencoder(name: str, dim: int = 8, width: int = 4) -> list[str]:
     """Overrides that make an autoencoder of `configs/autoencoder` narrow, whatever its family."""
-    node = config(f"autoencoder={name}")["autoencoder"]
+    return narrowed(config(f"autoencoder={name}")["autoencoder"], "autoencoder", dim, width)
+
+
+def narrowed(node: dict[str, Any], path: str, dim: int, width: int) -> list[str]:
+    """Overrides that make the autoencoder of a config, or both of its halves, narrow."""
     sizes: dict[str, Any] = {"latent_dim": dim, "encoder_channels": width, "decoder_channels": width}
     sizes |= {"channels": [max(8, width)] * len(node.get("channels", []))}  # fewer make normalization a sign
-    small = [f"autoencoder.{key}={size}" for key, size in sizes.items() if key in node]
+    small = [f"{path}.{key}={size}" for key, size in sizes.items() if key in node]
     if node.get("latent_layers"):
         sizes = {"num_layers": 2, "num_heads": 2, "window": 5, "layer_scale": 0.5}
-        small += [f"autoencoder.latent_layers.{key}={size}" for key, size in sizes.items()]
-    return small
+        small += [f"{path}.latent_layers.{key}={size}" for key, size in sizes.items()]
+    if "num_heads" in (node.get("bottleneck") or {}):
+        small += [f"{path}.bottleneck.num_heads=2", f"{path}.bottleneck.window=5"]
+    halves = [half for half in ("encoder", "decoder") if half in node]
+    return small + [text for half in halves for text in narrowed(node[half], f"{path}.{half}", dim, width)]
 
 
 def causality(name: str, causal: bool) -> str:
-    """Override that makes an autoencoder of `configs/autoencoder` causal or centered."""
-    layers = "layers." if "layers" in config(f"autoencoder={name}")["autoencoder"] else ""
-    return f"autoencoder.{layers}causal={causal}"
+    """Override that makes an autoencoder of `configs/autoencoder`, or its encoder, causal or centered."""
+    node, path = config(f"autoencoder={name}")["autoencoder"], "autoencoder"
+    if "encoder" in node:
+        node, path = node["encoder"], "autoencoder.encoder"
+    return f"{path}{'.layers' if 'layers' in node else ''}.causal={causal}"
 
 
 def small_quantizer(name: str, dim: int = 16, most_stages: int = 32) -> Quantizer:

@@ -18,7 +18,9 @@ from codec.model.saving import build_codec
 
 CENTERED = "autoencoder.layers.causal=false"
 RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
-MODELS = {name: [f"autoencoder={name}"] for name in options("autoencoder")} | {
+WAIT = ("wavtokenizer", "wavtokenizer_40hz")  # their attention looks ahead
+STREAMED = [name for name in options("autoencoder") if name not in WAIT]
+MODELS = {name: [f"autoencoder={name}"] for name in STREAMED} | {
     "centered": ["autoencoder=tiny", CENTERED],
     "odd strides": ["autoencoder=tiny", CENTERED, "autoencoder.strides=[3,2]"],
     "centered, recurrent": ["autoencoder=tiny", CENTERED, RECURRENT],
@@ -71,6 +73,13 @@ def cut(signal: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
 def streamed(push, pieces: list[torch.Tensor]) -> torch.Tensor:
     last = len(pieces) - 1
     return torch.cat([push(piece, final=number == last) for number, piece in enumerate(pieces)], 2)
+
+
+@pytest.mark.parametrize("name", WAIT)
+def test_attention_that_looks_ahead_has_no_stream(name):
+    codec = build_codec(config(f"autoencoder={name}", *small_autoencoder(name, width=2))["model"])
+    with pytest.raises(NotStreamable, match="a bidirectional transformer would wait"):
+        codec.streaming()
 
 
 @pytest.mark.parametrize("name", MODELS)
