@@ -282,7 +282,7 @@ def test_rows_without_a_plain_path_are_named_by_their_numbers(folder, saved, tmp
 
     content, flac = (folder / "0.wav").read_bytes(), io.BytesIO()
     soundfile.write(flac, tone(), RATE, format="FLAC")
-    paths = ["a.wav", None, "../../out.wav", "a.wav", "/root/b.wav", None, "c"]
+    paths = ["a.wav", None, "../../out.wav", "a.wav", "/top/b.wav", None, "c"]
     rows = [{"bytes": flac.getvalue() if n == 5 else content, "path": path} for n, path in enumerate(paths)]
     with pa.memory_map(str(saved / "data-00000-of-00003.arrow")) as file:
         schema = pa.ipc.open_stream(file).schema
@@ -294,7 +294,7 @@ def test_rows_without_a_plain_path_are_named_by_their_numbers(folder, saved, tmp
         with pa.ipc.new_stream(str(tmp_path / name), schema, options=options) as stream:
             stream.write_table(table)
     index = scan(tmp_path / "a.arrow", cache_dir=tmp_path / "cache")
-    names = ["000001.wav", "000002.wav", "000003/a.wav", "000005.flac", "a.wav", "c", "root/b.wav"]
+    names = ["000001.wav", "000002.wav", "000003/a.wav", "000005.flac", "a.wav", "c", "top/b.wav"]
     assert [file.path for file in index.usable] == names
     assert [file.problem for file in index.problems] == [
         "rows without bytes: save it again with `save_to_disk` where their files are (1)"

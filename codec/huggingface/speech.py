@@ -17,6 +17,7 @@ from codec.layers.sinc import Resample
 from codec.losses.base import Forward, Teacher
 from codec.model.codec import Codec
 from codec.quantizers.continuous import Identity
+from codec.system.local_model import load_local_model
 
 Layer = int | Literal["average"]
 # Models with convolutions on the waveform; w2v-BERT has a filterbank.
@@ -91,36 +92,17 @@ class SpeechModel(Autoencoder):
 
 def load(path: Path) -> tuple[torch.nn.Module, Any]:
     """Load a speech model of a local folder, and its feature extractor; ConfigError if there is none."""
-    try:
-        from transformers import (  # pyright: ignore[reportMissingImports]
-            AutoConfig,
-            AutoFeatureExtractor,
-            AutoModel,
-        )
-    except ImportError as error:
-        raise ConfigError(f"{path} needs transformers: pip install transformers ({error})") from error
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"{path}: no folder of a model of transformers (config.json)")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
+
+    def choose(config: Any) -> str:
         if config.model_type not in (*KINDS, BERT):
             kinds = ", ".join((*KINDS, BERT))
             raise ConfigError(f"{path}: no speech model: model_type is {config.model_type!r}, not {kinds}")
-        extractor = AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
-        model, report = AutoModel.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{path}: {str(error).splitlines()[0]} (a folder has config.json, preprocessor_config.json and "
-            "model.safetensors; save_pretrained of model and feature extractor writes them)"
-        ) from error
-    missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
-    if missing:
-        raise ConfigError(f"{path}: {len(missing)} weights are missing, as {missing[0]}")
-    return model.eval(), extractor
+        return "AutoModel"
+
+    try:
+        return load_local_model(path, choose)
+    except ImportError as error:
+        raise ConfigError(f"{path} needs transformers: pip install transformers ({error})") from error
 
 
 class SpeechTeacher:

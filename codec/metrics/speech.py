@@ -11,7 +11,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,50 +18,25 @@ import numpy as np
 from codec.audio.conversion import resample
 from codec.config import ConfigError
 from codec.metrics.base import Metric, Score
+from codec.system.local_model import load_local_model
 
 # Ends of the names of architectures in config.json, and the classes that load them.
 RECOGNIZERS = {"ForCTC": "AutoModelForCTC", "WhisperForConditionalGeneration": "AutoModelForSpeechSeq2Seq"}
 SPEAKERS = {"ForXVector": "AutoModelForAudioXVector"}
 
 
-def load_model(folder: str, kinds: dict[str, str]) -> tuple[Any, Any, Any]:
-    """Model, feature extractor and transformers of a local folder; ConfigError without such a model."""
-    check_folder(folder)
-    transformers: Any = importlib.import_module("transformers")
-    torch: Any = importlib.import_module("torch")
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+def load_model(folder: str, kinds: dict[str, str]) -> tuple[Any, Any]:
+    """Model, on the GPU if there is one, and feature extractor of a local folder; ConfigError for others."""
+
+    def choose(config: Any) -> str:
         architecture = str((config.architectures or ["none"])[0])
         loader = next((name for end, name in kinds.items() if architecture.endswith(end)), None)
         if loader is None:
             raise ConfigError(f"{folder}: its architecture is {architecture}, not …{', …'.join(kinds)}")
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        model, report = getattr(transformers, loader).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = str(error).splitlines()[0]
-        remedy = "save_pretrained of the model and its processor writes a complete folder, with safetensors"
-        raise ConfigError(f"{folder}: {reason} ({remedy})") from error
-    missing = sorted(set(report["missing_keys"]) - {"masked_spec_embed"})
-    if missing:
-        raise ConfigError(f"{folder}: {len(missing)} weights are missing, as {missing[0]}")
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), extractor, transformers
+        return loader
 
-
-def check_folder(folder: str) -> None:
-    """Raise ConfigError for a missing folder, or a name of the Hugging Face hub."""
-    if (Path(folder) / "config.json").is_file():
-        return
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", folder) and not Path(folder).exists():
-        name = folder.rpartition("/")[2]
-        remedy = f"hf download {folder} --local-dir {name}, then name the folder {name}"
-        raise ConfigError(
-            f"{folder}: no such folder, and nothing is downloaded; if it is of the hub: {remedy}"
-        )
-    raise ConfigError(f"{folder}: no folder of a model of transformers (config.json)")
+    model, extractor = load_local_model(folder, choose)
+    return model.to("cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"), extractor
 
 
 def inputs_of(extractor: Any, model: Any, audio: np.ndarray) -> Any:
@@ -75,8 +49,10 @@ def transcriber(folder: str) -> Callable[[np.ndarray, int], str]:
 
     Whisper transcribes pieces of 30 s one by one.
     """
-    model, extractor, transformers = load_model(folder, RECOGNIZERS)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model, extractor = load_model(folder, RECOGNIZERS)
+    tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
+        folder, local_files_only=True
+    )
     no_grad = importlib.import_module("torch").inference_mode
 
     def transcribe(audio: np.ndarray, rate: int) -> str:
@@ -130,7 +106,7 @@ def word_error_rate(folder: str) -> Score:
 
 def speaker_similarity(folder: str) -> Score:
     """Cosine of the X-vectors (Snyder et al. 2018) of estimate and reference."""
-    model, extractor, _ = load_model(folder, SPEAKERS)
+    model, extractor = load_model(folder, SPEAKERS)
     no_grad = importlib.import_module("torch").inference_mode
 
     def embed(audio: np.ndarray, rate: int) -> np.ndarray:

@@ -6,7 +6,6 @@ output.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +23,7 @@ import numpy as np
 
 from codec.config import ConfigError
 from codec.metrics.base import Metric, Score, metrics_in
+from codec.system.files import sha256
 
 
 def import_place(place: str) -> Any:
@@ -43,7 +43,7 @@ def fingerprint(place: str) -> str:
     """Place with the start of its file's SHA-256: a version that changes with the code."""
     name = place.rpartition(":")[0] or place
     file = name if name.endswith(".py") else sys.modules[name].__file__
-    return f"{place} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}" if file else place
+    return f"{place} {sha256(Path(file))[:12]}" if file else place
 
 
 def find(name: str, place: str) -> Metric:
