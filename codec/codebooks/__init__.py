@@ -7,6 +7,7 @@ from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodeb
 from codec.codebooks.fsq import FSQCodebook, ScaledFSQCodebook
 from codec.codebooks.gumbel import GumbelCodebook
 from codec.codebooks.lfq import BSQCodebook, LFQCodebook
+from codec.codebooks.qinco import QINCoCodebook
 from codec.codebooks.regularized import RegularizedCodebook
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "GradientCodebook",
     "GumbelCodebook",
     "LFQCodebook",
+    "QINCoCodebook",
     "RandomProjectionCodebook",
     "RegularizedCodebook",
     "ScaledFSQCodebook",

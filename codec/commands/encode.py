@@ -28,7 +28,9 @@ from codec.tokens.sources import Settings, format_of, stored
 def require_one(inputs: Sequence[Path], output: Path) -> None:
     """Raise ConfigError unless the input is one recording and the output a `.npy` file."""
     if len(inputs) != 1 or inputs[0].is_dir():
-        raise ConfigError("-: one recording, please: a folder of tokens holds many")
+        raise ConfigError(
+            "-: standard input is one recording: give one input, and a .npy file or - as the output"
+        )
     if not is_pipe(output) and output.suffix != ".npy":
         raise ConfigError(f"{output}: the tokens of one recording are a .npy file, or - for standard output")
     if not is_pipe(output) and output.exists():

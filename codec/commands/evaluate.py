@@ -145,7 +145,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
     roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
     models = [word for word in words if not word.startswith("data.root=")]
     if len(roots) > 1:
-        raise ConfigError("data.root: one folder, please")
+        raise ConfigError("data.root is given twice: give one folder")
     if not roots and len(models) < 2:
         raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
     return models, Path(roots[0] if roots else models.pop())

@@ -170,7 +170,7 @@ def main() -> None:
             sys.modules["__main__"].__spec__ = importlib.util.find_spec("codec.commands.train_process")
         COMMANDS[command]()
     elif command in ("-h", "--help"):
-        print("codec COMMAND ..., or codec-COMMAND ...; codec COMMAND --help says more\n")
+        print("codec COMMAND ..., or codec-COMMAND ...; help: codec COMMAND --help\n")
         for name, function in COMMANDS.items():
             print(f"  {name:<14} {(function.__doc__ or '').replace('`', '')}")
         print('\nfor bash to complete commands: eval "$(codec --completion)"')

@@ -201,8 +201,8 @@ def notes(
         )
     if seeds and min(map(len, variants.values())) == 1:
         sentences.append(
-            "Some variants have one seed. The intervals are over files and do not know how much another seed "
-            "would change: train close pairs with three seeds or more before you believe their order."
+            "Some variants have one seed. Their intervals leave out the variance over seeds: "
+            "train close pairs with three seeds or more."
         )
     sentences += few_files(described)
     frames = [

@@ -47,7 +47,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
             raise FileNotFoundError(
-                f"{path}: {name} is missing: a model of transformers is read from it and its like "
+                f"{path}: {name} is missing: a model of transformers is {CONFIG_FILE} and {WEIGHTS_FILE} "
                 "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
             )
     given = read_json(path / CONFIG_FILE)

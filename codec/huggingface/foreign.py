@@ -79,7 +79,7 @@ def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     wrong = [name for name, hint in hints.items() if name in options and not fits(options[name], hint)]
     if wrong:
         values = ", ".join(f"{name}: {options[name]!r}" for name in wrong)
-        raise ConfigError(f"{path}: not what such a model has: {values}")
+        raise ConfigError(f"{path}: values of another type than this kind of model has: {values}")
     return dict(defaults) | {name: options[name] for name in defaults if name in options}
 
 

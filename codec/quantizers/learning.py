@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,28 +13,11 @@ from codec.quantizers.base import Quantized
 from codec.quantizers.frames import pooled, rows, spread, subtract
 from codec.system.distributed import all_reduce_sum, broadcast, rank, world_size
 
-
-class Cascade(Protocol):
-    """Codebooks of which each codes the residual of the previous ones; `Residual`."""
-
-    stride: int
-
-    @property
-    def num_quantizers(self) -> int:
-        """Number of codes per frame."""
-        ...
-
-    @property
-    def stages(self) -> list[Codebook]:
-        """Codebooks in the order of stages."""
-        ...
-
-    def levels(self, computed: int | None = None) -> Iterator[tuple[int, Codebook, int]]:
-        """Stages of the first `computed` codes: number of first code, codebook, stride."""
-        ...
+if TYPE_CHECKING:
+    from codec.quantizers.residual import Residual
 
 
-def initialise(quantizer: Cascade, pool: Tensor) -> None:
+def initialise(quantizer: Residual, pool: Tensor) -> None:
     """Fit each stage that needs it to the residual that the previous stages leave of a pool `[N, D]`.
 
     A shared codebook is fitted to the inputs of all its stages so far.
@@ -42,6 +25,7 @@ def initialise(quantizer: Cascade, pool: Tensor) -> None:
     shared = len(set(quantizer.stages)) == 1
     unfitted = {stage for stage in quantizer.stages if stage.needs_pool}
     residual = pool[: len(pool) // quantizer.stride * quantizer.stride].float()
+    total = torch.zeros_like(residual)
     pools: list[Tensor] = []
     for _, stage, stride in quantizer.levels():
         inputs = pooled(residual, stride)
@@ -52,10 +36,12 @@ def initialise(quantizer: Cascade, pool: Tensor) -> None:
         for tensor in stage.state_dict().values():
             if tensor.is_floating_point():
                 broadcast(tensor)
-        residual = residual - spread(stage.lookup(stage.encode(inputs)), stride)
+        stage = stage.given(pooled(total, stride))
+        vectors = spread(stage.lookup(stage.encode(inputs)), stride)
+        residual, total = residual - vectors, total + vectors
 
 
-def update(quantizer: Cascade, quantized: Quantized) -> None:
+def update(quantizer: Residual, quantized: Quantized) -> None:
     """Update the codebooks that learn by statistics of this batch, summed over all processes."""
     learning = {stage for stage in quantizer.stages if stage.learns and not stage.frozen}
     if not learning:
@@ -70,7 +56,7 @@ def update(quantizer: Cascade, quantized: Quantized) -> None:
         stage.update(sums, counts)
 
 
-def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
+def revive(quantizer: Residual, quantized: Quantized, seed: int) -> Tensor:
     """Replace dead codes; returns their number per code of a frame, int64 `[K]`.
 
     New vectors are random stage inputs of the joint batch, or twins of overused codes. The result is the same
@@ -120,12 +106,14 @@ def random_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(total, generator=generator).repeat(-(-count // total))[:count]
 
 
-def stage_inputs(quantizer: Cascade, quantized: Quantized) -> Iterator[tuple[int, Codebook, Tensor, Tensor]]:
+def stage_inputs(quantizer: Residual, quantized: Quantized) -> Iterator[tuple[int, Codebook, Tensor, Tensor]]:
     """Yield number of first code, codebook, inputs `[N, D]` and codes `[N]` of each stage of a batch."""
     residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
+    total = torch.zeros_like(residual)
     for first, stage, stride in quantizer.levels(codes.shape[1]):
         stage_codes = codes[:, first : first + quantizer.stride // stride].reshape(-1)
         yield first, stage, pooled(residual, stride), stage_codes
         if first + quantizer.stride // stride < codes.shape[1]:
+            stage = stage.given(pooled(total, stride))
             vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
-            residual = subtract(residual, vectors, own=first > 0)
+            residual, total = subtract(residual, vectors, own=first > 0), total.add_(vectors)

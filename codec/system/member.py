@@ -37,7 +37,7 @@ class Reader(io.RawIOBase):
         self.head = self.file.read(min(HEAD, self.size)) or b""
 
     def descriptor(self) -> int | None:
-        """File descriptor at the first byte of a PCM wav as long as its header says; None for other members.
+        """File descriptor at the first byte of a PCM wav of the length in its header; None for other members.
 
         libsndfile reads these as embedded files, which saves calls from C into Python.
         """

@@ -91,8 +91,8 @@ def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
     ]
     raise ConfigError(
         f"{checkpoint} was made with other training.stages:\n" + "\n".join(differences) + "\nThose that have "
-        "begun must stay; only the last of them may have other steps, no fewer than are done, and what "
-        "follows it is free"
+        "begun must stay; only the last of them may have other steps, no fewer than are done; later "
+        "stages may change"
     )
 
 
