@@ -1,6 +1,7 @@
 """Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
 
-X-Codec 2 and NeuCodec are loaded only, and require `transformers`, as `check` does. Weights are read from
+X-Codec, X-Codec 2, NeuCodec and the tokenizer of Higgs Audio v2 are loaded only, and require `transformers`,
+as `check` does. Weights are read from
 safetensors, never from pickles.
 """
 
@@ -19,15 +20,21 @@ from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
 from codec.huggingface import mimi as mimi_format
+from codec.huggingface import xcodec as xcodec_format
 from codec.huggingface import xcodec2 as xcodec2_format
-from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
+from codec.huggingface.foreign import GAIN, folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
 
 CONFIG_FILE = "config.json"
 FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
-LOADED = FORMATS | dict.fromkeys(("xcodec2", "neucodec"), xcodec2_format)
+LOADED = FORMATS | {
+    "xcodec": xcodec_format,
+    "xcodec2": xcodec2_format,
+    "neucodec": xcodec2_format,
+    "higgs_audio_v2_tokenizer": xcodec_format,
+}
 
 
 def is_huggingface(path: Path) -> bool:
@@ -104,10 +111,8 @@ def save(codec: Codec, directory: Path) -> str:
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
     if kind == "encodec":  # the others' weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
-        gain_names = [
-            name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions
-        ]
-        weights = normalized(weights, gain_names)
+        gains = {f"{name.removesuffix('weight')}{GAIN}": weights[name][:, :1, :1] for name in convolutions}
+        weights = normalized(weights, gains)
     directory.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
     (directory / WEIGHTS_FILE).write_bytes(serialize(plain, metadata={"format": "pt"}))
