@@ -1,4 +1,4 @@
-"""X-Codec and the tokenizer of Higgs Audio v2, of transformers: codes, audio, and a decoder for their codes."""
+"""X-Codec and Higgs Audio v2's tokenizer of transformers: codes, audio, and a decoder for their codes."""
 
 import json
 import shutil
@@ -54,7 +54,10 @@ def save_original(kind, folder):
     return model
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["X-Codec", pytest.param("X-Codec with WavLM", marks=pytest.mark.exhaustive), "Higgs"],
+)
 def original(request, tmp_path_factory):
     """Model of transformers, and its folder."""
     folder = tmp_path_factory.mktemp("original")

@@ -40,7 +40,7 @@ class Xcodec(LayeredAutoencoder):
         unlike = {
             f"a hop of {float(heard):g} samples of {semantic.rate} Hz, and a frame of features every "
             f"{semantic.step}": heard != semantic.step,
-            f"a window of {semantic.reach} samples and {semantic.margin} zeros beside them": not semantic.fits,
+            f"windows of {semantic.reach} samples and {semantic.margin} zeros beside them": not semantic.fits,
             "strides other than 1 behind the speech model": any(stride != 1 for stride in network.strides),
             f"upsampling_ratios of the product {upsampling}, and a hop of {self.hop_length}": upsampling
             != self.hop_length,

@@ -26,6 +26,7 @@ from codec.huggingface.foreign import GAIN, folded, normalized, read_json, read_
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
+from codec.system.local_model import weight_files
 
 CONFIG_FILE = "config.json"
 FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
@@ -51,12 +52,9 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     ConfigError for a damaged file or a model that cannot be represented, FileNotFoundError without weights.
     """
     path = Path(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise FileNotFoundError(
-                f"{path}: {name} is missing: a model of transformers is read from it and its like "
-                "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
-            )
+    if not is_huggingface(path):
+        raise FileNotFoundError(f"{path}: {CONFIG_FILE} is missing: it describes a model of transformers")
+    shards = weight_files(path)
     given = read_json(path / CONFIG_FILE)
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in LOADED:
@@ -66,7 +64,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS or dict.fromkeys(given))
     try:
         config = form.from_config(settings, zero_padding)
-        plain = folded(read_safetensors(path / WEIGHTS_FILE))
+        plain = folded(read_safetensors(shards))
         empty = build_empty(config, plain)
         weights = form.from_weights(empty, plain, settings)
     # Raised by torch and Python for wrong shapes and numbers out of range.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def norms(weight: Tensor, gain: Tensor) -> Tensor:
     """Norms of a weight over the dimensions in which its gain has size 1."""
-    return weight.norm(dim=[index for index, size in enumerate(gain.shape) if size == 1], keepdim=True)
+    return torch.linalg.vector_norm(
+        weight, dim=[index for index, size in enumerate(gain.shape) if size == 1], keepdim=True
+    )
 
 
 def normalized(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,9 +95,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors, floats as float32; ConfigError if it is damaged."""
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in read_weights(path).items()
-    }
+def read_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Read the tensors of all files, floats as float32; ConfigError if one is damaged or repeats a name."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        part = read_weights(path)
+        if repeated := tensors.keys() & part.keys():
+            raise ConfigError(f"{path}: {min(repeated)} is in another shard, too")
+        tensors |= {
+            name: value.float() if value.is_floating_point() else value for name, value in part.items()
+        }
+    return tensors
