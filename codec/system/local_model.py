@@ -25,10 +25,10 @@ def load_local_model(folder: str | Path, choose: Callable[[Any], str]) -> tuple[
     import transformers  # pyright: ignore[reportMissingImports]
 
     try:
-        weight_files(folder)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         loader = getattr(transformers, choose(config))
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        weight_files(folder)
         model, report = loader.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
