@@ -258,7 +258,7 @@ def test_damaged_and_foreign_directories_are_refused(tmp_path):
     changed("config.json", b"{", "config.json: damaged")
     changed("config.json", b"[]", "expected a mapping")
     changed(
-        "config.json", json.dumps(given | {"model_type": "xcodec"}).encode(), "'xcodec'; encodec, dac, mimi"
+        "config.json", json.dumps(given | {"model_type": "whisper"}).encode(), "'whisper'; encodec, dac, mimi"
     )
     changed("config.json", json.dumps(given | {"hidden_size": "16"}).encode(), "hidden_size: '16'")
     changed("config.json", json.dumps(given | {"num_filters": 0}).encode(), "num_filters 0")

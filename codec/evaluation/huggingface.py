@@ -15,6 +15,7 @@ from torch.nn import functional
 from codec.config import ConfigError
 from codec.evaluation.systems import Point, depths_of
 from codec.model.identity import state_hash
+from codec.system.local_model import weight_files
 
 KINDS = ("encodec", "dac", "mimi")
 
@@ -36,6 +37,7 @@ class Peer:
         except ImportError as error:
             raise ConfigError(f"hf:{path} needs transformers: pip install transformers ({error})") from error
         try:
+            weight_files(path)
             self.model: Any = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"hf:{path}: {str(error).splitlines()[0]}") from error
