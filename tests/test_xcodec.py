@@ -143,7 +143,7 @@ def test_a_decoder_is_trained_for_their_codes(higgs, tmp_path):
         ({"acoustic_model_config": {"model_type": "encodec"}}, "'encodec', not dac"),
         ({"codebook_size": 2**40}, "more than such a model can have"),
         ({"kernel_size": "os.system"}, "'kernel_size' expected int"),
-        ({"codebook_size": 64}, "weights and config do not belong together"),
+        ({"codebook_size": 64}, "weights and config are of different models"),
     ],
 )
 def test_what_is_no_such_model_is_refused(folder, change, message):

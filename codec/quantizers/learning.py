@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,28 @@ from codec.quantizers.base import Quantized
 from codec.quantizers.frames import pooled, rows, spread, subtract
 from codec.system.distributed import all_reduce_sum, broadcast, rank, world_size
 
-if TYPE_CHECKING:
-    from codec.quantizers.residual import Residual
+
+class Cascade(Protocol):
+    """Codebooks of which each codes the residual of the previous ones; `Residual`."""
+
+    stride: int
+
+    @property
+    def num_quantizers(self) -> int:
+        """Number of codes per frame."""
+        ...
+
+    @property
+    def stages(self) -> list[Codebook]:
+        """Codebooks in the order of stages."""
+        ...
+
+    def levels(self, computed: int | None = None) -> Iterator[tuple[int, Codebook, int]]:
+        """Stages of the first `computed` codes: number of first code, codebook, stride."""
+        ...
 
 
-def initialise(quantizer: Residual, pool: Tensor) -> None:
+def initialise(quantizer: Cascade, pool: Tensor) -> None:
     """Fit each stage that needs it to the residual that the previous stages leave of a pool `[N, D]`.
 
     A shared codebook is fitted to the inputs of all its stages so far.
@@ -41,7 +58,7 @@ def initialise(quantizer: Residual, pool: Tensor) -> None:
         residual, total = residual - vectors, total + vectors
 
 
-def update(quantizer: Residual, quantized: Quantized) -> None:
+def update(quantizer: Cascade, quantized: Quantized) -> None:
     """Update the codebooks that learn by statistics of this batch, summed over all processes."""
     learning = {stage for stage in quantizer.stages if stage.learns and not stage.frozen}
     if not learning:
@@ -56,7 +73,7 @@ def update(quantizer: Residual, quantized: Quantized) -> None:
         stage.update(sums, counts)
 
 
-def revive(quantizer: Residual, quantized: Quantized, seed: int) -> Tensor:
+def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     """Replace dead codes; returns their number per code of a frame, int64 `[K]`.
 
     New vectors are random stage inputs of the joint batch, or twins of overused codes. The result is the same
@@ -106,7 +123,7 @@ def random_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(total, generator=generator).repeat(-(-count // total))[:count]
 
 
-def stage_inputs(quantizer: Residual, quantized: Quantized) -> Iterator[tuple[int, Codebook, Tensor, Tensor]]:
+def stage_inputs(quantizer: Cascade, quantized: Quantized) -> Iterator[tuple[int, Codebook, Tensor, Tensor]]:
     """Yield number of first code, codebook, inputs `[N, D]` and codes `[N]` of each stage of a batch."""
     residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
     total = torch.zeros_like(residual)

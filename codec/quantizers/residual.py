@@ -233,7 +233,7 @@ class Residual(Quantizer):
             if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
                 return columns(self.sum_of_vectors(codes), len(codes))
             frames = rows(codes)
-            total = torch.zeros(len(frames) * self.stride, self.dim, device=codes.device)
+            total = torch.zeros(frames.shape[0] * self.stride, self.dim, device=codes.device)
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
                 stage_codes = frames[:, first : first + count]
