@@ -41,6 +41,9 @@ With - as input or output one recording becomes one NumPy array of integers [qua
 
 example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
 
+COMPILE = """compile the encoder with torch.compile first, for one process, which takes minutes; codes differ by
+rounding only. Meant for GPUs: on one CPU core it does not pay"""
+
 FEATURES = """Compute the features of a speech model for all recordings, for codec-train teacher=features.
 
 Features are computed with the context of each recording and stored as a latent dataset. The same command
