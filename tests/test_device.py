@@ -85,7 +85,8 @@ def test_no_float64_on_the_device(monkeypatch, options):
     with stand_in(monkeypatch) as device, torch.inference_mode():
         codec = codec.to(device)
         hop = codec.hop_length
-        audio, lengths = torch.zeros(2, 1, 20 * hop, device=device), torch.tensor([20, 13], device=device) * hop
+        audio = torch.zeros(2, 1, 20 * hop, device=device)
+        lengths = torch.tensor([20, 13], device=device) * hop
         codes = codec.quantizer.encode(codec.latents(audio, lengths))
         assert codec.decode(codes).shape == audio.shape
         with codec.streaming() as stream:

@@ -75,7 +75,7 @@ def reads_of_a_step(*overrides: str) -> Counter[str]:
     return reads.places
 
 
-NORMS = {"module:on_before_optimizer_step": 2}  # of generator and discriminator: a step that is not finite ends
+NORMS = {"module:on_before_optimizer_step": 2}  # of generator and discriminator
 SMALL = "autoencoder.encoder_channels=4", "autoencoder.decoder_channels=4", "quantizer.num_quantizers=2"
 
 

@@ -21,7 +21,7 @@ PIECE_SECONDS = 10.0  # chunk of a long signal in memory
 
 
 def on_device(codec: Codec, device: str | None) -> Codec:
-    """Move the codec to a device, by default that of `default_device`; ConfigError for one that is not there."""
+    """Move the codec to a device, by default `default_device`; ConfigError for an absent one."""
     device = device or default_device()
     try:
         return codec.to(device)
