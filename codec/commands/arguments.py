@@ -11,7 +11,7 @@ from codec.commands import descriptions as about
 
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
-DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
+DEVICE = "cpu, cuda, cuda:1, mps, ...; default: a GPU if there is one"
 CONDITION = "condition of a codec with conditions, e.g. clean; default: its first"
 STDIN, STDOUT = "- for standard input", "- for standard output"
 TRUST = "package whose classes the model may name; registered packages and this one are trusted"
@@ -158,6 +158,7 @@ def encode() -> argparse.ArgumentParser:
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "mono from files of more channels: the mean, or one channel; default: %(default)s"
     add("--downmix", choices=("mid", "left", "right"), default="mid", help=text)
+    add("--compile", action="store_true", help=about.COMPILE)
     add_dataset(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: one job per CPU or GPU of Ray")
     return parser

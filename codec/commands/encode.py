@@ -63,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     layout = "npy" if single else options.format
     settings = Settings(
         *(layout, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        *(options.workers, options.downmix, options.dtype),
+        *(options.workers, options.downmix, options.dtype, options.compile),
     )
     if single:
         require_one(options.inputs, options.output)
+        if options.compile:
+            raise ConfigError("--compile is for folders: one recording is streamed, which is not compiled")
         codec = on_device(load(options.model, options.trust, options.condition), options.device)
         encode_one(codec, options.inputs[0], options.output, settings)
         return 0

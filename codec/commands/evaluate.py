@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from codec.audio.reading import read_info
 from codec.bitstream.tables import load_tables
 from codec.commands.arguments import parse
@@ -33,6 +31,7 @@ from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.registry import choose_metrics
 from codec.model.saving import load
+from codec.system.device import default_device
 from codec.system.files import printable
 
 
@@ -153,7 +152,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
 
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or default_device()
     depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
     systems: list[System] = []
     for model, name in zip(models, names(models), strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.model.codec import Codec
+from codec.system.device import device_name
 
 CONTEXT = 2.0  # s of audio on each side of the frame whose receptive field is measured
 
@@ -40,7 +41,7 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
             "decode_ms": fastest(lambda: codec.decode(codes)),
             "timed_on": f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
             if audio.device.type == "cpu"
-            else torch.cuda.get_device_name(audio.device),
+            else device_name(audio.device),
         }
     finally:
         torch.set_num_threads(num_threads)

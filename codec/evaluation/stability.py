@@ -72,8 +72,8 @@ def stage_energy(codec: Codec, clips: Iterable[Tensor]) -> list[float]:
     for audio in clips:
         latents = codec.latents(audio)
         codes = codec.quantizer.encode(latents)
-        energy += float(latents.double().square().sum())
+        energy += float(latents.cpu().double().square().sum())
         for stage in range(stages):
             error = latents - codec.quantizer.decode(codes[:, : stage + 1])
-            residual[stage] += float(error.double().square().sum())
+            residual[stage] += float(error.cpu().double().square().sum())
     return [round(value, 4) for value in (residual / max(energy, 1e-30)).tolist()]

@@ -79,7 +79,7 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     New vectors are random stage inputs of the joint batch, or twins of overused codes. The result is the same
     on all processes. A shared codebook takes inputs of its first stage.
     """
-    replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64)
+    replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64, device=quantized.inputs.device)
     reviving = {stage for stage in quantizer.stages if stage.revives and not stage.frozen}
     if not reviving:
         return replaced
@@ -111,7 +111,7 @@ def random_inputs(stage: Codebook, inputs: Tensor, codes: Tensor, generator: tor
     Rows of other processes, and rows that dropped this stage, are zero with the flag 0.
     """
     picks = random_rows(len(inputs) * world_size(), stage.codebook_size, generator)
-    picks = picks.to(inputs.device) - rank() * len(inputs)
+    picks = picks.to(inputs.device, non_blocking=True) - rank() * len(inputs)
     local = picks.clamp(0, len(inputs) - 1)
     is_local = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
     row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
