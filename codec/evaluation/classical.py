@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codec.config import ConfigError
 from codec.evaluation.codec2 import Codec2
-from codec.evaluation.systems import Point
+from codec.evaluation.systems import Description, Reconstruction
 
 SHIFT = 0.3  # s; upper bound of a codec's delay
 
@@ -136,25 +136,25 @@ class Baseline:
         """Name and versions on which the results depend."""
         return {"baseline": self.name} | ({} if self.name == "original" else self.coder.identity())
 
-    def describe(self) -> dict[str, Any]:
-        """Entries of the summary."""
-        return {"family": self.family, **self.identity()}
+    def describe(self) -> Description:
+        """Family and versions."""
+        return Description(family=self.family, **self.identity())
 
     def bitrate(self, num_quantizers: int) -> None:
         """Return None: the number of bits depends on the audio."""
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Return no codes, and one point: the decoded, aligned audio with payload and file bits."""
         if self.name == "original":
-            return None, iter([Point(0, audio, None, None)])
+            return None, iter([Reconstruction(0, audio, None, None)])
         return None, iter([self.reconstruct(audio)])
 
-    def reconstruct(self, audio: Tensor) -> Point:
+    def reconstruct(self, audio: Tensor) -> Reconstruction:
         """Code and decode audio `[1, C, T]`."""
         samples = audio[0].cpu().numpy()
         decoded, bits, file_bits = self.coder.code(samples)
         estimate = align(decoded, samples, round(SHIFT * self.sample_rate))
-        return Point(0, torch.from_numpy(estimate)[None].to(audio.device), bits, file_bits)
+        return Reconstruction(0, torch.from_numpy(estimate)[None].to(audio.device), bits, file_bits)
 
 
 class FFmpeg:

@@ -8,6 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,31 @@ from codec.model.codec import Codec
 CONTEXT = 2.0  # s of audio on each side of the frame whose receptive field is measured
 
 
-def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CodingTime:
+    """Milliseconds to encode and to decode one second of audio, and the device."""
+
+    encode_ms: float
+    decode_ms: float
+    timed_on: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Real-time factors on one and all threads, MACs by part, latency and receptive fields in ms."""
+
+    encode_speed: float
+    decode_speed: float
+    encode_speed_all_threads: float
+    decode_speed_all_threads: float
+    threads: int
+    macs_per_second: dict[str, int]
+    latency: float
+    encoder_field: float | None
+    decoder_field: float | None
+
+
+def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1) -> CodingTime:
     """Milliseconds to encode and to decode one second of audio on `threads`; minimum of three runs."""
     audio = audio[..., : round(seconds * codec.sample_rate)]
     codes = codec.encode(audio)
@@ -35,31 +60,31 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return {
-            "encode_ms": fastest(lambda: codec.encode(audio)),
-            "decode_ms": fastest(lambda: codec.decode(codes)),
-            "timed_on": f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
+        return CodingTime(
+            encode_ms=fastest(lambda: codec.encode(audio)),
+            decode_ms=fastest(lambda: codec.decode(codes)),
+            timed_on=f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
             if audio.device.type == "cpu"
             else torch.cuda.get_device_name(audio.device),
-        }
+        )
     finally:
         torch.set_num_threads(num_threads)
 
 
 @torch.inference_mode()
-def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
-    """Real-time factors on one and all threads, MACs of the parts, latency and receptive fields."""
+def cost(codec: Codec, audio: Tensor) -> Cost:
+    """Measure the cost of a codec on audio `[1, C, T]`."""
     threads = os.cpu_count() or 1
     one, all_threads = (time_coding(codec, audio, threads=number) for number in (1, threads))
-    return {
-        "encode_speed": round(1000 / one["encode_ms"], 2),
-        "decode_speed": round(1000 / one["decode_ms"], 2),
-        "encode_speed_all_threads": round(1000 / all_threads["encode_ms"], 2),
-        "decode_speed_all_threads": round(1000 / all_threads["decode_ms"], 2),
-        "threads": threads,
-        "macs_per_second": count_macs(codec),
+    return Cost(
+        encode_speed=round(1000 / one.encode_ms, 2),
+        decode_speed=round(1000 / one.decode_ms, 2),
+        encode_speed_all_threads=round(1000 / all_threads.encode_ms, 2),
+        decode_speed_all_threads=round(1000 / all_threads.decode_ms, 2),
+        threads=threads,
+        macs_per_second=count_macs(codec),
         **reach(codec),
-    }
+    )
 
 
 def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **named: Any) -> int:
@@ -112,7 +137,7 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
         }
 
 
-def reach(codec: Codec) -> dict[str, float | None]:
+def reach(codec: Codec) -> dict[str, Any]:
     """Algorithmic latency and receptive fields in milliseconds, without computing time.
 
     `latency` is the delay until a sample can be decoded, `encoder_field` the span of audio that a latent

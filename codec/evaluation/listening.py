@@ -14,7 +14,8 @@ from codec.audio.levels import loudness
 from codec.audio.reading import read_audio
 from codec.audio.writing import wav_bytes
 from codec.config import ConfigError
-from codec.evaluation.report import counted, to_html
+from codec.evaluation.page import to_html
+from codec.evaluation.report import counted
 from codec.system.files import printable, write_whole
 
 SECONDS = 10.0  # of a clip; BS.1534-3 recommends about 10

@@ -13,7 +13,7 @@ from torch import Tensor
 from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_info, read_segment
 from codec.data.index import Excerpt
-from codec.evaluation.systems import OwnCodec, System
+from codec.evaluation.systems import NeuralCodec, System
 from codec.system import archive
 from codec.system.files import printable
 
@@ -29,7 +29,7 @@ def read_clip(path: str | Excerpt, sample_rate: int, channels: int, max_seconds:
     return read_segment(path, first, length, sample_rate, channels)
 
 
-def first_clip(system: OwnCodec, files: Recordings, max_seconds: float) -> Tensor:
+def first_clip(system: NeuralCodec, files: Recordings, max_seconds: float) -> Tensor:
     """Clip `[1, C, T]` of the first readable file, on the codec's device."""
     device = next(system.codec.parameters()).device
     clips = read_clips(system, files, max_seconds)
