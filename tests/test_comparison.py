@@ -15,8 +15,8 @@ from codec.audio.writing import write_wav
 from codec.commands.evaluate import main, names, parse_depths, places
 from codec.config import ConfigError
 from codec.evaluation.comparison_tables import curves, delta_rates, domains, pairs, worst
+from codec.evaluation.records import Summary
 from codec.evaluation.runs import EvaluationRun
-from codec.evaluation.summary import Summary
 from codec.metrics.signal import MEL
 from codec.model.saving import build_codec
 

@@ -19,8 +19,8 @@ from codec.config import ConfigError
 from codec.evaluation.cache import Records
 from codec.evaluation.evaluate import Options, evaluate, evaluate_system
 from codec.evaluation.pictures import read_picture, save_spectrogram_pair
-from codec.evaluation.summary import Summary
-from codec.evaluation.systems import Description, NeuralCodec, Reconstruction, depths_of
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import NeuralCodec, Reconstruction, depths_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.signal import mel_distance
@@ -151,8 +151,8 @@ class Halver:
     def identity(self) -> dict:
         return {"system": "halver"}
 
-    def describe(self) -> Description:
-        return Description()
+    def describe(self) -> Summary:
+        return Summary()
 
     def bitrate(self, num_quantizers: int) -> None:
         return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from codec.config import ConfigError
 from codec.evaluation.codec2 import Codec2
-from codec.evaluation.systems import Description, Reconstruction
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import Reconstruction
 
 SHIFT = 0.3  # s; upper bound of a codec's delay
 
@@ -91,18 +92,6 @@ FORMATS = {
 }
 
 
-class Coder(Protocol):
-    """Interface of a codec at one bitrate, for audio of a fixed sample rate and number of channels."""
-
-    def identity(self) -> dict[str, Any]:
-        """Versions on which the results depend."""
-        ...
-
-    def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """Code audio `[C, T]`; returns the reconstruction, bits of payload, and bits of the file."""
-        ...
-
-
 class Baseline:
     """Classical codec at one bitrate, named by format and kbit/s, as `opus_12`.
 
@@ -126,19 +115,19 @@ class Baseline:
             raise ConfigError(
                 f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {choices}"
             )
-        self.coder: Coder
-        if self.family == "codec2":
-            self.coder = Codec2(float(rate), sample_rate)
-        else:
-            self.coder = FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
+        self.coder = (
+            Codec2(float(rate), sample_rate)
+            if self.family == "codec2"
+            else FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Name and versions on which the results depend."""
         return {"baseline": self.name} | ({} if self.name == "original" else self.coder.identity())
 
-    def describe(self) -> Description:
+    def describe(self) -> Summary:
         """Family and versions."""
-        return Description(family=self.family, **self.identity())
+        return Summary(family=self.family, **self.identity())
 
     def bitrate(self, num_quantizers: int) -> None:
         """Return None: the number of bits depends on the audio."""

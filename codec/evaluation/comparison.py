@@ -8,24 +8,13 @@ from typing import Any
 
 from codec.evaluation.analysis import Analysis
 from codec.evaluation.clips import embed_clips
-from codec.evaluation.comparison_tables import (
-    costs,
-    curves,
-    delta_rates,
-    domains,
-    is_classical,
-    pairs,
-    stages,
-    tokens,
-    worst,
-)
+from codec.evaluation.comparison_tables import comparison_tables, is_classical, worst
 from codec.evaluation.page import Page
 from codec.evaluation.report import describe, notes
 from codec.evaluation.runs import EvaluationRun, metrics_of
-from codec.evaluation.tables import Table, write_table
-from codec.metrics.base import Metric
+from codec.evaluation.tables import write_table
 from codec.metrics.perceptual import PESQ_WB, VISQOL_AUDIO, VISQOL_SPEECH
-from codec.metrics.signal import L1, MEL
+from codec.metrics.signal import MEL
 
 # Metrics that rank the worst files; the first measured one is used.
 DECISIVE = (VISQOL_SPEECH, VISQOL_AUDIO, PESQ_WB, MEL)
@@ -82,26 +71,6 @@ def worst_files(run: EvaluationRun, stems: Mapping[str, str]) -> dict[str, Any]:
     titles = {stems[file]: f"{file}: {title} {scores[file]:.3g}" for file in worst(run, decisive)}
     note = f"Worst {title} of {run.label}, of {len(scores)} files; the worst first."
     return {"note": note, "clips": embed_clips({run.label: run.folder}, titles, 5.0)}
-
-
-def comparison_tables(
-    runs: Mapping[str, EvaluationRun],
-    analyses: Mapping[str, Analysis],
-    metrics: Sequence[Metric],
-    anchor: str,
-) -> list[Table]:
-    """Build the tables of a comparison, except for its first one."""
-    families = curves(runs)
-    perceived = [metric for metric in metrics if metric != L1]
-    tables = [
-        delta_rates(runs, perceived, anchor) if len(families) > 1 and anchor in families else None,
-        domains(runs, metrics),
-        pairs(runs, metrics) if len(runs) > 1 else None,
-        stages(runs, analyses),
-        tokens(analyses),
-        costs(analyses),
-    ]
-    return [table for table in tables if table and table.rows]
 
 
 def empty_cells(runs: Mapping[str, EvaluationRun]) -> list[str]:

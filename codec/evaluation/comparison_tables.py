@@ -11,11 +11,33 @@ import numpy as np
 
 from codec.evaluation.analysis import Analysis
 from codec.evaluation.bdrate import bd_rate
+from codec.evaluation.records import Means
 from codec.evaluation.runs import EvaluationRun
 from codec.evaluation.statistics import SIGNIFICANT, holm, interval, paired_p_value, smallest_p
-from codec.evaluation.summary import Means, domain_of
+from codec.evaluation.summary import domain_of
 from codec.evaluation.tables import Table
 from codec.metrics.base import Metric
+from codec.metrics.signal import L1
+
+
+def comparison_tables(
+    runs: Mapping[str, EvaluationRun],
+    analyses: Mapping[str, Analysis],
+    metrics: Sequence[Metric],
+    anchor: str,
+) -> list[Table]:
+    """Build the tables of a comparison, except for its first one."""
+    families = curves(runs)
+    perceived = [metric for metric in metrics if metric != L1]
+    tables = [
+        delta_rates(runs, perceived, anchor) if len(families) > 1 and anchor in families else None,
+        domains(runs, metrics),
+        pairs(runs, metrics) if len(runs) > 1 else None,
+        stages(runs, analyses),
+        tokens(analyses),
+        costs(analyses),
+    ]
+    return [table for table in tables if table and table.rows]
 
 
 def curves(runs: Mapping[str, EvaluationRun]) -> dict[str, list[Means]]:

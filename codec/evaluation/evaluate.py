@@ -17,10 +17,11 @@ from tqdm import tqdm
 from codec.audio.conversion import resample
 from codec.audio.reading import AudioError
 from codec.data.index import DataError, Excerpt
-from codec.evaluation.cache import FileScores, PointScores, Records
+from codec.evaluation.cache import Records
 from codec.evaluation.complexity import time_coding
 from codec.evaluation.reading import Recordings, first_clip, read_clip, shown, stamp
-from codec.evaluation.summary import Summary, summarize
+from codec.evaluation.records import FileScores, PointScores, Summary
+from codec.evaluation.summary import summarize
 from codec.evaluation.systems import NeuralCodec, Reconstruction, System
 from codec.evaluation.writing import write_pair, write_tables
 from codec.metrics.base import Metric
@@ -84,12 +85,9 @@ def evaluate_system(
     """
     output.mkdir(parents=True, exist_ok=True)
     mark_output(output)
-    settings = {
-        "sample_rate": options.sample_rate,
-        "channels": options.channels,
-        "seconds": options.max_seconds,
-    }
-    records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    settings = {"sample_rate": options.sample_rate, "channels": options.channels}
+    identity = {**system.identity(), **settings, "seconds": options.max_seconds}
+    records = Records(output / "records.jsonl", identity, resume)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
@@ -99,8 +97,9 @@ def evaluate_system(
         raise DataError(f"none of {len(files)} files could be evaluated")
     summary = summarize(system, scored, options.metrics)
     if isinstance(system, NeuralCodec):
-        time = time_coding(system.codec, first_clip(system, files, options.max_seconds))
-        summary = replace(summary, **vars(time))
+        clip = first_clip(system, files, options.max_seconds)
+        encode_ms, decode_ms, device = time_coding(system.codec, clip)
+        summary = replace(summary, encode_ms=encode_ms, decode_ms=decode_ms, timed_on=device)
     write_tables(output, results, [metric.name for metric in (*SCORES, *options.metrics)], summary)
     return summary
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.config import ConfigError
-from codec.evaluation.systems import Description, Reconstruction, depths_of
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import Reconstruction, depths_of
 from codec.model.identity import state_hash
 
 KINDS = ("encodec", "dac", "mimi")
@@ -59,13 +60,14 @@ class HuggingFaceCodec:
         weights = state_hash("", self.model.state_dict())
         return {"peer": self.kind, "weights": weights, "depths": self.depths}
 
-    def describe(self) -> Description:
+    def describe(self) -> Summary:
         """Frame rate, token rate and number of parameters by part."""
         parts: dict[str, int] = {}
         for name, part in self.model.named_children():
             key = name if name in ("encoder", "decoder", "quantizer") else "other"
             parts[key] = parts.get(key, 0) + sum(p.numel() for p in part.parameters())
-        return Description(self.frame_rate, self.frame_rate * len(self.codebook_sizes), parts)
+        tokens = self.frame_rate * len(self.codebook_sizes)
+        return Summary(frame_rate=self.frame_rate, tokens_per_second=tokens, parameters=parts)
 
     def bitrate(self, num_quantizers: int) -> float:
         """Nominal bitrate in bit/s."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from codec.config import ConfigError
-from codec.evaluation.systems import Description, NeuralCodec, Reconstruction
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import NeuralCodec, Reconstruction
 from codec.model.codec import Codec
 
 SEED = 0
@@ -40,7 +41,7 @@ class LossyCodec:
         loss = {"percent": self.percent, "burst": self.burst, "concealment": self.concealment, "seed": SEED}
         return self.own.identity() | {"packet_loss": loss}
 
-    def describe(self) -> Description:
+    def describe(self) -> Summary:
         """The codec's entries, as a curve of its own that is paired with models only."""
         return replace(self.own.describe(), family=self.name)
 

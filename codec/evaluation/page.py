@@ -14,9 +14,9 @@ from typing import Any
 
 from codec import __version__
 from codec.config import PACKAGE
+from codec.evaluation.records import Means
 from codec.evaluation.runs import Comparison
 from codec.evaluation.statistics import SIGNIFICANT
-from codec.evaluation.summary import Means
 from codec.evaluation.tables import Table, write_table
 from codec.metrics.base import Metric
 from codec.system.files import printable, write_whole
@@ -121,18 +121,9 @@ def flat(variant: Variant, metrics: Sequence[Metric]) -> dict[str, Any]:
 
 def to_markdown(page: Page) -> str:
     """Format as a Markdown table: best score in bold, ≈ before scores not distinguishable from it."""
-    titles = [f"{metric.title} {'↓' if metric.lower else '↑'}" for metric in page.metrics]
-    head = [
-        "variant",
-        "seeds",
-        "kbit/s",
-        "entropy-coded",
-        "of files",
-        *titles,
-        "usage",
-        "M parameters",
-        "encode / decode ms/s",
-    ]
+    head = ["variant", "seeds", "kbit/s", "entropy-coded", "of files"]
+    head += [f"{metric.title} {'↓' if metric.lower else '↑'}" for metric in page.metrics]
+    head += ["usage", "M parameters", "encode / decode ms/s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for variant in page.variants:
         row = flat(variant, page.metrics)
@@ -148,11 +139,8 @@ def to_markdown(page: Page) -> str:
             f"{shown(row['encode ms/s'], 1)} / {shown(row['decode ms/s'], 1)}",
         ]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-    lines += [
-        "",
-        "Means over files with 95 % bootstrap intervals; **best**, ≈ not distinguishable from it.",
-        "",
-    ]
+    legend = "Means over files with 95 % bootstrap intervals; **best**, ≈ not distinguishable from it."
+    lines += ["", legend, ""]
     lines += [f"- {note}" for note in page.notes]
     lines += [f"- no result: {name}: {' '.join(error.split())}" for name, error in page.failed.items()]
     return "\n".join(lines) + "\n"

@@ -13,9 +13,9 @@ import numpy as np
 from codec.config import ConfigError
 from codec.evaluation.clips import common_stems, embed_clips
 from codec.evaluation.page import Page, Variant, origin_of_page
+from codec.evaluation.records import Means, Summary
 from codec.evaluation.runs import EvaluationRun, compare, find_runs, group, metrics_of
 from codec.evaluation.statistics import SIGNIFICANT, least_p, mean, smallest_p
-from codec.evaluation.summary import Means, Summary
 
 POINTS = 240  # most points of a training curve
 

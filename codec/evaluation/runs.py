@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from codec.config import ConfigError
+from codec.evaluation.records import Summary
 from codec.evaluation.statistics import holm, interval, paired_p_value, pooled_p_value
-from codec.evaluation.summary import Summary
 from codec.metrics.base import Metric
 from codec.metrics.registry import described
 from codec.model.untrusted import read_yaml

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from codec.bitstream.compress import file_bits
 from codec.bitstream.entropy_model import EntropyTables
+from codec.evaluation.records import Summary
 from codec.model.codec import Codec, count_parameters
 
 
@@ -21,22 +21,6 @@ class Reconstruction(NamedTuple):
     estimate: Tensor
     bits: int | None = None
     file_bits: int | None = None
-
-
-@dataclass(frozen=True)
-class Description:
-    """Entries of a system in the summary: frames and tokens per second, parameters by part, versions.
-
-    Systems of one `family` are one curve; None is a model.
-    """
-
-    frame_rate: float | None = None
-    tokens_per_second: float | None = None
-    parameters: dict[str, int] | None = None
-    family: str | None = None
-    baseline: str | None = None
-    ffmpeg: str | None = None
-    pycodec2: str | None = None
 
 
 class System(Protocol):
@@ -51,8 +35,8 @@ class System(Protocol):
         """Values on which the results depend; results of an equal identity are reused."""
         ...
 
-    def describe(self) -> Description:
-        """Further entries of the summary."""
+    def describe(self) -> Summary:
+        """Summary with the entries of the system alone."""
         ...
 
     def bitrate(self, num_quantizers: int) -> float | None:
@@ -91,10 +75,11 @@ class NeuralCodec:
         chosen = {"condition": self.codec.condition} if self.codec.condition else {}
         return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam, **chosen}
 
-    def describe(self) -> Description:
+    def describe(self) -> Summary:
         """Frame rate, token rate and number of parameters by part."""
         rate = self.codec.frame_rate
-        return Description(rate, rate * len(self.codebook_sizes), count_parameters(self.codec))
+        tokens, parameters = rate * len(self.codebook_sizes), count_parameters(self.codec)
+        return Summary(frame_rate=rate, tokens_per_second=tokens, parameters=parameters)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s; None without codes."""

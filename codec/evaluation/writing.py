@@ -11,9 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from codec.audio.writing import write_wav
-from codec.evaluation.cache import FileScores
 from codec.evaluation.pictures import save_spectrogram_pair
-from codec.evaluation.summary import Summary
+from codec.evaluation.records import FileScores, Summary
 from codec.evaluation.tables import write_table
 from codec.metrics.registry import described
 from codec.metrics.signal import MEL, SI_SDR, STFT
