@@ -16,10 +16,9 @@ from codec.audio.writing import write_wav
 from codec.bitstream.compress import compress
 from codec.bitstream.fit import fit_tables
 from codec.config import ConfigError
-from codec.evaluation.cache import Records
 from codec.evaluation.evaluate import Options, evaluate, evaluate_system
 from codec.evaluation.pictures import read_picture, save_spectrogram_pair
-from codec.evaluation.records import Summary
+from codec.evaluation.records import Records, Summary
 from codec.evaluation.systems import NeuralCodec, Reconstruction, depths_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess

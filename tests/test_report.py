@@ -20,9 +20,10 @@ from browser import NEEDS_CHROMIUM, ask
 import codec
 from codec.audio.writing import write_wav
 from codec.config import ConfigError
-from codec.evaluation.report import report, title_of, training_curves
+from codec.evaluation.report import report, title_of
 from codec.evaluation.runs import EvaluationRun, compare, find_runs, group
 from codec.evaluation.statistics import holm, interval, least_p, paired_p_value, pooled_p_value, smallest_p
+from codec.evaluation.variants import training_curves
 from codec.metrics.registry import METRICS
 from codec.metrics.signal import MEL, SI_SDR
 

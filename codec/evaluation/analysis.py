@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from codec.evaluation.complexity import Cost, cost
-from codec.evaluation.reading import Recordings, first_clip, read_clips
+from codec.evaluation.reading import Recordings, read_clips
 from codec.evaluation.runs import read_json
 from codec.evaluation.stability import stage_energy, token_stability
 from codec.evaluation.systems import NeuralCodec
@@ -36,11 +37,10 @@ def analyze(
         if cache.get("codec") == identity:
             cache["cost"] = Cost(**cache["cost"])
             return Analysis(**cache)
-    device = next(system.codec.parameters()).device
-    clips = [clip.to(device) for clip in read_clips(system, files[:ANALYZED_CLIPS], max_seconds)]
+    clips = list(itertools.islice(read_clips(system, files, max_seconds), ANALYZED_CLIPS))
     analysis = Analysis(
         codec=identity,
-        cost=cost(system.codec, first_clip(system, files, max_seconds)),
+        cost=cost(system.codec, clips[0]),
         stability=token_stability(system.codec, clips),
         energy_left=stage_energy(system.codec, clips),
     )

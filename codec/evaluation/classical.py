@@ -106,15 +106,10 @@ class Baseline:
         if name == "original":
             self.family = name
             return
-        if (
-            self.family not in (*FORMATS, "codec2")
-            or not re.fullmatch(r"\d+(\.\d+)?", rate)
-            or not float(rate)
-        ):
-            choices = ", ".join([*FORMATS, "codec2"])
-            raise ConfigError(
-                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {choices}"
-            )
+        families = *FORMATS, "codec2"
+        if self.family not in families or not re.fullmatch(r"\d+(\.\d+)?", rate) or not float(rate):
+            expected = f"expected FORMAT_KBPS as opus_12, or original; there are {', '.join(families)}"
+            raise ConfigError(f"baseline {name!r}: {expected}")
         self.coder = (
             Codec2(float(rate), sample_rate)
             if self.family == "codec2"

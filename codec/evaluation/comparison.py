@@ -10,9 +10,10 @@ from codec.evaluation.analysis import Analysis
 from codec.evaluation.clips import embed_clips
 from codec.evaluation.comparison_tables import comparison_tables, is_classical, worst
 from codec.evaluation.page import Page
-from codec.evaluation.report import describe, notes
+from codec.evaluation.report import notes
 from codec.evaluation.runs import EvaluationRun, metrics_of
 from codec.evaluation.tables import write_table
+from codec.evaluation.variants import describe
 from codec.metrics.perceptual import PESQ_WB, VISQOL_AUDIO, VISQOL_SPEECH
 from codec.metrics.signal import MEL
 

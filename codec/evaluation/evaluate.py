@@ -17,13 +17,12 @@ from tqdm import tqdm
 from codec.audio.conversion import resample
 from codec.audio.reading import AudioError
 from codec.data.index import DataError, Excerpt
-from codec.evaluation.cache import Records
 from codec.evaluation.complexity import time_coding
-from codec.evaluation.reading import Recordings, first_clip, read_clip, shown, stamp
-from codec.evaluation.records import FileScores, PointScores, Summary
+from codec.evaluation.reading import Recordings, read_clip, read_clips, shown, stamp
+from codec.evaluation.records import FileScores, PointScores, Records, Summary
 from codec.evaluation.summary import summarize
 from codec.evaluation.systems import NeuralCodec, Reconstruction, System
-from codec.evaluation.writing import write_pair, write_tables
+from codec.evaluation.writing import stem_of, write_pair, write_tables
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.signal import SCORES
@@ -97,7 +96,7 @@ def evaluate_system(
         raise DataError(f"none of {len(files)} files could be evaluated")
     summary = summarize(system, scored, options.metrics)
     if isinstance(system, NeuralCodec):
-        clip = first_clip(system, files, options.max_seconds)
+        clip = next(read_clips(system, files, options.max_seconds))
         encode_ms, decode_ms, device = time_coding(system.codec, clip)
         summary = replace(summary, encode_ms=encode_ms, decode_ms=decode_ms, timed_on=device)
     write_tables(output, results, [metric.name for metric in (*SCORES, *options.metrics)], summary)
@@ -151,13 +150,10 @@ def evaluate_file(
             estimate = returned(point.estimate[0].cpu().float(), options, system, audio.shape[-1])
             record.points.append(score(point, estimate, audio, options, process, record.reasons))
         record = replace(record, codes=codes[0].tolist() if codes is not None else [])
-        picture = number <= options.pictures
-        write_pair(output, number, path, audio, estimate, options.sample_rate, picture=picture)
+        place = output / stem_of(number, path)
+        write_pair(place, audio, estimate, options.sample_rate, picture=number <= options.pictures)
     except (ValueError, RuntimeError) as error:  # fails this file only
-        if not isinstance(error, AudioError):
-            log.warning("%s, %s: %s", system.name, name, error)
-        else:
-            log.warning("%s", error)
+        log.warning("%s%s", "" if isinstance(error, AudioError) else f"{system.name}, {name}: ", error)
         return replace(record, error=str(error))
     return record
 

@@ -50,9 +50,8 @@ class HuggingFaceCodec:
         self.hop_length = round(self.sample_rate / self.frame_rate)
         with torch.inference_mode():
             second = torch.zeros(1, self.channels, self.sample_rate, device=device)
-            self.codebook_sizes: Sequence[int] = (int(config.codebook_size),) * self.encode(
-                second
-            ).audio_codes.shape[-2]
+            stages = self.encode(second).audio_codes.shape[-2]
+        self.codebook_sizes: Sequence[int] = (int(config.codebook_size),) * stages
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:

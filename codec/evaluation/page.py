@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -14,46 +14,19 @@ from typing import Any
 
 from codec import __version__
 from codec.config import PACKAGE
-from codec.evaluation.records import Means
 from codec.evaluation.runs import Comparison
 from codec.evaluation.statistics import SIGNIFICANT
 from codec.evaluation.tables import Table, write_table
+from codec.evaluation.variants import Variant
 from codec.metrics.base import Metric
 from codec.system.files import printable, write_whole
 
 MISSING = "-"
 
 
-@dataclass(frozen=True)
-class Variant:
-    """Results of a variant, means over its seeds: scores by metric, bitrates in kbit/s, lists over stages.
-
-    Variants of a `family` have one color; a `reference` has no bitrate. `training` are the curves by seed.
-    """
-
-    name: str
-    folders: Sequence[str]
-    seeds: Sequence[Any]
-    family: str
-    reference: bool
-    files: int
-    scores: Mapping[str, Comparison]
-    nominal: float | None
-    entropy: float | None
-    file: float | None
-    sizes: Sequence[int]
-    usage: Sequence[float]
-    perplexity: Sequence[float]
-    parameters: Mapping[str, int]
-    encode_ms: float | None
-    decode_ms: float | None
-    curve: Sequence[Means]
-    training: Sequence[Mapping[str, Sequence[Sequence[float]]]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Contents of a comparison of `what`, runs or codecs; `failed` are the errors of those without a result.
+    """Comparison of `what`, runs or codecs; `failed` are the errors of those without a result.
 
     `clips` and `worst` are payloads of the script, `made` is the origin in pairs of name and value.
     """
@@ -174,7 +147,7 @@ def to_html(data: Mapping[str, Any], name: str = "report.html") -> str:
 
 def plain(node: Any) -> Any:
     """Convert records to mappings, and NaN and infinite numbers, which JSON lacks, to None."""
-    if is_dataclass(node):
+    if isinstance(node, Variant | Comparison | Table):
         node = vars(node)
     if isinstance(node, Mapping):
         return {key: plain(value) for key, value in node.items()}

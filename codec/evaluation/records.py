@@ -1,14 +1,18 @@
-"""Records of an evaluation, as its files hold them: scores of a file, and the summary."""
+"""Records of an evaluation and their files: the scores by file, from which it is resumed, and the summary."""
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from codec.config import fits
+from codec.config import ConfigError, fits
+from codec.system import resuming
 
+REMEDY = "name another folder with --output, or give --fresh to replace it"
 Means = dict[str, float | None]  # mean scores and bitrates in kbit/s at a point, and its num_quantizers
 UNREACHED: Any = None  # value of fields that a failed file did not get to
 
@@ -62,12 +66,47 @@ class FileScores:
         return cls(**entries)
 
 
+class Records:
+    """Records of files by name in a file of JSON lines; the first line is the evaluation's `identity`.
+
+    With `resume`, existing records are kept, except for a last line truncated by a kill; ConfigError if
+    their identity differs. Without `resume` the file is replaced.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool):
+        self.path, self.lock = path, threading.Lock()
+        if not resume:
+            path.unlink(missing_ok=True)
+        resuming.resume(path.parent, path.name, identity, REMEDY)
+        self.done = {record.file: record for record in self.whole_lines()}
+
+    def whole_lines(self) -> list[FileScores]:
+        """Read the records of all complete lines; an incomplete last line is removed from the file."""
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(end)
+        try:
+            lines = content[:end].decode("utf-8").splitlines()[1:]
+            return [FileScores.from_json(json.loads(line)) for line in lines]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{self.path}: damaged ({error}): {REMEDY}") from error
+
+    def add(self, record: FileScores) -> None:
+        """Append a record, which replaces an earlier one of the same file."""
+        line = record.to_json() + "\n"
+        with self.lock, self.path.open("a", encoding="utf-8") as file:
+            self.done[record.file] = record
+            file.write(line)
+
+
 @dataclass(frozen=True)
 class Summary:
     """Summary of an evaluation, with the names and the order of `summary.json`.
 
     `frames` are None without codes; `codebook_*` are lists over stages; of `metrics` the versions are listed.
-    Fields that are None otherwise are not in the file. Systems of one `family` are one curve; None is a model.
+    Fields that are None otherwise are not in the file. Systems of a `family` are one curve; None is a model.
     """
 
     files: int = 0

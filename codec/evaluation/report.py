@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
 
 from codec.config import ConfigError
 from codec.evaluation.clips import common_stems, embed_clips
-from codec.evaluation.page import Page, Variant, origin_of_page
-from codec.evaluation.records import Means, Summary
-from codec.evaluation.runs import EvaluationRun, compare, find_runs, group, metrics_of
-from codec.evaluation.statistics import SIGNIFICANT, least_p, mean, smallest_p
-
-POINTS = 240  # most points of a training curve
+from codec.evaluation.page import Page, origin_of_page
+from codec.evaluation.runs import EvaluationRun, find_runs, group, metrics_of
+from codec.evaluation.statistics import SIGNIFICANT, least_p, smallest_p
+from codec.evaluation.variants import Variant, describe, summaries
 
 
 def report(
@@ -69,88 +63,6 @@ def title_of(folders: Sequence[Path]) -> str:
     if len(folders) <= 3:
         return ", ".join(folder.name for folder in folders)
     return f"{len(folders)} folders of {Path(os.path.commonpath(folders)).name or os.sep}"
-
-
-def describe(
-    variants: Mapping[str, Sequence[EvaluationRun]], rivals: Sequence[str] | None = None
-) -> list[Variant]:
-    """Results of each variant, averaged over its seeds.
-
-    The best is one of the `rivals`, by default all with a bitrate.
-    """
-    coded = [name for name, runs in variants.items() if summaries(runs)[0].means["kbit/s"] is not None]
-    rivals = coded if rivals is None else rivals
-    metrics = metrics_of([run for runs in variants.values() for run in runs])
-    comparisons = {metric.name: compare(variants, metric, rivals) for metric in metrics}
-    described = []
-    for name, runs in variants.items():
-        evaluations = summaries(runs)
-        first, points = evaluations[0], [summary.means for summary in evaluations]
-        variant = Variant(
-            name=name,
-            folders=[str(run.folder) for run in runs],
-            seeds=[run.seed for run in runs],
-            family=first.family or name,
-            reference=name not in coded,
-            files=first.files,
-            scores={key: table[name] for key, table in comparisons.items() if name in table},
-            nominal=mean(point["kbit/s"] for point in points),
-            entropy=mean(point.get("kbit/s_entropy") for point in points),
-            file=mean(point.get("kbit/s_file") for point in points),
-            sizes=first.codebook_sizes,
-            usage=stage_means([summary.codebook_usage for summary in evaluations]),
-            perplexity=stage_means([summary.codebook_perplexity for summary in evaluations]),
-            parameters=first.parameters or {},
-            encode_ms=mean(summary.encode_ms for summary in evaluations),
-            decode_ms=mean(summary.decode_ms for summary in evaluations),
-            curve=curve(evaluations),
-            training=[training_curves(run.folder / "metrics.csv") for run in runs],
-        )
-        described.append(variant)
-    return described
-
-
-def summaries(runs: Sequence[EvaluationRun]) -> list[Summary]:
-    """Summaries of the evaluations."""
-    return [run.summary for run in runs if run.summary]
-
-
-def stage_means(lists: Sequence[Sequence[float]]) -> list[float]:
-    """Mean over seeds of one number per stage; empty if the numbers of stages differ."""
-    return np.mean(lists, axis=0).tolist() if len(set(map(len, lists))) == 1 and lists[0] else []
-
-
-def curve(evaluations: Sequence[Summary]) -> list[Means]:
-    """Rate–distortion points, averaged over seeds, with the values that all seeds have."""
-    return [
-        {
-            key: mean(values)
-            for key in sorted(points[0])
-            if None not in (values := [p.get(key) for p in points])
-        }
-        for points in zip(*(summary.rate_distortion for summary in evaluations), strict=False)
-    ]
-
-
-def training_curves(path: Path) -> dict[str, list[list[float]]]:
-    """Thinned `[step, value]` points of losses and validation scores in metrics.csv, without damaged rows."""
-    if not path.is_file():
-        return {}
-    curves: dict[str, list[list[float]]] = {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                is_curve = name and name.startswith(("train/", "valid/")) and value
-                if is_curve and not name.endswith(("learning_rate", "skipped")):
-                    with suppress(KeyError, TypeError, ValueError):  # row truncated by a kill
-                        point = [float(row["step"]), float(value)]
-                        curves.setdefault(name, []).append(point)
-    return {name: thinned(points) for name, points in sorted(curves.items())}
-
-
-def thinned(points: Sequence[list[float]]) -> list[list[float]]:
-    """Subsample points evenly, including the last."""
-    return [*points[: -1 : max(1, len(points) // POINTS)], points[-1]]
 
 
 def notes(

@@ -21,22 +21,13 @@ from codec.system.files import printable, write_whole
 drawing = threading.Lock()  # matplotlib is not thread-safe
 
 
-def write_pair(
-    output: Path,
-    number: int,
-    name: str | os.PathLike[str],
-    original: Tensor,
-    estimate: Tensor,
-    rate: int,
-    picture: bool,
-) -> None:
-    """Write original and reconstruction `[C, T]`, and their spectrograms if `picture`."""
-    stem = stem_of(number, name)
-    write_wav(output / f"{stem}.original.wav", original.numpy(), rate)
-    write_wav(output / f"{stem}.reconstruction.wav", estimate.clamp(-1, 1).numpy(), rate)
+def write_pair(place: Path, original: Tensor, estimate: Tensor, rate: int, picture: bool) -> None:
+    """Write original and reconstruction `[C, T]` beside `place`, and their spectrograms if `picture`."""
+    write_wav(Path(f"{place}.original.wav"), original.numpy(), rate)
+    write_wav(Path(f"{place}.reconstruction.wav"), estimate.clamp(-1, 1).numpy(), rate)
     if picture:
         with drawing:
-            save_spectrogram_pair(output / f"{stem}.png", original, estimate, rate, stem)
+            save_spectrogram_pair(f"{place}.png", original, estimate, rate, place.name)
 
 
 def stem_of(number: int, name: str | os.PathLike[str]) -> str:
