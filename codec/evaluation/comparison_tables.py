@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from codec.evaluation.bdrate import bd_rate
 from codec.evaluation.records import Means
 from codec.evaluation.runs import EvaluationRun
 from codec.evaluation.statistics import SIGNIFICANT, holm, interval, paired_p_value, smallest_p
-from codec.evaluation.summary import domain_of
 from codec.evaluation.tables import Table
 from codec.metrics.base import Metric
 from codec.metrics.signal import L1
@@ -123,12 +123,8 @@ def pairs(runs: Mapping[str, EvaluationRun], metrics: Sequence[Metric]) -> Table
         p = corrected[str(number)]
         leader = first if (difference.mean() < 0) == metric.lower else second
         better = leader if p < SIGNIFICANT else ""
-        rows.append(
-            [
-                *(f"{first} - {second}", metric.title, len(first_scores), float(difference.mean())),
-                *(low, high, p, better),
-            ]
-        )
+        numbers = len(first_scores), float(difference.mean()), low, high, p
+        rows.append([f"{first} - {second}", metric.title, *numbers, better])
     note = (
         "Differences of the same files, 95 % paired bootstrap intervals; p of the sign-flip permutation "
         "test, Holm-corrected over all rows. Bitrates differ: see the first table. "
@@ -193,6 +189,12 @@ def costs(analyses: Mapping[str, Analysis]) -> Table | None:
         "second of audio. Latency: until a sample can be given back. Empty: without end (recurrent)."
     )
     return Table("cost", "Speed, size, latency", note, head, rows)
+
+
+def domain_of(name: str) -> str:
+    """Domain of a file: the first folder of its name, or `.` without a folder."""
+    parts = PurePath(name).parts
+    return parts[0] if len(parts) > 1 else "."
 
 
 def scores_of(run: EvaluationRun, metric: Metric) -> Mapping[str, float]:

@@ -52,20 +52,14 @@ class Options:
 
 @torch.inference_mode()
 def evaluate(
-    codec: Codec,
-    files: Recordings,
-    output: Path,
-    *,
-    max_seconds: float = 20.0,
-    pictures: int = 16,
-    metrics: Sequence[Metric] = (),
+    codec: Codec, files: Recordings, output: Path, *, pictures: int = 16, metrics: Sequence[Metric] = ()
 ) -> Summary:
     """Code files with several numbers of quantizers; write wavs, spectrograms, tables and `summary.json`.
 
-    The first `max_seconds` of each file are used. Unreadable files are logged and skipped. `files.csv` has
-    each file's scores with all quantizers, `depths.csv` those of each number. Returns the summary.
+    Unreadable files are logged and skipped. `files.csv` has each file's scores with all quantizers,
+    `depths.csv` those of each number. Returns the summary.
     """
-    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures, metrics)
+    options = Options(codec.sample_rate, codec.audio_channels, pictures=pictures, metrics=metrics)
     try:
         return evaluate_system(NeuralCodec(codec), files, output, options)
     finally:

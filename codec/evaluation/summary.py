@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
 
 import torch
 from torch import Tensor
@@ -73,9 +72,3 @@ def count_all(system: System, records: Sequence[FileScores]) -> list[Tensor]:
             new = count_codes(torch.tensor(record.codes)[None], system.codebook_sizes)
             counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
     return counts
-
-
-def domain_of(name: str) -> str:
-    """Domain of a file: the first folder of its name, or `.` without a folder."""
-    parts = PurePath(name).parts
-    return parts[0] if len(parts) > 1 else "."
