@@ -10,7 +10,7 @@ from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
 from codec.commands import encode, export
 from codec.config import ConfigError, validate
-from codec.evaluation.systems import OwnCodec
+from codec.evaluation.systems import NeuralCodec
 from codec.layers import FiLM
 from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
@@ -124,7 +124,7 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
     with pytest.raises(ConfigError, match="condition must be as_is or clean, got 'loud'"):
         encode.main([*source, "-o", out + "2", "--condition", "loud"])
     chosen = load(tmp_path / "model", condition="clean")
-    assert OwnCodec(chosen).identity() != OwnCodec(conditioned).identity()
+    assert NeuralCodec(chosen).identity() != NeuralCodec(conditioned).identity()
 
 
 @torch.no_grad()
