@@ -6,7 +6,10 @@ A package tests its parts with `check_quantizer(MyQuantizer(16))` and the like.
 from __future__ import annotations
 
 import math
+import pickle
+import posixpath
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from codec.audio.synthetic import speech
 from codec.autoencoders.base import Autoencoder
 from codec.codebooks.base import Codebook
+from codec.data.scan import scan
 from codec.discriminators.base import Discriminator
 from codec.layers.base import Context
 from codec.layers.streaming import NotStreamable
@@ -23,6 +27,7 @@ from codec.losses.objective import Objective, names_of
 from codec.metrics.base import Metric
 from codec.quantizers.base import Bottleneck
 from codec.quantizers.residual import Residual
+from codec.system.sources import DataSource, mount
 
 BATCH, FRAMES = 3, 24
 CLOSE = 1e-4  # of the largest value; float32 sums of another order
@@ -224,10 +229,8 @@ def check_metric(metric: Metric) -> None:
     require(math.isfinite(apart) and math.isfinite(equal), "a score is a finite number")
     require(score_of(metric, noisy, reference, rate) == apart, "a score draws no random numbers")
     if metric.needs_reference:
-        better = equal < apart if metric.lower else equal > apart
-        require(
-            better, f"equal audio has a {'lower' if metric.lower else 'higher'} score than different audio"
-        )
+        better, word = (equal < apart, "lower") if metric.lower else (equal > apart, "higher")
+        require(better, f"equal audio has a {word} score than different audio")
 
 
 def score_of(metric: Metric, estimate: np.ndarray, reference: np.ndarray, rate: int) -> float:
@@ -243,6 +246,26 @@ def score_of(metric: Metric, estimate: np.ndarray, reference: np.ndarray, rate: 
     same = np.array_equal(copies[0], estimate) and np.array_equal(copies[1], reference)
     require(same, "a metric does not change its inputs")
     return float(score)
+
+
+def check_source(source: DataSource) -> None:
+    """Check a source of recordings: ids, sizes, independent files, a copy for other processes, audio."""
+    sizes = dict(source.sizes())
+    require(bool(sizes), "there is a recording")
+    for id, size in sizes.items():
+        require(posixpath.normpath(id) == id and id[0] not in "/.", "an id is a relative path")
+        with source.open(id) as one, source.open(id) as other:
+            whole = one.read()
+            require(len(whole) == size, "sizes gives the bytes of a recording")
+            one.seek(size // 2)
+            require(other.read(size // 3) == whole[: size // 3], "files that are open do not move each other")
+            require(one.read() == whole[size // 2 :], "a file is read from any byte")
+    copy = pickle.loads(pickle.dumps(source))
+    require(dict(copy.sizes()) == sizes, "a pickled copy has the same recordings")
+    with TemporaryDirectory() as folder:
+        index = scan(mount(source), cache_dir=folder, progress=False, require_usable=False)
+    faults = "; ".join(f"{file.path}: {file.problem}" for file in index.problems)
+    require(bool(index.files) and not faults, f"recordings are audio, {faults or 'with extensions of it'}")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

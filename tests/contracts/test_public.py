@@ -1,6 +1,7 @@
 """The contract tests of `codec.testing` on every yaml's part, on another package's, and on broken ones."""
 
 import importlib
+import io
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from codec.testing import (
     check_loss,
     check_metric,
     check_quantizer,
+    check_source,
 )
 
 
@@ -93,6 +95,7 @@ def test_parts_of_another_package(parts):
     check_discriminator(parts.WaveDiscriminator())
     check_loss(parts.WaveformL2())
     check_metric(parts.PEAK_ERROR)
+    check_source(parts.Clicks())
 
 
 def test_broken_parts_are_named_by_their_rule(parts):
@@ -116,11 +119,22 @@ def test_broken_parts_are_named_by_their_rule(parts):
     def drawn(estimate, reference, rate):
         return np.abs(estimate - reference).max() * np.random.rand()
 
+    class Shared(parts.Clicks):
+        def open(self, id):
+            self.file = getattr(self, "file", None) or super().open("0.wav")
+            return self.file
+
+    class Text(parts.Clicks):
+        def open(self, id):
+            return io.BytesIO(b"x" * self.sizes()[id])
+
     for check, broken, rule in (
         (lambda part: check_codebook(part, 16), Moody(16), "do not depend on the batch"),
         (check_autoencoder, Blind(), r"decode gives \[B, C, F"),
         (check_autoencoder, Liar(), "decoder_context: nothing earlier"),
         (check_loss, Constant(), "equal audio has a smaller loss"),
+        (check_source, Shared(), "do not move each other"),
+        (check_source, Text(count=2), "recordings are audio, 0.wav: not audio"),
         (check_metric, replace(parts.PEAK_ERROR, lower=False), "equal audio has a higher score"),
         (check_metric, replace(parts.PEAK_ERROR, load=lambda: drawn), "a score draws no random numbers"),
     ):
