@@ -144,7 +144,7 @@ def test_an_export_has_the_condition_that_was_asked_for(conditioned, tmp_path):
 
 FORMS = [
     ("torch", []),
-    pytest.param("onnx", ["--streaming"], marks=pytest.mark.slow),
+    pytest.param("onnx", ["--streaming"], marks=pytest.mark.exhaustive),
     pytest.param("openvino", [], marks=pytest.mark.exhaustive),
     pytest.param("onnx", ["--int8"], marks=pytest.mark.exhaustive),
     pytest.param("openvino", ["--int8"], marks=pytest.mark.exhaustive),
@@ -166,25 +166,28 @@ def test_an_export_takes_the_condition_as_an_input(conditioned, tmp_path, capsys
     expected = conditioned.encode(audio, condition=indexes)
     if form == "torch":
         assert torch.equal(torch.export.load(output / "encoder.pt2").module()(audio, indexes), expected)
+    least = 0.5 if options == ["--int8"] else 0.98
     if form == "openvino":
         codes = openvino.Session(output).encode(audio, indexes)
-        assert (codes == expected).float().mean() > (0.5 if options else 0.98)
+        assert (codes == expected).float().mean() > least
     if form == "onnx":
         encoder = onnx.Session(output / "encoder.onnx")
-        assert (encoder(audio, indexes)[0] == expected).float().mean() > (
-            0.98 if "--int8" not in options else 0.5
-        )
+        assert (encoder(audio, indexes)[0] == expected).float().mean() > least
         about = encoder.session.get_modelmeta().custom_metadata_map
         assert about["conditions"] == '["as_is", "clean"]' and encoder.inputs[1].name == "condition"
     run_snippet(output)
 
 
 @torch.no_grad()
-def test_a_step_graph_switches_its_condition_from_call_to_call(conditioned):
-    step, audio = step_programs(conditioned)["encoder_step"], audio_for(conditioned, 8)
-    run, state, codes = step.program.module(), step.initial, []
-    for number, chunk in enumerate(audio.split(conditioned.hop_length, -1)):
-        frame, *state = run(chunk, torch.tensor([number % 2]), *state)
-        codes.append(frame)
+def test_a_step_graph_switches_its_condition_from_call_to_call(conditioned, tmp_path):
+    graph, audio = step_programs(conditioned)["encoder_step"], audio_for(conditioned, 8)
+    onnx.write_steps({"encoder_step": graph}, tmp_path, onnx.about(conditioned))
+    session = onnx.Session(tmp_path / "encoder_step.onnx")
+    assert [one.name for one in session.inputs[:3]] == ["audio", "condition", "state_0"]
     expected = conditioned.encode(audio, condition=torch.arange(8)[None] % 2)
-    assert torch.equal(torch.cat(codes, 2), expected)
+    for step, state in ((graph.program.module(), graph.initial), (session, session.initial)):
+        codes = []
+        for number, chunk in enumerate(audio.split(conditioned.hop_length, -1)):
+            frame, *state = step(chunk, torch.tensor([number % 2]), *state)
+            codes.append(frame)
+        assert torch.equal(torch.cat(codes, 2), expected)

@@ -81,14 +81,13 @@ def write_whole(
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
     """Write `encoder_step.onnx`, `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
-    for name, (input_name, output_name) in {
-        "encoder_step": ("audio", "codes"),
-        "decoder_step": ("codes", "audio"),
-    }.items():
-        graph = graphs[name]
+    for name, graph in graphs.items():
+        inputs, outputs = WHOLE[name.removesuffix("_step")]
         count = range(len(graph.initial))
-        inputs = [input_name, *condition_of([input_name], about)]
-        names = [*inputs, *(f"state_{i}" for i in count)], [output_name, *(f"next_{i}" for i in count)]
+        names = [
+            [*inputs, *condition_of(inputs, about), *(f"state_{i}" for i in count)],
+            [*outputs, *(f"next_{i}" for i in count)],
+        ]
         write_onnx(graph.program, folder / f"{name}.onnx", renamed(names, about), about)
 
 
