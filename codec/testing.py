@@ -260,12 +260,15 @@ def check_source(source: DataSource) -> None:
             one.seek(size // 2)
             require(other.read(size // 3) == whole[: size // 3], "files that are open do not move each other")
             require(one.read() == whole[size // 2 :], "a file is read from any byte")
-    copy = pickle.loads(pickle.dumps(source))
-    require(dict(copy.sizes()) == sizes, "a pickled copy has the same recordings")
     with TemporaryDirectory() as folder:
         index = scan(mount(source), cache_dir=folder, progress=False, require_usable=False)
     faults = "; ".join(f"{file.path}: {file.problem}" for file in index.problems)
     require(bool(index.files) and not faults, f"recordings are audio, {faults or 'with extensions of it'}")
+    try:
+        copy = pickle.loads(pickle.dumps(source))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise AssertionError(f"broken contract: a source is pickled for other processes: {error}") from error
+    require(dict(copy.sizes()) == sizes, "a pickled copy has the same recordings")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

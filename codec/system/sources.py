@@ -6,7 +6,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 ADDRESS = re.compile(r"([\w+.-]{2,})://(.*)", re.ASCII | re.DOTALL)
 
@@ -45,7 +45,7 @@ mounted: dict[str, Mounted] = {}  # by name, in this process
 
 def paths_of(roots: Roots | None) -> list[str]:
     """One root or several as paths, and as addresses of sources, which are mounted."""
-    several = roots if isinstance(roots, list | tuple) else [] if roots is None else [roots]
+    several: Sequence[Any] = roots if isinstance(roots, list | tuple) else [] if roots is None else [roots]
     return [os.fspath(one) if isinstance(one, str | os.PathLike) else mount(one) for one in several]
 
 

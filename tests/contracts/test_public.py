@@ -124,6 +124,9 @@ def test_broken_parts_are_named_by_their_rule(parts):
             self.file = getattr(self, "file", None) or super().open("0.wav")
             return self.file
 
+    class Local(parts.Clicks):
+        pass
+
     class Text(parts.Clicks):
         def open(self, id):
             return io.BytesIO(b"x" * self.sizes()[id])
@@ -135,6 +138,7 @@ def test_broken_parts_are_named_by_their_rule(parts):
         (check_loss, Constant(), "equal audio has a smaller loss"),
         (check_source, Shared(), "do not move each other"),
         (check_source, Text(count=2), "recordings are audio, 0.wav: not audio"),
+        (check_source, Local(count=1), "a source is pickled for other processes: .*Local"),
         (check_metric, replace(parts.PEAK_ERROR, lower=False), "equal audio has a higher score"),
         (check_metric, replace(parts.PEAK_ERROR, load=lambda: drawn), "a score draws no random numbers"),
     ):
