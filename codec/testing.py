@@ -5,20 +5,29 @@ A package tests its parts with `check_quantizer(MyQuantizer(16))` and the like.
 
 from __future__ import annotations
 
+import math
+import pickle
+import posixpath
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codec.audio.synthetic import speech
 from codec.autoencoders.base import Autoencoder
 from codec.codebooks.base import Codebook
+from codec.data.scan import scan
 from codec.discriminators.base import Discriminator
 from codec.layers.base import Context
 from codec.layers.streaming import NotStreamable
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, names_of
+from codec.metrics.base import Metric
 from codec.quantizers.base import Bottleneck
 from codec.quantizers.residual import Residual
+from codec.system.sources import DataSource, mount
 
 BATCH, FRAMES = 3, 24
 CLOSE = 1e-4  # of the largest value; float32 sums of another order
@@ -204,6 +213,62 @@ def check_loss(loss: nn.Module, audio_channels: int = 1, outputs: Forward | None
     require(smaller, "equal audio has a smaller loss than different audio")
     (gradient,) = torch.autograd.grad(objective.total(apart), estimate)
     require(bool(gradient.isfinite().all()) and bool(gradient.any()), "the estimate has a finite gradient")
+
+
+def check_metric(metric: Metric) -> None:
+    """Check a metric's statements and its scores of two seconds of speech, with noise and without.
+
+    The direction is checked if it `needs_reference`. ImportError without the metric's package.
+    """
+    require(metric.name.isidentifier(), "the name is an identifier")
+    require(metric.meaning.endswith("."), "the meaning is a sentence")
+    rate = metric.rate or 16000
+    reference = speech(2.0, rate, np.random.default_rng(0))
+    noisy = reference + np.float32(0.1) * noise(len(reference)).numpy()
+    apart, equal = (score_of(metric, estimate, reference, rate) for estimate in (noisy, reference))
+    require(math.isfinite(apart) and math.isfinite(equal), "a score is a finite number")
+    require(score_of(metric, noisy, reference, rate) == apart, "a score draws no random numbers")
+    if metric.needs_reference:
+        better, word = (equal < apart, "lower") if metric.lower else (equal > apart, "higher")
+        require(better, f"equal audio has a {word} score than different audio")
+
+
+def score_of(metric: Metric, estimate: np.ndarray, reference: np.ndarray, rate: int) -> float:
+    """Score one signal `[T]`; a metric of tensors scores it in a batch with another."""
+    copies = estimate.copy(), reference.copy()
+    if metric.tensors:
+        both = [torch.from_numpy(np.stack([one, reference]))[:, None] for one in copies]
+        scores = metric.score(*both, rate)
+        require(scores.shape == (2,), "a metric of tensors gives one score a signal, [B]")
+        require(close(metric.score(*(one[:1] for one in both), rate), scores[:1]), "signals are scored alone")
+        return float(scores[0])
+    score = metric.score(copies[0], copies[1] if metric.needs_reference else None, rate)
+    same = np.array_equal(copies[0], estimate) and np.array_equal(copies[1], reference)
+    require(same, "a metric does not change its inputs")
+    return float(score)
+
+
+def check_source(source: DataSource) -> None:
+    """Check a source of recordings: ids, sizes, independent files, a copy for other processes, audio."""
+    sizes = dict(source.sizes())
+    require(bool(sizes), "there is a recording")
+    for id, size in sizes.items():
+        require(posixpath.normpath(id) == id and id[0] not in "/.", "an id is a relative path")
+        with source.open(id) as one, source.open(id) as other:
+            whole = one.read()
+            require(len(whole) == size, "sizes gives the bytes of a recording")
+            one.seek(size // 2)
+            require(other.read(size // 3) == whole[: size // 3], "files that are open do not move each other")
+            require(one.read() == whole[size // 2 :], "a file is read from any byte")
+    with TemporaryDirectory() as folder:
+        index = scan(mount(source), cache_dir=folder, progress=False, require_usable=False)
+    faults = "; ".join(f"{file.path}: {file.problem}" for file in index.problems)
+    require(bool(index.files) and not faults, f"recordings are audio, {faults or 'with extensions of it'}")
+    try:
+        copy = pickle.loads(pickle.dumps(source))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise AssertionError(f"broken contract: a source is pickled for other processes: {error}") from error
+    require(dict(copy.sizes()) == sizes, "a pickled copy has the same recordings")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from composed import config
+from test_export import run_snippet
 from tokenized import small_codec
 
 from codec import build_codec, load
@@ -11,6 +12,8 @@ from codec.audio.writing import write_wav
 from codec.commands import encode, export
 from codec.config import ConfigError, validate
 from codec.evaluation.systems import NeuralCodec
+from codec.export import onnx, openvino
+from codec.export.streaming_graphs import step_programs
 from codec.layers import FiLM
 from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
@@ -130,11 +133,61 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
 @torch.no_grad()
 def test_an_export_has_the_condition_that_was_asked_for(conditioned, tmp_path):
     conditioned.save(tmp_path / "model")
-    for name in ("as_is", "clean"):
-        output = tmp_path / name
-        arguments = [str(tmp_path / "model"), "--to", "torch", "-o", str(output), "--condition", name]
-        assert export.main(arguments) == 0
-        audio = audio_for(conditioned, 30)
-        codes = torch.export.load(output / "encoder.pt2").module()(audio)
-        assert torch.equal(codes, conditioned.encode(audio, condition=name))
-        assert f"| condition | {name} |" in (output / "README.md").read_text()
+    output = tmp_path / "out"
+    arguments = [str(tmp_path / "model"), "--to", "torch", "-o", str(output), "--condition", "as_is"]
+    assert export.main(arguments) == 0
+    audio = audio_for(conditioned, 30)
+    codes = torch.export.load(output / "encoder.pt2").module()(audio)
+    assert torch.equal(codes, conditioned.encode(audio, condition="as_is"))
+    assert "| condition | as_is |" in (output / "README.md").read_text()
+
+
+FORMS = [
+    ("torch", []),
+    pytest.param("onnx", ["--streaming"], marks=pytest.mark.exhaustive),
+    pytest.param("openvino", [], marks=pytest.mark.exhaustive),
+    pytest.param("onnx", ["--int8"], marks=pytest.mark.exhaustive),
+    pytest.param("openvino", ["--int8"], marks=pytest.mark.exhaustive),
+]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # of torch about its own format
+@pytest.mark.parametrize(("form", "options"), FORMS)
+def test_an_export_takes_the_condition_as_an_input(conditioned, tmp_path, capsys, form, options):
+    conditioned.save(tmp_path / "model")
+    output = tmp_path / "out"
+    assert export.main([str(tmp_path / "model"), "--to", form, "-o", str(output), *options]) == 0
+    checked = capsys.readouterr().out
+    assert "whole signals, as_is: 6 clips" in checked and "whole signals, clean: 6 clips" in checked
+    card = (output / "README.md").read_text()
+    assert "| condition | as_is or clean |" in card and "# int64 [batch], 0: as_is, 1: clean" in card
+    audio, indexes = audio_for(conditioned, 30, batch=2), torch.tensor([1, 0])
+    expected = conditioned.encode(audio, condition=indexes)
+    if form == "torch":
+        assert torch.equal(torch.export.load(output / "encoder.pt2").module()(audio, indexes), expected)
+    least = 0.5 if options == ["--int8"] else 0.98
+    if form == "openvino":
+        codes = openvino.Session(output).encode(audio, indexes)
+        assert (codes == expected).float().mean() > least
+    if form == "onnx":
+        encoder = onnx.Session(output / "encoder.onnx")
+        assert (encoder(audio, indexes)[0] == expected).float().mean() > least
+        about = encoder.session.get_modelmeta().custom_metadata_map
+        assert about["conditions"] == '["as_is", "clean"]' and encoder.inputs[1].name == "condition"
+    run_snippet(output)
+
+
+@torch.no_grad()
+def test_a_step_graph_switches_its_condition_from_call_to_call(conditioned, tmp_path):
+    graph, audio = step_programs(conditioned)["encoder_step"], audio_for(conditioned, 8)
+    onnx.write_steps({"encoder_step": graph}, tmp_path, onnx.about(conditioned))
+    session = onnx.Session(tmp_path / "encoder_step.onnx")
+    assert [one.name for one in session.inputs[:3]] == ["audio", "condition", "state_0"]
+    expected = conditioned.encode(audio, condition=torch.arange(8)[None] % 2)
+    for step, state in ((graph.program.module(), graph.initial), (session, session.initial)):
+        codes = []
+        for number, chunk in enumerate(audio.split(conditioned.hop_length, -1)):
+            frame, *state = step(chunk, torch.tensor([number % 2]), *state)
+            codes.append(frame)
+        assert torch.equal(torch.cat(codes, 2), expected)

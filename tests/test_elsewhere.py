@@ -1,5 +1,7 @@
 """Parts of a package of its own: found, trained, resumed, loaded, coded, refused, exported and evaluated."""
 
+import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -12,9 +14,13 @@ from tokenized import noise
 
 import codec
 from codec.audio.writing import write_wav
+from codec.commands.export_options import Options, check_codec
 from codec.config import ConfigError, locate_own, registered_modules, trusting
+from codec.data.module import AudioData
+from codec.data.scan import scan
 from codec.layers.streaming import NotStreamable
 from codec.model.batching import decode_part, encode_batch, exact_float32
+from codec.system.sources import mount
 from codec.tokens import TokenDataset
 
 ELSEWHERE = Path(__file__).parent / "elsewhere"
@@ -31,6 +37,8 @@ def place(tmp_path_factory) -> Path:
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[neural_audio_codec.parts]\nparts = {NAME}.parts\n")
+    (folder / "mine" / "data").mkdir(parents=True)
+    (folder / "mine" / "data" / "mine.yaml").write_text("defaults: [clicks, _self_]\n")
     (folder / "wavs").mkdir()
     for number in range(3):
         write_wav(folder / "wavs" / f"{number}.wav", noise(8000, number), 8000)
@@ -45,10 +53,11 @@ def run(place: Path, *arguments: str, installed: bool = True) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def trained(place) -> Path:
-    options = ["experiment=plain", "data.root=wavs", "logger=none", "evaluate=0", "resume=auto"]
-    first = run(place, "train", *options)
-    assert first.returncode == 0, first.stderr
-    again = run(place, "train", *options, "trainer.max_steps=6")
+    options = ["experiment=plain", "logger=none", "resume=auto"]
+    first = run(place, "train", *options, "data=clicks", "evaluate=0")
+    assert first.returncode == 0 and "clicks-3-8000://: 3 usable files" in first.stdout, first.stderr
+    more = ["trainer.max_steps=6", "evaluate=1"]
+    again = run(place, "train", *options, "data=mine", *more, "--config-dir", "mine")
     assert again.returncode == 0 and "at step 4, to step 6" in again.stdout, again.stdout + again.stderr
     return place / "runs" / "plain"
 
@@ -60,9 +69,10 @@ def loaded(trained, monkeypatch) -> codec.Codec:
 
 
 def test_a_misspelled_option_of_the_package_gets_a_suggestion(place):
-    done = run(place, "train", "autoencoder=plane", "data.root=wavs")
+    done = run(place, "train", "--config-dir", "mine", "autoencoder=plane", "data.root=wavs")
     assert done.returncode == 2 and "did you mean plain?" in done.stderr
-    done = run(place, "train", "experiment=plain", "data.root=wavs", "autoencoder.latent_dimm=3")
+    path = f"hydra.searchpath=[file://{place}/mine]"
+    done = run(place, "train", path, "experiment=plain", "data=mine", "autoencoder.latent_dimm=3")
     assert done.returncode == 2 and "did you mean autoencoder.latent_dim?" in done.stderr
 
 
@@ -100,7 +110,42 @@ def test_codes_do_not_depend_on_the_batch_and_parts_are_cut_from_the_whole(loade
         loaded.streaming()
 
 
-def test_every_command_takes_the_package_by_registration_or_by_name(trained, place):
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
+def test_crops_of_a_source_are_those_of_a_folder_of_its_recordings(loaded, tmp_path, start):
+    source = importlib.import_module(f"{NAME}.parts").Clicks()
+    for name in source.sizes():
+        (tmp_path / name).write_bytes(source.open(name).read())
+    index = functools.partial(scan, cache_dir=tmp_path / "cache", progress=False)
+    options = {"sample_rate": 6000, "segment_seconds": 0.2, "batch_size": 2, "num_workers": 1, "index": index}
+    memory, folder = (AudioData(root, **options) for root in (source, str(tmp_path)))
+    for data in (memory, folder):
+        data.prepare_data()
+        data.setup()
+    expected = folder.crops(0, 8)
+    assert torch.equal(memory.crops(0, 8), expected)
+    memory.load_state_dict({"seen": 4})
+    loader = memory.train_dataloader()
+    loader.multiprocessing_context = start
+    batch = next(iter(loader))
+    assert batch.numbers.tolist() == [4, 5] and torch.equal(batch.audio, expected[4:6])
+    held_out, expected_out = ([Path(one).name for one in data.valid_files] for data in (memory, folder))
+    assert held_out == expected_out
+
+
+def test_two_sources_of_one_name_are_refused(loaded):
+    clicks = importlib.import_module(f"{NAME}.parts").Clicks
+    mount(clicks(count=2))
+    other = clicks(count=3)
+    other.name = clicks(count=2).name
+    with pytest.raises(ValueError, match="two sources of other recordings are named 'clicks-2-8000'"):
+        mount(other)
+    with pytest.raises(ValueError, match="expected a path, or a source of recordings with a name"):
+        AudioData(7, sample_rate=8000)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")  # of torch about its own format
+def test_every_command_takes_the_package_by_registration_or_by_name(trained, loaded, place):
     model = str(trained)
     commands = {
         "encode": [model, "wavs", "-o", "tokens", "--format", "npy"],
@@ -108,12 +153,13 @@ def test_every_command_takes_the_package_by_registration_or_by_name(trained, pla
         "decompress": [model, "0.codec", "-o", "0.wav"],
         "decode": [model, "tokens", "-o", "decoded"],
         "evaluate": [model, "wavs", "-o", "scores", "--metrics", "peak_error"],
+        "fit-entropy": [model, "wavs"],
     }
     for command, arguments in commands.items():
         if command in ("encode", "evaluate"):
             refused = run(place, command, *arguments[:4], installed=False)
             assert refused.returncode == 2 and f"--trust {NAME}" in refused.stderr, refused.stderr
-        trust = ["--trust", NAME] if command in ("encode", "decode") else []
+        trust = ["--trust", NAME] if command in ("encode", "decode", "fit-entropy") else []
         done = run(place, command, *arguments, *trust, installed=not trust)
         assert done.returncode == 0, (command, done.stderr)
     assert "peak error ↓" in (place / "scores/table.md").read_text()
@@ -122,4 +168,15 @@ def test_every_command_takes_the_package_by_registration_or_by_name(trained, pla
     streamed = run(place, "stream", model, "wavs/0.wav", "-o", "s.wav")
     assert streamed.returncode == 2 and "has no streaming form" in streamed.stderr
     exported = run(place, "export", model, "--to", "torch", "-o", "exported")
-    assert exported.returncode in (0, 2) and "Traceback" not in exported.stderr
+    assert exported.returncode == 0, exported.stderr
+    audio = torch.from_numpy(noise(1000, 7))[None]
+    encode, decode = (
+        torch.export.load(place / "exported" / f"{side}.pt2").module() for side in ("encoder", "decoder")
+    )
+    codes = loaded.encode(audio)
+    assert torch.equal(encode(audio), codes)
+    torch.testing.assert_close(decode(codes), loaded.decode(codes), rtol=0, atol=1e-6)
+    with pytest.raises(NotStreamable, match="PlainAutoencoder has no streaming form"):
+        check_codec(loaded, "torch", Options(streaming=True))
+    with pytest.raises(ConfigError, match="are SEANets, the autoencoder is PlainAutoencoder"):
+        check_codec(loaded, "hf", Options())

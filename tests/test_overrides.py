@@ -1,9 +1,12 @@
 """A mistyped option is answered with the one that was meant."""
 
+from pathlib import Path
+
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from codec.config import ConfigError
-from codec.training.overrides import check_names
+from codec.training.overrides import also_searched, check_names
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,21 @@ def test_options_on_the_search_path_are_offered(tmp_path, found):
         check_names([*added, "quantizer=mine", "quantizer.extr=2"])
     with pytest.raises(ConfigError, match="quantizer=mine: there is no such option"):
         check_names(["quantizer=mine"])
+
+
+@pytest.mark.parametrize(
+    ("given", "extended"),
+    [
+        ("", "{}"),
+        ("-m a=1", "-m {} a=1"),
+        ("a=1 --config-dir b=2", "{} a=1 --config-dir b=2"),
+        ("--config-dir b=2 a=1", "--config-dir b=2 {} a=1"),
+        ("a=1 hydra.searchpath=[file:///x] b=2", "a=1 hydra.searchpath=[file:///x,'file:///y'] b=2"),
+        ("hydra.searchpath=[]", "{}"),
+    ],
+)
+def test_folders_are_added_to_the_search_path_beside_other_overrides(given, extended):
+    expected = extended.format("hydra.searchpath=['file:///y']").split()
+    assert also_searched(given.split(), [Path("/y")]) == expected
+    assert also_searched(given.split(), []) == given.split()
+    get_args_parser().parse_args(expected)  # Hydra's own, which rejects overrides on both sides of a flag

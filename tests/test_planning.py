@@ -331,6 +331,8 @@ def test_the_recommended_command_has_the_folder_of_own_options(tmp_path, monkeyp
     )
     monkeypatch.setattr(sys, "argv", ["codec-plan"])
     assert planning_command.main(["data.root=/a", "--config-dir", str(tmp_path), "data.batch_size=4"]) == 0
+    assert planning_command.main(["data.root=/a", "--trust", "one", "--trust", "two"]) == 0
+    assert seen[1] == ["data.root=/a", "trust=[one,two]"]
     recommended = shlex.split(command(surveyed(monkeypatch, Machine()), seen[0], 1))
     assert recommended[:3] == ["codec-train", "--config-dir", str(tmp_path)]
     assert recommended[3:5] == ["data.root=/a", "data.batch_size=4"]

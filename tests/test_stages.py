@@ -388,14 +388,14 @@ BEGUN = [Stage("a", 3, bottleneck="none"), Stage("b", 4, lr=0.1, schedule=Cosine
         (5, BEGUN[:2], ""),
         (5, [BEGUN[0], Stage("b", 9, lr=0.1, schedule=Cosine()), BEGUN[2]], ""),
         (5, [BEGUN[0], Stage("b", 2, lr=0.1, schedule=Cosine())], ""),
-        (5, [BEGUN[0], Stage("b", 1, lr=0.1, schedule=Cosine())], "stages[1].steps: 4 in the checkpoint, 1"),
+        (5, [BEGUN[0], Stage("b", 1, lr=0.1, schedule=Cosine())], "stages[1].steps 4 → 1"),
         (3, [Stage("a", 4, bottleneck="none")], ""),  # not a step of the second stage was done
-        (4, [Stage("a", 4, bottleneck="none"), *BEGUN[1:]], "stages[0].steps: 3 in the checkpoint, 4 now"),
-        (5, [BEGUN[0], Stage("b", 4, schedule=Cosine())], "stages[1].lr: 0.1 in the checkpoint, None now"),
-        (5, [BEGUN[0], Stage("b", 4, lr=0.1)], "stages[1].schedule.final: 0.1 in the checkpoint, None now"),
-        (5, [Stage("a", 3), *BEGUN[1:]], "stages[0].bottleneck: none in the checkpoint, codes now"),
-        (5, BEGUN[:1], "stages[1].name: b in the checkpoint, None now"),
-        (5, [Stage("", 10)], "stages[0].name: a in the checkpoint, None now"),
+        (4, [Stage("a", 4, bottleneck="none"), *BEGUN[1:]], "stages[0].steps 3 → 4"),
+        (5, [BEGUN[0], Stage("b", 4, schedule=Cosine())], "stages[1].lr 0.1 → none"),
+        (5, [BEGUN[0], Stage("b", 4, lr=0.1)], "stages[1].schedule.final 0.1 → none"),
+        (5, [Stage("a", 3), *BEGUN[1:]], "stages[0].bottleneck none → codes"),
+        (5, BEGUN[:1], "stages[1].name b → none"),
+        (5, [Stage("", 10)], "stages[0].name a → none"),
     ],
 )
 def test_a_resume_takes_other_stages_only_for_what_has_not_begun(tmp_path, step, now, problem):
@@ -406,12 +406,12 @@ def test_a_resume_takes_other_stages_only_for_what_has_not_begun(tmp_path, step,
         return
     with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
         check_same_stages(tmp_path / "last.ckpt", now)
-    assert "Those that have begun must stay; only the last of them may have other steps" in str(caught.value)
+    assert "stages that have begun must stay; only the last of them may have other steps" in str(caught.value)
 
 
 def test_a_run_without_stages_does_not_go_on_in_stages(tmp_path, wavs):
     assert staged(tmp_path, wavs, "trainer.max_steps=2", stages=()) == 0
-    with pytest.raises(ConfigError, match=r"stages\[0\].name: None in the checkpoint, plain now"):
+    with pytest.raises(ConfigError, match=r"stages\[0\].name none → plain"):
         staged(tmp_path, wavs, "resume=auto")
 
 

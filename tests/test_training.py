@@ -213,7 +213,7 @@ def test_a_taken_run_folder_is_not_overwritten(tmp_path, wavs):
     run(tmp_path, wavs, "trainer.max_steps=2")
     with pytest.raises(ConfigError, match="holds a run already: go on with resume=auto"):
         run(tmp_path, wavs, "trainer.max_steps=4")
-    with pytest.raises(ConfigError, match=r"quantizer.num_quantizers: 2 in the checkpoint, 3 now"):
+    with pytest.raises(ConfigError, match=r"quantizer.num_quantizers 2 → 3"):
         run(tmp_path, wavs, "trainer.max_steps=4", "resume=auto", "quantizer.num_quantizers=3")
     differ = r"another discriminator or loss.* \(discriminator\.\S+, .* differ\)"
     with pytest.raises(ConfigError, match=differ):

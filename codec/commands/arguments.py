@@ -40,6 +40,7 @@ def plan() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as for codec-train")
     parser.add_argument("--config-dir", "-cd", help="folder of your own options, as for codec-train")
     parser.add_argument("--json", action="store_true", help="print the forecast as JSON")
+    add_trust(parser)
     return parser
 
 

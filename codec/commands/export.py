@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from codec.commands.export_options import Options, check_codec, check_options
 from codec.config import ConfigError
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
-from codec.export.graphs import inference_codec, programs
+from codec.export.graphs import conditions, inference_codec, programs
 from codec.export.model_card import model_card
 from codec.export.progress import log, progress
 from codec.export.streaming_graphs import run_steps, step_programs
@@ -67,13 +68,18 @@ def export_torch(codec: Codec, folder: Path, options: Options) -> dict[str, Comp
     return comparisons
 
 
-def calibration(codec: Codec) -> list[Tensor]:
-    """Speech-like and music-like clips `[1, C, T]`, with other seeds than in verification."""
+def calibration(codec: Codec) -> list[list[Tensor]]:
+    """Speech-like and music-like clips `[1, C, T]`, with other seeds than in verification.
+
+    If the condition is an input of graphs, they take turns.
+    """
     shape = codec.sample_rate, codec.audio_channels
     sounds = [
         make(2.0, shape[0], np.random.default_rng(100 + i)) for i in range(4) for make in (speech, music)
     ]
-    return [torch.from_numpy(sound)[None, None].repeat(1, shape[1], 1) for sound in sounds]
+    clips = [torch.from_numpy(sound)[None, None].repeat(1, shape[1], 1) for sound in sounds]
+    count = len(conditions(codec))
+    return [[clip, *([torch.tensor([i // 2 % count])] if count else [])] for i, clip in enumerate(clips)]
 
 
 def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
@@ -103,7 +109,7 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
         names += ["encoder_step", "decoder_step"]
     if options.int8:
         audio = calibration(codec)
-        inputs = {"encoder": audio, "decoder": [codec.encode(clip) for clip in audio]}
+        inputs = {"encoder": audio, "decoder": [[codec.encode(clip[0])] for clip in audio]}
         for name in names:
             onnx_export.to_int8(folder / f"{name}.onnx", inputs.get(name))
     sessions = {name: onnx_export.Session(folder / f"{name}.onnx") for name in names}
@@ -116,11 +122,17 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
 
 
 def compare_whole(
-    codec: Codec, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor]
+    codec: Codec, encode: Callable[..., Tensor], decode: Callable[[Tensor], Tensor]
 ) -> dict[str, Comparison]:
-    """Compare on whole signals with all stages, and the decoder also with each smaller number of stages."""
+    """Compare on whole signals with all stages, and the decoder also with each smaller number of stages.
+
+    Each condition that is an input is compared.
+    """
     log.info("comparing whole signals with the codec")
-    comparisons = {"whole signals": compare(codec, encode, decode, lengths(codec))}
+    comparisons = {
+        f"whole signals{case}": compare(codec, call, decode, lengths(codec), condition=name)
+        for case, name, call in by_condition(codec, encode)
+    }
     stages = range(1, codec.quantizer.num_quantizers)
     if stages:
         log.info("comparing the decoder with fewer stages")
@@ -131,9 +143,27 @@ def compare_whole(
     return comparisons
 
 
-def first(function: Callable[..., tuple[Tensor, ...]], given: Tensor) -> Tensor:
+def by_condition(
+    codec: Codec, encode: Callable[..., Any]
+) -> Iterator[tuple[str, str | None, Callable[..., Any]]]:
+    """Yield a suffix of the case, a condition, and `encode` with it as its second argument.
+
+    Yields `encode` itself, and None, if the condition is no input.
+    """
+    if not conditions(codec):
+        yield "", None, encode
+    for number, name in enumerate(conditions(codec)):
+        yield f", {name}", name, partial(called_with, encode, number)
+
+
+def called_with(encode: Callable[..., Any], number: int, audio: Tensor, *state: Tensor) -> Any:
+    """Call a graph with a condition for all of the batch."""
+    return encode(audio, torch.full((len(audio),), number), *state)
+
+
+def first(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Tensor:
     """Return the only output of a function that returns a tuple."""
-    return function(given)[0]
+    return function(*inputs)[0]
 
 
 def compare_steps(
@@ -142,9 +172,18 @@ def compare_steps(
     """Compare step graphs, from the initial state, with the codec on the whole signal."""
     log.info("comparing steps with the codec")
     frames, hop = options.frames_per_step, codec.hop_length
-    encode = partial(run, steps["encoder_step"], states["encoder_step"], frames * hop)
     decode = partial(run, steps["decoder_step"], states["decoder_step"], frames)
-    return compare(codec, encode, decode, [(1, frames * hop), (2, 24 * frames * hop)])
+    shapes = [(1, frames * hop), (2, 24 * frames * hop)]
+    return Comparison.worst(
+        compare(
+            codec,
+            partial(run, step, states["encoder_step"], frames * hop),
+            decode,
+            shapes,
+            condition=name,
+        )
+        for _, name, step in by_condition(codec, steps["encoder_step"])
+    )
 
 
 def run(step: Callable, initial: list[Tensor], length: int, signal: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; with `--json`, standard output has the forecast alone."""
     options = parse("plan", argv)
     given = [*(["--config-dir", options.config_dir] if options.config_dir else []), *options.overrides]
+    given += [f"trust=[{','.join(options.trust)}]"] if options.trust else []
     sys.argv[1:] = given
     task = functools.partial(plan, given=given, output=sys.stdout if options.json else None)
     with exiting_on_signals(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):

@@ -55,10 +55,9 @@ def start_training(task: Callable[[Any], int] = train_once) -> int:
     """Parse the command line with Hydra; run the task for each run of a sweep; returns the exit status."""
     import hydra
 
-    from codec.training.overrides import check_names
+    from codec.training.overrides import also_searched, check_names
 
-    sys.argv[1:] = map(quoted, sys.argv[1:])
-    sys.argv[1:] += installed_configs(sys.argv[1:])
+    sys.argv[1:] = also_searched([*map(quoted, sys.argv[1:])], installed_configs())
     check_names(sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
         from codec.sweep.ray_launcher import RayLauncher
@@ -92,16 +91,12 @@ def start_training(task: Callable[[Any], int] = train_once) -> int:
     return status
 
 
-def installed_configs(arguments: Sequence[str]) -> list[str]:
-    """Override of `hydra.searchpath` for `configs` folders of installed packages; none beside the user's."""
-    if any(argument.startswith(("hydra.searchpath=", "--config-dir", "-cd")) for argument in arguments):
-        return []
+def installed_configs() -> list[Path]:
+    """Folders `configs` of installed packages with parts of codecs."""
     packages = sorted({module.partition(".")[0] for module in registered_modules()})
     places = [importlib.util.find_spec(package) for package in packages]
     roots = [root for spec in places if spec for root in spec.submodule_search_locations or []]
-    folders = [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
-    urls = ",".join(in_quotes(f"file://{folder}") for folder in folders)
-    return [f"hydra.searchpath=[{urls}]"] if folders else []
+    return [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
 
 
 def check_roots(config: Any) -> None:

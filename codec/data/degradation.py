@@ -13,6 +13,7 @@ from numpy.random import Generator
 from codec.audio.reading import AudioError, read_segment, rms
 from codec.data.augmentation import check_probability, check_range, happens, held, uniform
 from codec.data.index import IndexedFile
+from codec.system.sources import Roots
 
 LONGEST_ROOM = 2.0  # seconds of an impulse response that are used, from its direct sound on
 LONGEST_FILE = 30.0  # seconds of a file in which the direct sound is looked for
@@ -29,7 +30,7 @@ class Noise:
     snr_db: RMS of the crop over that of the noise, drawn uniformly from (lowest, highest) dB.
     """
 
-    root: str | Sequence[str] | None = None
+    root: Roots | None = None
     probability: float = 0.8
     snr_db: Sequence[float] = (0.0, 20.0)
 
@@ -48,7 +49,7 @@ class Rooms:
     probability: share of the crops with a room.
     """
 
-    root: str | Sequence[str] | None = None
+    root: Roots | None = None
     probability: float = 0.3
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+
+from codec.system.sources import Mounted, mounted
 
 NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"
 STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -38,7 +40,7 @@ class WorkerLoader(DataLoader):
         ending = multiprocessing.RawValue("b", 0)
         atexit.register(setattr, ending, "value", 1)
         limit = LIMIT if options.get("num_workers") else 0
-        prepare = partial(prepare_worker, ending)
+        prepare = partial(prepare_worker, ending, mounted)
         super().__init__(*arguments, worker_init_fn=prepare, timeout=limit, **options)
 
     def __iter__(self) -> Any:
@@ -65,8 +67,9 @@ def held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def prepare_worker(ending: Any, worker: int) -> None:
-    """Set up a worker: one thread, ignored signals; SIGTERM ends it only if the program is `ending`."""
+def prepare_worker(ending: Any, sources: Mapping[str, Mounted], worker: int) -> None:
+    """Set up a worker: sources, one thread, no signals; SIGTERM ends it only if the program is `ending`."""
+    mounted.update(sources)  # of another process, unless it was forked
     torch.set_num_threads(1)
     ForkingPickler.register(Tensor, by_value)
     for number in STOPPING:

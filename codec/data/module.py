@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from codec.data.partition import divide, place, separate
 from codec.data.scan import has_audio, scan
 from codec.system import distributed
 from codec.system.files import printable
+from codec.system.sources import Roots, paths_of
 
 log = logging.getLogger(__name__)
 FEW_HELD_OUT = 4  # files; with fewer, scores depend more on the recordings than on the codec
@@ -84,8 +84,8 @@ class AudioData(LightningDataModule):
 
     Weighted folders are the weighted data sets of EnCodec's training (arXiv 2210.13438).
 
-    root: folder or folders, searched recursively; `weights`: relative probabilities of the folders (None:
-        by duration).
+    root: folders, searched recursively, or sources; `weights`: their relative probabilities (None: by
+        duration).
     batch_size: crops of `segment_seconds` per step, over all processes.
     augmentation, degradation, validation: augmentation of the crops; noise and rooms added to them; size of
         the validation set, which stays clean.
@@ -99,7 +99,7 @@ class AudioData(LightningDataModule):
 
     def __init__(
         self,
-        root: str | list[str],
+        root: Roots,
         sample_rate: int,
         channels: int = 1,
         segment_seconds: float = 1.0,
@@ -115,7 +115,7 @@ class AudioData(LightningDataModule):
         features: Features | None = None,
     ) -> None:
         super().__init__()
-        self.roots = listed(root)
+        self.roots = paths_of(root)
         positive = {"sample_rate": sample_rate, "channels": channels, "batch_size": batch_size}
         check_above(0, **positive, segment_seconds=segment_seconds)
         check_above(-1, seed=seed, num_workers=num_workers)
@@ -176,9 +176,9 @@ class AudioData(LightningDataModule):
         noises, rooms = (self.usable_files(part.root) for part in (options.noise, options.rooms))
         return Degrader(options, noises, rooms, self.shape) if options.is_active else None
 
-    def usable_files(self, roots: str | Sequence[str] | None) -> list[IndexedFile]:
+    def usable_files(self, roots: Roots | None) -> list[IndexedFile]:
         """Usable files of one or more folders; `DataError` for a folder without any."""
-        indexes = [self.make_index(root) for root in listed(roots)]
+        indexes = [self.make_index(root) for root in paths_of(roots)]
         return [file.below(index.root) for index in indexes for file in index.usable]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -246,11 +246,6 @@ def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFil
         if file.span and file.path in both
     ]
     return ", ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
-
-
-def listed(roots: str | Sequence[str] | None) -> list[str]:
-    """One root or several as a list."""
-    return [roots] if isinstance(roots, str | os.PathLike) else list(roots or [])
 
 
 def without_short(

@@ -21,6 +21,7 @@ from codec.data.lists import Row, parts_of
 from codec.data.source import UNKNOWN, Source, is_pattern, is_source, list_folder, list_rows, open_source
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole
+from codec.system.sources import find
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,10 @@ def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
 
 
 def has_audio(root: str | os.PathLike[str]) -> bool:
-    """True for archives and lists, and for a folder with at least one file with an audio extension."""
+    """True for sources, archives, lists, and for a folder with at least one file with an audio extension."""
     return (
-        os.path.isfile(root)
+        find(os.fspath(root)) is not None
+        or os.path.isfile(root)
         or is_pattern(root)
         or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
     )

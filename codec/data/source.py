@@ -1,4 +1,4 @@
-"""Sources of recordings: a folder, an archive read in place, or a list of files and archives."""
+"""Listings of recordings: a folder, an archive read in place, a list of both, or a source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from codec.data.index import EXTENSIONS, FOREIGN_EXTENSIONS, DataError, IndexedFile
 from codec.data.lists import LISTS, Row, expand, read_list
 from codec.data.shards import choose_archives, missing_members
-from codec.system import archive
+from codec.system import archive, sources
 from codec.system.files import OUTPUT_MARK, printable
 
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
@@ -42,6 +42,8 @@ class Source:
 
 def open_source(name: str | os.PathLike[str]) -> Source:
     """List the source at a path; `DataError` if it is missing, not readable, or of another kind."""
+    if place := sources.find(os.fspath(name)):
+        return list_source(os.fspath(name), place[0].sizes)
     path = require_source(name)
     if is_pattern(path):
         return list_rows(path, os.path.dirname(path.partition("{")[0]), [*map(Row, expand(path))])
@@ -135,6 +137,13 @@ def list_archive(path: str, within: str = "") -> Source:
     faults += [(before + name, problem) for name, problem in missing_members(path, contents.members)]
     unreadable = [IndexedFile(name, 0, UNKNOWN, problem=problem) for name, problem in faults]
     return Source(path, path, sorted(files, key=lambda file: file.path), unreadable, dict(ignored))
+
+
+def list_source(address: str, sizes: Mapping[str, int]) -> Source:
+    """Audio files of a source of recordings by their ids."""
+    files = [IndexedFile(id, size, 0) for id, size in sorted(sizes.items()) if is_audio(id)]
+    ignored = Counter(kind(id) for id in sizes if not is_audio(id))
+    return Source(address, address, files, ignored=dict(ignored))
 
 
 def list_within(root: str, name: str) -> Source:

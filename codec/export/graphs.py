@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from codec.config import ConfigError
 from codec.export.progress import log
+from codec.layers.film import Unconditioned
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
 
@@ -18,16 +19,19 @@ FREE = torch.export.Dim.DYNAMIC
 
 
 class Encoder(nn.Module):
-    """Encode audio `[B, C, T]` to codes int64 `[B, K, F]`; any T, padded with zeros to whole frames."""
+    """Encode audio `[B, C, T]` to codes int64 `[B, K, F]`; any T, padded with zeros to whole frames.
+
+    `condition`: indexes int64 `[B]` of the codec's conditions; None for the default.
+    """
 
     def __init__(self, codec: Codec):
         super().__init__()
         self.network = Network(codec)
         self.codes = Codes(codec)
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio: Tensor, condition: Tensor | None = None) -> Tensor:
         """Encode."""
-        return self.codes(self.network(audio))
+        return self.codes(self.network(audio, condition))
 
 
 class Decoder(nn.Module):
@@ -45,17 +49,20 @@ class Decoder(nn.Module):
 
 
 class Network(nn.Module):
-    """Map audio `[B, C, T]` to latents `[B, D, F * stride]`; any T, padded with zeros to whole frames."""
+    """Map audio `[B, C, T]` to latents `[B, D, F * stride]`; any T, padded with zeros to whole frames.
+
+    `condition`: indexes int64 `[B]` of the codec's conditions; None for the default.
+    """
 
     def __init__(self, codec: Codec):
         super().__init__()
         self.autoencoder, self.conditioning = codec.autoencoder, codec.conditioning
         self.hop_length = codec.hop_length
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """Run the encoder's layers, then modulate by the codec's condition, if it has any."""
+    def forward(self, audio: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Run the encoder's layers, then modulate by the condition."""
         padded = functional.pad(audio, (0, -audio.shape[2] % self.hop_length))
-        return self.conditioning(self.autoencoder.encode(padded))
+        return modulated(self.conditioning, self.autoencoder.encode(padded), condition)
 
 
 class Codes(nn.Module):
@@ -68,6 +75,18 @@ class Codes(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Quantize."""
         return as_batch(self.quantizer.encode(in_one_row(latents)), latents.shape[0])
+
+
+def modulated(conditioning: Unconditioned, latents: Tensor, condition: Tensor | None) -> Tensor:
+    """Modulate latents by a condition `[B]`, whose values a graph cannot check; None for the default."""
+    if condition is None:
+        return conditioning(latents)
+    return conditioning.modulate(latents, condition[:, None])
+
+
+def conditions(codec: Codec) -> tuple[str, ...]:
+    """Conditions that are an input of the codec's graphs; none if it has none, or one was set."""
+    return codec.conditioning.names if codec.conditioning.default is None else ()
 
 
 def all_stages(codes: Tensor, count: int) -> Tensor:
@@ -129,20 +148,21 @@ def programs(codec: Codec, split: bool = False) -> dict[str, torch.export.Export
     audio = torch.zeros(2, codec.audio_channels, 6 * codec.hop_length + 1)
     latents = torch.zeros(2, quantizer.dim, 6 * quantizer.stride)
     codes = torch.zeros_like(quantizer.encode(latents), memory_format=torch.contiguous_format)
-    parts: dict[str, tuple[nn.Module, Tensor, dict[int, Any]]] = {
-        "decoder": (Decoder(codec), codes, {1: stages_of(codec), 2: FREE})
+    condition = [torch.zeros(2, dtype=torch.int64)] if conditions(codec) else []
+    parts: dict[str, tuple[nn.Module, list[Tensor], dict[int, Any]]] = {
+        "decoder": (Decoder(codec), [codes], {1: stages_of(codec), 2: FREE})
     }
     if split:
         frames = quantizer.stride * torch.export.Dim("frames") if quantizer.stride > 1 else FREE
-        parts["network"] = Network(codec), audio, {2: FREE}
-        parts["quantizer"] = Codes(codec), latents, {2: frames}
+        parts["network"] = Network(codec), [audio, *condition], {2: FREE}
+        parts["quantizer"] = Codes(codec), [latents], {2: frames}
     else:
-        parts["encoder"] = Encoder(codec), audio, {2: FREE}
+        parts["encoder"] = Encoder(codec), [audio, *condition], {2: FREE}
     graphs = {}
-    for name, (module, example, axes) in parts.items():
+    for name, (module, examples, axes) in parts.items():
         log.info("tracing the %s", name)
-        shapes = ({0: FREE, **axes},)
-        graphs[name] = torch.export.export(module.eval(), (example,), dynamic_shapes=shapes)
+        shapes = ({0: FREE, **axes}, *({0: FREE} for _ in examples[1:]))
+        graphs[name] = torch.export.export(module.eval(), tuple(examples), dynamic_shapes=shapes)
         # The tracer's guards against sizes of 1 are removed: no operation depends on them.
         graphs[name]._guards_code.clear()
     return graphs

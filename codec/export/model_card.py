@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from codec.export.graphs import conditions
 from codec.huggingface.convert import shape_of
 from codec.metrics.registry import METRICS, described
 from codec.model.codec import Codec, count_parameters
@@ -58,6 +59,12 @@ with torch.inference_mode():
     audio = model(audio{bandwidth}).audio_values
 # Pad audio with zeros to a multiple of {hop} samples: transformers pads each layer, which gives
 # another last frame. Name the bandwidth: without it an EnCodec uses its smallest.""",
+}
+# Of graphs with a condition as input: its value, the call of the encoder, and the call with the condition.
+CALLS = {
+    "onnx": ("numpy.zeros(1, numpy.int64)", '{"audio": audio}', '{"audio": audio, "condition": condition}'),
+    "torch": ("torch.zeros(1, dtype=torch.int64)", "encode(audio)", "encode(audio, condition)"),
+    "openvino": ("numpy.zeros(1, numpy.int64)", "network(audio)", "network([audio, condition])"),
 }
 RATES = {"num_quantizers": "stages", "kbit/s": "kbit/s", "kbit/s_entropy": "entropy-coded"}
 STREAMING = """
@@ -113,6 +120,11 @@ def loading(codec: Codec, form: str, names: dict[str, Any]) -> str:
     if codec.quantizer.latent_dim:
         shape = f"float32 [batch, {codec.quantizer.latent_dim}, frames]"
         program = program.replace("int64 [batch, 0, frames]", shape).replace("codes", "latents")
+    if form in CALLS and (names_of := conditions(codec)):
+        zeros, call, call_with_condition = CALLS[form]
+        meaning = ", ".join(f"{number}: {name}" for number, name in enumerate(names_of))
+        line = f"condition = {zeros}  # int64 [batch], {meaning}"
+        program = program.replace(" Hz\n", f" Hz\n{line}\n", 1).replace(call, call_with_condition)
     return program
 
 
@@ -120,6 +132,8 @@ def streaming(codec: Codec, options: Any) -> str:
     """Instructions for calling the step graphs."""
     frames = options.frames_per_step
     text = STREAMING.format(frames=frames, samples=frames * codec.hop_length)
+    if conditions(codec):
+        text = text.replace("`audio` or\n", "`audio` with\n`condition`, which may change, or ")
     return text.replace("`codes`", "`latents`") if codec.quantizer.latent_dim else text
 
 
@@ -131,7 +145,7 @@ def card_name(source: Path) -> str:
 
 def facts(codec: Codec, options: Any) -> list[str]:
     """Table of the codec's properties."""
-    quantizer, conditioning = codec.quantizer, codec.conditioning
+    quantizer, names = codec.quantizer, codec.conditioning.names
     parts = {name: number / 1e6 for name, number in count_parameters(codec).items()}
     sizes = ", ".join(map(str, sorted(set(quantizer.codebook_sizes))))
     coded = {"latents": f"{quantizer.latent_dim} numbers a frame", "bitrate": "-"}
@@ -142,7 +156,7 @@ def facts(codec: Codec, options: Any) -> list[str]:
         "sample rate": f"{codec.sample_rate} Hz, {codec.audio_channels} channel(s)",
         "frames": f"{codec.frame_rate:.4g} a second, {codec.hop_length} samples each",
         **coded,
-        **({"condition": conditioning.names[conditioning.default]} if conditioning.names else {}),
+        **({"condition": " or ".join(conditions(codec)) or codec.condition or names[0]} if names else {}),
         "parameters": f"{sum(parts.values()):.2f} M, codebooks included: "
         + ", ".join(f"{name} {millions:.3f}" for name, millions in parts.items()),
         "weights": "int8 where that is not the quantizer" if options.int8 else "float32",
@@ -168,8 +182,10 @@ def trained_on(source: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return "Not recorded: describe the training data here.\n"
     roots = data.get("root")
-    # Names, not paths, which are private.
-    names = ", ".join(Path(str(root)).name for root in (roots if isinstance(roots, list) else [roots]))
+    # Names, not paths, which are private; of a source, its class.
+    roots = roots if isinstance(roots, list) else [roots]
+    named = [root.get("_target_") if isinstance(root, dict) else root for root in roots]
+    names = ", ".join(Path(str(root)).name for root in named)
     generated = " (audio that codec-train made itself)" if data.get("generate") else ""
     return f"`{names}`{generated}, up to {steps} steps. Describe these recordings here.\n"
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from codec.export.graphs import conditions
 from codec.export.progress import log
 from codec.export.streaming_graphs import StepGraph
 from codec.export.verification import optional
@@ -73,19 +74,26 @@ def write_whole(
 ) -> None:
     """Write the graphs of `codec.export.graphs.programs` as `encoder.onnx` and `decoder.onnx`."""
     for name, program in programs.items():
-        write_onnx(program, folder / f"{name}.onnx", renamed(WHOLE[name], about), about)
+        inputs, outputs = WHOLE[name]
+        names = [*inputs, *condition_of(inputs, about)], outputs
+        write_onnx(program, folder / f"{name}.onnx", renamed(names, about), about)
 
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
     """Write `encoder_step.onnx`, `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
-    for name, (input_name, output_name) in {
-        "encoder_step": ("audio", "codes"),
-        "decoder_step": ("codes", "audio"),
-    }.items():
-        graph = graphs[name]
+    for name, graph in graphs.items():
+        inputs, outputs = WHOLE[name.removesuffix("_step")]
         count = range(len(graph.initial))
-        names = [input_name, *(f"state_{i}" for i in count)], [output_name, *(f"next_{i}" for i in count)]
+        names = [
+            [*inputs, *condition_of(inputs, about), *(f"state_{i}" for i in count)],
+            [*outputs, *(f"next_{i}" for i in count)],
+        ]
         write_onnx(graph.program, folder / f"{name}.onnx", renamed(names, about), about)
+
+
+def condition_of(inputs: Sequence[str], about: Mapping[str, str]) -> list[str]:
+    """Name of the condition's input, in graphs of audio, if the metadata list conditions."""
+    return ["condition"] if "conditions" in about and "audio" in inputs else []
 
 
 def renamed(names: Sequence[Sequence[str]], about: Mapping[str, str]) -> list[list[str]]:
@@ -94,10 +102,10 @@ def renamed(names: Sequence[Sequence[str]], about: Mapping[str, str]) -> list[li
     return [[other.get(name, name) for name in some] for some in names]
 
 
-def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
+def to_int8(path: Path, clips: Sequence[Sequence[Tensor]] | None = None) -> None:
     """Convert a graph's weights to int8 with one scale per output channel, except in the quantizer.
 
-    With `clips`, inputs that calibrate the ranges of activations, convolutions compute in int8 as well.
+    With `clips`, inputs of calls that calibrate the ranges of activations, convolutions compute in int8 too.
     Without them, matrix products compute the ranges in each call, which suits the few samples of a step.
     """
     log.info("making the weights of %s int8", path.name)
@@ -116,11 +124,11 @@ def to_int8(path: Path, clips: Sequence[Tensor] | None = None) -> None:
             products = ["MatMul", "Gemm"]
             quantization.quantize_dynamic(model, str(path), op_types_to_quantize=products, **options)
             return
-        input_name = model.graph.input[0].name
+        names = [value.name for value in model.graph.input]
         quantization.quantize_static(
             model,
             str(path),
-            Clips({input_name: clip.numpy()} for clip in clips),
+            Clips({name: one.numpy() for name, one in zip(names, clip, strict=True)} for clip in clips),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             op_types_to_quantize=["Conv"],
@@ -169,7 +177,8 @@ class Session:
     def initial(self) -> list[Tensor]:
         """Initial states of a step graph: zeros."""
         types = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
-        return [torch.zeros(value.shape, dtype=types[value.type]) for value in self.inputs[1:]]
+        states = [value for value in self.inputs if value.name.startswith("state_")]
+        return [torch.zeros(value.shape, dtype=types[value.type]) for value in states]
 
 
 def about(codec: Codec) -> dict[str, str]:
@@ -180,6 +189,7 @@ def about(codec: Codec) -> dict[str, str]:
         "sample_rate": str(codec.sample_rate),
         "hop_length": str(codec.hop_length),
         **({"latent_dim": str(dim)} if dim else {"codebook_sizes": json.dumps(sizes)}),
+        **({"conditions": json.dumps(names)} if (names := conditions(codec)) else {}),
     }
 
 

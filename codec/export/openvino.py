@@ -19,17 +19,17 @@ PARTS = ("network", "quantizer", "decoder")
 
 @torch.no_grad()
 def write(
-    codec: Codec, folder: Path, about: Mapping[str, str], clips: Sequence[Tensor] | None = None
+    codec: Codec, folder: Path, about: Mapping[str, str], clips: Sequence[Sequence[Tensor]] | None = None
 ) -> None:
     """Write `network.xml` (audio to latents), `quantizer.xml` (to codes) and `decoder.xml` (codes to audio).
 
-    With `clips` of audio `[B, C, T]`, which calibrate the ranges of activations, convolutions are int8.
+    With `clips`, inputs of `network` that calibrate the ranges of activations, convolutions are int8.
     """
     openvino = optional("openvino", "openvino")
     write_whole(programs(inference_codec(codec), split=True), folder, about)
     if clips is not None:
         to_int8(folder / "network.onnx", clips)
-        to_int8(folder / "decoder.onnx", [codec.encode(clip) for clip in clips])
+        to_int8(folder / "decoder.onnx", [[codec.encode(clip[0])] for clip in clips])
     for part in PARTS:
         path = folder / f"{part}.onnx"
         log.info("writing %s.xml", part)
@@ -57,13 +57,14 @@ class Session:
             }
             self.compiled[part] = core.compile_model(str(folder / f"{part}.xml"), "CPU", options)
 
-    def run(self, part: str, tensor: Tensor) -> Tensor:
+    def run(self, part: str, *tensors: Tensor) -> Tensor:
         """Run one graph; returns its only output."""
-        return torch.from_numpy(self.compiled[part](tensor.contiguous().numpy())[0].copy())
+        arrays = [tensor.contiguous().numpy() for tensor in tensors]
+        return torch.from_numpy(self.compiled[part](arrays)[0].copy())
 
-    def encode(self, audio: Tensor) -> Tensor:
-        """Encode audio `[B, C, T]` to codes `[B, K, F]`."""
-        return self.run("quantizer", self.run("network", audio))
+    def encode(self, audio: Tensor, *condition: Tensor) -> Tensor:
+        """Encode audio `[B, C, T]`, with a condition `[B]` if it is an input, to codes `[B, K, F]`."""
+        return self.run("quantizer", self.run("network", audio, *condition))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes `[B, k, F]` to audio `[B, C, F * hop_length]`."""

@@ -10,24 +10,37 @@ import torch
 from torch import Tensor, nn
 
 from codec.config import ConfigError
-from codec.export.graphs import all_stages, in_one_row, stages_of, without_normalization
+from codec.export.graphs import (
+    all_stages,
+    conditions,
+    in_one_row,
+    modulated,
+    stages_of,
+    without_normalization,
+)
 from codec.export.progress import log
 from codec.layers.streaming import State, Step
 from codec.model.codec import Codec
 
 
 class EncoderStep(nn.Module):
-    """Encode `n` frames of audio `[1, C, n * hop_length]`; returns codes `[1, K, n]` and the next states."""
+    """Encode `n` frames of audio `[1, C, n * hop_length]`; returns codes `[1, K, n]` and the next states.
+
+    The index of the condition, int64 `[1]`, is before the states if it is an input.
+    """
 
     def __init__(self, codec: Codec):
         super().__init__()
         self.network = codec.autoencoder.streaming_encoder()
         self.quantizer, self.conditioning = codec.quantizer, codec.conditioning
+        self.has_condition = bool(conditions(codec))
 
     def forward(self, audio: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Encode."""
+        condition, state = (state[0], state[1:]) if self.has_condition else (None, state)
         latents, new_state = self.network(audio.transpose(1, 2), list(state))
-        return self.quantizer.encode(self.conditioning(latents.transpose(1, 2))), *new_state
+        conditioned = modulated(self.conditioning, latents.transpose(1, 2), condition)
+        return self.quantizer.encode(conditioned), *new_state
 
 
 class DecoderStep(nn.Module):
@@ -76,16 +89,18 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
     latents = torch.zeros(1, codec.quantizer.dim, frames * codec.quantizer.stride)
     codes = torch.zeros_like(codec.quantizer.encode(latents), memory_format=torch.contiguous_format)
     graphs = {}
-    for name, module, example, axes in (
-        ("encoder_step", EncoderStep(codec), audio, None),
-        ("decoder_step", DecoderStep(codec), codes, {1: stages_of(codec)}),
+    condition = [torch.zeros(1, dtype=torch.int64)] if conditions(codec) else []
+    for name, module, inputs, axes in (
+        ("encoder_step", EncoderStep(codec), [audio, *condition], None),
+        ("decoder_step", DecoderStep(codec), [codes], {1: stages_of(codec)}),
     ):
         log.info("tracing the %s", name)
         network: Step = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from LSTMs, which set attributes while they are traced
-            examples, shapes = (example, *initial), (axes, (None,) * len(initial))
+            examples = (*inputs, *initial)
+            shapes = axes, (None,) * len(examples[1:])
             program = torch.export.export(module.eval(), examples, dynamic_shapes=shapes)
             graphs[name] = StepGraph(program, initial)
     return graphs

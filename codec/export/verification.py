@@ -100,6 +100,7 @@ def compare(
     shapes: Sequence[tuple[int, int]],
     trimmed: int = 0,
     stages: int | None = None,
+    condition: str | None = None,
 ) -> Comparison:
     """Code clips of `shapes` (batch, samples) with both; the `trimmed` last samples of the audio are ignored.
 
@@ -111,7 +112,7 @@ def compare(
     distances: list[tuple[float, float]] = []
     for batch, samples in shapes:
         audio = clip(codec, batch, samples)
-        expected = codec.encode(audio, stages)
+        expected = codec.encode(audio, stages, condition=condition)
         codes = encode(audio)
         if codes.shape != expected.shape or codes.dtype != expected.dtype:
             raise ConfigError(

@@ -17,7 +17,7 @@ class Unconditioned(nn.Module):
     """
 
     names: tuple[str, ...] = ()
-    default = 0
+    default: int | None = None  # condition of calls that name none; None: the first
 
     def number(self, name: str) -> int:
         """Index of a condition; ValueError with the names for another."""
@@ -26,6 +26,10 @@ class Unconditioned(nn.Module):
         if name not in self.names:
             raise ValueError(f"condition must be {' or '.join(self.names)}, got {name!r}")
         return self.names.index(name)
+
+    def modulate(self, latents: Tensor, index: Tensor) -> Tensor:
+        """Modulate latents by valid indexes `[B, 1]` or `[B, F]`."""
+        return latents
 
     def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
         """Return the latents; ValueError for a condition."""
@@ -58,7 +62,7 @@ class FiLM(Unconditioned):
         ValueError for an unknown name, another shape, or an index beyond the names.
         """
         if not isinstance(condition, Tensor):
-            index = self.default if condition is None else self.number(condition)
+            index = (self.default or 0) if condition is None else self.number(condition)
             return self.gamma[index, :, None] * latents + self.beta[index, :, None]
         batch, _, frames = latents.shape
         if condition.dtype != torch.int64 or condition.shape not in ((batch,), (batch, frames)):
@@ -69,5 +73,8 @@ class FiLM(Unconditioned):
         on_cpu = condition.device.type == "cpu"  # elsewhere the comparison would wait for the device
         if on_cpu and not 0 <= int(condition.min()) <= int(condition.max()) < len(self.names):
             raise ValueError(f"condition must be 0 to {len(self.names) - 1}, got {condition.tolist()}")
-        index = condition if condition.ndim == 2 else condition[:, None]
+        return self.modulate(latents, condition if condition.ndim == 2 else condition[:, None])
+
+    def modulate(self, latents: Tensor, index: Tensor) -> Tensor:
+        """Modulate latents by valid indexes `[B, 1]` or `[B, F]`."""
         return self.gamma[index].transpose(1, 2) * latents + self.beta[index].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Files within archives, read in place: `corpus.tar/a/b.wav` is the path of a member."""
+"""Files within archives and of sources, read in place: `corpus.tar/a/b.wav` is the path of a member."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import stat
 
+from codec.system import sources
 from codec.system.arrow import read_rows
 from codec.system.member import Contents, Member
 from codec.system.tar import read_contents
@@ -39,8 +40,16 @@ def unpacked(path: str) -> str:
 
 
 def find(path: str | os.PathLike[str]) -> Member | None:
-    """Member at a path; None if the path leads into no archive. FileNotFoundError if the archive lacks it."""
+    """Member at a path, or recording of a source; None if the path leads into neither.
+
+    FileNotFoundError if the archive or source lacks it.
+    """
     text = os.fspath(path)
+    if place := sources.find(text):
+        (_, sizes), id = place
+        if id not in sizes:
+            raise FileNotFoundError(errno.ENOENT, "no such recording in the source", text)
+        return Member(text, 0, sizes[id], 0)
     for match in WITHIN.finditer(text):
         archive = text[: match.start()]
         if os.path.isfile(archive):

@@ -9,12 +9,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from codec.system.sources import open_raw
+
 HEAD = 4096  # bytes of a member kept in memory: decoders read headers in small pieces
 PCM = b"\1\0", b"\3\0", b"\xfe\xff"  # formats of wav: integers, floats, extensible
 
 
 class Member(NamedTuple):
-    """Place of a file within an archive, in bytes, and its state as of `os.stat`."""
+    """Place of a file within an archive, or of a source's recording, and its state as of `os.stat`."""
 
     archive: str
     offset: int
@@ -31,7 +33,7 @@ class Reader(io.RawIOBase):
     """Readable bytes of a member."""
 
     def __init__(self, member: Member) -> None:
-        self.file = open(member.archive, "rb", buffering=0)  # noqa: SIM115
+        self.file = open_raw(member.archive)
         self.start, self.size, self.position = member.offset, member.st_size, 0
         self.file.seek(self.start)
         self.head = self.file.read(min(HEAD, self.size)) or b""
@@ -42,7 +44,8 @@ class Reader(io.RawIOBase):
         libsndfile reads these as embedded files, which saves calls from C into Python.
         """
         is_wav = self.head[:4] == b"RIFF" and self.head[8:16] == b"WAVEfmt " and self.head[20:22] in PCM
-        if os.name != "posix" or not is_wav or int.from_bytes(self.head[4:8], "little") + 8 != self.size:
+        is_local = os.name == "posix" and isinstance(self.file, io.FileIO)
+        if not is_local or not is_wav or int.from_bytes(self.head[4:8], "little") + 8 != self.size:
             return None
         self.file.seek(self.start)
         return self.file.fileno()

@@ -31,14 +31,14 @@ def resume(folder: Path, mark: str, settings: Mapping[str, Any], remedy: str, **
 
 
 def require_same(
-    folder: Path,
+    path: Path,
     stored: Mapping[str, Any],
     settings: Mapping[str, Any],
     remedy: str,
     names: Collection[str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise ConfigError with the settings that differ from the stored ones, and the remedy.
+    """Raise ConfigError with the settings that differ from those stored at a path, and the remedy.
 
     `names` are the settings to compare, by default all. `options` are the command's options of settings.
     """
@@ -51,7 +51,7 @@ def require_same(
         if pair[0] != pair[1]
     ]
     if changes:
-        raise ConfigError(f"{printable(folder)} was made with other settings: {', '.join(changes)}; {remedy}")
+        raise ConfigError(f"{printable(path)} was made with other settings: {', '.join(changes)}; {remedy}")
 
 
 def require_unused(folder: Path, mark: str) -> None:
@@ -75,7 +75,7 @@ def shown(*values: Any) -> list[str]:
     texts = ["none" if value is None else str(value) for value in values]
     pairs = enumerate(zip(*texts, strict=False))
     common = next((place for place, pair in pairs if len(set(pair)) > 1), min(map(len, texts)))
-    longest, width = (24, 12) if all(isinstance(value, str | None) for value in values) else (60, 40)
+    longest, width = (40, 12) if all(isinstance(value, str | None) for value in values) else (60, 40)
     start = 0 if common < width else common - width // 2
     return [text if len(text) <= longest else excerpt(text, start, start + width) for text in texts]
 

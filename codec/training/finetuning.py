@@ -14,8 +14,8 @@ from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import Codec
 from codec.model.saving import load
+from codec.system.resuming import flat
 from codec.training.checkpoint_path import find_checkpoint
-from codec.training.resume import flatten
 
 MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 # Options of the last part of a quantizer's path that keep the first codes, or the training of all of them.
@@ -134,7 +134,7 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
     if not isinstance(node, dict) or (name == "num_quantizers" and name not in node):
-        options = [option for option in flatten(model) if option.endswith(".num_quantizers")]
+        options = [option for option, _ in flat(model) if option.endswith(".num_quantizers")]
         raise ConfigError(f"weights={path} has no {key}; it has +{', +'.join(options) or 'no stages'}")
     value = OmegaConf.select(composed, key)
     node[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, ConfigError, in_quotes
 
+FLAGS = "--config-dir", "-cd"
+SEARCHED = "hydra.searchpath="
 OVERRIDE = re.compile(r"[+~]*[a-zA-Z_][\w./@:]*=")
 
 
@@ -64,12 +66,30 @@ def check_readable(arguments: Iterable[str]) -> None:
 
 def search_path(arguments: Sequence[str]) -> list[str]:
     """Override of `hydra.searchpath` from the arguments, including `--config-dir`."""
+    folders = []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            value = value if equals else "".join(arguments[place + 1 : place + 2])
-            return [f"hydra.searchpath=[{in_quotes('file://' + os.path.abspath(value))}]"]
-    return [argument for argument in arguments if argument.startswith("hydra.searchpath=")]
+        if name in FLAGS:
+            folders = [Path(value if equals else "".join(arguments[place + 1 : place + 2]))]
+    return [one for one in also_searched(arguments, folders) if one.startswith(SEARCHED)]
+
+
+def also_searched(arguments: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Arguments with folders at the end of `hydra.searchpath`, after those of the user."""
+    urls = [in_quotes(f"file://{folder.absolute()}") for folder in folders]
+    if not urls:
+        return list(arguments)
+    pairs = enumerate(zip(["", *arguments], arguments, strict=False))
+    places = [i for i, (flag, one) in pairs if OVERRIDE.match(one) and flag not in FLAGS]
+    extended = list(arguments)
+    given = [i for i in places if arguments[i].startswith(SEARCHED + "[")]
+    if given:
+        urls.insert(0, arguments[given[-1]].strip().removeprefix(SEARCHED)[1:-1])
+        extended.pop(given[-1])
+    # Beside the other overrides: Hydra's parser rejects overrides on both sides of a flag.
+    place = given[-1] if given else places[0] if places else len(arguments)
+    extended.insert(place, f"{SEARCHED}[{','.join(filter(str.strip, urls))}]")
+    return extended
 
 
 def options_of(group: str, path: Sequence[str]) -> list[str]:

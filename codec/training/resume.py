@@ -9,6 +9,7 @@ from typing import Any
 from codec.config import ConfigError
 from codec.model.codec import CONFIG_FILE
 from codec.model.saving import open_checkpoint
+from codec.system.resuming import require_same
 from codec.training.module import CodecTraining
 from codec.training.stages import Stage, locate, plain
 
@@ -36,14 +37,8 @@ def what_is_saved(checkpoint: Path) -> str:
 
 def check_same_model(checkpoint: Path, model: dict[str, Any]) -> None:
     """ConfigError that lists every model option that differs from the checkpoint's."""
-    saved, current = flatten(open_checkpoint(checkpoint)["model"]), flatten(model)
-    differences = [
-        f"{key.removeprefix('model.')}: {saved.get(key)} in the checkpoint, {current.get(key)} now"
-        for key in sorted(saved.keys() | current.keys())
-        if saved.get(key) != current.get(key)
-    ]
-    if differences:
-        raise ConfigError(f"{checkpoint} holds another model:\n" + "\n".join(differences))
+    remedy = "use these, or another name= for a new run"
+    require_same(checkpoint, open_checkpoint(checkpoint)["model"], model, remedy)
 
 
 def check_same_training(checkpoint: Path, module: CodecTraining) -> None:
@@ -78,28 +73,12 @@ def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
     old_stages, new_stages = saved[: number + 1], configured[: number + 1]
     if len(old_stages) == len(new_stages) == number + 1 and new_stages[-1]["steps"] > last:
         new_stages[-1]["steps"] = old_stages[-1]["steps"]
-    if old_stages == new_stages:
-        return
     old, new = (
-        flatten({f"stages[{i}]": stage for i, stage in enumerate(plain_stages)})
+        {f"training.stages[{i}]": stage for i, stage in enumerate(plain_stages)}
         for plain_stages in (old_stages, new_stages)
     )
-    differences = [
-        f"{key}: {old.get(key)} in the checkpoint, {new.get(key)} now"
-        for key in old | new
-        if old.get(key) != new.get(key)
-    ]
-    raise ConfigError(
-        f"{checkpoint} was made with other training.stages:\n" + "\n".join(differences) + "\nThose that have "
-        "begun must stay; only the last of them may have other steps, no fewer than are done; later "
-        "stages may change"
+    remedy = (
+        "stages that have begun must stay; only the last of them may have other steps, no fewer than are "
+        "done; later stages may change"
     )
-
-
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of a nested config by their dotted paths."""
-    if not isinstance(node, dict):
-        return {path: node}
-    return {
-        k: v for key, child in node.items() for k, v in flatten(child, f"{path}.{key}".lstrip(".")).items()
-    }
+    require_same(checkpoint, old, new, remedy)

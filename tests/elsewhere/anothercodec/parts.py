@@ -1,4 +1,7 @@
-"""An autoencoder, a codebook, a discriminator, a loss and a metric, none of them of the package `codec`."""
+"""One part of each kind: autoencoder, codebook, discriminator, loss, metric, source of recordings."""
+
+import io
+import wave
 
 import numpy as np
 import torch
@@ -87,3 +90,25 @@ PEAK_ERROR = Metric(
     lower=True,
     package="anothercodec",
 )
+
+
+class Clicks:
+    """Recordings in memory: one second of decaying clicks each, as 16-bit wav."""
+
+    def __init__(self, count: int = 3, sample_rate: int = 8000):
+        self.count, self.sample_rate = count, sample_rate
+        self.name = f"clicks-{count}-{sample_rate}"
+
+    def sizes(self) -> dict[str, int]:
+        return {f"{number}.wav": 44 + 2 * self.sample_rate for number in range(self.count)}
+
+    def open(self, id: str) -> io.BytesIO:
+        number = int(id.removesuffix(".wav"))
+        time = np.arange(self.sample_rate) % (300 + 70 * number)
+        samples = 20000 * np.exp(-time / 40) * np.sin(time * (number + 1) / 9)
+        file = io.BytesIO()
+        with wave.open(file, "wb") as writer:
+            writer.setparams((1, 2, self.sample_rate, 0, "NONE", ""))
+            writer.writeframes(samples.astype("<i2").tobytes())
+        file.seek(0)
+        return file
