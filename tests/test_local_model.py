@@ -7,7 +7,7 @@ import torch
 from test_huggingface import theirs
 
 from codec.config import ConfigError
-from codec.evaluation.huggingface import Peer
+from codec.evaluation.huggingface import HuggingFaceCodec
 from codec.huggingface import convert, speech
 from codec.system.local_model import INDEX_FILE, weight_files
 
@@ -41,7 +41,7 @@ def index(encodec):
 def test_shards_are_read_as_one_file(encodec, tmp_path):
     whole, shards = (convert.load(folder).state_dict() for folder in encodec)
     assert whole.keys() == shards.keys() and all(torch.equal(whole[name], shards[name]) for name in whole)
-    peers = [Peer(folder, "peer").identity() for folder in encodec]
+    peers = [HuggingFaceCodec(folder, "peer").identity() for folder in encodec]
     assert peers[0] == peers[1]
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
@@ -71,7 +71,7 @@ def test_shards_elsewhere_and_missing_ones_are_refused(index, shard, message):
     content = json.loads(index.read_text())
     content["weight_map"]["one.more"] = shard
     index.write_text(json.dumps(content))
-    for read in (convert.load, lambda folder: Peer(folder, "peer")):
+    for read in (convert.load, lambda folder: HuggingFaceCodec(folder, "peer")):
         with pytest.raises((ConfigError, FileNotFoundError), match=message):
             read(index.parent)
 
