@@ -13,7 +13,7 @@ import torch
 
 from codec.audio.reading import read_info
 from codec.bitstream.tables import load_tables
-from codec.commands.arguments import parse
+from codec.commands.arguments import parse, recordings
 from codec.commands.compress import beside
 from codec.config import ConfigError
 from codec.data.partition import held_out
@@ -140,7 +140,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError("--num-quantizers: expected 1 or more")
 
 
-def places(words: Sequence[str]) -> tuple[list[str], Path]:
+def places(words: Sequence[str]) -> tuple[list[str], str | Path]:
     """Split the arguments into models and the folder of recordings."""
     roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
     models = [word for word in words if not word.startswith("data.root=")]
@@ -148,7 +148,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
         raise ConfigError("data.root: one folder, please")
     if not roots and len(models) < 2:
         raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
-    return models, Path(roots[0] if roots else models.pop())
+    return models, recordings(roots[0] if roots else models.pop())
 
 
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
@@ -204,9 +204,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
 
 
-def default_output(models: Sequence[str], folder: Path) -> Path:
+def default_output(models: Sequence[str], folder: str | Path) -> Path:
     """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
-    name = Path(f"evaluation-{folder.name or 'root'}")
+    name = Path(f"evaluation-{Path(folder).name or 'root'}")
     if not models or models[0].startswith("hf:"):
         return name
     model = Path(models[0])

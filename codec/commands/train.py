@@ -12,6 +12,7 @@ from typing import Any
 
 from codec.commands.errors import report_errors
 from codec.config import CONFIG_DIR, in_quotes, registered_modules
+from codec.system.address import is_address, require_local, without_secret
 
 # Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -58,6 +59,7 @@ def start_training(task: Callable[[Any], int] = train_once) -> int:
     from codec.training.overrides import check_names
 
     sys.argv[1:] = map(quoted, sys.argv[1:])
+    check_addresses(sys.argv[1:])
     sys.argv[1:] += installed_configs(sys.argv[1:])
     check_names(sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
@@ -104,10 +106,20 @@ def installed_configs(arguments: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{urls}]"] if folders else []
 
 
+def check_addresses(arguments: Sequence[str]) -> None:
+    """Raise FileError for a secret in an address of data, ConfigError for one as run folder."""
+    for name, _, value in (argument.partition("=") for argument in arguments):
+        if name.endswith("root"):
+            without_secret(value)
+        if name == "run_dir":
+            require_local(value.strip("'\""))
+
+
 def check_roots(config: Any) -> None:
     """Raise DataError for a missing source of data, before Lightning is imported."""
+    require_local(config.run_dir)
     data: Any = config.get("data") or {}
-    roots = [] if data.get("generate") else named_roots(data)
+    roots = [name for name in named_roots(data) if is_address(name) or not data.get("generate")]
     for node in (data.get("degradation") or {}).values():
         roots += named_roots(node)
     if roots:

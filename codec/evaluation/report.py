@@ -21,6 +21,7 @@ from codec.evaluation.clips import common_stems, embed_clips
 from codec.evaluation.runs import Run, compare, find_runs, group, metrics_of
 from codec.evaluation.statistics import SIGNIFICANT, least_p, smallest_p
 from codec.evaluation.tables import to_csv, to_markdown
+from codec.system.address import absolute
 from codec.system.files import printable, write_whole
 
 POINTS = 240  # most points of a training curve
@@ -71,14 +72,14 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def origin_of_page(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+def origin_of_page(command: str, what: str, folders: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Origin of a page, as pairs of name and value: command, version, date, folders."""
     lines = [("command", printable(command))] if command else []
     return [
         *lines,
         ("version", f"neural-audio-codec {__version__}"),
         ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
-        (what, ", ".join(printable(folder.resolve()) for folder in folders)),
+        (what, ", ".join(printable(absolute(folder)) for folder in folders)),
     ]
 
 

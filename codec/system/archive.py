@@ -1,4 +1,4 @@
-"""Files within archives, read in place: `corpus.tar/a/b.wav` is the path of a member."""
+"""Files within archives and at addresses, read in place: `corpus.tar/a/b.wav` is the path of a member."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import stat
 
+from codec.system import address
 from codec.system.arrow import read_rows
 from codec.system.member import Contents, Member
 from codec.system.tar import read_contents
@@ -22,13 +23,18 @@ _contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and siz
 
 def contents(archive: str) -> Contents:
     """List an archive by its headers; kept in memory until the archive changes."""
-    status = os.stat(archive)
+    status = address.state(archive) if address.is_address(archive) else os.stat(archive)
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
-        if archive.lower().endswith(ARROW):
+        if archive.lower().endswith(ARROW) and address.is_address(archive):
+            _contents[archive] = (
+                state,
+                Contents(damage="Arrow files are read from a local disk: copy the folder"),
+            )
+        elif archive.lower().endswith(ARROW):
             _contents[archive] = state, read_rows(archive, status.st_mtime_ns)
         else:
-            with open(archive, "rb", buffering=0) as file:
+            with address.open_raw(archive, address.SMALL_BLOCK) as file:
                 _contents[archive] = state, read_contents(file, archive, status.st_size)
     return _contents[archive][1]
 
@@ -39,16 +45,19 @@ def unpacked(path: str) -> str:
 
 
 def find(path: str | os.PathLike[str]) -> Member | None:
-    """Member at a path; None if the path leads into no archive. FileNotFoundError if the archive lacks it."""
+    """Member at a path, or the file or folder at an address; None for other local files and folders.
+
+    FileNotFoundError if the archive lacks it.
+    """
     text = os.fspath(path)
     for match in WITHIN.finditer(text):
         archive = text[: match.start()]
-        if os.path.isfile(archive):
+        if address.is_file(archive):
             member = contents(archive).members.get(text[match.end() :])
             if member is None:
                 raise FileNotFoundError(errno.ENOENT, "no such file in the archive", text)
             return member
-    return None
+    return Member(text, 0, *address.state(text)) if address.is_address(text) else None
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | Member:
