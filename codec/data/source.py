@@ -28,11 +28,11 @@ TOOLS = {"gz": "gzip", "bz": "bzip2", "xz": "xz", "zst": "zstd"}  # by a part of
 
 @dataclass(frozen=True)
 class Source:
-    """Recordings of the folder, archive or list `name`, with paths below `root`, sorted; either may be an address.
+    """Recordings of the folder, archive or list `name`, with paths below `root`, sorted.
 
-    `files` have a path, a size and a time of last change only; `archive.open_bytes` opens them. `unreadable`
-    are folders and archives that could not be listed, `ignored` counts other files by kind. The `rows` of a
-    list name files, or parts of them.
+    Name and root may be addresses. `files` have a path, a size and a time of last change only;
+    `archive.open_bytes` opens them. `unreadable` are folders and archives that could not be listed, `ignored`
+    counts other files by kind. The `rows` of a list name files, or parts of them.
     """
 
     name: str

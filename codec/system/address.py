@@ -10,7 +10,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from codec.config import ConfigError
 from codec.system.files import FileError, printable
@@ -23,7 +23,7 @@ TIMES = "mtime", "LastModified", "last_modified", "modified", "updated", "create
 
 
 class State(NamedTuple):
-    """Size, time of last change and type of a file, as of `os.stat`; without a time, a checksum of its tag."""
+    """Size, time of last change (or else a checksum of its tag) and type of a file, as of `os.stat`."""
 
     st_size: int
     st_mtime_ns: int
@@ -42,7 +42,7 @@ def parts(path: str) -> tuple[str, str]:
 
 
 def absolute(path: str | os.PathLike[str], folder: str = "") -> str:
-    """Absolute form of a path relative to `folder`, which may be an address; FileError for one with a secret."""
+    """Absolute form of a path below `folder`; either may be an address. FileError for one with a secret."""
     text = os.fspath(path)
     if is_address(text):
         return without_secret(text)
@@ -140,7 +140,7 @@ def why(error: OSError) -> str:
 def state_of(about: dict[str, Any]) -> State:
     """State of a file from fsspec's dictionary about it."""
     modes = {"file": stat.S_IFREG, "directory": stat.S_IFDIR}
-    time = next((about[name] for name in TIMES if about.get(name) is not None), 0)
+    time: Any = next((about[name] for name in TIMES if about.get(name) is not None), 0)
     time = time.timestamp() if hasattr(time, "timestamp") else time
     version = int(time * 1e9) if isinstance(time, int | float) else zlib.crc32(str(time).encode())
     return State(about["size"] or 0, version, modes.get(about["type"], stat.S_IFIFO))
@@ -172,7 +172,7 @@ def exists(path: str) -> bool:
         return False
 
 
-def open_raw(path: str, block: int = BLOCK) -> IO[bytes]:
+def open_raw(path: str, block: int = BLOCK) -> Any:
     """Open a local file without a buffer, or that at an address with one of `block` bytes."""
     if not is_address(path):
         return open(path, "rb", buffering=0)

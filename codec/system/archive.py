@@ -27,10 +27,7 @@ def contents(archive: str) -> Contents:
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
         if archive.lower().endswith(ARROW) and address.is_address(archive):
-            _contents[archive] = (
-                state,
-                Contents(damage="Arrow files are read from a local disk: copy the folder"),
-            )
+            _contents[archive] = state, Contents(damage="Arrow files are read on a local disk: copy them")
         elif archive.lower().endswith(ARROW):
             _contents[archive] = state, read_rows(archive, status.st_mtime_ns)
         else:

@@ -32,7 +32,7 @@ class Member(NamedTuple):
 class Reader(io.RawIOBase):
     """Readable bytes of a member, or of a file at an address.
 
-    libsndfile's callbacks pass no exceptions on: after an OSError there is nothing to read, and `close` raises it.
+    After an error there is nothing to read, and `close` raises it: libsndfile's callbacks pass none on.
     """
 
     failure: Exception | None = None
