@@ -107,7 +107,8 @@ def require_folder(root: str | os.PathLike[str]) -> str:
         parent, name = os.path.split(folder)
         siblings = os.listdir(parent) if os.path.isdir(parent) else []
         close = difflib.get_close_matches(name, siblings, n=1)
-        hint = f"; did you mean {printable(os.path.join(parent, close[0]))}?" if close else ""
+        reason = f" ({error.__cause__})" if error.__cause__ else ""  # as of a server that is not reached
+        hint = f"; did you mean {printable(os.path.join(parent, close[0]))}?" if close else reason
         raise DataError(f"no such folder: {printable(folder)}{hint}") from error
     except OSError as error:
         raise DataError(f"cannot read the folder {printable(folder)}: {why(error)}") from error

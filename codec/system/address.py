@@ -17,7 +17,7 @@ from codec.system.files import FileError, printable
 
 ADDRESS = re.compile(r"(?:[\w+.-]{2,}::)*([\w+.-]{2,})://", re.ASCII)
 # A password, or a signature in the query of a link.
-SECRET = re.compile(r"//[^/@]*:[^/]*@|[?&][^&=/]*(?:sig|token|key|secret|passw)[^&=/]*=.*", re.IGNORECASE)
+SECRET = re.compile(r"(//)[^/@]*:[^/]*@|([?&])[^&=/]*(?:sig|token|key|secret|passw)[^&=/]*=.*", re.IGNORECASE)
 BLOCK, SMALL_BLOCK = 2**18, 2**14  # bytes that are read ahead: of recordings, and between headers of a tar
 TIMES = "mtime", "LastModified", "last_modified", "modified", "updated", "created", "ETag"
 
@@ -54,14 +54,20 @@ def absolute(path: str | os.PathLike[str], folder: str = "") -> str:
 
 def without_secret(text: str) -> str:
     """Return an address, or an option with one; FileError if it holds a password or a token."""
-    if (match := ADDRESS.search(text)) is None or not SECRET.search(text):
+    if (match := ADDRESS.search(text)) is None or masked(text) == text:
         return text
     name = f"FSSPEC_{match[1].upper()}"
     raise FileError(
-        SECRET.sub("//***", text),
-        "a password or token in an address would be saved with the run: leave it out and set the environment "
-        f"variables {name}_USERNAME and {name}_PASSWORD, or those of the package for {match[1]}://",
+        masked(text),
+        "a password or token in an address would be saved with the run: leave it out, and give it as the "
+        f"package for {match[1]}:// reads it, e.g. in the environment variables {name}_USERNAME and "
+        f"{name}_PASSWORD",
     )
+
+
+def masked(text: str) -> str:
+    """Text with `***` instead of a password or token."""
+    return SECRET.sub(r"\1\2***", text)
 
 
 def require_local(path: str | os.PathLike[str]) -> str:
@@ -69,8 +75,8 @@ def require_local(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if is_address(text):
         raise ConfigError(
-            f"{printable(SECRET.sub('//***', text))}: an address, of which recordings alone are read: name a "
-            "local path, and copy the files from or to there"
+            f"{printable(masked(text))} is an address: recordings alone are read from addresses, and nothing "
+            "is written there: name a local path, and copy the files"
         )
     return text
 
@@ -117,6 +123,8 @@ def reached(address: str) -> Iterator[tuple[Any, str]]:
     except ImportError as error:
         package = getattr(error.__cause__, "name", None) or error.name or ADDRESS.match(address)
         raise FileError(address, f"{error}: `pip install {package}`") from error
+    except (OSError, FileError):
+        raise
     except Exception as error:
         raise as_os_error(error, address) from error
 
