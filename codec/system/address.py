@@ -9,7 +9,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from codec.config import ConfigError
@@ -190,22 +190,37 @@ def open_raw(path: str, block: int = BLOCK) -> Any:
 
 def find(root: str) -> dict[str, State]:
     """States of all files below an address, by relative path; OSError if a folder cannot be listed."""
+    with reached(root) as (system, path):
+        system.invalidate_cache()
+        base = as_folder(system._strip_protocol(path))
+        return {
+            # HTTP lists names alone.
+            about["name"].removeprefix(base): state_of(
+                about if about.get("size") is not None else system.info(about["name"])
+            )
+            for about in walk(system, base)
+        }
+
+
+def walk(system: Any, root: str) -> Iterator[dict[str, Any]]:
+    """Yield fsspec's dictionaries about all files below a folder.
+
+    Object stores list them at once. fsspec's own walk would leave out the folders that it cannot list.
+    """
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
-    def refuse(error: Exception) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    with reached(root) as (system, path):
-        system.invalidate_cache()
-        kind = type(getattr(system, "fs", system))  # of the system within a cache
-        walks = getattr(kind, "_find", kind.find) in (AbstractFileSystem.find, AsyncFileSystem._find)
-        # Otherwise a walk leaves out the folders that it cannot list.
-        listed = system.find(path, detail=True, **({"on_error": refuse} if walks else {}))
-        base = as_folder(system._strip_protocol(path))
-        # HTTP lists names alone.
-        return {
-            name.removeprefix(base): state_of(about if about.get("size") is not None else system.info(name))
-            for name, about in listed.items()
-        }
+    kind = type(getattr(system, "fs", system))  # of the system within a cache
+    if getattr(kind, "_find", kind.find) not in (AbstractFileSystem.find, AsyncFileSystem._find):
+        yield from system.find(root, detail=True).values()
+        return
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        with suppress(FileNotFoundError):  # removed, or a link of a page that leads nowhere
+            for about in system.ls(folder, detail=True):
+                below = as_folder(about["name"])
+                if about["type"] != "directory":
+                    yield about
+                elif below != folder and below.startswith(folder):
+                    folders.append(below)

@@ -27,7 +27,10 @@ def contents(archive: str) -> Contents:
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
         if archive.lower().endswith(ARROW) and address.is_address(archive):
-            _contents[archive] = state, Contents(damage="Arrow files are read on a local disk: copy them")
+            _contents[archive] = (
+                state,
+                Contents(damage="Arrow files are read on a local disk alone, copy them there"),
+            )
         elif archive.lower().endswith(ARROW):
             _contents[archive] = state, read_rows(archive, status.st_mtime_ns)
         else:
