@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from codec import __version__
 from codec.commands import descriptions as about
-from codec.config import ConfigError
-from codec.system.address import is_address, require_local
+from codec.commands.paths import local_path, recordings
 
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
@@ -22,19 +20,6 @@ TRUST = "package whose classes the model may name; registered packages and this 
 def parse(command: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the arguments of `codec-COMMAND`; exits on `--help`, `--version` and invalid arguments."""
     return PARSERS[command]().parse_intermixed_args(argv)
-
-
-def local_path(text: str) -> Path:
-    """Path of an argument; ArgumentTypeError for an address."""
-    try:
-        return Path(require_local(text))
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def recordings(text: str) -> str | Path:
-    """Path or address of recordings."""
-    return text if is_address(text) else Path(text)
 
 
 def new_parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -62,7 +47,8 @@ def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
     parser = new_parser("doctor", *about.DOCTOR)
     parser.add_argument(
-        "folder", help="searched with its sub-folders and shards; or a .tar, or a list (.txt, .csv, .jsonl)"
+        "folder",
+        help="searched with its sub-folders and shards; or a .tar, a list (.txt, .csv, .jsonl), an address",
     )
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")
@@ -254,11 +240,7 @@ def fit_entropy() -> argparse.ArgumentParser:
     parser = bitstream_parser("fit-entropy", about.FIT)
     add_condition(parser)
     add = parser.add_argument
-    add(
-        "folder",
-        type=recordings,
-        help="recordings, or tokens of codec-encode, similar to those to be compressed",
-    )
+    add("folder", type=recordings, help="recordings, or tokens of codec-encode, like those to be compressed")
     add("-o", "--output", type=local_path, help=f"default: {about.TABLES_FILE} in the model's folder")
     add("--max-hours", type=float, default=5.0, help="most audio used; default: %(default)s")
     add("--held-out", type=float, metavar="SHARE",
