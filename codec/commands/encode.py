@@ -25,9 +25,9 @@ from codec.tokens.plan import shard_of_jobs
 from codec.tokens.sources import Settings, format_of, stored
 
 
-def require_one(inputs: Sequence[Path], output: Path) -> None:
+def require_one(inputs: Sequence[str | Path], output: Path) -> None:
     """Raise ConfigError unless the input is one recording and the output a `.npy` file."""
-    if len(inputs) != 1 or inputs[0].is_dir():
+    if len(inputs) != 1 or os.path.isdir(inputs[0]):
         raise ConfigError(
             "-: standard input is one recording: give one input, and a .npy file or - as the output"
         )
@@ -37,7 +37,7 @@ def require_one(inputs: Sequence[Path], output: Path) -> None:
         raise ConfigError(f"{output} exists: name another file, or remove it")
 
 
-def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> None:
+def encode_one(codec: Codec, source: str | Path, output: Path, settings: Settings) -> None:
     """Write the codes or latents `[R, F]` of one recording as `.npy`; either file may be `-`."""
     token_format = format_of(codec, settings)
     read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)

@@ -13,6 +13,7 @@ from codec.audio.reading import read_info
 from codec.bitstream.tables import load_tables
 from codec.commands.arguments import parse
 from codec.commands.compress import beside
+from codec.commands.paths import recordings
 from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
@@ -143,7 +144,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError("--num-quantizers: expected 1 or more")
 
 
-def places(words: Sequence[str]) -> tuple[list[str], Path]:
+def places(words: Sequence[str]) -> tuple[list[str], str | Path]:
     """Split the arguments into models and the folder of recordings."""
     roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
     models = [word for word in words if not word.startswith("data.root=")]
@@ -151,7 +152,7 @@ def places(words: Sequence[str]) -> tuple[list[str], Path]:
         raise ConfigError("data.root is given twice: give one folder")
     if not roots and len(models) < 2:
         raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
-    return models, Path(roots[0] if roots else models.pop())
+    return models, recordings(roots[0] if roots else models.pop())
 
 
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
@@ -207,9 +208,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
 
 
-def default_output(models: Sequence[str], folder: Path) -> Path:
+def default_output(models: Sequence[str], folder: str | Path) -> Path:
     """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
-    name = Path(f"evaluation-{folder.name or 'root'}")
+    name = Path(f"evaluation-{Path(folder).name or 'root'}")
     if not models or models[0].startswith("hf:"):
         return name
     model = Path(models[0])

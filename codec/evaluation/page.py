@@ -19,6 +19,7 @@ from codec.evaluation.statistics import SIGNIFICANT
 from codec.evaluation.tables import Table, write_table
 from codec.evaluation.variants import Variant
 from codec.metrics.base import Metric
+from codec.system.address import absolute
 from codec.system.files import printable, write_whole
 
 MISSING = "-"
@@ -56,14 +57,14 @@ class Page:
         write_whole(output / "index.html", to_html(entries))
 
 
-def origin_of_page(command: str, what: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
+def origin_of_page(command: str, what: str, folders: Sequence[str | Path]) -> list[tuple[str, str]]:
     """Origin of a page, as pairs of name and value: command, version, date, folders."""
     lines = [("command", printable(command))] if command else []
     return [
         *lines,
         ("version", f"neural-audio-codec {__version__}"),
         ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
-        (what, ", ".join(printable(folder.resolve()) for folder in folders)),
+        (what, ", ".join(printable(absolute(folder)) for folder in folders)),
     ]
 
 

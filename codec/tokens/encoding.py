@@ -36,7 +36,7 @@ OPTIONS |= {"condition": "--condition", "codebook_sizes": "codebook sizes (--num
 
 def encode_corpus(
     codec: Codec,
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     output: Path,
     settings: Settings | None = None,
     jobs: tuple[int, int] = (1, 0),
@@ -66,7 +66,12 @@ class Encoding:
     """One job of encoding a corpus: its plan, codec, settings and output."""
 
     def __init__(
-        self, codec: Codec, inputs: Sequence[Path], output: Path, settings: Settings, jobs: tuple[int, int]
+        self,
+        codec: Codec,
+        inputs: Sequence[str | Path],
+        output: Path,
+        settings: Settings,
+        jobs: tuple[int, int],
     ):
         self.codec, self.settings, self.jobs = codec, settings, jobs
         token_format = format_of(codec, settings)
@@ -169,7 +174,7 @@ def progress(seconds: float) -> Iterator[Callable[[float], None]]:
 
 def run_job(
     model: Path,
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     output: Path,
     settings: Settings,
     jobs: tuple[int, int],
