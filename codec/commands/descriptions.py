@@ -41,8 +41,8 @@ With - as input or output one recording becomes one NumPy array of integers [qua
 
 example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
 
-COMPILE = """compile the encoder first, which takes minutes; codes differ by rounding only. For GPUs: on a CPU
-core batches with speech_16khz took 1.04 times as long"""
+COMPILE = """compile the encoder first, which takes minutes; codes differ by rounding only. For GPUs: a CPU
+core encodes batches with speech_16khz 0.96 times as fast, with soundstream_24khz 1.09 times"""
 
 FEATURES = """Compute the features of a speech model for all recordings, for codec-train teacher=features.
 
