@@ -702,3 +702,19 @@ def test_a_loss_on_a_branch_with_a_teacher_teaches_and_leaves_no_trace_in_a_chec
     (gradient,) = torch.autograd.grad(total, latents, retain_graph=True)
     (alone,) = torch.autograd.grad(2.0 * losses["teacher"], latents)
     assert gradient.any() and torch.equal(gradient, alone)
+
+
+def test_the_first_stage_of_the_speech_recipe_follows_phase_more_than_magnitudes(real_speech):
+    node = config("experiment=speech_16khz")
+    weights = {**node["loss"]["weights"], **node["training"]["stages"][0]["weights"]}
+    paths = sorted(real_speech.rglob("*.flac"))[::3][:8]
+    clips = [soundfile.read(path, frames=16000, start=8000, dtype="float32")[0] for path in paths]
+    target = torch.tensor(np.stack([clip for clip in clips if len(clip) == 16000]))[:, None]
+    # Magnitudes right and phases wrong, as in a training that never finds the phase.
+    estimate = target.roll(37, -1).requires_grad_()
+    terms = build({**node["loss"]["reconstruction"]["spectral"], "draw": None})(estimate, target)
+    pulls = {
+        name: weights[name] * torch.autograd.grad(term, estimate, retain_graph=True)[0].norm()
+        for name, term in terms.items()
+    }
+    assert pulls["complex"] > pulls["mel"], "the phase is not found: raise the weight of the complex term"
