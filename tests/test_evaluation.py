@@ -18,7 +18,7 @@ from codec.bitstream.fit import fit_tables
 from codec.config import ConfigError
 from codec.evaluation.evaluate import Options, evaluate, evaluate_system
 from codec.evaluation.pictures import read_picture, save_spectrogram_pair
-from codec.evaluation.records import Records, Summary
+from codec.evaluation.records import FileScores, Records, Summary
 from codec.evaluation.systems import NeuralCodec, Reconstruction, depths_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
@@ -289,6 +289,24 @@ def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
     with pytest.raises(ConfigError, match="tables a → b"):
         Records(tmp_path / "records", after.identity(), True)
     Records(tmp_path / "records", before.identity(), True)
+
+
+def test_lines_of_earlier_evaluations_are_read_and_written_as_they_are(tmp_path):
+    lines = [
+        '{"file": "a", "number": 1, "stamp": [9, 8], "seconds": 0.5, "reasons": {"stoi 2": "no"}, '
+        '"metrics": {"stoi": "1"}, "points": [{"num_quantizers": 2, "bits": 8, "file_bits": null, "mel": 1.5,'
+        ' "stoi": null}], "codes": [[1, 2], [3, 4]]}',
+        '{"file": "b", "number": 2, "stamp": [], "error": "cannot be read"}',
+    ]
+    (tmp_path / "records").write_text("\n".join(['{"system": "halver"}', *lines]) + "\n")
+    records = Records(tmp_path / "records", {"system": "halver"}, True)
+    assert records.done["a"].points[0].scores == {"mel": 1.5, "stoi": None}
+    assert records.done["a"].to_json() == lines[0] and records.done["b"].error == "cannot be read"
+    records.add(FileScores("b", 2, [], error="cannot be read"))
+    assert (tmp_path / "records").read_text().splitlines()[1:] == [*lines, lines[1]]
+    (tmp_path / "records").write_text('{"system": "halver"}\n{"number": 1}\n')
+    with pytest.raises(ConfigError, match="damaged"):
+        Records(tmp_path / "records", {"system": "halver"}, True)
 
 
 def test_every_depth_of_a_beam_is_searched_on_its_own(files):
