@@ -27,7 +27,7 @@ from codec.losses.objective import Objective, names_of
 from codec.metrics.base import Metric
 from codec.quantizers.base import Bottleneck
 from codec.quantizers.residual import Residual
-from codec.system.sources import DataSource, mount
+from codec.system.sources import DataSource, mount, mounted
 
 BATCH, FRAMES = 3, 24
 CLOSE = 1e-4  # of the largest value; float32 sums of another order
@@ -262,6 +262,7 @@ def check_source(source: DataSource) -> None:
             require(one.read() == whole[size // 2 :], "a file is read from any byte")
     with TemporaryDirectory() as folder:
         index = scan(mount(source), cache_dir=folder, progress=False, require_usable=False)
+    del mounted[source.name]
     faults = "; ".join(f"{file.path}: {file.problem}" for file in index.problems)
     require(bool(index.files) and not faults, f"recordings are audio, {faults or 'with extensions of it'}")
     try:
