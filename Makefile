@@ -34,7 +34,7 @@ newest:
 	rm -rf $(NEWEST) && for python in 3.14 3.13 3.12 3.11; do \
 		uv venv --no-python-downloads --python $$python $(NEWEST) && break; done
 	grep -vE '^(torch|torchaudio|triton|nvidia-.*|cuda-.*)==' constraints.txt > $(NEWEST)/constraints.txt
-	uv pip install --python $(NEWEST)/bin/python -c $(NEWEST)/constraints.txt -e '.[dev]'
+	uv pip install --python $(NEWEST)/bin/python -c $(NEWEST)/constraints.txt -e '.[dev,metrics,perceptual]'
 	$(NEWEST)/bin/pytest -p no:cacheprovider -n auto --maxprocesses 4 -m 'not slow' $(FAST)
 
 lint: $(READY)

@@ -168,7 +168,7 @@ def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) ->
                 output, state = step(chunk, state, final=number == len(chunks) - 1)
                 outputs.append(output)
             streamed = torch.cat(outputs, 1).transpose(1, 2)
-            require(close(streamed, expected), f"chunks of {size} give what the whole signal gives")
+            require(close(streamed, expected), f"chunks of {size} give the output of the whole signal")
 
 
 def check_discriminator(discriminator: Discriminator, audio_channels: int = 1) -> None:

@@ -1,8 +1,9 @@
 """Measure the training crops per second of one core: python scripts/benchmark_data.py [FOLDER].
 
 Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac, and the wavs
-into a tar; crops are read at the files' own rate and resampled, by seeking and by decoding whole files, and
-with each augmentation of every crop. `--entries` measures the index of a large tar instead.
+into a tar; the wavs are also read through fsspec, as `file://`. Crops are read at the files' own rate and
+resampled, by seeking and by decoding whole files, and with each augmentation of every crop. `--entries`
+measures the index of a large tar instead.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Mix
 from codec.data.module import AudioData
 from codec.data.scan import scan
 
-KINDS = "wav", "flac", "wav.tar"
+KINDS = "wav", "flac", "wav.tar", "file://"
 SPEED, MIX = (0.92, 1.08), Mix(1.0)
 FILTERS = {"equalizer": Equalizer(1.0), "band_limit": BandLimit(1.0)}
 AUGMENTATIONS = {
@@ -49,6 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
+        os.environ["XDG_CACHE_HOME"] = temporary
         if options.entries:
             return index_tar(place / "many.tar", options.entries)
         source = options.folder or str(place / "synthetic")
@@ -57,18 +59,19 @@ def main() -> None:
         rate = copy_files(source, place)
         with tarfile.open(place / "wav.tar", "w") as tar:
             tar.add(place / "wav", ".")
+        roots = [f"file://{place}/wav" if kind == "file://" else str(place / kind) for kind in KINDS]
         title = f"{options.crop:g} s crops, mono"
         print(f"{title:34} " + " ".join(f"{kind:>9}" for kind in KINDS))
         for target in (rate, 24000 if rate != 24000 else 16000):
             name = f"at {target} Hz" if target == rate else f"{rate} to {target} Hz"
-            ready = [prepare(place / kind, target, options.crop) for kind in KINDS]
+            ready = [prepare(root, target, options.crop) for root in roots]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
             line(f"whole file, {name}, /s/core", [measure(whole(data), options.seconds) for data in ready])
         for name, augmentation in AUGMENTATIONS.items():
-            ready = [prepare(place / kind, rate, options.crop, 0, augmentation) for kind in KINDS]
+            ready = [prepare(root, rate, options.crop, 0, augmentation) for root in roots]
             line(f"seek, {name}, /s/core", [measure(seeking(data), options.seconds) for data in ready])
         for workers in (0, 1, 2):
-            ready = [prepare(place / kind, rate, options.crop, workers) for kind in KINDS]
+            ready = [prepare(root, rate, options.crop, workers) for root in roots]
             line(
                 f"DataLoader, {workers} workers, /s (wall)", [loaded(data, options.seconds) for data in ready]
             )
@@ -115,11 +118,11 @@ def copy_files(source: str, place: Path) -> int:
 
 
 def prepare(
-    folder: Path, rate: int, crop: float, workers: int = 0, augmentation: Augmentation = Augmentation()
+    root: str, rate: int, crop: float, workers: int = 0, augmentation: Augmentation = Augmentation()
 ) -> AudioData:
     """Data of crops of `crop` seconds, with its index built."""
-    index = partial(scan, cache_dir=folder.parent / "cache", progress=False)
-    data = AudioData(str(folder), rate, 1, crop, num_workers=workers, augmentation=augmentation, index=index)
+    index = partial(scan, progress=False)
+    data = AudioData(root, rate, 1, crop, num_workers=workers, augmentation=augmentation, index=index)
     data.prepare_data()
     data.setup()
     return data

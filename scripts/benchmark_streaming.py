@@ -2,7 +2,8 @@
 
 Ours (the SoundStream, EnCodec, Mimi and tiny presets, random weights) takes turns with Mimi's streaming in
 the packages moshi and transformers, where they are installed (see scripts/benchmark-requirements.txt), which
-codes 80 ms at a time, and with ours at 80 ms. `--only` takes those whose names hold a text. transformers
+codes 80 ms at a time, and with ours at 80 ms. `--steps` adds folders of `codec-export --to onnx --streaming`,
+with or without `--int8`. `--only` takes those whose names hold a text. transformers
 carries the attention of its decoder from push to push, not its convolutions. CPU time per push of encoding
 and of decoding, middle and 95 % of all, and audio seconds per CPU second of both together. The latency is the
 algorithm's: a push, and the look-ahead of the network.
@@ -16,12 +17,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from codec.config import CONFIG_DIR, build
+from codec.export.onnx import Session
 from codec.model.codec import Codec
 
 
@@ -53,6 +57,31 @@ class Ours:
     def decode(self, codes: Tensor) -> Tensor:
         """Audio of its codes."""
         return self.stream.decode(codes)
+
+
+class Steps:
+    """Step graphs of a folder in ONNX Runtime, on one thread."""
+
+    def __init__(self, folder: Path):
+        self.sides = [Session(folder / f"{side}_step.onnx") for side in ("encoder", "decoder")]
+        self.states = [side.initial for side in self.sides]
+        self.audio = 0.1 * torch.randn(self.sides[0].inputs[0].shape)
+        about = self.sides[0].session.get_modelmeta().custom_metadata_map
+        self.seconds = self.audio.shape[2] / int(about["sample_rate"])
+        self.latency_ms = 1000 * self.seconds
+
+    def push(self, side: int, signal: Tensor) -> Tensor:
+        """Result of one step; its states are those of the next one."""
+        result, *self.states[side] = self.sides[side](signal, *self.states[side])
+        return result
+
+    def encode(self) -> Tensor:
+        """Codes of one push."""
+        return self.push(0, self.audio)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Audio of its codes."""
+        return self.push(1, codes)
 
 
 class Mimi:
@@ -109,9 +138,12 @@ class TransformersMimi:
         return found.audio_values
 
 
-def contenders() -> dict[str, Callable[[], Ours | Mimi | TransformersMimi]]:
-    """Whoever is installed."""
-    found: dict[str, Callable[[], Ours | Mimi | TransformersMimi]] = {
+Contender = Ours | Steps | Mimi | TransformersMimi
+
+
+def contenders(steps: list[Path]) -> dict[str, Callable[[], Contender]]:
+    """Whoever is installed, and step graphs in folders."""
+    found: dict[str, Callable[[], Contender]] = {
         "soundstream_24khz": lambda: Ours("soundstream_24khz", 1),
         "soundstream_24khz, 80 ms": lambda: Ours("soundstream_24khz", 6),
         "encodec_24khz": lambda: Ours("encodec_24khz", 1),
@@ -126,7 +158,7 @@ def contenders() -> dict[str, Callable[[], Ours | Mimi | TransformersMimi]]:
         print(f"without Mimi of moshi: {error}")
     if importlib.util.find_spec("transformers"):
         found["Mimi of transformers, 80 ms"] = TransformersMimi
-    return found
+    return found | {f"steps in {folder}": partial(Steps, folder) for folder in steps}
 
 
 def timed(work: Callable[[], Tensor], into: list[float]) -> Tensor:
@@ -142,10 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--steps", type=Path, nargs="+", default=[], metavar="FOLDER")
     parser.add_argument("--only", default="", help="those whose names hold this text, in any case")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    chosen = {name: make for name, make in contenders().items() if options.only.lower() in name.lower()}
+    chosen = {
+        name: make for name, make in contenders(options.steps).items() if options.only.lower() in name.lower()
+    }
     made = {name: make() for name, make in chosen.items()}
     spent: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in made}
     for number in range(options.rounds + 5):

@@ -20,10 +20,10 @@ from codec.bitstream.entropy_model import EntropyTables
 from codec.bitstream.fit import fit_tables
 from codec.bitstream.writer import BitstreamWriter
 from codec.commands.fit_entropy import examples
+from codec.evaluation import systems
 from codec.evaluation.classical import Baseline
 from codec.evaluation.evaluate import Options, score
 from codec.evaluation.reading import read_clip
-from codec.evaluation.systems import Point
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.signal import MEL, SI_SDR
@@ -90,8 +90,8 @@ class Listener:
             clip = read_clip(file, options.sample_rate, options.channels, MAX_SECONDS)
             audio, found = torch.from_numpy(clip)[None], {}
             for rate, estimate, bits in code(audio):
-                point = Point(0, estimate)
-                scores = score(point, estimate[0].cpu().float(), audio[0], options, process, {})
+                point = systems.Reconstruction(0, estimate)
+                scores = score(point, estimate[0].cpu().float(), audio[0], options, process, {}).scores
                 found[rate] = {**{name: scores[name] for name in self.names}, **bits}
             return found
         finally:

@@ -23,7 +23,7 @@ from codec.config import ConfigError
 from codec.data.degradation import Degradation, Degrader, Noise
 from codec.data.index import IndexedFile
 from codec.data.scan import scan
-from codec.evaluation.writing import write_table
+from codec.evaluation.tables import write_table
 from codec.metrics.registry import choose_metrics
 from codec.model.codec import Codec
 from codec.model.saving import load
@@ -85,7 +85,8 @@ def main() -> int:
         rows = [row for snr in options.snr.split(",") for row in measure(codec, listener, noises, float(snr))]
     finally:
         listener.close()
-    write_table(options.output, rows, [*COLUMNS, *listener.names, "files", "seconds"])
+    columns = [*COLUMNS, *listener.names, "files", "seconds"]
+    write_table(options.output, columns, [list(map(row.get, columns)) for row in rows])
     print(options.output.read_text(), end="")
     return 0
 

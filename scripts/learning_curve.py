@@ -25,7 +25,7 @@ from codec.commands.errors import report_errors
 from codec.config import ConfigError
 from codec.data.scan import scan
 from codec.evaluation.classical import Baseline
-from codec.evaluation.writing import write_table
+from codec.evaluation.tables import write_table
 from codec.metrics.registry import choose_metrics
 from codec.model.codec import Codec
 from codec.model.saving import load
@@ -63,7 +63,7 @@ class Table:
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows."""
         self.rows += rows
-        write_table(self.path, self.rows, self.columns)
+        write_table(self.path, self.columns, [list(map(row.get, self.columns)) for row in self.rows])
 
 
 class Run:

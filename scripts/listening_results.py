@@ -19,10 +19,9 @@ import numpy as np
 
 from codec.commands.errors import report_errors
 from codec.config import ConfigError
-from codec.evaluation.analysis import Table
 from codec.evaluation.listening import ANCHOR, REFERENCE
 from codec.evaluation.statistics import guessing_p_value, holm, interval, wilcoxon_p_value
-from codec.system.files import write_whole
+from codec.evaluation.tables import Table, write_table
 
 # Post-screening of BS.1534-3: a listener who rates the hidden reference below 90 in over 15 % of the trials.
 LEAST_RATING, LARGEST_SHARE = 90, 0.15
@@ -177,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         for table in tables:
-            write_whole(options.output / f"{table.name}.csv", table.to_csv())
+            write_table(options.output / f"{table.name}.csv", table.head, table.rows)
     return 0
 
 

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from codec.commands.errors import report_errors
 from codec.config import ConfigError
 from codec.layers.transformer import Transformer
+from codec.system.device import default_device
 from codec.system.files import write_whole
 from codec.tokens.dataset import TokenDataset
 
@@ -254,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         steps=options.steps,
         minutes=options.minutes,
         seed=options.seed,
-        device=options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=options.device or default_device(),
     )
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")

@@ -47,6 +47,7 @@ CONFINED = {
     "soundfile": {"audio.reading", "audio.writing"},
     "soxr": {"audio.conversion", "audio.reading"},
     "pyarrow": {"tokens", "system.arrow"},
+    "fsspec": {"system.address"},
 }
 
 

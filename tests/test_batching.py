@@ -62,13 +62,16 @@ def test_only_convolutions_that_look_ahead_are_masked():
     assert [looks_ahead(m) for m in centered] == [m.conv.kernel_size[0] > 1 for m in centered]
 
 
-def test_hooks_are_gone_after_a_batch_and_after_a_failure():
+def test_masks_end_with_a_batch_and_with_a_failure():
     codec = network("tiny", False)
     audio = signals(codec)
     encode_batch(codec, audio)
     with pytest.raises(ValueError, match="num_quantizers"):
         encode_batch(codec, audio, num_quantizers=99)
-    assert not any(module._forward_pre_hooks for module in codec.modules())
+    with pytest.raises(RuntimeError, match="channels"):  # within the encoder
+        codec.autoencoder.encode_ragged(torch.zeros(2, 3, 640), torch.tensor([640, 320]))
+    fresh = network("tiny", False)
+    assert torch.equal(codec.latents(audio[0][None]), fresh.latents(audio[0][None]))
 
 
 @pytest.mark.parametrize("name", ["patches", "encodec"])

@@ -101,6 +101,7 @@ def test_ci_installs_the_oracles_and_allows_no_skips(tmp_path):
     words = subprocess.run(
         ["sh", ROOT / ".ci/run"], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
+    assert "newest" in words
     planned = subprocess.run(
         ["make", "--dry-run", "--always-make", *words], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -14,8 +14,9 @@ from composed import config
 from codec.audio.writing import write_wav
 from codec.commands.evaluate import main, names, parse_depths, places
 from codec.config import ConfigError
-from codec.evaluation.analysis import curves, delta_rates, domains, pairs, worst
-from codec.evaluation.runs import Run
+from codec.evaluation.comparison_tables import curves, delta_rates, domains, pairs, worst
+from codec.evaluation.records import Summary
+from codec.evaluation.runs import EvaluationRun
 from codec.metrics.signal import MEL
 from codec.model.saving import build_codec
 
@@ -143,9 +144,10 @@ def test_words_of_the_command_line():
 # Tables
 
 
-def run(name: str, scores: dict[str, float], points: list[tuple[float, float]], **summary) -> Run:
+def run(name: str, scores: dict[str, float], points: list[tuple[float, float]], **summary) -> EvaluationRun:
     curve = [{"num_quantizers": 1, "kbit/s": rate, "mel": score} for rate, score in points]
-    return Run(Path(name), {}, name, {"rate_distortion": curve, **summary}, {"mel": scores})
+    result = Summary(files=len(scores), rate_distortion=curve, **summary)
+    return EvaluationRun(Path(name), {}, name, result, {"mel": scores})
 
 
 def test_bitrates_of_a_classical_codec_are_one_curve():

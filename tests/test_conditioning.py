@@ -11,7 +11,7 @@ from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
 from codec.commands import encode, export
 from codec.config import ConfigError, validate
-from codec.evaluation.systems import OwnCodec
+from codec.evaluation.systems import NeuralCodec
 from codec.export import onnx, openvino
 from codec.export.streaming_graphs import step_programs
 from codec.layers import FiLM
@@ -127,7 +127,7 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
     with pytest.raises(ConfigError, match="condition must be as_is or clean, got 'loud'"):
         encode.main([*source, "-o", out + "2", "--condition", "loud"])
     chosen = load(tmp_path / "model", condition="clean")
-    assert OwnCodec(chosen).identity() != OwnCodec(conditioned).identity()
+    assert NeuralCodec(chosen).identity() != NeuralCodec(conditioned).identity()
 
 
 @torch.no_grad()

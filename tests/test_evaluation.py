@@ -16,10 +16,10 @@ from codec.audio.writing import write_wav
 from codec.bitstream.compress import compress
 from codec.bitstream.fit import fit_tables
 from codec.config import ConfigError
-from codec.evaluation.cache import Records
 from codec.evaluation.evaluate import Options, evaluate, evaluate_system
 from codec.evaluation.pictures import read_picture, save_spectrogram_pair
-from codec.evaluation.systems import OwnCodec, Point, depths_of
+from codec.evaluation.records import Records, Summary
+from codec.evaluation.systems import NeuralCodec, Reconstruction, depths_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.signal import mel_distance
@@ -56,7 +56,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(files, tmp_path_factory) -> tuple[Codec, Path, dict]:
+def evaluated(files, tmp_path_factory) -> tuple[Codec, Path, Summary]:
     output, model = tmp_path_factory.mktemp("evaluation"), codec("quantizer.num_quantizers=3")
     return model, output, evaluate(model, files, output)
 
@@ -78,10 +78,10 @@ def test_the_table_and_the_means_are_those_of_all_stages(evaluated):
     _, output, summary = evaluated
     deepest = [row for row in table(output / "depths.csv") if row["num_quantizers"] == "3"]
     assert [row["mel"] for row in table(output / "files.csv")] == [row["mel"] for row in deepest]
-    assert summary["mel"] == pytest.approx(np.mean([float(row["mel"]) for row in deepest]))
-    assert summary["rate_distortion"][-1]["mel"] == summary["mel"]
-    assert json.loads((output / "summary.json").read_text()) == summary
-    assert summary["files"] == 3
+    assert summary.means["mel"] == pytest.approx(np.mean([float(row["mel"]) for row in deepest]))
+    assert summary.rate_distortion[-1]["mel"] == summary.means["mel"]
+    assert json.loads((output / "summary.json").read_text()) == summary.to_json()
+    assert summary.files == 3
 
 
 def test_both_bitrates_of_every_depth(evaluated, files):
@@ -91,35 +91,35 @@ def test_both_bitrates_of_every_depth(evaluated, files):
     for stage in codes:
         share = np.unique(stage.numpy(), return_counts=True)[1] / stage.numel()
         bits.append(float(-(share * np.log2(share)).sum()))
-    for depth, point in enumerate(summary["rate_distortion"], start=1):
+    for depth, point in enumerate(summary.rate_distortion, start=1):
         assert point["kbit/s"] == pytest.approx(depth * 8 * 125 / 1000)
         assert point["kbit/s_entropy"] == pytest.approx(sum(bits[:depth]) * 125 / 1000, rel=1e-6)
-    assert 0 < summary["kbit/s_entropy"] < summary["kbit/s"]
-    assert summary["codebook_sizes"] == [256] * 3
-    assert summary["frames"] == codes.shape[1]
+    assert 0 < summary.means["kbit/s_entropy"] < summary.means["kbit/s"]
+    assert summary.codebook_sizes == [256] * 3
+    assert summary.frames == codes.shape[1]
 
 
 def test_parameters_of_the_parts_are_those_of_the_whole(evaluated):
     model, _, summary = evaluated
-    assert set(summary["parameters"]) == {"encoder", "decoder", "quantizer"}
-    assert summary["parameters"]["quantizer"] == 3 * 256 * 8  # learned by averaging, and learned all the same
+    assert set(summary.parameters) == {"encoder", "decoder", "quantizer"}
+    assert summary.parameters["quantizer"] == 3 * 256 * 8  # learned by averaging, and learned all the same
     whole = sum(parameter.numel() for parameter in model.parameters())
-    assert sum(summary["parameters"].values()) == whole + 3 * 256 * 8
+    assert sum(summary.parameters.values()) == whole + 3 * 256 * 8
 
 
 def test_time_is_taken_on_one_thread_and_threads_are_given_back(files, tmp_path):
     threads = torch.get_num_threads()
     summary = evaluate(codec(), files[:1], tmp_path)
-    assert summary["encode_ms"] > 0 and summary["decode_ms"] > 0
-    assert summary["timed_on"].startswith("1 of ")
+    assert summary.encode_ms > 0 and summary.decode_ms > 0
+    assert summary.timed_on.startswith("1 of ")
     assert torch.get_num_threads() == threads
 
 
 def test_a_quantizer_without_codes_has_scores_and_no_bitrate(files, tmp_path):
     summary = evaluate(codec("quantizer=none"), files[:1], tmp_path)
-    assert summary["kbit/s"] is None and summary["kbit/s_entropy"] is None
-    assert [point["num_quantizers"] for point in summary["rate_distortion"]] == [0]
-    assert math.isfinite(summary["mel"]) and summary["decode_ms"] > 0
+    assert summary.means["kbit/s"] is None and summary.means["kbit/s_entropy"] is None
+    assert [point["num_quantizers"] for point in summary.rate_distortion] == [0]
+    assert math.isfinite(summary.means["mel"]) and summary.decode_ms > 0
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ class Halver:
     def identity(self) -> dict:
         return {"system": "halver"}
 
-    def describe(self) -> dict:
-        return {}
+    def describe(self) -> Summary:
+        return Summary()
 
     def bitrate(self, num_quantizers: int) -> None:
         return None
@@ -160,7 +160,7 @@ class Halver:
         self.coded += 1
         if self.fail and audio.shape[-1] == RATE // 2 + 100:  # the second file
             raise RuntimeError(self.fail)
-        return None, [Point(0, 0.5 * audio, 1000, 3000)]
+        return None, [Reconstruction(0, 0.5 * audio, 1000, 3000)]
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_results_of_another_codec_or_setting_are_not_gone_on_with(files, tmp_pat
     with pytest.raises(
         ConfigError, match=r"other settings: system .* → none, codec none → \w+…, depths none"
     ):
-        evaluate_system(OwnCodec(codec()), files, tmp_path, Options(RATE, 1), resume=True)
+        evaluate_system(NeuralCodec(codec()), files, tmp_path, Options(RATE, 1), resume=True)
     (tmp_path / "records.jsonl").write_text("no json\n")
     with pytest.raises(ConfigError, match="damaged"):
         evaluate_system(Halver(), files, tmp_path, Options(RATE, 1), resume=True)
@@ -224,10 +224,10 @@ def test_results_of_another_codec_or_setting_are_not_gone_on_with(files, tmp_pat
 
 def test_a_file_that_fails_is_left_out_with_its_reason_and_tried_again(files, tmp_path, caplog):
     summary = evaluate_system(Halver("no memory"), files, tmp_path, Options(RATE, 1))
-    assert summary["files"] == 2 and "no memory" in caplog.text
+    assert summary.files == 2 and "no memory" in caplog.text
     (failure,) = table(tmp_path / "failures.csv")
     assert failure == {"file": files[1], "metric": "", "reason": "no memory"}
-    assert evaluate_system(Halver(), files, tmp_path, Options(RATE, 1), resume=True)["files"] == 3
+    assert evaluate_system(Halver(), files, tmp_path, Options(RATE, 1), resume=True).files == 3
     assert not (tmp_path / "failures.csv").exists()
     with pytest.raises(ValueError, match="none of 1 files"):
         evaluate_system(Halver(), [str(tmp_path / "missing.wav")], tmp_path / "out", Options(RATE, 1))
@@ -236,7 +236,7 @@ def test_a_file_that_fails_is_left_out_with_its_reason_and_tried_again(files, tm
 def test_a_metric_that_crashes_on_a_file_empties_one_cell(files, tmp_path, plugin, processes):
     options = Options(RATE, 1, metrics=[plugin("fragile"), plugin("peak")], processes=processes)
     summary = evaluate_system(Halver(), files, tmp_path, options)
-    assert summary["fragile"] == 1 and summary["empty_cells"] == 1
+    assert summary.means["fragile"] == 1 and summary.empty_cells == 1
     rows = table(tmp_path / "files.csv")
     assert [row["fragile"] for row in rows] == ["1.0", "", "1.0"]
     for row, name in zip(rows, files, strict=True):
@@ -249,7 +249,7 @@ def test_a_metric_that_is_added_is_computed_and_one_that_is_there_is_not(files, 
     options = Options(RATE, 1, metrics=[plugin("peak")], processes=processes)
     evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
     first, second = Halver(), Halver()
-    assert "peak" in evaluate_system(first, files, tmp_path, options, resume=True)
+    assert "peak" in evaluate_system(first, files, tmp_path, options, resume=True).means
     evaluate_system(second, files, tmp_path, options, resume=True)
     assert (first.coded, second.coded) == (3, 0)
     evaluate_system(second, files, tmp_path, Options(RATE, 1), resume=True)
@@ -259,9 +259,11 @@ def test_a_metric_that_is_added_is_computed_and_one_that_is_there_is_not(files, 
 def test_rates_of_what_was_spent_are_those_of_all_seconds(files, tmp_path):
     summary = evaluate_system(Halver(), files, tmp_path, Options(RATE, 1))
     seconds = sum(read(name).shape[-1] for name in files) / RATE
-    assert summary["kbit/s"] == summary["kbit/s_entropy"] == pytest.approx(3 * 1000 / seconds / 1000)
-    assert summary["kbit/s_file"] == pytest.approx(9 / seconds)
-    assert summary["seconds"] == pytest.approx(seconds)
+    assert (
+        summary.means["kbit/s"] == summary.means["kbit/s_entropy"] == pytest.approx(3 * 1000 / seconds / 1000)
+    )
+    assert summary.means["kbit/s_file"] == pytest.approx(9 / seconds)
+    assert summary.seconds == pytest.approx(seconds)
 
 
 def test_the_rate_of_files_is_that_of_the_codec_files(files, tmp_path):
@@ -271,18 +273,18 @@ def test_the_rate_of_files_is_that_of_the_codec_files(files, tmp_path):
     rates = []
     for known in (None, tables):
         summary = evaluate_system(
-            OwnCodec(model, tables=known), files, tmp_path / str(known is None), Options(RATE, 1)
+            NeuralCodec(model, tables=known), files, tmp_path / str(known is None), Options(RATE, 1)
         )
         size = sum(compress(model, name, tmp_path / "a.codec", known, overwrite=True).bytes for name in files)
-        assert summary["kbit/s_file"] == pytest.approx(8 * size / summary["seconds"] / 1000, rel=0.01)
-        assert summary["rate_distortion"][0]["kbit/s_file"] < summary["kbit/s_file"]
-        rates.append(summary["kbit/s_file"])
+        assert summary.means["kbit/s_file"] == pytest.approx(8 * size / summary.seconds / 1000, rel=0.01)
+        assert summary.rate_distortion[0]["kbit/s_file"] < summary.means["kbit/s_file"]
+        rates.append(summary.means["kbit/s_file"])
     assert rates[1] < rates[0]
 
 
 def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
     model = codec()
-    before, after = (OwnCodec(model, tables=SimpleNamespace(tables_id=name)) for name in "ab")
+    before, after = (NeuralCodec(model, tables=SimpleNamespace(tables_id=name)) for name in "ab")
     Records(tmp_path / "records", before.identity(), False)
     with pytest.raises(ConfigError, match="tables a → b"):
         Records(tmp_path / "records", after.identity(), True)
@@ -292,7 +294,7 @@ def test_results_of_other_tables_are_not_gone_on_with(tmp_path):
 def test_every_depth_of_a_beam_is_searched_on_its_own(files):
     model = codec("quantizer.num_quantizers=4").eval()
     audio = read(files[0])
-    codes, points = OwnCodec(model, beam=8).code(audio)
+    codes, points = NeuralCodec(model, beam=8).code(audio)
     for depth, point in zip(depths_of(4), points, strict=True):
         best = model.encode(audio, depth, beam=8)
         assert torch.equal(point.estimate, model.decode(best, audio.shape[-1])), depth
@@ -300,9 +302,11 @@ def test_every_depth_of_a_beam_is_searched_on_its_own(files):
 
 
 def test_several_threads_find_what_one_does(files, tmp_path, processes):
-    one = evaluate_system(OwnCodec(codec()), files, tmp_path / "one", Options(RATE, 1))
-    two = evaluate_system(OwnCodec(codec()), files, tmp_path / "two", Options(RATE, 1, processes=processes))
-    for ours, theirs in zip(two["rate_distortion"], one["rate_distortion"], strict=True):
+    one = evaluate_system(NeuralCodec(codec()), files, tmp_path / "one", Options(RATE, 1))
+    two = evaluate_system(
+        NeuralCodec(codec()), files, tmp_path / "two", Options(RATE, 1, processes=processes)
+    )
+    for ours, theirs in zip(two.rate_distortion, one.rate_distortion, strict=True):
         assert ours["mel"] == pytest.approx(theirs["mel"], rel=1e-4)
         assert ours["kbit/s_entropy"] == pytest.approx(theirs["kbit/s_entropy"], rel=1e-2)
     names = [[row["file"] for row in table(tmp_path / run / "files.csv")] for run in ("one", "two")]
@@ -315,12 +319,12 @@ def test_what_codes_at_another_rate_is_compared_at_ours(tmp_path):
 
         def code(self, audio: torch.Tensor):
             assert audio.shape == (1, 1, 8000)
-            return None, [Point(0, audio, None, None)]
+            return None, [Reconstruction(0, audio, None, None)]
 
     tone = 0.3 * np.sin(np.arange(RATE) * 0.05)[None].repeat(2, 0).astype(np.float32)
     write_wav(tmp_path / "a.wav", tone, RATE)
     summary = evaluate_system(Slow(), [str(tmp_path / "a.wav")], tmp_path / "out", Options(RATE, 2))
-    assert summary["si_sdr"] > 30 and summary["kbit/s"] is None
+    assert summary.means["si_sdr"] > 30 and summary.means["kbit/s"] is None
 
 
 def test_files_are_named_below_the_root(files, tmp_path):

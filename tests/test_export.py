@@ -369,7 +369,7 @@ SAMPLED = {
     "simvq",
     "vq_cosine",
 }
-SAMPLED |= {"grouped_rvq", "blockwise_vq", "split_rvq", "gumbel", "random_projection"}
+SAMPLED |= {"qinco", "grouped_rvq", "blockwise_vq", "split_rvq", "gumbel", "random_projection"}
 
 
 def few_stages(name: str) -> list[str]:

@@ -258,14 +258,14 @@ def test_damaged_and_foreign_directories_are_refused(tmp_path):
     changed("config.json", b"{", "config.json: damaged")
     changed("config.json", b"[]", "expected a mapping")
     changed(
-        "config.json", json.dumps(given | {"model_type": "xcodec"}).encode(), "'xcodec'; encodec, dac, mimi"
+        "config.json", json.dumps(given | {"model_type": "whisper"}).encode(), "'whisper'; encodec, dac, mimi"
     )
     changed("config.json", json.dumps(given | {"hidden_size": "16"}).encode(), "hidden_size: '16'")
     changed("config.json", json.dumps(given | {"num_filters": 0}).encode(), "num_filters 0")
-    changed("config.json", json.dumps(given | {"num_filters": 2**40}).encode(), "do not belong together")
-    changed("config.json", json.dumps(given | {"num_filters": 8}).encode(), "do not belong together")
+    changed("config.json", json.dumps(given | {"num_filters": 2**40}).encode(), "are of different models")
+    changed("config.json", json.dumps(given | {"num_filters": 8}).encode(), "are of different models")
     changed(
-        "config.json", json.dumps(given | {"upsampling_ratios": [4, 2]}).encode(), "do not belong together"
+        "config.json", json.dumps(given | {"upsampling_ratios": [4, 2]}).encode(), "are of different models"
     )
     changed("model.safetensors", weights[:-100], "damaged")
     changed("model.safetensors", b"PK\x03\x04pickle", "damaged")

@@ -247,9 +247,9 @@ def wrong(model):
 
 def test_an_evaluation_has_scores_and_no_rate(kl, wavs, tmp_path):
     summary = evaluate(kl, [str(wavs / "s1" / "utt 7.wav")], tmp_path, pictures=0)
-    (point,) = summary["rate_distortion"]
-    assert point["kbit/s"] is summary["kbit/s"] is None and np.isfinite(summary["mel"])
-    assert summary["codebook_sizes"] == [] and summary["decode_ms"] > 0
+    (point,) = summary.rate_distortion
+    assert point["kbit/s"] is summary.means["kbit/s"] is None and np.isfinite(summary.means["mel"])
+    assert summary.codebook_sizes == [] and summary.decode_ms > 0
 
 
 def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_path):

@@ -202,7 +202,7 @@ def test_a_config_cannot_ask_for_more_memory_than_its_weights(tmp_path, part, op
         saved["model"]["quantizer"]["dim"] = 2000
         saved["model"]["quantizer"]["codebook"]["codebook_size"] = 10**9
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    with pytest.raises(ConfigError, match="weights and config do not belong together"):
+    with pytest.raises(ConfigError, match="weights and config are of different models"):
         codec.load(tmp_path)
 
 

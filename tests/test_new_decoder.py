@@ -340,7 +340,10 @@ def test_codebooks_that_would_change_the_first_codes_are_refused(source, plain_r
     composed = OmegaConf.create(plain_run | {"weights": str(source[1])})
     for options, message in (
         ({"num_quantizers": 2}, "2 stages are fewer than the 3 of weights"),
-        ({"num_quantizers": 4, "codebook_sizes": [16, 16, 8, 8]}, "first stages are not those of weights"),
+        (
+            {"num_quantizers": 4, "codebook_sizes": [16, 16, 8, 8]},
+            "first stages differ from those of weights",
+        ),
         (
             {"acoustic__quantizer__num_quantizers": 4},
             r"has no quantizer.acoustic.*\+quantizer.num_quantizers",
@@ -355,6 +358,6 @@ def test_codebooks_that_would_change_the_first_codes_are_refused(source, plain_r
     composed.weights = str(tmp_path)
     adopted, codec = larger(composed.copy(), monkeypatch, acoustic__quantizer__num_quantizers=3)
     assert build_parts(resolve(adopted), codec)[1].codec.quantizer.num_quantizers == 4
-    with pytest.raises(ConfigError, match="first stages are not those of weights"):
+    with pytest.raises(ConfigError, match="first stages differ from those of weights"):
         adopted, codec = larger(composed.copy(), monkeypatch, semantic__quantizer__num_quantizers=2)
         build_parts(resolve(adopted), codec)

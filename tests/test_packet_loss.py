@@ -8,7 +8,7 @@ from tokenized import noise, small_codec
 
 from codec.config import ConfigError
 from codec.evaluation.packet_loss import CONCEALMENTS, conceal, lossy_codecs, lost_frames, parse_percentages
-from codec.evaluation.systems import OwnCodec
+from codec.evaluation.systems import NeuralCodec
 
 
 def clip(samples: int, seed: int = 0) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_losses_have_their_share_and_length_and_follow_from_the_audio():
 
 @torch.inference_mode()
 def test_a_codec_that_loses_nothing_is_the_codec():
-    own, audio = OwnCodec(small_codec(), beam=2), clip(4001)
+    own, audio = NeuralCodec(small_codec(), beam=2), clip(4001)
     expected_codes, expected = own.code(audio)
     expected = list(expected)
     for lossy in lossy_codecs(own, [1e-9]):
@@ -56,7 +56,7 @@ def test_a_codec_that_loses_nothing_is_the_codec():
         for point, lossless in zip(points, expected, strict=True):
             assert torch.equal(point.estimate, lossless.estimate) and point.bits == lossless.bits
     with pytest.raises(ConfigError, match="no codes to lose"):
-        lossy_codecs(OwnCodec(small_codec("quantizer=none")), [1])
+        lossy_codecs(NeuralCodec(small_codec("quantizer=none")), [1])
 
 
 def test_a_percentage_that_is_repeated_is_measured_once():

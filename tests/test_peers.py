@@ -11,7 +11,7 @@ transformers = pytest.importorskip("transformers", reason="published codecs are 
 from codec.audio.writing import write_wav  # noqa: E402
 from codec.config import ConfigError  # noqa: E402
 from codec.evaluation.evaluate import Options, evaluate_system  # noqa: E402
-from codec.evaluation.huggingface import Peer  # noqa: E402
+from codec.evaluation.huggingface import HuggingFaceCodec  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -82,7 +82,7 @@ def saved(request, tmp_path):
 @torch.inference_mode()
 def test_codes_and_audio_are_those_of_the_model(saved):
     model, path = saved
-    peer = Peer(path, "peer")
+    peer = HuggingFaceCodec(path, "peer")
     audio = 0.1 * torch.randn(1, peer.channels, 2 * peer.sample_rate)
     codes, points = peer.code(audio)
     points = list(points)
@@ -104,17 +104,21 @@ def test_a_peer_is_scored_at_the_rate_of_the_comparison(saved, tmp_path):
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, 16_000), np.float32)
     write_wav(tmp_path / "a.wav", noise, 16_000)
     summary = evaluate_system(
-        Peer(path, "peer", [1]), [str(tmp_path / "a.wav")], tmp_path / "out", Options(16_000, 1)
+        HuggingFaceCodec(path, "peer", [1]), [str(tmp_path / "a.wav")], tmp_path / "out", Options(16_000, 1)
     )
-    assert summary["kbit/s"] > 0 and np.isfinite(summary["mel"]) and summary["parameters"]["decoder"] > 0
+    assert (
+        summary.means["kbit/s"] > 0
+        and np.isfinite(summary.means["mel"])
+        and summary.parameters["decoder"] > 0
+    )
 
 
 def test_a_folder_without_a_codec_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no model of transformers"):
-        Peer(tmp_path, "peer")
+        HuggingFaceCodec(tmp_path, "peer")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConfigError, match="type 'bert'; codecs are encodec, dac, mimi"):
-        Peer(tmp_path, "peer")
+        HuggingFaceCodec(tmp_path, "peer")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dac"}))
     with pytest.raises(ConfigError, match="hf:"):
-        Peer(tmp_path, "peer")
+        HuggingFaceCodec(tmp_path, "peer")

@@ -101,7 +101,7 @@ def test_other_samples_in_a_wav_are_read_from_a_copy(stdin, tmp_path, subtype):
         (b"", "zero-length"),
         (b"RIFF", "damaged|not audio"),
         (b"hello", "not audio: begins with b'hello'"),
-        (wav()[:-100], "truncated: the header promises 10002 bytes of samples, 100 did not come"),
+        (wav()[:-100], "truncated: the header promises 10002 bytes of samples, 100 are missing"),
         (wav()[:30], "damaged|not audio"),
         (with_sizes(wav(), 2000, 1000), "header counts too little"),
         (wav_header(1, 1, 10) + bytes(20), "implausible header: a sample rate of 1 Hz"),
@@ -260,7 +260,7 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(work, line):
     [
         ("codec decode model - -o - < in.wav", "standard input: not a .codec file"),
         ("codec encode model in.wav -o - | codec decode model - -o x.mp3", "written as wav alone"),
-        ("codec encode model in.wav in.wav -o -", "one recording, please"),
+        ("codec encode model in.wav in.wav -o -", "standard input is one recording"),
         ("codec encode model - -o folder < in.wav", "a .npy file, or - for standard output"),
         ("codec compress model - -o x.codec <&-", "standard input: is closed"),
     ],

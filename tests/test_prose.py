@@ -1,4 +1,4 @@
-"""Plain English in the package: headless clauses in docstrings and British spellings, per folder or file."""
+"""Plain English in the package: headless clauses, names without a noun and British spellings."""
 
 import ast
 import io
@@ -31,8 +31,6 @@ BRITISH = re.compile(
     r"|\b(?:model|label|cancel|signal|travel)l(?:ed|ing)\b|\bgrey\b|\btowards\b",
     re.IGNORECASE,
 )
-
-LIMIT = 0.5  # headless clauses per 1,000 words of docstrings
 
 # Participles, pronouns and adverbs without a noun: "kept" of which bytes, "theirs" of whose weights.
 NAMELESS = re.compile(
@@ -95,14 +93,6 @@ def prose(source: str) -> Iterator[str]:
             yield re.sub(r"`[^`]*`", "", token.string)
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_docstrings_name_things(entry):
-    texts = [text for path in files(entry) for text in docstrings(ast.parse(path.read_text()))]
-    clauses = [clause for text in texts for clause in headless(text)]
-    words = sum(len(text.split()) for text in texts)
-    assert len(clauses) <= LIMIT * words / 1000, "name the thing: " + "\n".join(clauses)
-
-
 @pytest.mark.parametrize("path", [*SCRIPTS, *HELPERS], ids=lambda path: path.name)
 def test_docstrings_of_scripts_and_helpers_name_things(path):
     clauses = [clause for text in docstrings(ast.parse(path.read_text())) for clause in headless(text)]
@@ -126,6 +116,22 @@ def test_help_texts_name_things(command):
     parser = PARSERS[command]()
     texts = [parser.description, parser.epilog, *(action.help for action in parser._actions)]
     assert not [clause for text in texts for clause in headless(text or "")]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_docstrings_messages_and_comments_name_things(entry):
+    texts = [text for path in files(entry) for text in prose(path.read_text())]
+    clauses = [clause for text in texts for clause in headless(text)]
+    assert not clauses, "name the thing: " + "\n".join(clauses)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in TEXTS if p.suffix == ".md"], ids=lambda p: f"{p.parent.name}-{p.name}"
+)
+def test_headings_name_things(path):
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    clauses = [clause for heading in headings for clause in headless(heading)]
+    assert not clauses, "name the thing: " + "\n".join(clauses)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

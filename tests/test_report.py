@@ -20,9 +20,10 @@ from browser import NEEDS_CHROMIUM, ask
 import codec
 from codec.audio.writing import write_wav
 from codec.config import ConfigError
-from codec.evaluation.report import report, title_of, training_curves
-from codec.evaluation.runs import Run, compare, find_runs, group
+from codec.evaluation.report import report, title_of
+from codec.evaluation.runs import EvaluationRun, compare, find_runs, group
 from codec.evaluation.statistics import holm, interval, least_p, paired_p_value, pooled_p_value, smallest_p
+from codec.evaluation.variants import training_curves
 from codec.metrics.registry import METRICS
 from codec.metrics.signal import MEL, SI_SDR
 
@@ -146,14 +147,14 @@ def test_holm_is_holm():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
-def scored(name: str, means: list[float], files: int = 30, noise: float = 0.05) -> list[Run]:
+def scored(name: str, means: list[float], files: int = 30, noise: float = 0.05) -> list[EvaluationRun]:
     random = np.random.default_rng(len(name))
     return [
-        Run(
+        EvaluationRun(
             Path(name),
             {"seed": seed},
             name,
-            {},
+            None,
             {"mel": {str(n): mean + 0.1 * n + noise * random.normal() for n in range(files)}},
         )
         for seed, mean in enumerate(means)
@@ -162,13 +163,13 @@ def scored(name: str, means: list[float], files: int = 30, noise: float = 0.05) 
 
 def test_a_difference_smaller_than_that_between_seeds_is_no_difference():
     one_seed = compare({"a": scored("a", [2.0]), "bb": scored("bb", [2.1])}, MEL, ["a", "bb"])
-    assert one_seed["a"]["best"] and one_seed["bb"]["p"] < 0.01
+    assert one_seed["a"].best and one_seed["bb"].p < 0.01
     seeds = {"a": scored("a", [1.8, 2.0, 2.2]), "bb": scored("bb", [1.9, 2.1, 2.3])}
     several = compare(seeds, MEL, ["a", "bb"])
-    assert several["a"]["best"] and several["bb"]["p"] > 0.3
+    assert several["a"].best and several["bb"].p > 0.3
     lucky = compare({**seeds, "a": scored("a", [1.85])}, MEL, ["a", "bb"])
-    assert lucky["a"]["best"] and lucky["bb"]["p"] > 0.2  # one seed may be the best of many by chance
-    assert several["a"]["spread"] == pytest.approx(0.2, abs=0.02)
+    assert lucky["a"].best and lucky["bb"].p > 0.2  # one seed may be the best of many by chance
+    assert several["a"].spread == pytest.approx(0.2, abs=0.02)
 
 
 def test_a_file_that_not_all_seeds_have_changes_nothing_between_seeds():
@@ -181,11 +182,11 @@ def test_a_file_that_not_all_seeds_have_changes_nothing_between_seeds():
 
 def test_the_ceiling_is_never_the_best_and_higher_si_sdr_is_better():
     variants = {"none": scored("none", [1.0]), "a": scored("a", [2.0])}
-    assert not compare(variants, MEL, ["a"])["none"]["best"]
-    assert compare(variants, MEL, ["a"])["a"]["best"]
+    assert not compare(variants, MEL, ["a"])["none"].best
+    assert compare(variants, MEL, ["a"])["a"].best
     for run in itertools.chain(*variants.values()):
         run.scores = {"si_sdr": run.scores["mel"]}
-    assert compare(variants, SI_SDR, ["a", "none"])["a"]["best"]
+    assert compare(variants, SI_SDR, ["a", "none"])["a"].best
 
 
 # Reading

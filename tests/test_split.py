@@ -199,7 +199,7 @@ def test_a_resume_with_overlapping_rows_trains_on_the_same(book, tmp_path, rows,
     text = "".join(f"\nbook/book.wav,{row}" for row in rows)
     (tmp_path / "rows.csv").write_text(f"path,start,duration{text}")
     data = make(tmp_path / "rows.csv")
-    assert "parts of files are not trained on: they overlap what is held out" in caplog.text
+    assert "parts of files are not trained on: they overlap held-out parts" in caplog.text
     again = make(tmp_path / "rows.csv", resumed(data, tmp_path))
     assert (again.trained, again.valid) == (data.trained, data.valid)
     assert again.crops(0, 20).equal(data.crops(0, 20))
@@ -208,7 +208,7 @@ def test_a_resume_with_overlapping_rows_trains_on_the_same(book, tmp_path, rows,
 def test_rows_that_all_overlap_are_refused(book, tmp_path):
     write(book / "book.wav", tone(40.0))
     (tmp_path / "rows.csv").write_text("path,start,duration\nbook/book.wav,0,10\nbook/book.wav,5,10")
-    with pytest.raises(DataError, match=r"training overlap what is held out: list parts that do not overlap"):
+    with pytest.raises(DataError, match=r"training overlap held-out parts: list parts that do not overlap"):
         make(tmp_path / "rows.csv")
 
 

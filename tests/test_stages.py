@@ -21,7 +21,7 @@ import codec
 from codec.config import CONFIG_DIR, ConfigError
 from codec.data.crops import Batch
 from codec.data.module import AudioData
-from codec.evaluation.report import training_curves
+from codec.evaluation.variants import training_curves
 from codec.metrics.signal import mel_distance
 from codec.model.saving import build_codec
 from codec.quantizers.continuous import Identity

@@ -66,7 +66,9 @@ def test_divergence_waiting_and_a_winning_discriminator_are_reported_in_words():
     few, many = (warnings_in_words({}, {}, waiting, workers)[0] for workers in (0, os.cpu_count() or 1))
     assert "80% of the time is spent waiting" in few and "raise data.num_workers (0 now)" in few
     assert "its cores are busy, or the files slow to read" in many and "num_workers" not in many
-    assert "tells every example apart" in warnings_in_words({"discriminator": 0.001}, {}, FAST, 2)[0]
+    assert (
+        "separates all real and decoded audio" in warnings_in_words({"discriminator": 0.001}, {}, FAST, 2)[0]
+    )
 
 
 def test_metrics_survive_new_columns_a_torn_row_and_a_resume(tmp_path):

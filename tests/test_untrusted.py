@@ -21,7 +21,7 @@ from codec.training.checkpoints import AtomicCheckpoints
 
 NARROW = ["autoencoder.latent_dim=8", "autoencoder.encoder_channels=2", "autoencoder.decoder_channels=2"]
 STAGES = ["quantizer.num_quantizers=3", "quantizer.codebook.codebook_size=8", "sample_rate=16000"]
-APART = "weights and config do not belong together"
+APART = "weights and config are of different models"
 TOO_LARGE = "is more than such a model can have"
 
 

@@ -132,7 +132,7 @@ def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
         ({"hidden_act": "os.system"}, "no xcodec2: .*os.system"),
         ({"hidden_size": 2**40, "quantization_dim": 2**40 + 16}, "more than such a model can have"),
         ({"num_hidden_layers": 2**19}, "more than .* tensors"),
-        ({"encoder_hidden_size": 4}, "weights and config do not belong together"),
+        ({"encoder_hidden_size": 4}, "weights and config are of different models"),
     ],
 )
 def test_what_is_no_such_model_is_refused(folder, change, message):

@@ -113,7 +113,7 @@ def wav_blocks(file: IO[bytes], wav: Wav) -> Iterator[np.ndarray]:
             waiting = waiting[frames_end:]
     if bytes_to_read:
         raise AudioError(
-            INPUT, f"truncated: the header promises {wav.size} bytes of samples, {bytes_to_read} did not come"
+            INPUT, f"truncated: the header promises {wav.size} bytes of samples, {bytes_to_read} are missing"
         )
     if wav.size:
         check_rest(file, wav.size)

@@ -15,6 +15,7 @@ from codec.audio import flac, mp3
 from codec.audio.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.audio.conversion import CONTEXT, _finite, _mix, convert_blocks, resampled_length
 from codec.audio.errors import AudioError, foreign, require_regular, why_empty, why_not_opened
+from codec.system.address import why
 from codec.system.member import Member
 
 BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
@@ -41,34 +42,40 @@ class AudioInfo(NamedTuple):
 def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """Open a file for reading; errors of libsndfile, also later while reading, become `AudioError`."""
     state = require_regular(path)
+    try:
+        with ExitStack() as resources:
+            yield _opened(path, state, resources)
+    except soundfile.LibsndfileError as error:
+        reason = f"truncated or damaged: decoding fails ({error.error_string.rstrip('.')})"
+        raise AudioError(path, reason) from error
+    except OSError as error:  # also of closing a file that was not read to its end
+        raise AudioError(path, why(error)) from error
+
+
+def _opened(
+    path: str | os.PathLike[str], state: os.stat_result | Member, resources: ExitStack
+) -> soundfile.SoundFile:
     # Bytes, because soundfile cannot encode a name that is not UTF-8.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
-    with ExitStack() as resources:
-        try:
-            if isinstance(state, Member):
-                reader = resources.enter_context(state.open())
-                name = reader.descriptor() or reader
-            file = resources.enter_context(soundfile.SoundFile(name, closefd=False))
-            is_mp3 = file.format == "MP3"
-            if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
-                raise AudioError(path, other)
-            if is_mp3 or file.frames > UNKNOWN_LENGTH:
-                patch: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
-                if with_length := resources.enter_context(patch):
-                    file = resources.enter_context(soundfile.SoundFile(with_length))
-        except TypeError as error:
-            raise AudioError(
-                path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
-            ) from error
-        except soundfile.LibsndfileError as error:
-            raise AudioError(path, why_not_opened(path, error.error_string)) from error
-        except OSError as error:
-            raise AudioError(path, error.strerror or str(error)) from error
-        try:
-            yield file
-        except soundfile.LibsndfileError as error:
-            reason = f"truncated or damaged: decoding fails ({error.error_string.rstrip('.')})"
-            raise AudioError(path, reason) from error
+    try:
+        if isinstance(state, Member):
+            reader = resources.enter_context(state.open())
+            name = reader.descriptor() or reader
+        file = resources.enter_context(soundfile.SoundFile(name, closefd=False))
+        is_mp3 = file.format == "MP3"
+        if is_mp3 and (other := foreign(path)):  # libmpg123 found bytes that look like a frame
+            raise AudioError(path, other)
+        if is_mp3 or file.frames > UNKNOWN_LENGTH:
+            patch: Any = (mp3.with_header if is_mp3 else flac.with_length)(path)
+            if with_length := resources.enter_context(patch):
+                file = resources.enter_context(soundfile.SoundFile(with_length))
+    except TypeError as error:
+        raise AudioError(
+            path, "headerless (raw) samples: their rate is unknown; convert the file to wav"
+        ) from error
+    except soundfile.LibsndfileError as error:
+        raise AudioError(path, why_not_opened(path, error.error_string)) from error
+    return file
 
 
 def read_header(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> AudioInfo:

@@ -4,6 +4,7 @@ from codec.autoencoders.base import Autoencoder
 from codec.autoencoders.halves import Halves
 from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.autoencoders.vocos import Vocos
+from codec.autoencoders.xcodec import Xcodec
 from codec.autoencoders.xcodec2 import Xcodec2
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "ResidualUnits",
     "SEANet",
     "Vocos",
+    "Xcodec",
     "Xcodec2",
 ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from codec.layers.base import UNBOUNDED, Context, Layer, context_of, stream_of, zeros_beyond
+from codec.layers.base import UNBOUNDED, Context, Layer, Padding, context_of, stream_of
 from codec.layers.streaming import NotStreamable, Step
 
 
@@ -67,10 +67,12 @@ class Autoencoder(nn.Module):
         """Replace modules in place by equivalents for exported graphs; called on a frozen copy."""
         return self
 
-    def compile_networks(self) -> None:
-        """Compile the networks in place."""
-        for network in self.children():
-            network.compile()
+    def compile_networks(self, **options: Any) -> None:
+        """Compile `encode` and `decode`, each as one graph, with the options of `torch.compile`."""
+        # Not `self.encoder.compile()`: for a Sequential that compiles each layer by itself, and at most
+        # eight of a class.
+        self.encode = torch.compile(self.encode, **options)
+        self.decode = torch.compile(self.decode, **options)
 
 
 class LayeredAutoencoder(Autoencoder):
@@ -81,6 +83,7 @@ class LayeredAutoencoder(Autoencoder):
 
     encoder: nn.Sequential
     decoder: nn.Sequential
+    padding: Padding | None = None
 
     def encode(self, audio: Tensor) -> Tensor:
         """Latents `[B, D, F]` of audio `[B, C, T]`, `T` a multiple of `hop_length`."""
@@ -94,7 +97,8 @@ class LayeredAutoencoder(Autoencoder):
         """Latents `[B, D, F]` of zero-padded signals in one batch, with masked non-causal layers."""
         if self.encoder_context.after is None:
             return super().encode_ragged(audio, lengths)
-        with zeros_beyond(self.encoder, lengths, audio.shape[-1]):
+        self.padding = self.padding or Padding(self.encoder)
+        with self.padding.beyond(lengths, audio.shape[-1]):
             return self.encode(audio)
 
     @property

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, Self
 
@@ -14,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.autoencoders.base import LayeredAutoencoder
-from codec.config import ConfigError
+from codec.autoencoders.networks import build_network, library_with, network_config
 from codec.layers.filterbank import Filterbank
 from codec.layers.sinc import Resample
 
 Kind = Literal["xcodec2", "neucodec"]
-CLASSES = {"xcodec2": "Xcodec2", "neucodec": "NeuCodec"}
 RATE, HOP, FEATURES = 16_000, 320, 160  # of the features of w2v-BERT 2.0; Hz, samples, values
 # Zeros before and after the audio, for these features and for the convolutions, as in the feature extractors.
 MARGINS = {"xcodec2": ((160, 160), 0), "neucodec": ((0, HOP), HOP)}
@@ -40,7 +37,7 @@ class Xcodec2(LayeredAutoencoder):
 
     def __init__(self, kind: Kind, config: Mapping[str, Any]):
         super().__init__()
-        network = transformers_config(kind, config)
+        network = network_config(kind, config)
         source = getattr(network, "input_sampling_rate", None) or network.sampling_rate
         self.sample_rate = getattr(network, "output_sampling_rate", source)
         semantic, levels = network.semantic_model_config, list(network.quantization_levels)
@@ -62,17 +59,15 @@ class Xcodec2(LayeredAutoencoder):
                 f"no {kind} as published: {'; '.join(k for k, differs in unlike.items() if differs)}"
             )
         self.latent_dim, self.hop_length = len(levels), int(hop)
-        library = library_with(kind)
-        with value_errors(kind):
-            model = getattr(library, f"{CLASSES[kind]}Model")(network)
+        library, model = library_with(kind), build_network(kind, network)
         resample = Resample(1, self.sample_rate, RATE) if self.sample_rate != RATE else nn.Identity()
         margins, zeros = MARGINS[kind]
         inputs = Filterbank(library.SeamlessM4TFeatureExtractor(), margins)
-        self.encoder = nn.Sequential(resample, Encoder(model, inputs, zeros))
-        self.decoder = nn.Sequential(Decoder(model))
+        self.encoder = nn.Sequential(resample, Xcodec2Encoder(model, inputs, zeros))
+        self.decoder = nn.Sequential(Xcodec2Decoder(model))
 
 
-class Encoder(nn.Module):
+class Xcodec2Encoder(nn.Module):
     """Audio `[B, 1, T]` at 16 kHz to bounded latents `[B, D, F]` of a semantic and an acoustic branch."""
 
     def __init__(self, model: Any, inputs: Filterbank, zeros: int):
@@ -98,7 +93,7 @@ class Encoder(nn.Module):
         return self.grid.bound(self.project_in(joined)).mT
 
 
-class Decoder(nn.Module):
+class Xcodec2Decoder(nn.Module):
     """Quantized latents `[B, D, F]` to audio `[B, 1, T]`."""
 
     def __init__(self, model: Any):
@@ -108,62 +103,3 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Decode."""
         return self.acoustic_decoder(self.project_out(latents.mT), attention_mask=None)
-
-
-def library_with(kind: str) -> Any:
-    """Import `transformers`; ConfigError if it is not installed or lacks the model."""
-    try:
-        import transformers  # pyright: ignore[reportMissingImports]
-
-        getattr(transformers, f"{CLASSES[kind]}Model")
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"autoencoder: {CLASSES[kind]} needs a recent transformers: pip install -U transformers ({error})"
-        ) from error
-    return transformers
-
-
-def transformers_config(kind: Kind, given: Mapping[str, Any]) -> Any:
-    """Config object of `transformers` with the architecture in a mapping; ValueError for invalid values.
-
-    Options that all models of `transformers` have are left out: some of them name code to be downloaded.
-    """
-    if kind not in CLASSES:
-        raise ValueError(f"kind must be one of {', '.join(CLASSES)}, got {kind!r}")
-    library = library_with(kind)
-    with value_errors(kind):
-        config_class = getattr(library, f"{CLASSES[kind]}Config")
-        options = own_options(config_class, given)
-        if semantic := given.get("semantic_model_config"):
-            if semantic.get("model_type", "wav2vec2-bert") != "wav2vec2-bert":
-                raise ValueError(f"semantic_model_config is of {semantic['model_type']!r}, not wav2vec2-bert")
-            semantic = own_options(library.Wav2Vec2BertConfig, semantic)
-            options["semantic_model_config"] = semantic | {"model_type": "wav2vec2-bert"}
-        return config_class(**options)
-
-
-@contextmanager
-def value_errors(kind: str) -> Iterator[None]:
-    """Turn errors of `transformers`, which have many types, into a ValueError of one line."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ValueError(f"no {kind}: {' '.join(str(error).split())} ({type(error).__name__})") from error
-
-
-def own_options(config_class: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a config class itself declares."""
-    return {name: given[name] for name in inspect.get_annotations(config_class) if name in given}
-
-
-def complete(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain architecture in a `config.json`, with the defaults written out."""
-    config = transformers_config(kind, given)
-
-    def plain(part: Any) -> Any:
-        values = own_options(type(part), vars(part))
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-
-    return plain(config) | {"semantic_model_config": plain(config.semantic_model_config)}

@@ -3,10 +3,11 @@
 from codec.codebooks.base import Codebook
 from codec.codebooks.ema import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
 from codec.codebooks.estimators import rotation_trick
-from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodebook
+from codec.codebooks.factorized import FactorizedCodebook, ProjectedCodebook, RandomProjectionCodebook
 from codec.codebooks.fsq import FSQCodebook, ScaledFSQCodebook
 from codec.codebooks.gumbel import GumbelCodebook
 from codec.codebooks.lfq import BSQCodebook, LFQCodebook
+from codec.codebooks.qinco import QINCoCodebook
 from codec.codebooks.regularized import RegularizedCodebook
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "GradientCodebook",
     "GumbelCodebook",
     "LFQCodebook",
+    "ProjectedCodebook",
+    "QINCoCodebook",
     "RandomProjectionCodebook",
     "RegularizedCodebook",
     "ScaledFSQCodebook",

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.codebooks.beam import by_candidates
+
+
+class Stage(Protocol):
+    """Part of a codebook that codes and decodes, see `Codebook.given`."""
+
+    encode: Callable[[Tensor], Tensor]
+    lookup: Callable[[Tensor], Tensor]
+    candidates: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    continuations: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    __call__: Callable[..., Any]
 
 
 class Codebook(nn.Module):
@@ -43,6 +56,13 @@ class Codebook(nn.Module):
         outside training.
         """
         raise NotImplementedError
+
+    def given(self, total: Tensor) -> Stage:
+        """Return the stage for inputs whose earlier stages sum to `total` `[..., D]`.
+
+        That is the codebook itself, unless its vectors depend on this sum.
+        """
+        return self
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[..., D]` of codes `[...]`."""

@@ -19,25 +19,29 @@ def beam_search(
     ValueError for a codebook without `candidates`.
     """
     frames, dim = len(inputs) // stride, inputs.shape[1]
-    paths = inputs.view(frames, 1, stride, dim)  # residual of every path, [frames, paths, stride, D]
+    sources = inputs.view(frames, 1, stride, dim)
+    paths = sources  # residual of every path, [frames, paths, stride, D]
     codes = torch.empty(frames, 1, 0, dtype=torch.int64, device=inputs.device)
     for first, stage, length in levels:
         for number in range(min(stride // length, depth - first)):
             part = slice(number * length, (number + 1) * length)
-            paths, codes = extend(stage, paths, codes, part, beam)
+            paths, codes = extend(stage, sources, paths, codes, part, beam)
     return codes[:, 0]
 
 
-def extend(stage: Any, paths: Tensor, codes: Tensor, part: slice, beam: int) -> tuple[Tensor, Tensor]:
+def extend(
+    stage: Any, sources: Tensor, paths: Tensor, codes: Tensor, part: slice, beam: int
+) -> tuple[Tensor, Tensor]:
     """Continue every path by its best codes for the rows `part`; return the best `beam`, best first."""
     length = part.stop - part.start
     targets = paths[:, :, part.start] if length == 1 else paths[:, :, part].mean(2)
     # The mean of several rows is coded; their deviations from it and the other rows do not change.
     energy = paths.square().sum((2, 3)) / length
-    parent, code = stage.continuations(targets, energy, beam)
+    totals = (sources - paths)[:, :, part].mean(2)
+    parent, code = stage.given(totals).continuations(targets, energy, beam)
     index = torch.arange(len(paths), device=paths.device)[:, None]
     paths = paths[index, parent]
-    paths[:, :, part] -= stage.lookup(code)[:, :, None]
+    paths[:, :, part] -= stage.given(totals[index, parent]).lookup(code)[:, :, None]
     return paths, torch.cat([codes[index, parent], code[..., None]], dim=2)
 
 

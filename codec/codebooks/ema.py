@@ -165,7 +165,7 @@ class VectorCodebook(Codebook):
     def twins(self, seed: int) -> Tensor:
         """New vectors `[K, D]` for dead codes: noisy copies, the least used code of the most used one."""
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.vectors.shape, generator=generator).to(self.vectors)
+        noise = torch.randn(self.vectors.shape, generator=generator).to(self.vectors, non_blocking=True)
         twins = torch.empty_like(self.vectors)
         order = self.usage.argsort(stable=True)
         twins[order] = self.vectors.detach()[order.flip(0)]

@@ -16,7 +16,7 @@ from codec.codebooks.cache import Derived
 from codec.codebooks.ema import VectorCodebook
 from codec.codebooks.estimators import straight_through
 from codec.codebooks.kmeans import kmeans
-from codec.codebooks.nearest import best, best_few
+from codec.codebooks.nearest import best, best_few, with_half_norms
 from codec.codebooks.standardize import Standardize
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
@@ -139,6 +139,18 @@ class FactorizedCodebook(VectorCodebook):
         }
         output = self.estimator(projected, vectors.detach())
         return look_up(output, codes, self), codes, errors
+
+
+class ProjectedCodebook(FactorizedCodebook):
+    """Projects inputs `[N, D]` to `codebook_dim`, takes the nearest code, projects back.
+
+    A `FactorizedCodebook` with Euclidean distances, as in the tokenizer of Higgs Audio v2. The losses are the
+    same.
+    """
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Compute the search table, vectors `[K, d]` and half of their squared norms."""
+        return with_half_norms(self.vectors)
 
 
 class RandomProjectionCodebook(Codebook):

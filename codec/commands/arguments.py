@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from codec import __version__
 from codec.commands import descriptions as about
+from codec.commands.paths import local_path, recordings
 
 MODEL = "run folder, saved codec or checkpoint"
 BEAM = "paths of the codebook search; default: %(default)s, greedy"
-DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one"
+DEVICE = "cpu, cuda, cuda:1, mps, ...; default: a GPU if there is one"
 CONDITION = "condition of a codec with conditions, e.g. clean; default: its first"
 STDIN, STDOUT = "- for standard input", "- for standard output"
 TRUST = "package whose classes the model may name; registered packages and this one are trusted"
@@ -48,7 +48,8 @@ def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
     parser = new_parser("doctor", *about.DOCTOR)
     parser.add_argument(
-        "folder", help="searched with its sub-folders and shards; or a .tar, or a list (.txt, .csv, .jsonl)"
+        "folder",
+        help="searched with its sub-folders and shards; or a .tar, a list (.txt, .csv, .jsonl), an address",
     )
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")
@@ -63,7 +64,7 @@ def evaluate() -> argparse.ArgumentParser:
         "transformers); then data.root=FOLDER, or just FOLDER, of recordings")  # fmt: skip
     add_trust(parser)
     add_condition(parser)
-    add("-o", "--output", type=Path, help="output folder; default: MODEL/evaluation-FOLDER")
+    add("-o", "--output", type=local_path, help="output folder; default: MODEL/evaluation-FOLDER")
     add("--metrics", default="", help="beside SI-SDR, mel, STFT and waveform distance: speech, music, all, "
         "or names as stoi,pesq_wb,visqol_speech,dnsmos_p808; they are the extra `metrics`")  # fmt: skip
     add("--metric", action="append", default=[], metavar="NAME=MODULE:ATTRIBUTE[,PATH]",
@@ -93,8 +94,8 @@ def report() -> argparse.ArgumentParser:
     """Parser of `codec-report`."""
     parser = new_parser("report", "Compare finished runs on one page: codec-report runs/sweep")
     add = parser.add_argument
-    add("folders", type=Path, nargs="+", help="runs, or folders of runs")
-    add("-o", "--output", type=Path, help="output folder; default: FOLDER/report")
+    add("folders", type=local_path, nargs="+", help="runs, or folders of runs")
+    add("-o", "--output", type=local_path, help="output folder; default: FOLDER/report")
     add("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
     add("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
     add("--evaluation", default="evaluation", help="folder in each run, as codec-evaluate writes; "
@@ -108,11 +109,11 @@ def export() -> argparse.ArgumentParser:
         "export", "Export a codec for other software, and verify there that codes and audio are equal."
     )
     add = parser.add_argument
-    add("model", type=Path, help=f"{MODEL}, or transformers directory")
+    add("model", type=local_path, help=f"{MODEL}, or transformers directory")
     add_trust(parser)
     add("--to", choices=("onnx", "torch", "openvino", "hf", "codec"), required=True,
         help="hf: transformers; codec: ours, of hf")  # fmt: skip
-    add("-o", "--output", type=Path, required=True, help="folder to make")
+    add("-o", "--output", type=local_path, required=True, help="folder to make")
     add("--streaming", action="store_true", help="add the step graphs of a causal codec")
     add("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--int8", action="store_true", help="int8 weights: smaller and faster, with some other codes")
@@ -131,10 +132,10 @@ def stream() -> argparse.ArgumentParser:
     parser = new_parser("stream", "Stream through a codec, from microphone or file to speakers or file.")
     add_condition(parser)
     add = parser.add_argument
-    add("model", type=Path, help=MODEL)
+    add("model", type=local_path, help=MODEL)
     add_trust(parser)
-    add("input", type=Path, nargs="?", help=f"audio file, {STDIN}; default: the microphone")
-    add("-o", "--output", type=Path, help=f"wav file, {STDOUT}; default: the speakers")
+    add("input", type=local_path, nargs="?", help=f"audio file, {STDIN}; default: the microphone")
+    add("-o", "--output", type=local_path, help=f"wav file, {STDOUT}; default: the speakers")
     add("--force", action="store_true", help="overwrite the output")
     add("--frames", type=int, default=1, help="frames per push; default: %(default)s")
     add("--num-quantizers", type=int, help="first stages only")
@@ -147,9 +148,9 @@ def encode() -> argparse.ArgumentParser:
     parser = model_parser("encode", about.ENCODE)
     add_condition(parser)
     add = parser.add_argument
-    add("inputs", type=Path, nargs="+",
+    add("inputs", type=recordings, nargs="+",
         help=f"a folder, searched with its sub-folders, or audio files; {STDIN}")  # fmt: skip
-    add("-o", "--output", type=Path, required=True,
+    add("-o", "--output", type=local_path, required=True,
         help=f"folder of the token dataset; of one recording {STDOUT}")  # fmt: skip
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
@@ -159,6 +160,7 @@ def encode() -> argparse.ArgumentParser:
     add("--batch-seconds", type=float, default=30.0, help=text)
     text = "mono from files of more channels: the mean, or one channel; default: %(default)s"
     add("--downmix", choices=("mid", "left", "right"), default="mid", help=text)
+    add("--compile", action="store_true", help=about.COMPILE)
     add_dataset(parser)
     add("--engine", choices=("local", "ray"), default="local", help="ray: one job per CPU or GPU of Ray")
     return parser
@@ -168,9 +170,9 @@ def features() -> argparse.ArgumentParser:
     """Parser of `codec-features`."""
     parser = new_parser("features", about.FEATURES)
     add = parser.add_argument
-    add("teacher", type=Path, help="folder of a speech model of transformers")
-    add("inputs", type=Path, nargs="+", help="a folder, searched with its sub-folders, or audio files")
-    add("-o", "--output", type=Path, required=True, help="folder of the features")
+    add("teacher", type=local_path, help="folder of a speech model of transformers")
+    add("inputs", type=recordings, nargs="+", help="a folder, searched with its sub-folders, or audio files")
+    add("-o", "--output", type=local_path, required=True, help="folder of the features")
     add("--layer", default="average", help="hidden state, from 0; default: the average of all")
     add("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     add("--device", help=DEVICE)
@@ -182,8 +184,8 @@ def decode() -> argparse.ArgumentParser:
     """Parser of `codec-decode`."""
     parser = model_parser("decode", about.DECODE)
     add = parser.add_argument
-    add("tokens", type=Path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
-    add("-o", "--output", type=Path, required=True, help=f"folder for the wavs; or a wav, {STDOUT}")
+    add("tokens", type=local_path, help=f"folder of codec-encode; or a .codec or .npy file, {STDIN}")
+    add("-o", "--output", type=local_path, required=True, help=f"folder for the wavs; or a wav, {STDOUT}")
     add("--num-quantizers", type=int, help="first stages to decode; default: all")
     add("--any-codec", action="store_true", help="accept tokens of another codec")
     return parser
@@ -193,10 +195,10 @@ def export_tokens() -> argparse.ArgumentParser:
     """Parser of `codec-export-tokens`."""
     parser = new_parser("export-tokens", "Convert a token dataset for another library.")
     add = parser.add_argument
-    add("tokens", type=Path, help="token dataset of codec-encode")
+    add("tokens", type=local_path, help="token dataset of codec-encode")
     formats = ("hf", "lhotse", "codec-bpe", "megatron", "webdataset", "litdata")
     add("--to", choices=formats, required=True, help="hf: Hugging Face datasets")
-    add("-o", "--output", type=Path, required=True, help="a new folder")
+    add("-o", "--output", type=local_path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
     return parser
 
@@ -206,7 +208,7 @@ def compress() -> argparse.ArgumentParser:
     parser = bitstream_parser("compress", about.COMPRESS, f"the file to write, e.g. out.codec, {STDOUT}")
     add_condition(parser)
     add = parser.add_argument
-    add("recording", type=Path, help=f"audio file, {STDIN}")
+    add("recording", type=local_path, help=f"audio file, {STDIN}")
     add("--num-quantizers", type=int, help="stages to keep; default: all")
     add("--beam", type=int, default=1, help=BEAM)
     add("--chunk-seconds", type=float, default=10.0,
@@ -218,7 +220,7 @@ def decompress() -> argparse.ArgumentParser:
     """Parser of `codec-decompress`."""
     parser = bitstream_parser("decompress", about.DECOMPRESS, f"the wav to write, {STDOUT}")
     add = parser.add_argument
-    add("compressed", type=Path, help=f".codec file, {STDIN}")
+    add("compressed", type=local_path, help=f".codec file, {STDIN}")
     add("--num-quantizers", type=int, help="first stages to use; default: all of the file's")
     add("--salvage", action="store_true", help="decode damaged chunks as silence")
     return parser
@@ -228,8 +230,8 @@ def truncate() -> argparse.ArgumentParser:
     """Parser of `codec-truncate`."""
     parser = new_parser("truncate", about.TRUNCATE)
     add = parser.add_argument
-    add("compressed", type=Path, help=f".codec file, {STDIN}")
-    add("-o", "--output", type=Path, required=True, help=f"the file to write, {STDOUT}")
+    add("compressed", type=local_path, help=f".codec file, {STDIN}")
+    add("-o", "--output", type=local_path, required=True, help=f"the file to write, {STDOUT}")
     add("--num-quantizers", type=int, required=True, help="first stages to keep")
     add("--force", action="store_true", help="replace an output that exists")
     return parser
@@ -240,8 +242,8 @@ def fit_entropy() -> argparse.ArgumentParser:
     parser = bitstream_parser("fit-entropy", about.FIT)
     add_condition(parser)
     add = parser.add_argument
-    add("folder", type=Path, help="recordings, or tokens of codec-encode, similar to those to be compressed")
-    add("-o", "--output", type=Path, help=f"default: {about.TABLES_FILE} in the model's folder")
+    add("folder", type=recordings, help="recordings, or tokens of codec-encode, like those to be compressed")
+    add("-o", "--output", type=local_path, help=f"default: {about.TABLES_FILE} in the model's folder")
     add("--max-hours", type=float, default=5.0, help="most audio used; default: %(default)s")
     add("--held-out", type=float, metavar="SHARE",
         help="leave out the recordings of codec-evaluate --held-out SHARE")  # fmt: skip
@@ -272,7 +274,7 @@ def add_condition(parser: argparse.ArgumentParser) -> None:
 def model_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Parser with a model as its first argument, and `--device`."""
     parser = new_parser(command, description)
-    parser.add_argument("model", type=Path, help=MODEL)
+    parser.add_argument("model", type=local_path, help=MODEL)
     parser.add_argument("--device", help=DEVICE)
     add_trust(parser)
     return parser
@@ -284,9 +286,9 @@ def bitstream_parser(command: str, description: str, output: str = "") -> argpar
     add = parser.add_argument
     add("--force", action="store_true", help="replace an output that exists")
     if output:
-        add("-o", "--output", type=Path, required=True, help=output)
+        add("-o", "--output", type=local_path, required=True, help=output)
         text = f"of codec-fit-entropy; default: {about.TABLES_FILE} beside the model, if it is there"
-        add("--tables", type=Path, help=text)
+        add("--tables", type=local_path, help=text)
     return parser
 
 

@@ -41,6 +41,9 @@ With - as input or output one recording becomes one NumPy array of integers [qua
 
 example: sox in.mp3 -t wav - | codec-encode runs/tiny - -o - | codec-decode runs/tiny - -o out.wav"""
 
+COMPILE = """compile the encoder first, which takes minutes; codes differ by rounding only. For GPUs: a CPU
+core encodes batches with speech_16khz 0.96 times as fast, with soundstream_24khz 1.09 times"""
+
 FEATURES = """Compute the features of a speech model for all recordings, for codec-train teacher=features.
 
 Features are computed with the context of each recording and stored as a latent dataset. The same command

@@ -25,17 +25,19 @@ from codec.tokens.plan import shard_of_jobs
 from codec.tokens.sources import Settings, format_of, stored
 
 
-def require_one(inputs: Sequence[Path], output: Path) -> None:
+def require_one(inputs: Sequence[str | Path], output: Path) -> None:
     """Raise ConfigError unless the input is one recording and the output a `.npy` file."""
-    if len(inputs) != 1 or inputs[0].is_dir():
-        raise ConfigError("-: one recording, please: a folder of tokens holds many")
+    if len(inputs) != 1 or os.path.isdir(inputs[0]):
+        raise ConfigError(
+            "-: standard input is one recording: give one input, and a .npy file or - as the output"
+        )
     if not is_pipe(output) and output.suffix != ".npy":
         raise ConfigError(f"{output}: the tokens of one recording are a .npy file, or - for standard output")
     if not is_pipe(output) and output.exists():
         raise ConfigError(f"{output} exists: name another file, or remove it")
 
 
-def encode_one(codec: Codec, source: Path, output: Path, settings: Settings) -> None:
+def encode_one(codec: Codec, source: str | Path, output: Path, settings: Settings) -> None:
     """Write the codes or latents `[R, F]` of one recording as `.npy`; either file may be `-`."""
     token_format = format_of(codec, settings)
     read = read_source(source, codec.sample_rate, codec.audio_channels, settings.downmix)
@@ -61,10 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     layout = "npy" if single else options.format
     settings = Settings(
         *(layout, options.num_quantizers, options.beam, options.batch_seconds, options.shard_hours),
-        *(options.workers, options.downmix, options.dtype),
+        *(options.workers, options.downmix, options.dtype, options.compile),
     )
     if single:
         require_one(options.inputs, options.output)
+        if options.compile:
+            raise ConfigError("--compile is for folders: one recording is streamed, which is not compiled")
         codec = on_device(load(options.model, options.trust, options.condition), options.device)
         encode_one(codec, options.inputs[0], options.output, settings)
         return 0

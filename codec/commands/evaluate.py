@@ -9,30 +9,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from codec.audio.reading import read_info
 from codec.bitstream.tables import load_tables
 from codec.commands.arguments import parse
 from codec.commands.compress import beside
+from codec.commands.paths import recordings
 from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
+from codec.evaluation.analysis import analyze
 from codec.evaluation.classical import Baseline
-from codec.evaluation.comparison import analyze, heard, write_comparison
+from codec.evaluation.comparison import heard, write_comparison
 from codec.evaluation.evaluate import Options, evaluate_system
-from codec.evaluation.huggingface import Peer
+from codec.evaluation.huggingface import HuggingFaceCodec
 from codec.evaluation.listening import write_listening
 from codec.evaluation.packet_loss import lossy_codecs, parse_percentages
+from codec.evaluation.page import origin_of_page
 from codec.evaluation.reading import Recordings, shown
-from codec.evaluation.report import origin_of_page
-from codec.evaluation.runs import Run, read_scores
-from codec.evaluation.systems import OwnCodec, System
+from codec.evaluation.runs import EvaluationRun, read_scores
+from codec.evaluation.systems import NeuralCodec, System
 from codec.evaluation.writing import scores_line, stem_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.registry import choose_metrics
 from codec.model.saving import load
+from codec.system.device import default_device
 from codec.system.files import printable
 
 
@@ -57,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{output} is not empty: name another folder with --output, or remove it")
     root = Path(index.root)
     runs = evaluate_all(systems, files, root, output, metrics, options)
+    seconds, fresh = options.max_seconds, options.fresh
     analyses = {
-        system.name: analyze(system, files, runs[system.name].folder / "analysis.json", options)
+        system.name: analyze(system, files, runs[system.name].folder / "analysis.json", seconds, fresh)
         for system in systems
-        if isinstance(system, OwnCodec) and runs[system.name].summary
+        if isinstance(system, NeuralCodec) and runs[system.name].summary
     }
     stems = {shown(file, root): stem_of(number, file) for number, file in enumerate(files, start=1)}
     command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
@@ -82,12 +84,12 @@ def evaluate_all(
     output: Path,
     metrics: Sequence[Metric],
     options: argparse.Namespace,
-) -> dict[str, Run]:
+) -> dict[str, EvaluationRun]:
     """Evaluate system by system; failures are recorded in the runs; ConfigError if all fail."""
     processes = [MetricProcess(options.metric_timeout) for _ in range(max(1, options.workers))]
     rate, channels = options.sample_rate or systems[0].sample_rate, systems[0].channels
     settings = Options(rate, channels, root, options.max_seconds, metrics=metrics, processes=processes)
-    runs: dict[str, Run] = {}
+    runs: dict[str, EvaluationRun] = {}
     try:
         for system in systems:
             place = output / slug(system.name) if len(systems) > 1 else output
@@ -100,9 +102,11 @@ def evaluate_all(
     return runs
 
 
-def evaluate_one(system: System, files: Recordings, place: Path, settings: Options, fresh: bool) -> Run:
+def evaluate_one(
+    system: System, files: Recordings, place: Path, settings: Options, fresh: bool
+) -> EvaluationRun:
     """Evaluate one system and print its scores or its error."""
-    run = Run(place, {}, system.name)
+    run = EvaluationRun(place, {}, system.name)
     try:
         run.summary = evaluate_system(system, files, place, settings, resume=not fresh)
     except ConfigError:
@@ -118,7 +122,7 @@ def evaluate_one(system: System, files: Recordings, place: Path, settings: Optio
 
 def anchor_of(systems: Sequence[System], asked: str | None) -> str:
     """Name of the anchor curve for BD-rates: the requested one, else Opus's, else the first."""
-    curves = [system.describe().get("family", system.name) for system in systems]
+    curves = [system.describe().family or system.name for system in systems]
     if asked is not None and asked not in curves:
         raise ConfigError(f"--bd-rate-against {asked}: there are {', '.join(dict.fromkeys(curves))}")
     return asked or next((name for name in curves if name.startswith("opus")), curves[0])
@@ -140,31 +144,31 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ConfigError("--num-quantizers: expected 1 or more")
 
 
-def places(words: Sequence[str]) -> tuple[list[str], Path]:
+def places(words: Sequence[str]) -> tuple[list[str], str | Path]:
     """Split the arguments into models and the folder of recordings."""
     roots = [word.partition("=")[2] for word in words if word.startswith("data.root=")]
     models = [word for word in words if not word.startswith("data.root=")]
     if len(roots) > 1:
-        raise ConfigError("data.root: one folder, please")
+        raise ConfigError("data.root is given twice: give one folder")
     if not roots and len(models) < 2:
         raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
-    return models, Path(roots[0] if roots else models.pop())
+    return models, recordings(roots[0] if roots else models.pop())
 
 
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = options.device or default_device()
     depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
     systems: list[System] = []
     for model, name in zip(models, names(models), strict=True):
         try:
             if model.startswith("hf:"):
-                systems.append(Peer(Path(model.removeprefix("hf:")), name, depths, device))
+                systems.append(HuggingFaceCodec(Path(model.removeprefix("hf:")), name, depths, device))
             else:
                 codec = load(model, options.trust, options.condition).to(device)
                 tables = beside(Path(model))
                 entropy_tables = load_tables(tables) if tables.exists() else None
-                own = OwnCodec(codec, name, depths, entropy_tables, options.beam)
+                own = NeuralCodec(codec, name, depths, entropy_tables, options.beam)
                 systems += [own, *lossy_codecs(own, percentages)]
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
@@ -204,9 +208,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", name).strip(".") or "model"
 
 
-def default_output(models: Sequence[str], folder: Path) -> Path:
+def default_output(models: Sequence[str], folder: str | Path) -> Path:
     """Default output: `evaluation-FOLDER` beside the first model, or in the working directory."""
-    name = Path(f"evaluation-{folder.name or 'root'}")
+    name = Path(f"evaluation-{Path(folder).name or 'root'}")
     if not models or models[0].startswith("hf:"):
         return name
     model = Path(models[0])

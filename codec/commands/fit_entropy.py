@@ -58,14 +58,14 @@ def show(fit: Fit, codec: Codec) -> None:
 
 
 def examples(
-    codec: Codec, folder: Path, held_out: float | None = None
+    codec: Codec, folder: str | Path, held_out: float | None = None
 ) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
     """Codebook sizes, and codes `[K, F]` of tokens or of recordings, in a fixed random order.
 
     `held_out` is the share of recordings to leave out, by the split of training.
     """
     random = np.random.default_rng(0)
-    if (folder / META_FILE).is_file():
+    if (Path(folder) / META_FILE).is_file():
         if held_out is not None:
             raise ConfigError("--held-out is for recordings, not for tokens: encode fewer of them")
         tokens = TokenDataset(folder)

@@ -140,14 +140,15 @@ def check_inputs(options: argparse.Namespace) -> None:
 
 def require_input(path: str) -> None:
     """Raise DataError, as `scan` does, unless the file or folder exists."""
-    if os.path.lexists(path):
-        return
     from codec.data.index import EXTENSIONS, DataError
     from codec.data.source import is_pattern, require_folder
+    from codec.system.address import absolute, exists, is_address
 
-    if is_pattern(path):
+    if is_address(path):
+        absolute(path)
+    if exists(path) or is_pattern(path):
         return
-    if os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
+    if not is_address(path) and os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
         raise DataError(f"{path}: no such file")
     require_folder(path)
 
@@ -170,7 +171,7 @@ def main() -> None:
             sys.modules["__main__"].__spec__ = importlib.util.find_spec("codec.commands.train_process")
         COMMANDS[command]()
     elif command in ("-h", "--help"):
-        print("codec COMMAND ..., or codec-COMMAND ...; codec COMMAND --help says more\n")
+        print("codec COMMAND ..., or codec-COMMAND ...; help: codec COMMAND --help\n")
         for name, function in COMMANDS.items():
             print(f"  {name:<14} {(function.__doc__ or '').replace('`', '')}")
         print('\nfor bash to complete commands: eval "$(codec --completion)"')

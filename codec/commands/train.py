@@ -12,6 +12,7 @@ from typing import Any
 
 from codec.commands.errors import report_errors
 from codec.config import CONFIG_DIR, in_quotes, registered_modules
+from codec.system.address import is_address, require_local, without_secret
 
 # Values that Hydra's grammar accepts unquoted; others, mostly paths, need quotes.
 PLAIN_VALUE = re.compile(r"""[\w\-+.,:/\[\]{}()'"$=*@ ]*""", re.ASCII)
@@ -57,7 +58,9 @@ def start_training(task: Callable[[Any], int] = train_once) -> int:
 
     from codec.training.overrides import also_searched, check_names
 
-    sys.argv[1:] = also_searched([*map(quoted, sys.argv[1:])], installed_configs())
+    sys.argv[1:] = map(quoted, sys.argv[1:])
+    check_addresses(sys.argv[1:])
+    sys.argv[1:] = also_searched(sys.argv[1:], installed_configs())
     check_names(sys.argv[1:])
     if {"-m", "--multirun"} & set(sys.argv):
         from codec.sweep.ray_launcher import RayLauncher
@@ -99,10 +102,20 @@ def installed_configs() -> list[Path]:
     return [Path(root, "configs") for root in roots if Path(root, "configs").is_dir()]
 
 
+def check_addresses(arguments: Sequence[str]) -> None:
+    """Raise FileError for a secret in an address of data, ConfigError for one as run folder."""
+    for name, _, value in (argument.partition("=") for argument in arguments):
+        if name.endswith("root"):
+            without_secret(value)
+        if name == "run_dir":
+            require_local(value.strip("'\""))
+
+
 def check_roots(config: Any) -> None:
     """Raise DataError for a missing source of data, before Lightning is imported."""
+    require_local(config.run_dir)
     data: Any = config.get("data") or {}
-    roots = [] if data.get("generate") else named_roots(data)
+    roots = [name for name in named_roots(data) if is_address(name) or not data.get("generate")]
     for node in (data.get("degradation") or {}).values():
         roots += named_roots(node)
     if roots:

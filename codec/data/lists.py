@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
@@ -13,6 +14,8 @@ from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
 from codec.data.index import DataError, IndexedFile
+from codec.system.address import why
+from codec.system.archive import open_bytes
 from codec.system.files import printable
 
 log = logging.getLogger(__name__)
@@ -37,12 +40,12 @@ def read_list(path: str) -> list[Row]:
     unknown: dict[str, None] = {}
     rows: dict[Row, None] = {}
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(open_bytes(path), "utf-8-sig", "surrogateescape", newline="") as file:
             for number, fields in reader(file):
                 unknown |= dict.fromkeys(str(key) for key in fields if key not in COLUMNS)
                 rows[parse_row(fields, f"{printable(path)}, line {number}")] = None
     except OSError as error:
-        raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
+        raise DataError(f"cannot read {printable(path)}: {why(error)}") from error
     except (csv.Error, RecursionError) as error:
         raise DataError(f"{printable(path)}: {error}") from error
     if unknown:

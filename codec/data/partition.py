@@ -15,6 +15,7 @@ from pathlib import Path
 from codec.config import ConfigError
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.split import split
+from codec.system.address import is_address
 from codec.system.archive import unpacked
 from codec.system.files import printable, write_whole
 
@@ -34,7 +35,7 @@ def identity(file: IndexedFile) -> str:
         content = [*file.info, float(file.peak).hex(), float(file.rms).hex()]
         key = " ".join(map(str, content)).encode()
     else:
-        key = os.fsencode(os.path.realpath(file.path))
+        key = os.fsencode(file.path if is_address(file.path) else os.path.realpath(file.path))
     name = hashlib.sha256(key).hexdigest()[:16]
     return f"{name}:{file.span[0]}-{file.span[1]}" if file.span else name
 
@@ -64,7 +65,7 @@ def recorded(file: IndexedFile, record: Record) -> list[tuple[str, IndexedFile]]
 
 
 def recorded_cuts(files: Files, known: Mapping[str, str]) -> dict[IndexedFile, list[tuple[str, IndexedFile]]]:
-    """Parts of files that lie in the cut files of a run with `known` parts, as of `recorded`.
+    """Recorded parts (`known`, as `recorded` returns them) that lie in the files that a run has cut.
 
     Files that are recorded themselves are not cut; their spans, and those of cuts, cut no overlapping file.
     """
@@ -148,7 +149,10 @@ def separate(
                 valid.setdefault(identities[place(file)], file)
         num_moved += sum(identities[place(file)] in held_names for file in train)
     if num_moved:
-        log.info("%d files are held out because they are, or were, elsewhere too", num_moved)
+        log.info(
+            "%d training files equal held-out files, now or in an earlier run: they are held out, too",
+            num_moved,
+        )
     return without_overlap(trained, list(valid.values())), list(valid.values())
 
 
@@ -171,12 +175,12 @@ def without_overlap(trained: Sequence[Files], held: Files) -> list[list[IndexedF
     num_files, num_remaining = (sum(map(len, roots)) for roots in (trained, remaining))
     if num_files and not num_remaining:
         raise DataError(
-            f"all {num_files} parts of files for training overlap what is held out: list parts that do not "
+            f"all {num_files} parts of files for training overlap held-out parts: list parts that do not "
             "overlap, add recordings, or lower data.validation.fraction"
         )
     if num_remaining < num_files:
         log.info(
-            "%d parts of files are not trained on: they overlap what is held out", num_files - num_remaining
+            "%d parts of files are not trained on: they overlap held-out parts", num_files - num_remaining
         )
     return remaining
 
@@ -270,4 +274,4 @@ def warn_of_changes(before: Mapping[str, Mapping[str, str]], files: Iterable[Ind
         if names
     )
     if before and changed:
-        log.warning("the recordings have changed: %s; what was held out stays so", changed)
+        log.warning("the recordings have changed: %s; held-out recordings remain held out", changed)

@@ -18,7 +18,17 @@ from codec.audio.mp3 import may_be_odd, quiet
 from codec.audio.reading import AudioError, AudioInfo, decode_blocks, open_audio, read_header
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.lists import Row, parts_of
-from codec.data.source import UNKNOWN, Source, is_pattern, is_source, list_folder, list_rows, open_source
+from codec.data.source import (
+    CONNECTIONS,
+    UNKNOWN,
+    Source,
+    is_pattern,
+    is_source,
+    list_folder,
+    list_rows,
+    open_source,
+)
+from codec.system.address import absolute, common, is_address, parent, require_local
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole
 from codec.system.sources import find
@@ -39,6 +49,7 @@ def scan(
 ) -> Index:
     """Index a folder, tar archive or list of recordings; entries of unchanged files are read from a cache.
 
+    Each may be at an address of fsspec, as `s3://bucket/folder`; the cache is local.
     With `check_content` every file is decoded once (in blocks, on `workers` threads) to find
     truncated, silent, clipped and non-finite files; without it only headers are read. See `open_source`
     for the files. Raises `DataError` if the source is missing, not readable, or (with `require_usable`) has
@@ -49,7 +60,8 @@ def scan(
     waiting = {file.path: file for file in source.files}
     source = replace(source, files=())  # of a million files, one entry each is in memory
     examined, is_current = _load_cache(cache_file, waiting, check_content)
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    num_threads = CONNECTIONS if is_address(source.root) else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers or num_threads) as pool:
         try:
             for file in _examine_all(source, [*waiting.values()], check_content, pool, progress):
                 examined[file.path] = file, check_content
@@ -75,18 +87,22 @@ def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
         if any(file.span for file in index.usable):
             raise DataError(f"{printable(paths[0])}: whole files only, without start and duration")
         return index
-    absolute = sorted({os.path.abspath(path) for path in paths})
-    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    source = list_rows("", folder, [*map(Row, absolute)])
+    files = sorted({absolute(path) for path in paths})
+    try:
+        folder = common([parent(path) for path in files])
+    except ValueError as error:
+        raise DataError("files on several drives or at several addresses: encode them one by one") from error
+    source = list_rows("", folder, [*map(Row, files)])
     files = [_examine(source.root, file, check_content=False) for file in source.files]
     entries = sorted([*files, *source.unreadable], key=lambda file: file.path)
     return Index(source.root, tuple(entries), dict(source.ignored))
 
 
 def has_audio(root: str | os.PathLike[str]) -> bool:
-    """True for sources, archives, lists, and for a folder with at least one file with an audio extension."""
+    """True for sources, addresses, archives and lists, and for a folder with audio files."""
     return (
         find(os.fspath(root)) is not None
+        or is_address(root)
         or os.path.isfile(root)
         or is_pattern(root)
         or (os.path.isdir(root) and bool(list_folder(os.fspath(root)).files))
@@ -135,7 +151,10 @@ def _printing(path: str, check_content: bool) -> AbstractContextManager[list[str
 def _cache_file(root: str, cache_dir: str | os.PathLike[str] | None) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    return Path(cache_dir or os.path.join(base, "codec")).expanduser() / f"index-{name}.jsonl"
+    return (
+        Path(require_local(cache_dir or "") or os.path.join(base, "codec")).expanduser()
+        / f"index-{name}.jsonl"
+    )
 
 
 def _load_cache(path: Path, waiting: dict[str, IndexedFile], check_content: bool) -> tuple[Cache, bool]:

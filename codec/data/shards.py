@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from codec.system.archive import ARROW, TAR
+from codec.system.archive import ARROW, TAR, open_bytes
 
 CUTS = re.compile(r"cuts\.(\d+)\.jsonl(?:\.gz)?")
 RECORDINGS = re.compile(r"recording\.(\d+)\.tar")
@@ -38,7 +38,7 @@ def choose_archives(folder: str, names: Sequence[str]) -> tuple[set[str], dict[s
 
 def listed_files(state: str) -> set[str]:
     """Names of the Arrow files that a dataset's `state.json` lists."""
-    with open(state, encoding="utf-8") as file:
+    with open_bytes(state) as file:
         names = (str(entry["filename"]) for entry in json.load(file)["_data_files"])
         return {name for name in names if name.endswith(ARROW)}
 
@@ -50,7 +50,8 @@ def missing_members(path: str, members: Iterable[str]) -> Iterator[tuple[str, st
     stems = {os.path.splitext(member)[0] for member in members}
     for cuts in (f"cuts.{match[1]}.jsonl{end}" for end in ("", ".gz") if match):
         try:
-            with (gzip.open if cuts.endswith("z") else open)(os.path.join(folder, cuts), "rb") as file:
+            with open_bytes(os.path.join(folder, cuts)) as content:
+                file = gzip.GzipFile(fileobj=content) if cuts.endswith("z") else content
                 while line := file.readline(LONGEST_LINE):
                     if (key := str(json.loads(line)["id"])) not in stems:
                         yield key, f"missing in its archive: it is a cut of {cuts}"

@@ -1,4 +1,4 @@
-"""Listings of recordings: a folder, an archive read in place, a list of both, or a source."""
+"""Listings of recordings: a folder or address, an archive read in place, a list of both, or a source."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from codec.data.index import EXTENSIONS, FOREIGN_EXTENSIONS, DataError, IndexedFile
 from codec.data.lists import LISTS, Row, expand, read_list
 from codec.data.shards import choose_archives, missing_members
-from codec.system import archive, sources
+from codec.system import address, archive, sources
+from codec.system.address import State, absolute, as_folder, is_address, why
 from codec.system.files import OUTPUT_MARK, printable
 
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
+CONNECTIONS = 32  # requests to a server at a time
 UNKNOWN = -1  # modification time of a file whose state could not be read
 PACKED = re.compile(r"\.(tar\.(gz|bz2?|xz|zst|lz[4o]?|lzma|br|z|7z|zip)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 ORIGINAL = ".original"  # extension that Lhotse gives a recording in the format of its source
@@ -27,9 +30,9 @@ TOOLS = {"gz": "gzip", "bz": "bzip2", "xz": "xz", "zst": "zstd"}  # by a part of
 class Source:
     """Recordings of the folder, archive or list `name`, with paths below `root`, sorted.
 
-    `files` have a path, a size and a time of last change only; `archive.open_bytes` opens them. `unreadable`
-    are folders and archives that could not be listed, `ignored` counts other files by kind. The `rows` of a
-    list name files, or parts of them.
+    Name and root may be addresses. `files` have a path, a size and a time of last change only;
+    `archive.open_bytes` opens them. `unreadable` are folders and archives that could not be listed, `ignored`
+    counts other files by kind. The `rows` of a list name files, or parts of them.
     """
 
     name: str
@@ -46,20 +49,20 @@ def open_source(name: str | os.PathLike[str]) -> Source:
         return list_source(os.fspath(name), place[0].sizes)
     path = require_source(name)
     if is_pattern(path):
-        return list_rows(path, os.path.dirname(path.partition("{")[0]), [*map(Row, expand(path))])
-    if not os.path.isfile(path):
-        return list_folder(path)
+        return list_rows(path, address.parent(path.partition("{")[0]), [*map(Row, expand(path))])
+    if not address.is_file(path):
+        return list_address(as_folder(path)) if is_address(path) else list_folder(path)
     if is_archive(path):
         return list_archive(path)
-    return list_rows(path, os.path.dirname(path), read_list(path))
+    return list_rows(path, address.parent(path), read_list(path))
 
 
 def require_source(name: str | os.PathLike[str]) -> str:
     """Absolute path of a folder, archive, list or pattern in braces; `DataError` for anything else."""
-    path = os.path.abspath(os.path.expanduser(os.fspath(name)))
+    path = absolute(os.path.expanduser(name))
     if is_pattern(path):
         return path
-    if not os.path.isfile(path):
+    if not address.is_file(path):
         return require_folder(path)
     if packed := PACKED.search(path):
         tool = next((tool for key, tool in TOOLS.items() if key in packed[0].lower()), None)
@@ -80,32 +83,37 @@ def is_source(path: str | os.PathLike[str]) -> bool:
     """True for a file that is named as an archive or a list."""
     text = os.fspath(path)
     named = PACKED.search(text) or os.path.splitext(text)[1].lower() in (archive.TAR, archive.ARROW, *LISTS)
-    return bool(named) and os.path.isfile(text)
+    return bool(named) and address.is_file(text)
 
 
 def is_archive(path: str) -> bool:
     """True for a file that is named as an uncompressed tar or an Arrow file."""
-    return path.lower().endswith((archive.TAR, archive.ARROW)) and os.path.isfile(path)
+    return path.lower().endswith((archive.TAR, archive.ARROW)) and address.is_file(path)
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
     """True for a path with a range or words in braces, as `shards-{000..009}.tar`, that does not exist."""
-    return not os.path.lexists(path) and next(expand(os.fspath(path)), path) != os.fspath(path)
+    text = os.fspath(path)
+    return "{" in text and not address.exists(text) and next(expand(text), text) != text
 
 
 def require_folder(root: str | os.PathLike[str]) -> str:
-    """Absolute path of a folder; `DataError` if it is missing or not readable."""
-    folder = os.path.abspath(os.path.expanduser(os.fspath(root)))
+    """Absolute path or address of a folder; `DataError` if it is missing or not readable."""
+    folder = absolute(os.path.expanduser(root))
     try:
-        os.scandir(folder).close()
+        if is_address(folder):
+            address.state(folder)
+        else:
+            os.scandir(folder).close()
     except FileNotFoundError as error:
         parent, name = os.path.split(folder)
         siblings = os.listdir(parent) if os.path.isdir(parent) else []
         close = difflib.get_close_matches(name, siblings, n=1)
-        hint = f"; did you mean {printable(os.path.join(parent, close[0]))}?" if close else ""
+        reason = f" ({error.__cause__})" if error.__cause__ else ""  # as of a server that is not reached
+        hint = f"; did you mean {printable(os.path.join(parent, close[0]))}?" if close else reason
         raise DataError(f"no such folder: {printable(folder)}{hint}") from error
     except OSError as error:
-        raise DataError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error
+        raise DataError(f"cannot read the folder {printable(folder)}: {why(error)}") from error
     return folder
 
 
@@ -115,24 +123,20 @@ def list_archive(path: str, within: str = "") -> Source:
     try:
         contents = archive.contents(path)
     except OSError as error:
-        raise DataError(f"cannot read {printable(path)}: {error.strerror}") from error
+        raise DataError(f"cannot read {printable(path)}: {why(error)}") from error
     if contents.damage and not contents.members and not within:
         form = "Arrow file of recordings" if rows else "tar archive"
         raise DataError(f"{printable(path)} is no {form}, or damaged: {contents.damage}")
-    outputs = {name.rpartition("/")[0] for name in contents.members if name.rpartition("/")[2] == OUTPUT_MARK}
+    names, outputs = without_outputs(contents.members)
     files, ignored = list[IndexedFile](), contents.others.copy()
     before = f"{within}/" if within else ""
-    for name, member in contents.members.items():
-        folders = name.split("/")
-        if any(part.startswith(".") for part in folders):
-            continue
-        if outputs and any("/".join(folders[:depth]) in outputs for depth in range(1, len(folders))):
-            continue
+    for name in names:
+        member = contents.members[name]
         if rows or is_audio(name) or name.endswith(ORIGINAL):
             files.append(IndexedFile(before + name, member.st_size, member.st_mtime_ns))
         else:
             ignored[kind(name)] += 1
-    faults = [(before + name, OUTPUT) for name in outputs if name]
+    faults = [(before + name, OUTPUT) for name in outputs]
     faults += [(within or os.path.basename(path), contents.damage)] if contents.damage else []
     faults += [(before + name, problem) for name, problem in missing_members(path, contents.members)]
     unreadable = [IndexedFile(name, 0, UNKNOWN, problem=problem) for name, problem in faults]
@@ -156,14 +160,17 @@ def list_within(root: str, name: str) -> Source:
 
 def list_rows(path: str, folder: str, rows: Sequence[Row]) -> Source:
     """Files of a list, and of the archives in it, relative to `folder` or to the folder of all of them."""
-    places = [os.path.normpath(os.path.join(folder, row.path)) for row in rows]
+    places = [absolute(row.path, folder) for row in rows]
     try:
-        root = os.path.commonpath([folder, *places]) if places else folder
-    except ValueError as error:  # other drives of Windows
-        raise DataError(f"{printable(path)}: its files are on several drives: use several lists") from error
+        here = not places or address.parts(folder)[0] == address.parts(places[0])[0]
+        root = address.common([folder if here else address.parent(places[0]), *places])
+    except ValueError as error:  # also other drives of Windows
+        raise DataError(
+            f"{printable(path)}: its files are on several drives or at several addresses: use a list for each"
+        ) from error
     named, parts = list[Row](), list[Source]()
     for row, place in zip(rows, places, strict=True):
-        row = row._replace(path=os.path.relpath(place, root).replace(os.sep, "/"))
+        row = row._replace(path=address.relative(place, root))
         if not is_archive(place):
             named.append(row)
         elif row.start or row.duration is not None:
@@ -172,7 +179,7 @@ def list_rows(path: str, folder: str, rows: Sequence[Row]) -> Source:
             parts.append(list_within(root, row.path))
             named += [row._replace(path=file.path) for file in parts[-1].files]
     listed = {file.path: file for part in parts for file in part.files}
-    files = [listed.get(name) or state(root, name) for name in sorted({row.path for row in named})]
+    files = entries(root, sorted({row.path for row in named}), listed)
     plain = len(named) == len(files) and all(row == Row(row.path) for row in named)
     return replace(joined(path, root, parts), files=files, rows=None if plain else named)
 
@@ -217,15 +224,50 @@ def list_folder(root: str) -> Source:
     return joined(root, root, parts)
 
 
-def list_files(root: str, folder: str, names: Sequence[str]) -> list[Source]:
+def list_address(root: str) -> Source:
+    """Audio files below an address that ends with `/`; outputs of codec commands are skipped."""
+    try:
+        states = address.find(root)
+    except OSError as error:
+        raise DataError(f"cannot list {printable(root)}: {why(error)}") from error
+    paths, outputs = without_outputs(states)
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folders.setdefault(posixpath.dirname(path), []).append(posixpath.basename(path))
+    parts = [faulty(root, dict.fromkeys(outputs, OUTPUT))]
+    for folder, names in folders.items():
+        parts += list_files(root, folder, names, states)
+    return joined(root, root, parts)
+
+
+def without_outputs(paths: Iterable[str]) -> tuple[list[str], set[str]]:
+    """Paths that are neither hidden nor in an output of a codec command, and the folders of outputs."""
+    paths = list(paths)
+    outputs = {folder for folder, _, name in (path.rpartition("/") for path in paths) if name == OUTPUT_MARK}
+    outputs.discard("")
+
+    def is_input(path: str) -> bool:
+        folders = path.split("/")
+        hidden = any(part.startswith(".") for part in folders)
+        return not hidden and not (
+            outputs and any("/".join(folders[:depth]) in outputs for depth in range(1, len(folders)))
+        )
+
+    return list(filter(is_input, paths)), outputs
+
+
+def list_files(
+    root: str, folder: str, names: Sequence[str], states: Mapping[str, State] | None = None
+) -> list[Source]:
     """Sources of the files of one folder below `root`: its audio files, and its archives."""
     archives, faults = choose_archives(os.path.join(root, folder), names)
     paths = {name: posixpath.join(folder, name) for name in names}
     others = [name for name in names if name not in archives]
-    files = [state(root, paths[name]) for name in others if is_audio(name)]
+    audio = [paths[name] for name in others if is_audio(name)]
+    listed = {path: IndexedFile(path, *states[path][:2]) for path in audio} if states else {}
     ignored = Counter(kind(name) for name in others if not is_audio(name))
     named = {posixpath.join(folder, name): problem for name, problem in faults.items()}
-    plain = replace(faulty(root, named), files=files, ignored=dict(ignored))
+    plain = replace(faulty(root, named), files=entries(root, audio, listed), ignored=dict(ignored))
     return [plain, *(list_within(root, path) for name, path in paths.items() if name in archives)]
 
 
@@ -244,6 +286,14 @@ def kind(name: str) -> str:
 def faulty(root: str, problems: Mapping[str, str]) -> Source:
     """Source of folders and archives that could not be listed, with their problems."""
     return Source("", root, (), [IndexedFile(name, 0, UNKNOWN, problem=problems[name]) for name in problems])
+
+
+def entries(root: str, paths: Sequence[str], listed: Mapping[str, IndexedFile]) -> list[IndexedFile]:
+    """Entries of files below `root`, those not in `listed` with their states from disk or server."""
+    if not is_address(root):
+        return [listed.get(path) or state(root, path) for path in paths]
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        return list(pool.map(lambda path: listed.get(path) or state(root, path), paths))
 
 
 def state(root: str, path: str) -> IndexedFile:

@@ -64,7 +64,7 @@ def split(files: Sequence[IndexedFile], valid_fraction: float, crop: float = 0.0
 
 
 def names_of(paths: Iterable[str]) -> dict[str, str]:
-    """Names that decide on what is held out, by path: without archives, as far as they differ."""
+    """Names by which recordings are held out, by path: those of archives without the archive, if unique."""
     names = {path: unpacked(path) for path in paths}
     counts = Counter(names.values())
     return {path: name if counts[name] == 1 else path for path, name in names.items()}

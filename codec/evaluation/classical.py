@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from codec.config import ConfigError
 from codec.evaluation.codec2 import Codec2
-from codec.evaluation.systems import Point
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import Reconstruction
 
 SHIFT = 0.3  # s; upper bound of a codec's delay
 
@@ -91,18 +92,6 @@ FORMATS = {
 }
 
 
-class Coder(Protocol):
-    """Interface of a codec at one bitrate, for audio of a fixed sample rate and number of channels."""
-
-    def identity(self) -> dict[str, Any]:
-        """Versions on which the results depend."""
-        ...
-
-    def code(self, samples: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """Code audio `[C, T]`; returns the reconstruction, bits of payload, and bits of the file."""
-        ...
-
-
 class Baseline:
     """Classical codec at one bitrate, named by format and kbit/s, as `opus_12`.
 
@@ -117,44 +106,39 @@ class Baseline:
         if name == "original":
             self.family = name
             return
-        if (
-            self.family not in (*FORMATS, "codec2")
-            or not re.fullmatch(r"\d+(\.\d+)?", rate)
-            or not float(rate)
-        ):
-            choices = ", ".join([*FORMATS, "codec2"])
-            raise ConfigError(
-                f"baseline {name!r}: expected FORMAT_KBPS as opus_12, or original; there are {choices}"
-            )
-        self.coder: Coder
-        if self.family == "codec2":
-            self.coder = Codec2(float(rate), sample_rate)
-        else:
-            self.coder = FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
+        families = *FORMATS, "codec2"
+        if self.family not in families or not re.fullmatch(r"\d+(\.\d+)?", rate) or not float(rate):
+            expected = f"expected FORMAT_KBPS as opus_12, or original; there are {', '.join(families)}"
+            raise ConfigError(f"baseline {name!r}: {expected}")
+        self.coder = (
+            Codec2(float(rate), sample_rate)
+            if self.family == "codec2"
+            else FFmpeg(FORMATS[self.family], float(rate), sample_rate, channels)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Name and versions on which the results depend."""
         return {"baseline": self.name} | ({} if self.name == "original" else self.coder.identity())
 
-    def describe(self) -> dict[str, Any]:
-        """Entries of the summary."""
-        return {"family": self.family, **self.identity()}
+    def describe(self) -> Summary:
+        """Family and versions."""
+        return Summary(family=self.family, **self.identity())
 
     def bitrate(self, num_quantizers: int) -> None:
         """Return None: the number of bits depends on the audio."""
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Return no codes, and one point: the decoded, aligned audio with payload and file bits."""
         if self.name == "original":
-            return None, iter([Point(0, audio, None, None)])
+            return None, iter([Reconstruction(0, audio, None, None)])
         return None, iter([self.reconstruct(audio)])
 
-    def reconstruct(self, audio: Tensor) -> Point:
+    def reconstruct(self, audio: Tensor) -> Reconstruction:
         """Code and decode audio `[1, C, T]`."""
         samples = audio[0].cpu().numpy()
         decoded, bits, file_bits = self.coder.code(samples)
         estimate = align(decoded, samples, round(SHIFT * self.sample_rate))
-        return Point(0, torch.from_numpy(estimate)[None].to(audio.device), bits, file_bits)
+        return Reconstruction(0, torch.from_numpy(estimate)[None].to(audio.device), bits, file_bits)
 
 
 class FFmpeg:

@@ -27,15 +27,10 @@ def embed_clips(places: Mapping[str, Path], stems: Mapping[str, str], seconds: f
     embedded = []
     for stem, title in stems.items():
         items, top = [], None
-        holders = {
-            name: place for name, place in places.items() if (place / f"{stem}.original.wav").is_file()
-        }
+        holders = {n: place for n, place in places.items() if (place / f"{stem}.original.wav").is_file()}
         if not holders:
             continue
-        first = next(iter(holders.values()))
-        sources = {"original": first / f"{stem}.original.wav"}
-        sources |= {name: place / f"{stem}.reconstruction.wav" for name, place in holders.items()}
-        for name, path in sources.items():
+        for name, path in wavs_of(stem, holders).items():
             try:
                 audio, rate = read_audio(path)
             except AudioError as error:
@@ -54,6 +49,12 @@ def embed_clips(places: Mapping[str, Path], stems: Mapping[str, str], seconds: f
             )
         embedded.append({"name": printable(title), "items": items})
     return embedded
+
+
+def wavs_of(stem: str, folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Paths of the original and of each folder's reconstruction."""
+    original = {"original": next(iter(folders.values())) / f"{stem}.original.wav"}
+    return original | {name: folder / f"{stem}.reconstruction.wav" for name, folder in folders.items()}
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -8,6 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,30 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from codec.model.codec import Codec
+from codec.system.device import device_name
 
 CONTEXT = 2.0  # s of audio on each side of the frame whose receptive field is measured
 
 
-def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1) -> dict[str, Any]:
-    """Milliseconds to encode and to decode one second of audio on `threads`; minimum of three runs."""
+@dataclass(frozen=True)
+class Cost:
+    """Real-time factors on one and all threads, MACs by part, latency and receptive fields in ms."""
+
+    encode_speed: float
+    decode_speed: float
+    encode_speed_all_threads: float
+    decode_speed_all_threads: float
+    threads: int
+    macs_per_second: dict[str, int]
+    latency: float
+    encoder_field: float | None
+    decoder_field: float | None
+
+
+def time_coding(
+    codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int = 1
+) -> tuple[float, float, str]:
+    """Milliseconds to encode and to decode one second of audio, minimum of three runs; the device."""
     audio = audio[..., : round(seconds * codec.sample_rate)]
     codes = codec.encode(audio)
 
@@ -35,31 +54,29 @@ def time_coding(codec: Codec, audio: Tensor, seconds: float = 5.0, threads: int 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return {
-            "encode_ms": fastest(lambda: codec.encode(audio)),
-            "decode_ms": fastest(lambda: codec.decode(codes)),
-            "timed_on": f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
-            if audio.device.type == "cpu"
-            else torch.cuda.get_device_name(audio.device),
-        }
+        times = fastest(lambda: codec.encode(audio)), fastest(lambda: codec.decode(codes))
     finally:
         torch.set_num_threads(num_threads)
+    if audio.device.type != "cpu":
+        return *times, device_name(audio.device)
+    return *times, f"{threads} of {os.cpu_count()} CPU threads, {platform.machine()}"
 
 
 @torch.inference_mode()
-def cost(codec: Codec, audio: Tensor) -> dict[str, Any]:
-    """Real-time factors on one and all threads, MACs of the parts, latency and receptive fields."""
+def cost(codec: Codec, audio: Tensor) -> Cost:
+    """Measure the cost of a codec on audio `[1, C, T]`."""
     threads = os.cpu_count() or 1
-    one, all_threads = (time_coding(codec, audio, threads=number) for number in (1, threads))
-    return {
-        "encode_speed": round(1000 / one["encode_ms"], 2),
-        "decode_speed": round(1000 / one["decode_ms"], 2),
-        "encode_speed_all_threads": round(1000 / all_threads["encode_ms"], 2),
-        "decode_speed_all_threads": round(1000 / all_threads["decode_ms"], 2),
-        "threads": threads,
-        "macs_per_second": count_macs(codec),
+    one, all_threads = (
+        [round(1000 / time, 2) for time in time_coding(codec, audio, threads=number)[:2]]
+        for number in (1, threads)
+    )
+    return Cost(
+        *one,
+        *all_threads,
+        threads=threads,
+        macs_per_second=count_macs(codec),
         **reach(codec),
-    }
+    )
 
 
 def count_linear(input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **named: Any) -> int:
@@ -112,17 +129,17 @@ def count_macs(codec: Codec, seconds: float = 1.0) -> dict[str, int]:
         }
 
 
-def reach(codec: Codec) -> dict[str, float | None]:
+def reach(codec: Codec) -> dict[str, Any]:
     """Algorithmic latency and receptive fields in milliseconds, without computing time.
 
     `latency` is the delay until a sample can be decoded, `encoder_field` the span of audio that a latent
     depends on, `decoder_field` the span of audio that depends on a latent. A field is None if it is
     unbounded, as with recurrent layers.
     """
-    first, last = encoder_reach(codec)
-    begin, end = decoder_reach(codec)
     network = codec.autoencoder
     hop, stride = network.hop_length, codec.quantizer.stride
+    place = math.ceil(CONTEXT * codec.sample_rate / hop / stride) * stride  # at the start of a frame
+    (first, last), (begin, end) = measured_fields(codec, place)
     # A frame is coded as a whole: its first latent waits for the last.
     latency = (stride - 1) * hop + last - begin + 1
     milliseconds = 1000 / codec.sample_rate
@@ -134,36 +151,24 @@ def reach(codec: Codec) -> dict[str, float | None]:
     }
 
 
-def middle(codec: Codec) -> int:
-    """Index of a latent at the start of a frame, with at least `CONTEXT` before it."""
-    return math.ceil(CONTEXT * codec.sample_rate / codec.autoencoder.hop_length / codec.quantizer.stride) * (
-        codec.quantizer.stride
-    )
+def measured_fields(codec: Codec, place: int) -> list[tuple[int, int]]:
+    """First and last sample that latent `place` depends on, by its gradient, or changes, if perturbed.
 
-
-def encoder_reach(codec: Codec) -> tuple[int, int]:
-    """First and last sample, relative to its hop's first, that a latent depends on, from its gradient."""
-    hop, place = codec.autoencoder.hop_length, middle(codec)
+    The autoencoder's contexts, whole latents, are upper bounds of these: latencies take samples.
+    """
+    network, length = codec.autoencoder, 2 * place + codec.quantizer.stride
     device = next(codec.parameters()).device
-    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+
     with torch.inference_mode(False), torch.enable_grad():
-        shape = (1, codec.audio_channels, (2 * place + codec.quantizer.stride) * hop)
-        audio = (0.1 * torch.randn(shape, generator=generator)).to(device).requires_grad_()
-        latents = codec.autoencoder.encode(audio)[..., place]
-        (gradient,) = torch.autograd.grad(latents.square().sum(), audio)
-    positions = gradient.abs().sum((0, 1)).nonzero()
-    return int(positions.min()) - place * hop, int(positions.max()) - place * hop
-
-
-def decoder_reach(codec: Codec) -> tuple[int, int]:
-    """First and last sample, relative to its hop's first, that depend on a latent, by perturbing it."""
-    hop, place = codec.autoencoder.hop_length, middle(codec)
-    device = next(codec.parameters()).device
-    shape = (1, codec.autoencoder.latent_dim, 2 * place + codec.quantizer.stride)
+        audio = (0.1 * noise(codec.audio_channels, length * network.hop_length)).requires_grad_()
+        (gradient,) = torch.autograd.grad(network.encode(audio)[..., place].square().sum(), audio)
     with torch.inference_mode():
-        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+        latents = noise(network.latent_dim, length)
         perturbed = latents.clone()
         perturbed[..., place] += 1
-        pair = [codec.autoencoder.decode(latents) for latents in (latents, perturbed)]
-    positions = (pair[0] != pair[1]).any(dim=1)[0].nonzero()
-    return int(positions.min()) - place * hop, int(positions.max()) - place * hop
+        changed = network.decode(latents) != network.decode(perturbed)
+    positions = [samples.any(dim=1)[0].nonzero() for samples in (gradient != 0, changed)]
+    return [(int(samples.min()), int(samples.max())) for samples in positions]

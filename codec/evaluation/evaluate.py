@@ -6,9 +6,8 @@ import logging
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +17,14 @@ from tqdm import tqdm
 from codec.audio.conversion import resample
 from codec.audio.reading import AudioError
 from codec.data.index import DataError, Excerpt
-from codec.evaluation.cache import Records
 from codec.evaluation.complexity import time_coding
-from codec.evaluation.reading import Recordings, first_clip, read_clip, shown, stamp
+from codec.evaluation.reading import Recordings, read_clip, read_clips, shown, stamp
+from codec.evaluation.records import FileScores, PointScores, Records, Summary
 from codec.evaluation.summary import summarize
-from codec.evaluation.systems import OwnCodec, Point, System
-from codec.evaluation.writing import write_pair, write_tables
+from codec.evaluation.systems import NeuralCodec, Reconstruction, System
+from codec.evaluation.writing import stem_of, write_pair, write_tables
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
-from codec.metrics.registry import METRICS
 from codec.metrics.signal import SCORES
 from codec.model.codec import Codec
 from codec.system.files import mark_output
@@ -54,22 +52,16 @@ class Options:
 
 @torch.inference_mode()
 def evaluate(
-    codec: Codec,
-    files: Recordings,
-    output: Path,
-    *,
-    max_seconds: float = 20.0,
-    pictures: int = 16,
-    metrics: Sequence[Metric] = (),
-) -> dict[str, Any]:
+    codec: Codec, files: Recordings, output: Path, *, pictures: int = 16, metrics: Sequence[Metric] = ()
+) -> Summary:
     """Code files with several numbers of quantizers; write wavs, spectrograms, tables and `summary.json`.
 
-    The first `max_seconds` of each file are used. Unreadable files are logged and skipped. `files.csv` has
-    each file's scores with all quantizers, `depths.csv` those of each number. Returns the summary.
+    Unreadable files are logged and skipped. `files.csv` has each file's scores with all quantizers,
+    `depths.csv` those of each number. Returns the summary.
     """
-    options = Options(codec.sample_rate, codec.audio_channels, None, max_seconds, pictures, metrics)
+    options = Options(codec.sample_rate, codec.audio_channels, pictures=pictures, metrics=metrics)
     try:
-        return evaluate_system(OwnCodec(codec), files, output, options)
+        return evaluate_system(NeuralCodec(codec), files, output, options)
     finally:
         for process in options.processes:
             process.close()
@@ -78,7 +70,7 @@ def evaluate(
 @torch.inference_mode()
 def evaluate_system(
     system: System, files: Recordings, output: Path, options: Options, *, resume: bool = False
-) -> dict[str, Any]:
+) -> Summary:
     """Evaluate any system on several threads; with `resume`, finished files are skipped.
 
     Reasons for failed files and metrics are written to `failures.csv`. DataError if no file could be
@@ -86,28 +78,22 @@ def evaluate_system(
     """
     output.mkdir(parents=True, exist_ok=True)
     mark_output(output)
-    settings = {
-        "sample_rate": options.sample_rate,
-        "channels": options.channels,
-        "seconds": options.max_seconds,
-    }
-    records = Records(output / "records.jsonl", {**system.identity(), **settings}, resume)
+    settings = {"sample_rate": options.sample_rate, "channels": options.channels}
+    identity = {**system.identity(), **settings, "seconds": options.max_seconds}
+    records = Records(output / "records.jsonl", identity, resume)
     numbered = [(number, name, shown(name, options.root)) for number, name in enumerate(files, start=1)]
     todo = [entry for entry in numbered if not is_done(records.done.get(entry[2]), entry[1], options)]
     evaluate_files(system, todo, output, options, records)
     results = [records.done[name] for _, _, name in numbered if name in records.done]
-    scored = [record for record in results if "error" not in record]
+    scored = [record for record in results if record.error is None]
     if not scored:
         raise DataError(f"none of {len(files)} files could be evaluated")
-    names = [metric.name for metric in (*SCORES, *options.metrics)]
-    summary = summarize(system, scored, names)
-    summary["metrics"] = {metric.name: metric.version for metric in options.metrics}
-    summary["lower_is_better"] = [metric.name for metric in options.metrics if metric.lower]
-    own = [metric for metric in options.metrics if metric.name not in METRICS]
-    summary["own_metrics"] = {metric.name: metric.stated() for metric in own}
-    if isinstance(system, OwnCodec):
-        summary |= time_coding(system.codec, first_clip(system, files, options.max_seconds))
-    write_tables(output, results, names, summary)
+    summary = summarize(system, scored, options.metrics)
+    if isinstance(system, NeuralCodec):
+        clip = next(read_clips(system, files, options.max_seconds))
+        encode_ms, decode_ms, device = time_coding(system.codec, clip)
+        summary = replace(summary, encode_ms=encode_ms, decode_ms=decode_ms, timed_on=device)
+    write_tables(output, results, [metric.name for metric in (*SCORES, *options.metrics)], summary)
     return summary
 
 
@@ -143,51 +129,49 @@ def evaluate_files(
 @torch.inference_mode()
 def evaluate_file(
     system: System, entry: Entry, output: Path, options: Options, process: MetricProcess
-) -> dict[str, Any]:
+) -> FileScores:
     """Record of one file: scores of each point, and codes; or its error."""
     number, path, name = entry
-    record = {"file": name, "number": number, "stamp": stamp(path)}
+    record = FileScores(name, number, stamp(path))
     try:
         audio = torch.from_numpy(read_clip(path, options.sample_rate, options.channels, options.max_seconds))
-        record |= {"seconds": audio.shape[-1] / options.sample_rate, "reasons": {}}
-        record["metrics"] = {metric.name: metric.version for metric in options.metrics}
+        versions = {metric.name: metric.version for metric in options.metrics}
+        seconds = audio.shape[-1] / options.sample_rate
+        record = replace(record, seconds=seconds, reasons={}, metrics=versions)
         codes, points = system.code(fitted(audio, options, system)[None])
-        record["points"], estimate = [], audio
+        record, estimate = replace(record, points=[]), audio
         for point in points:
             estimate = returned(point.estimate[0].cpu().float(), options, system, audio.shape[-1])
-            record["points"].append(score(point, estimate, audio, options, process, record["reasons"]))
-        record["codes"] = codes[0].tolist() if codes is not None else []
-        picture = number <= options.pictures
-        write_pair(output, number, path, audio, estimate, options.sample_rate, picture=picture)
+            record.points.append(score(point, estimate, audio, options, process, record.reasons))
+        record = replace(record, codes=codes[0].tolist() if codes is not None else [])
+        place = output / stem_of(number, path)
+        write_pair(place, audio, estimate, options.sample_rate, picture=number <= options.pictures)
     except (ValueError, RuntimeError) as error:  # fails this file only
-        if not isinstance(error, AudioError):
-            log.warning("%s, %s: %s", system.name, name, error)
-        else:
-            log.warning("%s", error)
-        return {**record, "error": str(error)}
+        log.warning("%s%s", "" if isinstance(error, AudioError) else f"{system.name}, {name}: ", error)
+        return replace(record, error=str(error))
     return record
 
 
 def score(
-    point: Point, estimate: Tensor, audio: Tensor, options: Options, process: MetricProcess, reasons: dict
-) -> dict[str, Any]:
+    point: Reconstruction,
+    estimate: Tensor,
+    audio: Tensor,
+    options: Options,
+    process: MetricProcess,
+    reasons: dict[str, str],
+) -> PointScores:
     """Score one reconstruction `[C, T]` with every metric; a failed one is None, its reason in `reasons`."""
-    row: dict[str, Any] = {
-        "num_quantizers": point.num_quantizers,
-        "bits": point.bits,
-        "file_bits": point.file_bits,
-    }
-    rate = options.sample_rate
+    scores, rate = {}, options.sample_rate
     for metric in (*SCORES, *options.metrics):
         if metric.tensors:
             value = float(metric.score(estimate[None], audio[None], rate))
             value, reason = (value, "") if np.isfinite(value) else (None, f"the score is {value}")
         else:
             value, reason = process.score(metric, estimate.numpy(), audio.numpy(), rate)
-        row[metric.name] = value
+        scores[metric.name] = value
         if reason:
             reasons[f"{metric.name} {point.num_quantizers}"] = reason
-    return row
+    return PointScores(point.num_quantizers, point.bits, point.file_bits, scores)
 
 
 def fitted(audio: Tensor, options: Options, system: System) -> Tensor:
@@ -208,8 +192,8 @@ def returned(estimate: Tensor, options: Options, system: System, length: int) ->
     return torch.nn.functional.pad(estimate, (0, length - estimate.shape[-1])).contiguous()
 
 
-def is_done(record: dict[str, Any] | None, path: str | Excerpt, options: Options) -> bool:
+def is_done(record: FileScores | None, path: str | Excerpt, options: Options) -> bool:
     """Return True for a record without error, of the unchanged file, with all metrics in these versions."""
-    if record is None or "error" in record or record["stamp"] != stamp(path):
+    if record is None or record.error is not None or record.stamp != stamp(path):
         return False
-    return all(record["metrics"].get(metric.name) == metric.version for metric in options.metrics)
+    return all(record.metrics.get(metric.name) == metric.version for metric in options.metrics)

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.config import ConfigError
-from codec.evaluation.systems import Point, depths_of
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import Reconstruction, depths_of
 from codec.model.identity import state_hash
+from codec.system.local_model import weight_files
 
 KINDS = ("encodec", "dac", "mimi")
 
 
-class Peer:
+class HuggingFaceCodec:
     """Model saved by `save_pretrained`, with several numbers of quantizers; audio is padded to whole frames.
 
     ConfigError if the folder holds no model of `KINDS`, or `transformers` is not installed. Nothing is
@@ -36,6 +38,7 @@ class Peer:
         except ImportError as error:
             raise ConfigError(f"hf:{path} needs transformers: pip install transformers ({error})") from error
         try:
+            weight_files(path)
             self.model: Any = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"hf:{path}: {str(error).splitlines()[0]}") from error
@@ -49,9 +52,8 @@ class Peer:
         self.hop_length = round(self.sample_rate / self.frame_rate)
         with torch.inference_mode():
             second = torch.zeros(1, self.channels, self.sample_rate, device=device)
-            self.codebook_sizes: Sequence[int] = (int(config.codebook_size),) * self.encode(
-                second
-            ).audio_codes.shape[-2]
+            stages = self.encode(second).audio_codes.shape[-2]
+        self.codebook_sizes: Sequence[int] = (int(config.codebook_size),) * stages
         self.depths = depths_of(len(self.codebook_sizes), depths)
 
     def identity(self) -> dict[str, Any]:
@@ -59,17 +61,14 @@ class Peer:
         weights = state_hash("", self.model.state_dict())
         return {"peer": self.kind, "weights": weights, "depths": self.depths}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Summary:
         """Frame rate, token rate and number of parameters by part."""
         parts: dict[str, int] = {}
         for name, part in self.model.named_children():
             key = name if name in ("encoder", "decoder", "quantizer") else "other"
             parts[key] = parts.get(key, 0) + sum(p.numel() for p in part.parameters())
-        return {
-            "frame_rate": self.frame_rate,
-            "tokens_per_second": self.frame_rate * len(self.codebook_sizes),
-            "parameters": parts,
-        }
+        tokens = self.frame_rate * len(self.codebook_sizes)
+        return Summary(frame_rate=self.frame_rate, tokens_per_second=tokens, parameters=parts)
 
     def bitrate(self, num_quantizers: int) -> float:
         """Nominal bitrate in bit/s."""
@@ -81,7 +80,7 @@ class Peer:
             return self.model.encode(audio, bandwidth=max(self.model.config.target_bandwidths))
         return self.model.encode(audio)
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Encode once and decode with each number of quantizers."""
         length = audio.shape[-1]
         audio = functional.pad(audio.to(self.model.device), (0, -length % self.hop_length))
@@ -91,7 +90,7 @@ class Peer:
             codes = codes.permute(1, 2, 0, 3).flatten(2)
         return codes, self.points(encoded, codes.shape[2], length)
 
-    def points(self, encoded: Any, frames: int, length: int) -> Iterator[Point]:
+    def points(self, encoded: Any, frames: int, length: int) -> Iterator[Reconstruction]:
         """Yield the reconstructions from the first quantizers."""
         for depth in self.depths:
             if self.kind == "encodec":
@@ -103,7 +102,7 @@ class Peer:
             estimate = decoded.audio_values
             estimate = (estimate[:, None] if estimate.ndim == 2 else estimate)[..., :length]
             bits = round(sum(map(math.log2, self.codebook_sizes[:depth])) * frames)
-            yield Point(depth, functional.pad(estimate, (0, length - estimate.shape[-1])), bits)
+            yield Reconstruction(depth, functional.pad(estimate, (0, length - estimate.shape[-1])), bits)
 
 
 def kind_of(path: Path) -> str:

@@ -14,7 +14,9 @@ from codec.audio.levels import loudness
 from codec.audio.reading import read_audio
 from codec.audio.writing import wav_bytes
 from codec.config import ConfigError
-from codec.evaluation.report import counted, to_html
+from codec.evaluation.clips import wavs_of
+from codec.evaluation.page import to_html
+from codec.evaluation.report import counted
 from codec.system.files import printable, write_whole
 
 SECONDS = 10.0  # of a clip; BS.1534-3 recommends about 10
@@ -45,10 +47,8 @@ def write_listening(test: str, folders: Mapping[str, Path], stems: Mapping[str, 
 
 def read_stimuli(stem: str, folders: Mapping[str, Path]) -> tuple[dict[str, np.ndarray], int]:
     """Beginnings of the original and of each reconstruction, `[C, T]` of one length, and their rate in Hz."""
-    paths = {REFERENCE: next(iter(folders.values())) / f"{stem}.original.wav"}
-    paths |= {name: folder / f"{stem}.reconstruction.wav" for name, folder in folders.items()}
     stimuli, rate = {}, 0
-    for name, path in paths.items():
+    for name, path in wavs_of(stem, folders).items():
         stimuli[name], rate = read_audio(path)
     length = min(round(SECONDS * rate), *(audio.shape[1] for audio in stimuli.values()))
     return {name: audio[:, :length] for name, audio in stimuli.items()}, rate

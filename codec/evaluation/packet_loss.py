@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from codec.config import ConfigError
-from codec.evaluation.systems import OwnCodec, Point
+from codec.evaluation.records import Summary
+from codec.evaluation.systems import NeuralCodec, Reconstruction
 from codec.model.codec import Codec
 
 SEED = 0
@@ -20,13 +22,13 @@ CONCEALMENTS = ("repeat", "zero")
 
 
 class LossyCodec:
-    """`OwnCodec` of which `percent` of the frames are lost, singly or in bursts, and concealed.
+    """`NeuralCodec` of which `percent` of the frames are lost, singly or in bursts, and concealed.
 
     `repeat` decodes the codes of the last received frame again. `zero` decodes latents of zero: the decoder
     fills the gap from the frames around it. ConfigError for a codec without codes.
     """
 
-    def __init__(self, own: OwnCodec, percent: float, bursts: bool, concealment: str):
+    def __init__(self, own: NeuralCodec, percent: float, bursts: bool, concealment: str):
         own.codec.quantizer.require_codes("lose")
         self.own, self.percent, self.concealment = own, percent, concealment
         self.burst = max(2, round(BURST_SECONDS * own.codec.frame_rate)) if bursts else 1
@@ -39,21 +41,21 @@ class LossyCodec:
         loss = {"percent": self.percent, "burst": self.burst, "concealment": self.concealment, "seed": SEED}
         return self.own.identity() | {"packet_loss": loss}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Summary:
         """The codec's entries, as a curve of its own that is paired with models only."""
-        return self.own.describe() | {"family": self.name}
+        return replace(self.own.describe(), family=self.name)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s of all frames, the lost ones included."""
         return self.own.bitrate(num_quantizers)
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Encode, and decode the received frames with each number of quantizers."""
         codec = self.own.codec
         latents, codes = self.own.encode(audio)
         lost = lost_frames(audio, codes.shape[2], self.percent / 100, self.burst).to(codes.device)
         points = (
-            Point(
+            Reconstruction(
                 depth,
                 conceal(codec, prefix, lost, self.concealment)[..., : audio.shape[-1]],
                 round(codec.quantizer.bits_per_frame(depth) * prefix.shape[2]),
@@ -63,7 +65,7 @@ class LossyCodec:
         return codes, points
 
 
-def lossy_codecs(own: OwnCodec, percentages: Sequence[float]) -> list[LossyCodec]:
+def lossy_codecs(own: NeuralCodec, percentages: Sequence[float]) -> list[LossyCodec]:
     """All patterns and concealments of a codec at each percentage."""
     return [
         LossyCodec(own, percent, bursts, concealment)

@@ -30,18 +30,11 @@ def spectrogram_pair(original: Tensor, reconstruction: Tensor, sample_rate: int,
     panels = figure.subplots(2, 1, sharex=True)
     top = float(decibels(original).max())
     extent = (0.0, original.shape[-1] / sample_rate, 0.0, sample_rate / 2)
+    style = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": top - RANGE, "vmax": top}
     for panel, audio, name in zip(
         panels, (original, reconstruction), ("original", "reconstruction"), strict=True
     ):
-        image = panel.imshow(
-            decibels(audio.detach().cpu().float()).numpy(),
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            cmap="magma",
-            vmin=top - RANGE,
-            vmax=top,
-        )
+        image = panel.imshow(decibels(audio.detach().cpu().float()).numpy(), extent=extent, **style)
         panel.set(title=name, ylabel="Hz")
     panels[1].set_xlabel("s")
     figure.colorbar(image, ax=panels, label="dB")

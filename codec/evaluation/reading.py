@@ -13,7 +13,7 @@ from torch import Tensor
 from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_info, read_segment
 from codec.data.index import Excerpt
-from codec.evaluation.systems import OwnCodec, System
+from codec.evaluation.systems import NeuralCodec
 from codec.system import archive
 from codec.system.files import printable
 
@@ -29,20 +29,14 @@ def read_clip(path: str | Excerpt, sample_rate: int, channels: int, max_seconds:
     return read_segment(path, first, length, sample_rate, channels)
 
 
-def first_clip(system: OwnCodec, files: Recordings, max_seconds: float) -> Tensor:
-    """Clip `[1, C, T]` of the first readable file, on the codec's device."""
-    device = next(system.codec.parameters()).device
-    clips = read_clips(system, files, max_seconds)
-    return next(clips).to(device)
-
-
-def read_clips(system: System, files: Recordings, max_seconds: float) -> Iterator[Tensor]:
-    """Yield clips `[1, C, T]` of the readable files at a system's rate and channels."""
+def read_clips(system: NeuralCodec, files: Recordings, max_seconds: float) -> Iterator[Tensor]:
+    """Yield clips `[1, C, T]` of the readable files at a codec's rate and channels, on its device."""
     for path in files:
         try:
-            yield torch.from_numpy(read_clip(path, system.sample_rate, system.channels, max_seconds))[None]
+            clip = read_clip(path, system.sample_rate, system.channels, max_seconds)
         except AudioError:
             continue  # its record has the error
+        yield system.on_device(torch.from_numpy(clip)[None])
 
 
 def shown(path: str | Excerpt, root: Path | None) -> str:

@@ -6,13 +6,14 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codec.config import ConfigError
+from codec.evaluation.records import Summary
 from codec.evaluation.statistics import holm, interval, paired_p_value, pooled_p_value
 from codec.metrics.base import Metric
 from codec.metrics.registry import described
@@ -24,20 +25,17 @@ LONGEST_LABEL = 80  # characters
 # Options that may differ between runs of one variant.
 INCIDENTAL = {"seed", "name", "run_dir", "resume", "logger", "num_workers", "cache_dir", "trust"}
 INCIDENTAL |= {"save_every", "keep_every", "sweep", "search", "metrics"}
-# Types of summary entries that are not plain numbers.
-KINDS = {"rate_distortion": list, "parameters": dict, "files": int, "own_metrics": dict}
-KINDS |= dict.fromkeys(("codebook_sizes", "codebook_usage", "codebook_perplexity", "lower_is_better"), list)
 
 
 @dataclass
-class Run:
-    """Run folder: its config, and its scores by file (`scores[metric][file]`) or its error."""
+class EvaluationRun:
+    """Run folder: its config, and the evaluation's scores by file (`scores[metric][file]`) or its error."""
 
     folder: Path
     config: dict[str, Any]
     label: str
-    summary: dict[str, Any] | None = None
-    scores: dict[str, dict[str, float]] | None = None
+    summary: Summary | None = None
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -46,7 +44,19 @@ class Run:
         return self.config.get("seed")
 
 
-def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[Run]:
+@dataclass(frozen=True)
+class Comparison:
+    """Mean score of a variant with its interval, spread over seeds, and Holm-corrected p against the best."""
+
+    mean: float
+    low: float
+    high: float
+    spread: float | None
+    best: bool
+    p: float | None
+
+
+def find_runs(folders: Sequence[Path], evaluation: str = "evaluation") -> list[EvaluationRun]:
     """Find all runs in and below some folders; ConfigError if a folder is missing or none holds a run."""
     for folder in folders:
         if not folder.is_dir():
@@ -68,9 +78,9 @@ def run_folders(folder: Path) -> Iterator[Path]:
             yield from run_folders(child)
 
 
-def read_run(folder: Path, evaluation: str) -> Run:
+def read_run(folder: Path, evaluation: str) -> EvaluationRun:
     """Read one run; damaged and unfinished runs get an `error`."""
-    run = Run(folder, {}, folder.name)
+    run = EvaluationRun(folder, {}, folder.name)
     try:
         if (folder / "config.yaml").is_file():
             run.config = as_mapping(read_yaml(folder / "config.yaml"), "config.yaml")
@@ -83,18 +93,11 @@ def read_run(folder: Path, evaluation: str) -> Run:
         elif not (folder / evaluation / "summary.json").is_file():
             run.error = f"not finished, or not evaluated: there is no {evaluation}/summary.json"
         else:
-            run.summary = read_json(folder / evaluation / "summary.json")
+            entries = read_json(folder / evaluation / "summary.json")
             run.scores = read_scores(folder / evaluation / "files.csv")
-            missing = {"files", "rate_distortion", *run.scores} - run.summary.keys()
-            odd = {
-                name for name, kind in KINDS.items() if not isinstance(run.summary.get(name, kind()), kind)
-            }
-            if missing | odd:
-                raise ValueError(
-                    f"summary.json lacks {', '.join(sorted(missing | odd))}: evaluate the run again"
-                )
+            run.summary = Summary.from_json(entries, run.scores)
     except (OSError, ValueError, KeyError) as error:
-        run.summary, run.error = None, f"damaged: {error}"
+        run.error = f"damaged: {error}"
     return run
 
 
@@ -139,12 +142,12 @@ def label_of(swept: Mapping[str, Any]) -> str:
     return printable(label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…")
 
 
-def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group(runs: Sequence[EvaluationRun]) -> dict[str, list[EvaluationRun]]:
     """Group runs with scores by variant; configs of one variant differ only in seed and other incidentals.
 
     A run with the config and seed of another gets an `error` and is omitted.
     """
-    variants: dict[str, list[Run]] = {}
+    variants: dict[str, list[EvaluationRun]] = {}
     for run in runs:
         if run.summary:
             members = variants.setdefault(json.dumps(essence(run.config), sort_keys=True), [])
@@ -153,7 +156,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 run.error = f"the same config and seed as {twin.folder}: left out"
             else:
                 members.append(run)
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[EvaluationRun]] = {}
     for members in variants.values():
         label = members[0].label
         ambiguous = label in groups or sum(label == other[0].label for other in variants.values()) > 1
@@ -168,21 +171,23 @@ def essence(node: Any) -> Any:
     return [essence(value) for value in node] if isinstance(node, list) else node
 
 
-def mean_over_seeds(runs: Sequence[Run], metric: str) -> dict[str, float]:
+def mean_over_seeds(runs: Sequence[EvaluationRun], metric: str) -> dict[str, float]:
     """Score of each file, averaged over runs, for files common to all runs."""
-    tables = [table for run in runs if (table := (run.scores or {}).get(metric))]
+    tables = [table for run in runs if (table := run.scores.get(metric))]
     files = set.intersection(*map(set, tables)) if tables else set()
     return {name: float(np.mean([table[name] for table in tables])) for name in sorted(files)}
 
 
-def metrics_of(runs: Sequence[Run]) -> list[Metric]:
+def metrics_of(runs: Sequence[EvaluationRun]) -> list[Metric]:
     """All metrics of the runs' scores, in the order of tables."""
-    names = {name for run in runs for name in run.scores or {}}
-    return described(names, [run.summary or {} for run in runs])
+    names = {name for run in runs for name in run.scores}
+    return described(names, [vars(run.summary) for run in runs if run.summary])
 
 
-def compare(variants: Mapping[str, Sequence[Run]], metric: Metric, rivals: Sequence[str]) -> dict[str, dict]:
-    """Mean, interval, spread over seeds and Holm-corrected p against the best rival, by variant.
+def compare(
+    variants: Mapping[str, Sequence[EvaluationRun]], metric: Metric, rivals: Sequence[str]
+) -> dict[str, Comparison]:
+    """Compare the variants that have finite scores.
 
     The uncorrected p is the larger one of the test over files and, if any variant has several seeds, of the
     test over seeds. Only `rivals` can be best; p is None for the best, for variants that are no rivals, and
@@ -196,7 +201,7 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: Metric, rivals: Seque
         name: [
             float(np.mean([scores[file] for file in table]))
             for run in variants[name]
-            if (scores := (run.scores or {}).get(metric.name))
+            if (scores := run.scores.get(metric.name))
         ]
         for name, table in tables.items()
     }
@@ -214,15 +219,14 @@ def compare(variants: Mapping[str, Sequence[Run]], metric: Metric, rivals: Seque
             # The larger p covers files and seeds; fmax ignores NaN, the p over seeds if all have one.
             p_values[name] = float(np.fmax(paired_p_value(rival_scores, best_scores), over_seeds))
     corrected = holm(p_values)
-    intervals = {name: interval(list(table.values())) for name, table in tables.items()}
+    spreads = {name: float(np.std(sample, ddof=1)) for name, sample in seeds.items() if len(sample) > 1}
     return {
-        name: {
-            "mean": means[name],
-            "low": intervals[name][0],
-            "high": intervals[name][1],
-            "spread": float(np.std(seeds[name], ddof=1)) if len(seeds[name]) > 1 else None,
-            "best": name == best,
-            "p": corrected.get(name),
-        }
-        for name in tables
+        name: Comparison(
+            means[name],
+            *interval(list(table.values())),
+            spread=spreads.get(name),
+            best=name == best,
+            p=corrected.get(name),
+        )
+        for name, table in tables.items()
     }

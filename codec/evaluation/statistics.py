@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 RESAMPLES = 4000
 
 SIGNIFICANT = 0.05  # upper bound of p
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None without any."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:

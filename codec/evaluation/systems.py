@@ -10,11 +10,12 @@ from torch import Tensor
 
 from codec.bitstream.compress import file_bits
 from codec.bitstream.entropy_model import EntropyTables
+from codec.evaluation.records import Summary
 from codec.model.codec import Codec, count_parameters
 
 
-class Point(NamedTuple):
-    """Reconstruction `[1, C, T]`, number of quantizers (0: no codes), bits of payload and file if known."""
+class Reconstruction(NamedTuple):
+    """Audio `[1, C, T]` of a number of quantizers (0: no codes), bits of payload and file if known."""
 
     num_quantizers: int
     estimate: Tensor
@@ -34,20 +35,20 @@ class System(Protocol):
         """Values on which the results depend; results of an equal identity are reused."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Further entries of the summary, as plain numbers and text."""
+    def describe(self) -> Summary:
+        """Summary with the entries of the system alone."""
         ...
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate of a point in bit/s; None without codes, or if only the spent bits are known."""
         ...
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterable[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterable[Reconstruction]]:
         """Codes `[1, K, F]`, None without any, and the reconstructions, the best last."""
         ...
 
 
-class OwnCodec:
+class NeuralCodec:
     """`Codec` with several numbers of quantizers; `.codec` files use the entropy `tables`, if given.
 
     With a `beam` above 1 each number is encoded separately, because the best path of fewer codes differs.
@@ -74,22 +75,20 @@ class OwnCodec:
         chosen = {"condition": self.codec.condition} if self.codec.condition else {}
         return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam, **chosen}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Summary:
         """Frame rate, token rate and number of parameters by part."""
-        return {
-            "frame_rate": self.codec.frame_rate,
-            "tokens_per_second": self.codec.frame_rate * len(self.codebook_sizes),
-            "parameters": count_parameters(self.codec),
-        }
+        rate = self.codec.frame_rate
+        tokens, parameters = rate * len(self.codebook_sizes), count_parameters(self.codec)
+        return Summary(frame_rate=rate, tokens_per_second=tokens, parameters=parameters)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s; None without codes."""
         return self.codec.bitrate(num_quantizers) if num_quantizers else None
 
-    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Point]]:
+    def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Encode, once if the search is greedy, and decode with each number of quantizers, or latents."""
         if not self.codebook_sizes:
-            return None, iter([Point(0, self.codec(self.on_device(audio))[0])])
+            return None, iter([Reconstruction(0, self.codec(self.on_device(audio))[0])])
         latents, codes = self.encode(audio)
         return codes, self.points(audio.shape[-1], latents, codes)
 
@@ -110,11 +109,13 @@ class OwnCodec:
             else:
                 yield depth, codes[:, :depth]
 
-    def points(self, length: int, latents: Tensor, codes: Tensor) -> Iterator[Point]:
+    def points(self, length: int, latents: Tensor, codes: Tensor) -> Iterator[Reconstruction]:
         """Yield the reconstructions from the first quantizers."""
         for depth, prefix in self.prefixes(latents, codes):
             bits = round(self.codec.quantizer.bits_per_frame(depth) * prefix.shape[2])
-            yield Point(depth, self.codec.decode(prefix, length), bits, self.file_bits(prefix, length))
+            yield Reconstruction(
+                depth, self.codec.decode(prefix, length), bits, self.file_bits(prefix, length)
+            )
 
 
 def depths_of(num_quantizers: int, depths: Sequence[int] | None = None, most: int = 8) -> list[int]:

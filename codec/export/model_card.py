@@ -24,7 +24,7 @@ decoder = onnxruntime.InferenceSession("decoder.onnx")
 audio = numpy.zeros((1, {channels}, {rate}), numpy.float32)  # [batch, channels, samples] at {rate} Hz
 (codes,) = encoder.run(None, {{"audio": audio}})  # int64 [batch, {stages}, frames]
 (audio,) = decoder.run(None, {{"codes": codes}}){fewer}""",
-    "torch": """import torch  # .pt2 files can hold pickled objects: load only what you trust
+    "torch": """import torch  # .pt2 files can hold pickled objects: load trusted files only
 
 encode = torch.export.load("encoder.pt2").module()
 decode = torch.export.load("decoder.pt2").module()
@@ -180,14 +180,14 @@ def trained_on(source: Path) -> str:
         saved = read_yaml(config)
         data, steps = saved["data"], saved["trainer"]["max_steps"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "Not recorded: say here what it was trained on.\n"
+        return "Not recorded: describe the training data here.\n"
     roots = data.get("root")
     # Names, not paths, which are private; of a source, its class.
     roots = roots if isinstance(roots, list) else [roots]
     named = [root.get("_target_") if isinstance(root, dict) else root for root in roots]
     names = ", ".join(Path(str(root)).name for root in named)
     generated = " (audio that codec-train made itself)" if data.get("generate") else ""
-    return f"`{names}`{generated}, up to {steps} steps. Say here what these recordings are.\n"
+    return f"`{names}`{generated}, up to {steps} steps. Describe these recordings here.\n"
 
 
 def scores(source: Path) -> list[str]:

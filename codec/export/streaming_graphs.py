@@ -74,7 +74,7 @@ def require_causal(codec: Codec) -> None:
         raise ConfigError(
             "this codec is not causal: it has no step graphs. Train with autoencoder.causal=true (SEANet: "
             "autoencoder.layers.causal=true), export without --streaming, or stream it with Codec.streaming, "
-            "which waits for what it needs"
+            "which buffers the lookahead"
         )
 
 

@@ -39,7 +39,7 @@ def check(codec: Codec, directory: Path) -> Comparison:
     else:
         encode, decode = partial(encode_encodec, model), partial(decode_encodec, model)
     comparison = compare(codec, encode, decode, shapes, trimmed)
-    comparison.require(f"what {name} loads")
+    comparison.require(f"the model that {name} loads")
     return comparison
 
 

@@ -1,6 +1,7 @@
 """Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
 
-X-Codec 2 and NeuCodec are loaded only, and require `transformers`, as `check` does. Weights are read from
+X-Codec, X-Codec 2, NeuCodec and the tokenizer of Higgs Audio v2 are loaded only, and require `transformers`,
+as `check` does. Weights are read from
 safetensors, never from pickles.
 """
 
@@ -19,15 +20,22 @@ from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
 from codec.huggingface import mimi as mimi_format
+from codec.huggingface import xcodec as xcodec_format
 from codec.huggingface import xcodec2 as xcodec2_format
-from codec.huggingface.foreign import folded, normalized, read_json, read_json_config, read_safetensors
+from codec.huggingface.foreign import GAIN, folded, normalized, read_json, read_json_config, read_safetensors
 from codec.model import saving
 from codec.model.codec import WEIGHTS_FILE, Codec
 from codec.model.saving import assemble, build_empty
+from codec.system.local_model import weight_files
 
 CONFIG_FILE = "config.json"
 FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
-LOADED = FORMATS | dict.fromkeys(("xcodec2", "neucodec"), xcodec2_format)
+LOADED = FORMATS | {
+    "xcodec": xcodec_format,
+    "xcodec2": xcodec2_format,
+    "neucodec": xcodec2_format,
+    "higgs_audio_v2_tokenizer": xcodec_format,
+}
 
 
 def is_huggingface(path: Path) -> bool:
@@ -44,12 +52,9 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     ConfigError for a damaged file or a model that cannot be represented, FileNotFoundError without weights.
     """
     path = Path(path)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise FileNotFoundError(
-                f"{path}: {name} is missing: a model of transformers is read from it and its like "
-                "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
-            )
+    if not is_huggingface(path):
+        raise FileNotFoundError(f"{path}: {CONFIG_FILE} is missing: it describes a model of transformers")
+    shards = weight_files(path)
     given = read_json(path / CONFIG_FILE)
     kind = given.get("model_type")
     if not isinstance(kind, str) or kind not in LOADED:
@@ -59,7 +64,7 @@ def load(path: str | Path, zero_padding: bool = False) -> Codec:
     settings = read_json_config(path / CONFIG_FILE, form.DEFAULTS or dict.fromkeys(given))
     try:
         config = form.from_config(settings, zero_padding)
-        plain = folded(read_safetensors(path / WEIGHTS_FILE))
+        plain = folded(read_safetensors(shards))
         empty = build_empty(config, plain)
         weights = form.from_weights(empty, plain, settings)
     # Raised by torch and Python for wrong shapes and numbers out of range.
@@ -104,10 +109,8 @@ def save(codec: Codec, directory: Path) -> str:
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
     if kind == "encodec":  # the others' weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
-        gain_names = [
-            name.removesuffix("weight") + "parametrizations.weight.original0" for name in convolutions
-        ]
-        weights = normalized(weights, gain_names)
+        gains = {f"{name.removesuffix('weight')}{GAIN}": weights[name][:, :1, :1] for name in convolutions}
+        weights = normalized(weights, gains)
     directory.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}
     (directory / WEIGHTS_FILE).write_bytes(serialize(plain, metadata={"format": "pt"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,25 @@ def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if f"{prefix}{direction}" not in plain:
                 raise ConfigError(f"{prefix}weight: has a gain but no direction")
             direction_of = plain.pop(f"{prefix}{direction}")
-            plain[f"{prefix}weight"] = unit_rows(direction_of) * plain.pop(name)
+            plain[f"{prefix}weight"] = direction_of / norms(direction_of, plain[name]) * plain.pop(name)
     return plain
 
 
-def unit_rows(weight: Tensor) -> Tensor:
-    """Divide each slice along the first dimension by its norm."""
-    return weight / weight.flatten(1).norm(dim=1).view(len(weight), *[1] * (weight.ndim - 1))
+def norms(weight: Tensor, gain: Tensor) -> Tensor:
+    """Norms of a weight over the dimensions in which its gain has size 1."""
+    return torch.linalg.vector_norm(
+        weight, dim=[index for index, size in enumerate(gain.shape) if size == 1], keepdim=True
+    )
 
 
-def normalized(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Inverse of `folded`: split weights into gain and direction wherever `names` contains these."""
+def normalized(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `folded`: split weights into gain and direction where `own` has gains, of the same shape."""
     parametrized = dict(weights)
-    for name in [name for name in names if name.endswith(f".{GAIN}")]:
+    for name in [name for name in own if name.endswith(f".{GAIN}")]:
         prefix = name.removesuffix(GAIN)
         if f"{prefix}weight" in parametrized:
             weight = parametrized.pop(f"{prefix}weight")
-            rows = (len(weight), *[1] * (weight.ndim - 1))
-            gain = weight.flatten(1).norm(dim=1).view(rows)
+            gain = norms(weight, own[name])
             # A row of zeros would become NaN by 0 / 0; with gain 0 any direction is valid.
             parametrized[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
             parametrized[f"{prefix}{GAIN}"] = gain
@@ -79,7 +80,7 @@ def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     wrong = [name for name, hint in hints.items() if name in options and not fits(options[name], hint)]
     if wrong:
         values = ", ".join(f"{name}: {options[name]!r}" for name in wrong)
-        raise ConfigError(f"{path}: not what such a model has: {values}")
+        raise ConfigError(f"{path}: values of another type than this kind of model has: {values}")
     return dict(defaults) | {name: options[name] for name in defaults if name in options}
 
 
@@ -94,9 +95,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors, floats as float32; ConfigError if it is damaged."""
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in read_weights(path).items()
-    }
+def read_safetensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Read the tensors of all files, floats as float32; ConfigError if one is damaged or repeats a name."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        part = read_weights(path)
+        if repeated := tensors.keys() & part.keys():
+            raise ConfigError(f"{path}: {min(repeated)} is in another shard, too")
+        tensors |= {
+            name: value.float() if value.is_floating_point() else value for name, value in part.items()
+        }
+    return tensors

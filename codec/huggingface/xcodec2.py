@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from codec.autoencoders.xcodec2 import complete
+from codec.autoencoders.networks import complete
 from codec.codebooks.fsq import FSQCodebook
 from codec.model.codec import Codec
 

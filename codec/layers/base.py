@@ -98,29 +98,38 @@ def looks_ahead(layer: nn.Module) -> bool:
     return isinstance(layer, Layer) and layer.context.after != 0
 
 
-@contextmanager
-def zeros_beyond(network: nn.Module, lengths: Tensor, longest: int) -> Iterator[None]:
-    """Mask the padding before every non-causal layer, so that batched equals single encoding.
+class Padding:
+    """Masks padding before every non-causal layer of a network, so that batched equals single encoding.
 
-    `lengths` `[B]` are the items' lengths, of `longest` inputs. Without the mask a non-causal layer would
-    depend on the response of earlier layers to the padding. A `masked` layer, such as attention, for which
-    zeros are inputs like others, gets the mask as its argument `valid`. `context.after` of the network must
-    be bounded.
+    Without the mask a non-causal layer would depend on the response of earlier layers to the padding. A
+    `masked` layer, such as attention, for which zeros are inputs like others, gets the mask as its argument
+    `valid`. `context.after` of the network must be bounded.
     """
 
-    def mask(layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> Any:
+    def __init__(self, network: nn.Module):
+        self.lengths: Tensor | None = None
+        self.longest = torch.tensor(1)  # a number would be a constant of a compiled graph
+        # Hooks for good: compiled networks call only those of their compilation.
+        for layer in filter(looks_ahead, network.modules()):
+            layer.register_forward_pre_hook(self.mask, with_kwargs=True)
+
+    @contextmanager
+    def beyond(self, lengths: Tensor, longest: int) -> Iterator[None]:
+        """Mask what follows the `lengths` `[B]` of signals, of `longest` inputs with their padding."""
+        self.longest = torch.tensor(longest, device=lengths.device)
+        self.lengths = lengths
+        try:
+            yield
+        finally:
+            self.lengths = None
+
+    def mask(self, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> Any:
+        """Inputs and options of a layer with zeros as padding; None for the same."""
+        if self.lengths is None:
+            return None
         x = inputs[0]
         size = x.shape[1] if layer.channels_last else x.shape[-1]
         # Exact: lengths are whole frames, and the rate of a layer divides a frame.
-        padding = torch.arange(size, device=x.device) >= (lengths * size // longest)[:, None]
+        padding = torch.arange(size, device=x.device) >= (self.lengths * size // self.longest)[:, None]
         masked = x.masked_fill(padding[..., None] if layer.channels_last else padding[:, None], 0)
         return (masked,), options | ({"valid": ~padding} if layer.masked else {})
-
-    ragged = bool((lengths < longest).any())
-    ahead = [module for module in network.modules() if looks_ahead(module)] if ragged else []
-    hooks = [layer.register_forward_pre_hook(mask, with_kwargs=True) for layer in ahead]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

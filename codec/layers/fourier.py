@@ -220,15 +220,15 @@ def check_window(window: int, hop: int) -> None:
 
 def fourier_basis(window: Tensor) -> Tensor:
     """Real and imaginary part of the windowed transform of each sample, `[2 * bins, window]`."""
-    spectra = torch.fft.rfft(torch.diag(window.double()))  # [window, bins]
+    spectra = torch.fft.rfft(torch.diag(window.cpu().double()))  # [window, bins]
     return torch.cat([spectra.real, spectra.imag], 1).T.to(window)
 
 
 def inverse_basis(window: Tensor) -> Tensor:
     """Windowed samples of each bin's real and imaginary part, `[2 * bins, window]`."""
-    bins = torch.eye(len(window) // 2 + 1, dtype=torch.complex128, device=window.device)
+    bins = torch.eye(len(window) // 2 + 1, dtype=torch.complex128)
     samples = torch.cat([torch.fft.irfft(bins, n=len(window)), torch.fft.irfft(1j * bins, n=len(window))])
-    return (samples * window).to(window)
+    return (samples * window.cpu()).to(window)
 
 
 def per_channel(basis: Tensor, channels: int) -> Tensor:

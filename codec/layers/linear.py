@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 
@@ -18,3 +18,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if plain or torch.compiler.is_compiling() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` that computes by `linear` where no gradient is needed."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map `[..., K]` to `[..., N]`."""
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        return linear(input, self.weight, self.bias)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from codec.layers.attention import attend, rotate, rotations, within
 from codec.layers.base import Context, Layer
+from codec.layers.linear import Linear
 from codec.layers.streaming import NotStreamable, State, Step
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values [B, H, F, D]
@@ -23,12 +24,12 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.out = nn.Linear(channels, channels, bias=False)
+        self.qkv = Linear(channels, 3 * channels, bias=False)
+        self.out = Linear(channels, channels, bias=False)
         self.attention_scale = nn.Parameter(torch.full((channels,), layer_scale))
         self.mlp_norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, hidden, bias=False)
-        self.project = nn.Linear(hidden, channels, bias=False)
+        self.expand = Linear(channels, hidden, bias=False)
+        self.project = Linear(hidden, channels, bias=False)
         self.mlp_scale = nn.Parameter(torch.full((channels,), layer_scale))
 
     def forward(self, x: Tensor, attention: Attention) -> Tensor:

@@ -143,7 +143,7 @@ def codebook_statistics(counts: Sequence[Tensor]) -> dict[str, Tensor]:
     """
     statistics: dict[str, list[float]] = {"usage": [], "perplexity": [], "entropy": []}
     for count in counts:
-        occurrences = (count.coalesce().values() if count.is_sparse else count).double().cpu()
+        occurrences = (count.coalesce().values() if count.is_sparse else count).cpu().double()
         share = occurrences / occurrences.sum().clamp(min=1)
         nats = -float(torch.xlogy(share, share).sum())
         statistics["usage"].append(float((occurrences > 0).sum()) / len(count))

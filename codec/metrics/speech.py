@@ -26,7 +26,8 @@ SPEAKERS = {"ForXVector": "AutoModelForAudioXVector"}
 
 
 def load_model(folder: str, kinds: dict[str, str]) -> tuple[Any, Any]:
-    """Model, on the GPU if there is one, and feature extractor of a local folder; ConfigError for others."""
+    """Model, on the `default_device`, and feature extractor of a local folder; ConfigError for others."""
+    from codec.system.device import default_device  # torch is slow to import
 
     def choose(config: Any) -> str:
         architecture = str((config.architectures or ["none"])[0])
@@ -36,7 +37,7 @@ def load_model(folder: str, kinds: dict[str, str]) -> tuple[Any, Any]:
         return loader
 
     model, extractor = load_local_model(folder, choose)
-    return model.to("cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"), extractor
+    return model.to(default_device()), extractor
 
 
 def inputs_of(extractor: Any, model: Any, audio: np.ndarray) -> Any:
@@ -112,7 +113,7 @@ def speaker_similarity(folder: str) -> Score:
     def embed(audio: np.ndarray, rate: int) -> np.ndarray:
         audio = resample(audio[None], rate, extractor.sampling_rate)[0]
         with no_grad():
-            vector = model(**inputs_of(extractor, model, audio)).embeddings[0].double().cpu().numpy()
+            vector = model(**inputs_of(extractor, model, audio)).embeddings[0].cpu().double().numpy()
         return vector / np.linalg.norm(vector)
 
     embedded = cached(embed)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,17 +15,18 @@ from codec.config import ConfigError
 from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
 from codec.model.streaming import Stream
+from codec.system.device import default_device
 
 PIECE_SECONDS = 10.0  # chunk of a long signal in memory
 
 
-def on_device(codec: Codec, device: str | None, environment: Mapping[str, str] = os.environ) -> Codec:
-    """Move the codec to a device, by default to a GPU if available, under torchrun to the process's own."""
-    default = f"cuda:{environment.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+def on_device(codec: Codec, device: str | None) -> Codec:
+    """Move the codec to a device, by default `default_device`; ConfigError for an absent one."""
+    device = device or default_device()
     try:
-        return codec.to(device or default)
+        return codec.to(device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without CUDA
-        raise ConfigError(f"--device {device or default}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def encode_batch(
     """
     hop = codec.hop_length
     frames = [-(-signal.shape[-1] // hop) for signal in signals]
-    longest = max(frames) * hop
+    longest = max(2, *frames) * hop  # compiled code for one frame would be code of its own
     device = next(codec.parameters()).device
     batch = torch.stack([functional.pad(s, (0, longest - s.shape[-1])) for s in signals]).to(device)
     lengths = torch.tensor(frames, device=device) * hop

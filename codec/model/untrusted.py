@@ -20,7 +20,7 @@ MOST_BYTES = 2**18  # of a description; those of the largest models have about 2
 MOST_VALUES, DEEPEST = 2**13, 32
 MOST_TENSORS, LONGEST_HEADER = 2**14, 2**22  # of weights; the largest models have about 2^11, 2^18 bytes
 LARGEST = 2**20  # number in a small model's description; in a large one's, at most the number of weights
-APART = "weights and config do not belong together"
+APART = "weights and config are of different models"
 
 
 def read_small(path: Path) -> str:
@@ -41,7 +41,7 @@ class PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose the next node; YAMLError for an alias."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias (*{self.peek_event().anchor}): write out what it stands for")
+            raise yaml.YAMLError(f"an alias (*{self.peek_event().anchor}): write out the values it refers to")
         return super().compose_node(parent, index)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from codec.system.address import require_local
+
 FOLDER = Path(__file__).parent
 
 
@@ -15,7 +17,7 @@ def pretrained_names() -> list[str]:
 
 def find_model(path: str | Path) -> Path:
     """Directory of the pretrained model of this name, or `path` itself, which has precedence if it exists."""
-    path = Path(path)
+    path = Path(require_local(path))
     exists = path.is_file() or (path / "config.yaml").is_file()
     is_name = str(path) in pretrained_names() and not exists
     return FOLDER / path if is_name else path

@@ -183,7 +183,7 @@ class Bottleneck(nn.Module):
 
     def revive(self, quantized: Quantized, seed: int) -> Tensor:
         """Replace the vectors of dead codes; returns the number of them per stage, int64 `[K]`."""
-        return torch.zeros(self.num_quantizers, dtype=torch.int64)
+        return torch.zeros(self.num_quantizers, dtype=torch.int64, device=quantized.inputs.device)
 
 
 class Quantizer(Bottleneck):

@@ -42,6 +42,7 @@ def initialise(quantizer: Cascade, pool: Tensor) -> None:
     shared = len(set(quantizer.stages)) == 1
     unfitted = {stage for stage in quantizer.stages if stage.needs_pool}
     residual = pool[: len(pool) // quantizer.stride * quantizer.stride].float()
+    total = torch.zeros_like(residual)
     pools: list[Tensor] = []
     for _, stage, stride in quantizer.levels():
         inputs = pooled(residual, stride)
@@ -52,7 +53,9 @@ def initialise(quantizer: Cascade, pool: Tensor) -> None:
         for tensor in stage.state_dict().values():
             if tensor.is_floating_point():
                 broadcast(tensor)
-        residual = residual - spread(stage.lookup(stage.encode(inputs)), stride)
+        stage = stage.given(pooled(total, stride))
+        vectors = spread(stage.lookup(stage.encode(inputs)), stride)
+        residual, total = residual - vectors, total + vectors
 
 
 def update(quantizer: Cascade, quantized: Quantized) -> None:
@@ -76,7 +79,7 @@ def revive(quantizer: Cascade, quantized: Quantized, seed: int) -> Tensor:
     New vectors are random stage inputs of the joint batch, or twins of overused codes. The result is the same
     on all processes. A shared codebook takes inputs of its first stage.
     """
-    replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64)
+    replaced = torch.zeros(quantizer.num_quantizers, dtype=torch.int64, device=quantized.inputs.device)
     reviving = {stage for stage in quantizer.stages if stage.revives and not stage.frozen}
     if not reviving:
         return replaced
@@ -108,7 +111,7 @@ def random_inputs(stage: Codebook, inputs: Tensor, codes: Tensor, generator: tor
     Rows of other processes, and rows that dropped this stage, are zero with the flag 0.
     """
     picks = random_rows(len(inputs) * world_size(), stage.codebook_size, generator)
-    picks = picks.to(inputs.device) - rank() * len(inputs)
+    picks = picks.to(inputs.device, non_blocking=True) - rank() * len(inputs)
     local = picks.clamp(0, len(inputs) - 1)
     is_local = (picks >= 0) & (picks < len(inputs)) & (codes[local] >= 0)
     row = torch.cat([inputs[local], torch.ones_like(inputs[:1, :1]).expand(len(local), 1)], 1)
@@ -123,9 +126,11 @@ def random_rows(total: int, count: int, generator: torch.Generator) -> Tensor:
 def stage_inputs(quantizer: Cascade, quantized: Quantized) -> Iterator[tuple[int, Codebook, Tensor, Tensor]]:
     """Yield number of first code, codebook, inputs `[N, D]` and codes `[N]` of each stage of a batch."""
     residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
+    total = torch.zeros_like(residual)
     for first, stage, stride in quantizer.levels(codes.shape[1]):
         stage_codes = codes[:, first : first + quantizer.stride // stride].reshape(-1)
         yield first, stage, pooled(residual, stride), stage_codes
         if first + quantizer.stride // stride < codes.shape[1]:
+            stage = stage.given(pooled(total, stride))
             vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
-            residual = subtract(residual, vectors, own=first > 0)
+            residual, total = subtract(residual, vectors, own=first > 0), total.add_(vectors)

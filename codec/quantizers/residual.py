@@ -161,6 +161,7 @@ class Residual(Quantizer):
             count = self.stride // stride
             used = (depth[:, None] > first + torch.arange(count, device=depth.device)).reshape(-1)
             stage_inputs = pooled(residual, stride)
+            stage = stage.given(pooled(total, stride))
             vectors, stage_codes, errors = stage(stage_inputs, used, generator)
             codes.append(stage_codes.where(used, -1).view(len(depth), count))
             for name, error in errors.items():
@@ -212,12 +213,14 @@ class Residual(Quantizer):
             if beam > 1 and depth > 1:
                 codes = beam_search(list(self.levels(depth)), residual, self.stride, depth, beam)
                 return columns(codes, len(latents))
-            codes = []
+            codes, total = [], torch.zeros_like(residual)
             for first, stage, stride in self.levels(depth):
-                chosen, count = stage.encode(pooled(residual, stride)), self.stride // stride
+                stage, count = stage.given(pooled(total, stride)), self.stride // stride
+                chosen = stage.encode(pooled(residual, stride))
                 codes.append(chosen.view(-1, count))
                 if first + count < depth:
-                    residual = subtract(residual, spread(stage.lookup(chosen), stride), own=first > 0)
+                    vectors = spread(stage.lookup(chosen), stride)
+                    residual, total = subtract(residual, vectors, own=first > 0), total.add_(vectors)
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -230,15 +233,15 @@ class Residual(Quantizer):
             if self.stride == 1 and not torch.compiler.is_compiling() and self.tabular:
                 return columns(self.sum_of_vectors(codes), len(codes))
             frames = rows(codes)
-            total: Tensor | None = None
+            total = torch.zeros(frames.shape[0] * self.stride, self.dim, device=codes.device)
             for first, stage, stride in self.levels(codes.shape[1]):
                 count = self.stride // stride
                 stage_codes = frames[:, first : first + count]
                 missing = count - stage_codes.shape[1]
                 padded_codes = functional.pad(stage_codes, (0, missing), value=-1).reshape(-1)
+                stage = stage.given(pooled(total, stride))
                 vectors = stage.lookup(padded_codes.clamp(min=0)) * (padded_codes >= 0)[:, None]
-                total = spread(vectors, stride) if total is None else total + spread(vectors, stride)
-            assert total is not None
+                total = total + spread(vectors, stride)
             return columns(total, len(codes))
 
     def sum_of_vectors(self, codes: Tensor) -> Tensor:

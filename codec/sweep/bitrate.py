@@ -266,6 +266,6 @@ def unreachable(quantizer: Config, nearest: Config, rate: float, kbps: float) ->
     )
     return (
         f"this quantizer cannot have {kbps:g} kbit/s; the nearest is {rate / 1000:.4g} kbit/s "
-        f"with {options or 'what it has'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or change "
-        "sweep.kbps or the frame rate (autoencoder.strides)"
+        f"with {options or 'its present sizes'} (codebooks of at most 2^{LARGEST_BITS} codes): {advice}, or "
+        "change sweep.kbps or the frame rate (autoencoder.strides)"
     )

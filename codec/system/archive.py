@@ -1,4 +1,4 @@
-"""Files within archives and of sources, read in place: `corpus.tar/a/b.wav` is the path of a member."""
+"""Files in archives, at addresses and of sources: `corpus.tar/a.wav` is the path of a member."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from codec.system import sources
+from codec.system import address, sources
 from codec.system.arrow import read_rows
 from codec.system.member import Contents, Member
 from codec.system.tar import read_contents
@@ -23,13 +23,18 @@ _contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and siz
 
 def contents(archive: str) -> Contents:
     """List an archive by its headers; kept in memory until the archive changes."""
-    status = os.stat(archive)
+    status = address.state(archive) if address.is_address(archive) else os.stat(archive)
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
-        if archive.lower().endswith(ARROW):
+        if archive.lower().endswith(ARROW) and address.is_address(archive):
+            _contents[archive] = (
+                state,
+                Contents(damage="Arrow files are read on a local disk alone, copy them there"),
+            )
+        elif archive.lower().endswith(ARROW):
             _contents[archive] = state, read_rows(archive, status.st_mtime_ns)
         else:
-            with open(archive, "rb", buffering=0) as file:
+            with address.open_raw(archive, address.SMALL_BLOCK) as file:
                 _contents[archive] = state, read_contents(file, archive, status.st_size)
     return _contents[archive][1]
 
@@ -40,7 +45,7 @@ def unpacked(path: str) -> str:
 
 
 def find(path: str | os.PathLike[str]) -> Member | None:
-    """Member at a path, or recording of a source; None if the path leads into neither.
+    """Member at a path, file or folder at an address, or recording of a source; None for local files.
 
     FileNotFoundError if the archive or source lacks it.
     """
@@ -52,12 +57,12 @@ def find(path: str | os.PathLike[str]) -> Member | None:
         return Member(text, 0, sizes[id], 0)
     for match in WITHIN.finditer(text):
         archive = text[: match.start()]
-        if os.path.isfile(archive):
+        if address.is_file(archive):
             member = contents(archive).members.get(text[match.end() :])
             if member is None:
                 raise FileNotFoundError(errno.ENOENT, "no such file in the archive", text)
             return member
-    return None
+    return Member(text, 0, *address.state(text)) if address.is_address(text) else None
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | Member:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from codec.config import ConfigError
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+LONGEST = 2**22  # bytes of an index; one of 2^14 tensors has about 2^21
 
 
 def load_local_model(folder: str | Path, choose: Callable[[Any], str]) -> tuple[Any, Any]:
@@ -24,6 +28,7 @@ def load_local_model(folder: str | Path, choose: Callable[[Any], str]) -> tuple[
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         loader = getattr(transformers, choose(config))
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        weight_files(folder)
         model, report = loader.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
@@ -51,3 +56,33 @@ def require_local_model(folder: str | Path) -> None:
             f"{folder}: no such folder, and nothing is downloaded; if it is of the hub: {remedy}"
         )
     raise ConfigError(f"{folder}: no folder of a model of transformers (config.json)")
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """Safetensors files of a model's weights: `model.safetensors`, or the shards that its index names.
+
+    FileNotFoundError without them, with the name of a missing shard; ConfigError for a damaged index, and for
+    one with names of other than safetensors files of the folder.
+    """
+    weights, index = Path(folder) / WEIGHTS_FILE, Path(folder) / INDEX_FILE
+    if weights.is_file():
+        return [weights]
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{weights} is missing, or {INDEX_FILE} with shards: a model of transformers is read from them "
+            "(pickled weights are not read: save them with save_pretrained of a recent transformers)"
+        )
+    try:
+        with index.open("rb") as file:
+            names = sorted(set(json.loads(file.read(LONGEST))["weight_map"].values()))
+        strange = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{index}: damaged: {error}") from error
+    if strange:
+        raise ConfigError(f"{index}: {strange[0][:200]!r} is refused: shards are safetensors files beside it")
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise FileNotFoundError(
+                f"{index.parent / name} is missing, a shard in {INDEX_FILE}: copy it again"
+            )
+    return [index.parent / name for name in names]

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from codec.system.sources import open_raw
+from codec.system.address import as_os_error, open_raw
 
 HEAD = 4096  # bytes of a member kept in memory: decoders read headers in small pieces
 PCM = b"\1\0", b"\3\0", b"\xfe\xff"  # formats of wav: integers, floats, extensible
@@ -30,16 +30,21 @@ class Member(NamedTuple):
 
 
 class Reader(io.RawIOBase):
-    """Readable bytes of a member."""
+    """Readable bytes of a member, or of a file at an address.
+
+    After an error there is nothing to read, and `close` raises it: libsndfile's callbacks pass none on.
+    """
+
+    failure: Exception | None = None
 
     def __init__(self, member: Member) -> None:
-        self.file = open_raw(member.archive)
+        self.name, self.file = member.archive, open_raw(member.archive)
         self.start, self.size, self.position = member.offset, member.st_size, 0
-        self.file.seek(self.start)
-        self.head = self.file.read(min(HEAD, self.size)) or b""
+        self.head, head = b"", bytearray(min(HEAD, self.size))
+        self.head, self.position = bytes(head[: self.readinto(memoryview(head))]), 0
 
     def descriptor(self) -> int | None:
-        """File descriptor at the first byte of a PCM wav as long as its header says; None for other members.
+        """File descriptor at the first byte of a PCM wav of the length in its header; None for other members.
 
         libsndfile reads these as embedded files, which saves calls from C into Python.
         """
@@ -55,6 +60,9 @@ class Reader(io.RawIOBase):
         if hasattr(self, "file"):
             self.file.close()
         super().close()
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
 
     def seekable(self) -> bool:
         """Return True."""
@@ -81,8 +89,11 @@ class Reader(io.RawIOBase):
         if end <= len(self.head):
             buffer[:count] = self.head[self.position : end]
         else:
-            self.file.seek(self.start + self.position)
-            count = self.file.readinto(memoryview(buffer)[:count]) or 0
+            try:
+                self.file.seek(self.start + self.position)
+                count = self.file.readinto(memoryview(buffer)[:count]) or 0
+            except Exception as error:
+                self.failure, count = as_os_error(error, self.name), 0
         self.position += count
         return count
 

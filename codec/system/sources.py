@@ -70,11 +70,3 @@ def find(path: str) -> tuple[Mounted, str] | None:
     match = ADDRESS.fullmatch(path)
     source = mounted.get(match[1]) if match else None
     return (source, match[2]) if match and source else None
-
-
-def open_raw(path: str) -> io.BufferedIOBase | io.FileIO:
-    """Open a local file without a buffer, or the recording at an address."""
-    if place := find(path):
-        (source, _), id = place
-        return source.open(id)
-    return open(path, "rb", buffering=0)

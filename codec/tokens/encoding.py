@@ -18,8 +18,10 @@ from codec.data.loader import WorkerLoader, named_losses
 from codec.model.batching import exact_float32, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
+from codec.system.device import device_name
 from codec.system.files import only_writer
 from codec.system.resuming import require_unused, resume
+from codec.tokens.compiled import compiled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE, TokenError
 from codec.tokens.plan import batches, make_plan
@@ -34,7 +36,7 @@ OPTIONS |= {"condition": "--condition", "codebook_sizes": "codebook sizes (--num
 
 def encode_corpus(
     codec: Codec,
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     output: Path,
     settings: Settings | None = None,
     jobs: tuple[int, int] = (1, 0),
@@ -64,7 +66,12 @@ class Encoding:
     """One job of encoding a corpus: its plan, codec, settings and output."""
 
     def __init__(
-        self, codec: Codec, inputs: Sequence[Path], output: Path, settings: Settings, jobs: tuple[int, int]
+        self,
+        codec: Codec,
+        inputs: Sequence[str | Path],
+        output: Path,
+        settings: Settings,
+        jobs: tuple[int, int],
     ):
         self.codec, self.settings, self.jobs = codec, settings, jobs
         token_format = format_of(codec, settings)
@@ -107,9 +114,9 @@ class Encoding:
         reader = SourceBatches(self.plan, [group for _, group in groups], self.codec, self.settings)
         workers = min(self.settings.workers, len(groups))
         loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
-        encoder = Encoder(self.codec, self.settings, self.plan, self.shards.format)
-        device = next(self.codec.parameters()).device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        codec = compiled(self.codec) if self.settings.compile and groups else self.codec
+        encoder = Encoder(codec, self.settings, self.plan, self.shards.format)
+        name = device_name(next(codec.parameters()).device) + ", compiled" * self.settings.compile
         outcomes: dict[int, Outcome] = {}
         with exact_float32(), progress(sum(map(self.plan.seconds, todo))) as advance, named_losses():
             for (shard, _), loaded in zip(groups, loader, strict=True):
@@ -167,7 +174,7 @@ def progress(seconds: float) -> Iterator[Callable[[float], None]]:
 
 def run_job(
     model: Path,
-    inputs: Sequence[Path],
+    inputs: Sequence[str | Path],
     output: Path,
     settings: Settings,
     jobs: tuple[int, int],

@@ -14,6 +14,7 @@ from codec.audio.conversion import resampled_length
 from codec.config import ConfigError
 from codec.data.index import Index, IndexedFile
 from codec.data.scan import scan, scan_files
+from codec.system.address import is_file
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Plan:
         return sum(self.sources[number].seconds for number in self.shards[shard])
 
 
-def make_plan(inputs: Sequence[Path], sample_rate: int, shard_hours: float, progress: bool = True) -> Plan:
+def make_plan(
+    inputs: Sequence[str | Path], sample_rate: int, shard_hours: float, progress: bool = True
+) -> Plan:
     """Plan for a folder or for files; only headers are read. DataError if no file is usable."""
-    if len(inputs) == 1 and not inputs[0].is_file():
+    if len(inputs) == 1 and not is_file(str(inputs[0])):
         index = scan(inputs[0], check_content=False, progress=progress, require_usable=False)
-    elif folders := [str(path) for path in inputs if not path.is_file()]:
+    elif folders := [str(path) for path in inputs if not is_file(str(path))]:
         raise ConfigError(f"expected one folder, or any number of files: {folders[0]} is no file")
     else:
         index = scan_files(inputs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import ConfigError
+from codec.system import address
 
 
 def run_on_ray(run_job: Callable[..., None], work: Mapping[str, Any], num_jobs: int | None = None) -> None:
@@ -27,7 +28,7 @@ def run_on_ray(run_job: Callable[..., None], work: Mapping[str, Any], num_jobs: 
         absolute = {
             **work,
             "model": Path(os.path.abspath(work["model"])),
-            "inputs": [Path(os.path.abspath(path)) for path in work["inputs"]],
+            "inputs": [address.absolute(path) for path in work["inputs"]],
             "output": Path(os.path.abspath(work["output"])),
         }
         task: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=2)(run_job)

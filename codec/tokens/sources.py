@@ -28,7 +28,10 @@ from codec.tokens.shards import Outcome
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of encoding a corpus; `batch_seconds` changes tokens by rounding only, `workers` never."""
+    """Options of encoding a corpus; `workers` never changes tokens.
+
+    `batch_seconds` and `compile` change them by rounding only.
+    """
 
     layout: str = "arrow"
     num_quantizers: int | None = None
@@ -38,6 +41,7 @@ class Settings:
     workers: int = 2
     downmix: str = "mid"
     dtype: str | None = None  # of continuous latents
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

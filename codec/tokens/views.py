@@ -54,7 +54,7 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_sizes: Sequence[int]
     if codebook_sizes is None:
         return codes
     codes = codes - offsets(codebook_sizes, num_quantizers, codes)
-    require_codes(codes, codebook_sizes, "tokens are not of the stages in whose places they are")
+    require_codes(codes, codebook_sizes, "tokens lie outside the codebooks of their positions")
     return codes
 
 

@@ -62,7 +62,7 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
 
 
 def inherited_parts(composed: Any) -> tuple[str, ...]:
-    """Parts in `inherit`; ConfigError for unknown ones, without weights, and without those of the codes."""
+    """Parts in `inherit`; ConfigError for unknown parts, no weights, no encoder or no quantizer."""
     path, parts = composed.get("weights"), composed.get("inherit", DEFAULT_PARTS)
     parts = tuple(parts) if OmegaConf.is_list(parts) else parts
     if path is not None and not isinstance(path, str):

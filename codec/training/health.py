@@ -78,8 +78,8 @@ def warnings_in_words(
         )
     if losses.get("discriminator", 1.0) < 0.02:
         warnings.append(
-            "the discriminator tells every example apart: the generator learns little from it. Lower "
-            "optimizer.discriminator.lr or raise training.adversarial_from"
+            "the discriminator separates all real and decoded audio: the generator learns little from it. "
+            "Lower optimizer.discriminator.lr or raise training.adversarial_from"
         )
     if speed["speed/data_wait"] > 0.3:
         advice = (

@@ -52,7 +52,7 @@ def more_stages(source: Bottleneck, quantizer: Bottleneck) -> Bottleneck:
     depth = count or None
     if problem or not torch.equal(quantizer.encode(latents, depth), source.encode(latents, depth)):
         raise ConfigError(
-            "quantizer: its first stages are not those of weights; add stages of their kind behind them"
+            "quantizer: its first stages differ from those of weights; keep them, and append stages"
             + (f" ({problem})" if problem else "")
         )
     return quantizer

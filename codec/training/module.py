@@ -217,7 +217,8 @@ class CodecTraining(lightning.LightningModule):
         generator = torch.Generator().manual_seed(self.step_seed())
         depths = self.codec.quantizer.draw_num_quantizers(batch_size * world_size(), generator)
         start = rank() * batch_size
-        return None if depths is None else depths[start : start + batch_size].to(self.device)
+        own = slice(start, start + batch_size)
+        return None if depths is None else depths[own].to(self.device, non_blocking=True)
 
     def step_seed(self) -> int:
         """Seed of this step's random draws, the same on all processes."""

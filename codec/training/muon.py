@@ -34,7 +34,7 @@ class MuonAdamW(Optimizer):
         if matrices:
             self.rules.append(Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **rate))
         if others:
-            self.rules.append(AdamW(others, betas=tuple(betas), fused=fused, **rate))
+            self.rules.append(AdamW(others, betas=(betas[0], betas[1]), fused=fused, **rate))
         super().__init__([group for rule in self.rules for group in rule.param_groups], {"lr": lr})
 
     @torch.no_grad()

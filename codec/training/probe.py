@@ -24,6 +24,7 @@ from codec.config import ConfigError
 from codec.data.index import DataError
 from codec.data.loader import end_with
 from codec.data.module import AudioData
+from codec.system.device import device_name
 from codec.system.files import FileError
 from codec.system.memory import available_memory, peak_memory, private_memory, refuse_above
 from codec.training.build import Run, build_parts
@@ -143,7 +144,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated(device) if cuda else peak_memory() + meter.loaders
     return {
         "fits": True,
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device) + f", {torch.get_num_threads()} threads" * (device.type == "cpu"),
         "limit": limit,
         "peak": peak,
         "measured_steps": len(meter.times),

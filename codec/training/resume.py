@@ -79,6 +79,6 @@ def check_same_stages(checkpoint: Path, stages: Sequence[Stage]) -> None:
     )
     remedy = (
         "stages that have begun must stay; only the last of them may have other steps, no fewer than are "
-        "done, and what follows it is free"
+        "done; later stages may change"
     )
     require_same(checkpoint, old, new, remedy)

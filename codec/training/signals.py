@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from codec.data.loader import STOPPING
-from codec.system.distributed import all_reduce_sum
+from codec.system.distributed import all_reduce_sum, world_size
 from codec.training.checkpoints import is_healthy
 
 PATIENCE = 10  # seconds from a signal to the start of the next step, at most
@@ -81,8 +81,10 @@ class StopOnSignal(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
         """Stop all processes if one received a signal; otherwise the others would wait for it forever."""
-        flag = torch.tensor(int(self.received is not None), device=pl_module.device)
-        if int(all_reduce_sum([flag])[0]):
+        stops = self.received is not None
+        if world_size() > 1:
+            stops = bool(all_reduce_sum([torch.tensor(int(stops), device=pl_module.device)])[0])
+        if stops:
             self.received = self.received or signal.SIGTERM
             if is_healthy(pl_module):
                 trainer.save_checkpoint(self.checkpoint)
