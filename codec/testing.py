@@ -27,7 +27,7 @@ from codec.losses.objective import Objective, names_of
 from codec.metrics.base import Metric
 from codec.quantizers.base import Bottleneck
 from codec.quantizers.residual import Residual
-from codec.system.sources import DataSource, mount
+from codec.system.sources import DataSource, mount, mounted
 
 BATCH, FRAMES = 3, 24
 CLOSE = 1e-4  # of the largest value; float32 sums of another order
@@ -243,8 +243,8 @@ def score_of(metric: Metric, estimate: np.ndarray, reference: np.ndarray, rate: 
         require(close(metric.score(*(one[:1] for one in both), rate), scores[:1]), "signals are scored alone")
         return float(scores[0])
     score = metric.score(copies[0], copies[1] if metric.needs_reference else None, rate)
-    same = np.array_equal(copies[0], estimate) and np.array_equal(copies[1], reference)
-    require(same, "a metric does not change its inputs")
+    equal = np.array_equal(copies[0], estimate) and np.array_equal(copies[1], reference)
+    require(equal, "a metric does not change its inputs")
     return float(score)
 
 
@@ -255,13 +255,16 @@ def check_source(source: DataSource) -> None:
     for id, size in sizes.items():
         require(posixpath.normpath(id) == id and id[0] not in "/.", "an id is a relative path")
         with source.open(id) as one, source.open(id) as other:
-            whole = one.read()
-            require(len(whole) == size, "sizes gives the bytes of a recording")
+            content = one.read()
+            require(len(content) == size, "sizes gives the bytes of a recording")
             one.seek(size // 2)
-            require(other.read(size // 3) == whole[: size // 3], "files that are open do not move each other")
-            require(one.read() == whole[size // 2 :], "a file is read from any byte")
+            require(
+                other.read(size // 3) == content[: size // 3], "files that are open do not move each other"
+            )
+            require(one.read() == content[size // 2 :], "a file is read from any byte")
     with TemporaryDirectory() as folder:
         index = scan(mount(source), cache_dir=folder, progress=False, require_usable=False)
+    del mounted[source.name]
     faults = "; ".join(f"{file.path}: {file.problem}" for file in index.problems)
     require(bool(index.files) and not faults, f"recordings are audio, {faults or 'with extensions of it'}")
     try:

@@ -245,8 +245,7 @@ def fit_entropy() -> argparse.ArgumentParser:
     add("folder", type=recordings, help="recordings, or tokens of codec-encode, like those to be compressed")
     add("-o", "--output", type=local_path, help=f"default: {about.TABLES_FILE} in the model's folder")
     add("--max-hours", type=float, default=5.0, help="most audio used; default: %(default)s")
-    add("--held-out", type=float, metavar="SHARE",
-        help="leave out the recordings of codec-evaluate --held-out SHARE")  # fmt: skip
+    add("--held-out", type=float, metavar="SHARE", help="leave out those of codec-evaluate --held-out SHARE")
     return parser
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from codec.config import ConfigError
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.split import split
-from codec.system.address import is_address
+from codec.system import address
 from codec.system.archive import unpacked
 from codec.system.files import printable, write_whole
 
@@ -35,7 +35,7 @@ def identity(file: IndexedFile) -> str:
         content = [*file.info, float(file.peak).hex(), float(file.rms).hex()]
         key = " ".join(map(str, content)).encode()
     else:
-        key = os.fsencode(file.path if is_address(file.path) else os.path.realpath(file.path))
+        key = os.fsencode(file.path if address.parts(file.path)[0] else os.path.realpath(file.path))
     name = hashlib.sha256(key).hexdigest()[:16]
     return f"{name}:{file.span[0]}-{file.span[1]}" if file.span else name
 

@@ -45,8 +45,8 @@ class Source:
 
 def open_source(name: str | os.PathLike[str]) -> Source:
     """List the source at a path; `DataError` if it is missing, not readable, or of another kind."""
-    if place := sources.find(os.fspath(name)):
-        return list_source(os.fspath(name), place[0].sizes)
+    if sources.find(os.fspath(name)):
+        return list_address(os.fspath(name))
     path = require_source(name)
     if is_pattern(path):
         return list_rows(path, address.parent(path.partition("{")[0]), [*map(Row, expand(path))])
@@ -143,13 +143,6 @@ def list_archive(path: str, within: str = "") -> Source:
     return Source(path, path, sorted(files, key=lambda file: file.path), unreadable, dict(ignored))
 
 
-def list_source(address: str, sizes: Mapping[str, int]) -> Source:
-    """Audio files of a source of recordings by their ids."""
-    files = [IndexedFile(id, size, 0) for id, size in sorted(sizes.items()) if is_audio(id)]
-    ignored = Counter(kind(id) for id in sizes if not is_audio(id))
-    return Source(address, address, files, ignored=dict(ignored))
-
-
 def list_within(root: str, name: str) -> Source:
     """Source of an archive below `root`; one that is not readable has that as its fault."""
     try:
@@ -225,7 +218,7 @@ def list_folder(root: str) -> Source:
 
 
 def list_address(root: str) -> Source:
-    """Audio files below an address that ends with `/`; outputs of codec commands are skipped."""
+    """Audio files below an address that ends with `/`, also a source's; outputs of commands are skipped."""
     try:
         states = address.find(root)
     except OSError as error:

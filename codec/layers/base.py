@@ -115,7 +115,7 @@ class Padding:
 
     @contextmanager
     def beyond(self, lengths: Tensor, longest: int) -> Iterator[None]:
-        """Mask what follows the `lengths` `[B]` of signals, of `longest` inputs with their padding."""
+        """Mask the rest after `lengths` `[B]` of signals, of `longest` inputs with their padding."""
         self.longest = torch.tensor(longest, device=lengths.device)
         self.lengths = lengths
         try:

@@ -193,7 +193,9 @@ def open_raw(path: str, block: int = BLOCK) -> Any:
 
 
 def find(root: str) -> dict[str, State]:
-    """States of all files below an address, by relative path; OSError if a folder cannot be listed."""
+    """States of the files below an address, or of a source, by relative path; OSError if it is not listed."""
+    if place := sources.find(root):
+        return {id: State(size, 0, stat.S_IFREG) for id, size in place[0].sizes.items()}
     with reached(root) as (system, path):
         system.invalidate_cache()
         base = as_folder(system._strip_protocol(path))

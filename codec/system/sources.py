@@ -59,8 +59,9 @@ def mount(source: DataSource) -> str:
             f"expected a path, or a source of recordings with a name, sizes and open, got {source!r}"
         )
     sizes = dict(source.sizes())
-    if mounted.setdefault(source.name, Mounted(source, sizes)).sizes != sizes:
+    if source.name in mounted and mounted[source.name].sizes != sizes:
         raise ValueError(f"two sources of other recordings are named {source.name!r}: rename one of them")
+    mounted[source.name] = Mounted(source, sizes)
     return f"{source.name}://"
 
 

@@ -82,12 +82,12 @@ def also_searched(arguments: Sequence[str], folders: Sequence[Path]) -> list[str
     pairs = enumerate(zip(["", *arguments], arguments, strict=False))
     places = [i for i, (flag, one) in pairs if OVERRIDE.match(one) and flag not in FLAGS]
     extended = list(arguments)
-    given = [i for i in places if arguments[i].startswith(SEARCHED + "[")]
-    if given:
-        urls.insert(0, arguments[given[-1]].strip().removeprefix(SEARCHED)[1:-1])
-        extended.pop(given[-1])
+    lists = [i for i in places if arguments[i].startswith(SEARCHED + "[")]
+    if lists:
+        urls.insert(0, arguments[lists[-1]].strip().removeprefix(SEARCHED)[1:-1])
+        extended.pop(lists[-1])
     # Beside the other overrides: Hydra's parser rejects overrides on both sides of a flag.
-    place = given[-1] if given else places[0] if places else len(arguments)
+    place = lists[-1] if lists else places[0] if places else len(arguments)
     extended.insert(place, f"{SEARCHED}[{','.join(filter(str.strip, urls))}]")
     return extended
 
