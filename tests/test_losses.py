@@ -704,7 +704,7 @@ def test_a_loss_on_a_branch_with_a_teacher_teaches_and_leaves_no_trace_in_a_chec
     assert gradient.any() and torch.equal(gradient, alone)
 
 
-def test_the_first_stage_of_the_speech_recipe_follows_phase_more_than_magnitudes(real_speech):
+def test_the_first_stage_of_the_speech_recipe_weighs_phase_enough_to_find_it(real_speech):
     node = config("experiment=speech_16khz")
     weights = {**node["loss"]["weights"], **node["training"]["stages"][0]["weights"]}
     paths = sorted(real_speech.rglob("*.flac"))[::3][:8]
@@ -717,4 +717,5 @@ def test_the_first_stage_of_the_speech_recipe_follows_phase_more_than_magnitudes
         name: weights[name] * torch.autograd.grad(term, estimate, retain_graph=True)[0].norm()
         for name, term in terms.items()
     }
-    assert pulls["complex"] > pulls["mel"], "the phase is not found: raise the weight of the complex term"
+    # Trainings found the phase in 200 steps at 0.53, and not in 1000 steps at 0.13 (FINDINGS.md).
+    assert pulls["complex"] > 0.3 * pulls["mel"], "raise the weight of the complex term"
