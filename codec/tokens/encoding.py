@@ -21,7 +21,6 @@ from codec.model.saving import load
 from codec.system.device import device_name
 from codec.system.files import only_writer
 from codec.system.resuming import require_unused, resume
-from codec.tokens.compiled import compiled
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE, TokenError
 from codec.tokens.plan import batches, make_plan
@@ -114,7 +113,11 @@ class Encoding:
         reader = SourceBatches(self.plan, [group for _, group in groups], self.codec, self.settings)
         workers = min(self.settings.workers, len(groups))
         loader = WorkerLoader(reader, batch_size=None, num_workers=workers, collate_fn=list)
-        codec = compiled(self.codec) if self.settings.compile and groups else self.codec
+        codec = self.codec
+        if self.settings.compile and groups:
+            from codec.tokens.compiled import compiled  # its import takes two seconds
+
+            codec = compiled(codec)
         encoder = Encoder(codec, self.settings, self.plan, self.shards.format)
         name = device_name(next(codec.parameters()).device) + ", compiled" * self.settings.compile
         outcomes: dict[int, Outcome] = {}
