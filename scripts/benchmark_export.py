@@ -140,7 +140,7 @@ def write_int8(codec: Codec, path: Path) -> None:
     if not before.is_dir():
         raise ConfigError("it is made of onnx")
     audio = calibration(codec)
-    inputs = {"encoder": audio, "decoder": [codec.encode(clip) for clip in audio]}
+    inputs = {"encoder": audio, "decoder": [[codec.encode(clip[0])] for clip in audio]}
     for file in before.iterdir():
         shutil.copy(file, path / file.name)
         onnx_export.to_int8(path / file.name, inputs.get(file.stem))
