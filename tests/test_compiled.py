@@ -13,7 +13,6 @@ from torch._inductor import config as inductor
 from codec.commands.encode import main
 from codec.config import ConfigError
 from codec.model.batching import encode_batch, exact_float32
-from codec.tokens import encoding
 from codec.tokens.compiled import compiled
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
@@ -83,7 +82,7 @@ def test_machine_code_gives_the_same_codes():
 
 def test_compilation_is_no_setting_of_a_dataset(tmp_path, monkeypatch, capsys):
     codec, calls = small_codec(), []
-    monkeypatch.setattr(encoding, "compiled", lambda codec: calls.append(codec) or codec)
+    monkeypatch.setattr("codec.tokens.compiled.compiled", lambda codec: calls.append(codec) or codec)
     write_corpus(tmp_path / "wavs")
     settings = Settings("npy", workers=0, compile=True)
     about = encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "one", settings)
