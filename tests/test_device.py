@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.fabric.accelerators.mps import MPSAccelerator
 from tokenized import small_codec
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,8 +69,12 @@ def test_the_default_is_a_gpu_then_mps_then_the_cpu(monkeypatch):
 def test_training_takes_mps_where_it_is(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(platform, "processor", lambda: "arm")
-    trainer = lightning.Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
-    assert trainer.strategy.root_device.type == "mps"
+    MPSAccelerator.is_available.cache_clear()  # Lightning asks once a process
+    try:
+        trainer = lightning.Trainer(accelerator="auto", devices=1, logger=False, enable_checkpointing=False)
+        assert trainer.strategy.root_device.type == "mps"
+    finally:
+        MPSAccelerator.is_available.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_views_can_be_undone(shape):
 
 def test_views_refuse_what_they_cannot_undo():
     codes = torch.tensor([[1, 2], [3, 4]])
-    with pytest.raises(ValueError, match="not of the stages"):
+    with pytest.raises(ValueError, match="lie outside the codebooks"):
         unflatten(flatten(codes, [5, 5]).flip(0), 2, [5, 5])
     with pytest.raises(ValueError, match="only 1 codebook sizes"):
         flatten(codes, [5])

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 import codec
 from codec.config import ConfigError, build
 from codec.data.index import DataError
+from codec.evaluation.records import Summary
 from codec.losses.objective import Objective
 from codec.quantizers.residual import Residual
 from codec.training.build import build_parts
@@ -317,9 +318,9 @@ def test_a_full_disk_at_the_end_is_told_and_the_same_command_exports_later(
 def test_evaluation_runs_where_the_training_ran(tmp_path, wavs, monkeypatch):
     devices: list[str] = []
 
-    def evaluated(model: torch.nn.Module, files: list, output: Path, metrics: object) -> dict:
+    def evaluated(model: torch.nn.Module, files: list, output: Path, metrics: object) -> Summary:
         devices.append(next(model.parameters()).device.type)
-        return {"files": 1, "kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}
+        return Summary(files=1, rate_distortion=[{"kbit/s": 1.0, "si_sdr": 0.0, "mel": 0.0, "stft": 0.0}])
 
     monkeypatch.setattr("codec.training.finish.evaluate", evaluated)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
