@@ -36,6 +36,7 @@ class Codebook(nn.Module):
         True  # copy gradients past all stages; False: they pass through `forward`
     )
     tabular: bool = False  # `table` and `sources` exist
+    conditional: bool = False  # vectors depend on the sum of earlier stages, see `given`
     learns: bool = False
     revives: bool = False
     frozen: bool = False  # neither updated nor revived
@@ -60,7 +61,7 @@ class Codebook(nn.Module):
     def given(self, total: Tensor) -> Stage:
         """Return the stage for inputs whose earlier stages sum to `total` `[..., D]`.
 
-        That is the codebook itself, unless its vectors depend on this sum.
+        That is the codebook itself, unless it is `conditional`; only then `total` needs to be the sum.
         """
         return self
 

@@ -21,6 +21,7 @@ class QINCoCodebook(GradientCodebook):
     """
 
     tabular = False
+    conditional = True
 
     def __init__(
         self,

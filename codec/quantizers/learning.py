@@ -127,10 +127,11 @@ def stage_inputs(quantizer: Cascade, quantized: Quantized) -> Iterator[tuple[int
     """Yield number of first code, codebook, inputs `[N, D]` and codes `[N]` of each stage of a batch."""
     residual, codes = rows(quantized.inputs.float()), rows(quantized.codes)
     total = torch.zeros_like(residual)
-    for first, stage, stride in quantizer.levels(codes.shape[1]):
+    for first, codebook, stride in quantizer.levels(codes.shape[1]):
         stage_codes = codes[:, first : first + quantizer.stride // stride].reshape(-1)
-        yield first, stage, pooled(residual, stride), stage_codes
+        yield first, codebook, pooled(residual, stride), stage_codes
         if first + quantizer.stride // stride < codes.shape[1]:
-            stage = stage.given(pooled(total, stride))
+            stage = codebook.given(pooled(total, stride))
             vectors = spread(stage.lookup(stage_codes.clamp(min=0)), stride)
-            residual, total = subtract(residual, vectors, own=first > 0), total.add_(vectors)
+            residual = subtract(residual, vectors, own=first > 0)
+            total = total.add_(vectors) if codebook.conditional else total

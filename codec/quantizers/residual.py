@@ -214,13 +214,14 @@ class Residual(Quantizer):
                 codes = beam_search(list(self.levels(depth)), residual, self.stride, depth, beam)
                 return columns(codes, len(latents))
             codes, total = [], torch.zeros_like(residual)
-            for first, stage, stride in self.levels(depth):
-                stage, count = stage.given(pooled(total, stride)), self.stride // stride
+            for first, codebook, stride in self.levels(depth):
+                stage, count = codebook.given(pooled(total, stride)), self.stride // stride
                 chosen = stage.encode(pooled(residual, stride))
                 codes.append(chosen.view(-1, count))
                 if first + count < depth:
                     vectors = spread(stage.lookup(chosen), stride)
-                    residual, total = subtract(residual, vectors, own=first > 0), total.add_(vectors)
+                    residual = subtract(residual, vectors, own=first > 0)
+                    total = total.add_(vectors) if codebook.conditional else total
             return columns(torch.cat(codes, 1)[:, :depth], len(latents))
 
     def decode(self, codes: Tensor) -> Tensor:
