@@ -1,5 +1,7 @@
 """A new decoder for the codes of another codec, more codebooks, and a discriminator that goes along."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soxr
@@ -24,6 +26,7 @@ from codec.export.streaming_graphs import require_causal
 from codec.huggingface import convert as huggingface
 from codec.layers.base import context_of
 from codec.layers.sinc import Resample
+from codec.model.codec import Codec
 from codec.model.saving import build_codec, load
 from codec.testing import check_autoencoder
 from codec.tokens.dataset import TokenDataset
@@ -78,6 +81,18 @@ def varied(plain: dict, options: dict):
     for name, value in options.items():
         OmegaConf.update(composed, name, value, merge=False)
     return composed
+
+
+def trained_for(weights: Path, folder: Path, strides: str) -> tuple[Codec, Codec]:
+    """A codec, and one whose decoder at 24 kHz was trained for its codes by two steps."""
+    write_synthetic_folder(folder / "wavs", seconds=2, sample_rate=24000)
+    overrides = [f"autoencoder.strides={strides}", "sample_rate=24000"]
+    plain = tiny_run(folder, folder / "wavs", "trainer.max_steps=2", *overrides)
+    options = {"weights": str(weights), "inherit": ["encoder", "quantizer"], "run_dir": str(folder / "run")}
+    assert run.train(varied(plain, options)) == 0
+    source, model = huggingface.load_any(weights), load(folder / "run")
+    assert model.autoencoder.codes_of == source.codec_id()
+    return source, model
 
 
 def given(monkeypatch, *options: str) -> None:

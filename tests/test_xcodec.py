@@ -5,17 +5,14 @@ import shutil
 
 import pytest
 import torch
-from composed import tiny_run
 from safetensors.torch import load_file, save_file
-from test_new_decoder import varied
+from test_new_decoder import trained_for
 
-from codec.audio.synthetic import write_synthetic_folder
 from codec.config import ConfigError
 from codec.huggingface import convert as huggingface
 from codec.layers.streaming import NotStreamable
 from codec.model.saving import load
 from codec.testing import check_autoencoder
-from codec.training import run
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torchaudio", reason="Higgs Audio v2 in transformers needs it, this package does not")
@@ -120,13 +117,7 @@ def test_old_names_of_normalized_weights_are_read(higgs, folder):
 
 
 def test_a_decoder_is_trained_for_their_codes(higgs, tmp_path):
-    write_synthetic_folder(tmp_path / "wavs", seconds=2, sample_rate=24000)
-    strides = "autoencoder.strides=[8,10,12]"  # 40 ms
-    plain = tiny_run(tmp_path, tmp_path / "wavs", "trainer.max_steps=2", strides, "sample_rate=24000")
-    options = {"weights": str(higgs[1]), "inherit": ["encoder", "quantizer"]}
-    assert run.train(varied(plain, options | {"run_dir": str(tmp_path / "run")})) == 0
-    source, model = huggingface.load_any(higgs[1]), load(tmp_path / "run")
-    assert model.autoencoder.codes_of == source.codec_id()
+    source, model = trained_for(higgs[1], tmp_path, "[8,10,12]")  # 40 ms
     audio = 0.3 * torch.randn(1, 1, FRAMES * 960, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         assert torch.equal(model.encode(audio), source.encode(audio))

@@ -7,10 +7,8 @@ import sys
 import pytest
 import torch
 import yaml
-from composed import tiny_run
-from test_new_decoder import varied
+from test_new_decoder import trained_for
 
-from codec.audio.synthetic import write_synthetic_folder
 from codec.config import ConfigError
 from codec.huggingface import convert as huggingface
 from codec.layers.sinc import Resample
@@ -19,7 +17,6 @@ from codec.testing import check_autoencoder
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
-from codec.training import run
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torchaudio", reason="their feature extractors need it, this package does not")
@@ -103,13 +100,7 @@ def test_codes_and_audio_are_those_of_transformers(original, example, tmp_path):
 
 
 def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
-    write_synthetic_folder(tmp_path / "wavs", seconds=2, sample_rate=24000)
-    strides = "autoencoder.strides=[6,8,10]"  # 20 ms
-    plain = tiny_run(tmp_path, tmp_path / "wavs", "trainer.max_steps=2", strides, "sample_rate=24000")
-    options = {"weights": str(original[2]), "inherit": ["encoder", "quantizer"]}
-    assert run.train(varied(plain, options | {"run_dir": str(tmp_path / "run")})) == 0
-    source, model = huggingface.load_any(original[2]), load(tmp_path / "run")
-    assert model.autoencoder.codes_of == source.codec_id()
+    source, model = trained_for(original[2], tmp_path, "[6,8,10]")  # 20 ms
     assert not any("acoustic_decoder" in name for name in model.state_dict())
     audio = 0.3 * torch.randn(1, 1, FRAMES * 480, generator=torch.Generator().manual_seed(2))
     heard = Resample(1, 24000, 16000)(audio) if source.sample_rate == 16000 else audio

@@ -142,10 +142,9 @@ def require_input(path: str) -> None:
     """Raise DataError, as `scan` does, unless the file or folder exists."""
     from codec.data.index import EXTENSIONS, DataError
     from codec.data.source import is_pattern, require_folder
-    from codec.system.address import absolute, exists, is_address
+    from codec.system.address import exists, is_address, without_secret
 
-    if is_address(path):
-        absolute(path)
+    without_secret(path)
     if exists(path) or is_pattern(path):
         return
     if not is_address(path) and os.path.splitext(path)[1].lower() in {*EXTENSIONS, ".codec", ".npy"}:
