@@ -126,11 +126,13 @@ def test_docstrings_messages_and_comments_name_things(entry):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in TEXTS if p.suffix == ".md"], ids=lambda p: f"{p.parent.name}-{p.name}"
+    "path",
+    [*(path for path in TEXTS if path.suffix == ".md"), *sorted(PACKAGE.rglob("*.html"))],
+    ids=lambda path: f"{path.parent.name}-{path.name}",
 )
 def test_headings_name_things(path):
-    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
-    clauses = [clause for heading in headings for clause in headless(heading)]
+    headings = re.findall(r"^#+ (.*)$|<h\d>(.*?)</h\d>", path.read_text(), re.MULTILINE)
+    clauses = [clause for groups in headings for heading in groups for clause in headless(heading)]
     assert not clauses, "name the thing: " + "\n".join(clauses)
 
 
