@@ -12,7 +12,7 @@ from torch import Tensor
 from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.codebooks.factorized import FactorizedCodebook
 from codec.config import ConfigError
-from codec.huggingface.foreign import arguments
+from codec.huggingface.foreign import arguments, refuse
 from codec.layers.conv import Layers
 from codec.model.codec import Codec
 from codec.quantizers.residual import Residual
@@ -61,9 +61,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
             quantizer
         ),
     }
-    if any(unlike.values()):
-        reasons = "; ".join(reason for reason, differs in unlike.items() if differs)
-        raise ConfigError(f"not of the shape of DAC in transformers: {reasons}")
+    refuse("not of the shape of DAC in transformers", unlike)
     assert isinstance(quantizer, Residual)
     return {
         "architectures": ["DacModel"],

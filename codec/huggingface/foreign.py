@@ -69,6 +69,12 @@ def arguments(node: Mapping[str, Any] | None, target: Callable[..., Any]) -> dic
     return defaults | {key: value for key, value in (node or {}).items() if key not in (TARGET, PARTIAL)}
 
 
+def refuse(beginning: str, reasons: Mapping[str, Any]) -> None:
+    """Raise ConfigError that lists all reasons with a true value."""
+    if applying := [reason for reason, applies in reasons.items() if applies]:
+        raise ConfigError(f"{beginning}: {'; '.join(applying)}")
+
+
 def read_json_config(path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Read a foreign `config.json`, merged into its format's defaults; ConfigError for wrong types."""
     options = read_json(path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from codec.autoencoders.seanet import ResidualUnits, SEANet
-from codec.codebooks.ema import VectorCodebook
+from codec.codebooks.vectors import VectorCodebook
 from codec.layers.conv import Conv1d, ConvTranspose1d
 from codec.quantizers.residual import Residual
 
