@@ -17,17 +17,15 @@ from lightning.fabric.strategies.launchers.subprocess_script import _basic_subpr
 
 import codec
 from codec.audio.writing import write_wav
-from codec.commands.arguments import PARSERS
 from codec.commands.errors import report_errors
 from codec.commands.main import COMMANDS, main
+from codec.commands.parsers import PARSERS
 from codec.commands.train import quoted
 from codec.model.saving import build_codec
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 
-
-def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return programs.run([sys.executable, str(SCRIPTS / f"{script}.py"), *arguments], cwd=folder)
+def run(command: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    return programs.run([sys.executable, "-m", "codec", command, *arguments], cwd=folder)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +148,8 @@ def wavs(tmp_path) -> Path:
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """The installed command, in a folder of the user's."""
     installed = Path(sys.executable).with_name("codec-train")
-    program = installed if installed.is_file() else SCRIPTS / "train.py"
-    return programs.run([sys.executable, str(program), *SMALL, *arguments], cwd=folder)
+    program = [str(installed)] if installed.is_file() else ["-m", "codec", "train"]
+    return programs.run([sys.executable, *program, *SMALL, *arguments], cwd=folder)
 
 
 @pytest.mark.slow
@@ -289,7 +287,7 @@ def test_commands_are_listed_in_words_and_a_typo_is_mended():
 
 
 def test_what_the_parsers_say_is_what_the_modules_have():
-    from codec.commands.export import FORMATS
+    from codec.export.formats import FORMATS
     from codec.metrics.process import TIMEOUT
     from codec.tokens.exports import EXPORTS
     from codec.tokens.files import LAYOUTS

@@ -404,15 +404,14 @@ def test_mistakes_give_a_message_and_no_file(
 
 
 @pytest.mark.slow
-def test_the_scripts_run(tmp_path, saved, recordings):
-    scripts = Path(__file__).parent.parent / "scripts"
+def test_the_commands_run(tmp_path, saved, recordings):
     for name, *arguments in (
-        ("fit_entropy", saved, recordings, "-o", "t.safetensors"),
+        ("fit-entropy", saved, recordings, "-o", "t.safetensors"),
         ("compress", saved, recordings / "0.wav", "-o", "a.codec", "--tables", "t.safetensors"),
         ("truncate", "a.codec", "-o", "b.codec", "--num-quantizers", "1"),
         ("decompress", saved, "b.codec", "-o", "b.wav", "--tables", "t.safetensors"),
     ):
-        command = [sys.executable, str(scripts / f"{name}.py"), *map(str, arguments)]
+        command = [sys.executable, "-m", "codec", name, *map(str, arguments)]
         done = programs.run(command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert soundfile.info(tmp_path / "b.wav").frames == 24000

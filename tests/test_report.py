@@ -450,15 +450,14 @@ def test_long_names_and_markup_stay_within_the_page(runs, tmp_path, width):
 
 
 def test_the_command_reports_and_refuses_in_words(runs, tmp_path):
-    script = Path(__file__).parent.parent / "scripts/report.py"
-    command = [sys.executable, str(script), str(runs), "--clips", "1"]
-    done = programs.run(command)
+    command = [sys.executable, "-m", "codec", "report"]
+    done = programs.run([*command, str(runs), "--clips", "1"])
     assert done.returncode == 0, done.stderr
     assert (
         "codec-report" in (runs / "report/index.html").read_text()
         and "10 runs of 4 variants, 1 without result" in done.stdout
     )
-    wrong = programs.run([*command[:2], "nowhere"])
+    wrong = programs.run([*command, "nowhere"])
     assert (
         wrong.returncode == 2
         and "nowhere: no such folder" in wrong.stderr

@@ -21,7 +21,6 @@ from codec.evaluation.report import report
 from codec.sweep.sweeper import Job, check_unchanged, folder_name, record, recorded
 from codec.training.finish import perceptual_metrics
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "train.py"
 TINY = [
     *("experiment=tiny", "optimizer=adamw", "data=folder", "data.num_workers=0", "data.batch_size=4"),
     *("data.segment_seconds=0.1", "autoencoder.latent_dim=8", "autoencoder.encoder_channels=2"),
@@ -43,7 +42,7 @@ def wavs(tmp_path_factory) -> Path:
 
 def command(wavs: Path, *overrides: str) -> list[str]:
     fixed = [f"data.root={wavs}", f"data.index.cache_dir={wavs}/cache", "trainer.max_steps=2"]
-    return [sys.executable, str(SCRIPT), *TINY, *fixed, "-m", *overrides]
+    return [sys.executable, "-m", "codec", "train", *TINY, *fixed, "-m", *overrides]
 
 
 def sweep(folder: Path, wavs: Path, *overrides: str) -> subprocess.CompletedProcess:
