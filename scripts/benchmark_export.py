@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.commands.export import calibration
 from codec.config import ConfigError
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
 from codec.export import transformers_check
+from codec.export.formats import calibration
 from codec.export.graphs import inference_codec, programs, without_normalization
 from codec.export.streaming_graphs import run_steps, step_programs
 from codec.export.verification import clip, compare, optional

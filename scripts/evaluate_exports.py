@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.commands.export import FORMATS
-from codec.commands.export_options import Options
 from codec.data.scan import scan
 from codec.data.split import split
 from codec.evaluation.reading import read_clip
 from codec.evaluation.statistics import interval
 from codec.export import onnx as onnx_export
 from codec.export import openvino as openvino_export
+from codec.export.formats import FORMATS, Options
 from codec.metrics.process import MetricProcess
 from codec.metrics.registry import choose_metrics
 from codec.metrics.signal import mel_distance
@@ -41,7 +40,7 @@ def exported(codec: Codec, folder: Path) -> dict[str, Pair]:
         ("bf16", Options(bf16=True)),
     ):
         (folder / name).mkdir()
-        FORMATS["openvino" if name == "bf16" else name](codec, folder / name, options)
+        FORMATS["openvino" if name == "bf16" else name].write(codec, folder / name, options)
     encoder, decoder = (
         onnx_export.Session(folder / "onnx" / f"{side}.onnx") for side in ("encoder", "decoder")
     )

@@ -23,8 +23,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from codec.commands.export import FORMATS, Options
 from codec.config import CONFIG_DIR, ConfigError
+from codec.export.formats import FORMATS, Options
 from codec.export.streaming_graphs import require_causal
 from codec.export.verification import clip
 from codec.model.codec import Codec
@@ -95,7 +95,7 @@ def verdict(codec: Codec, form: str, streaming: bool = False) -> str:
         with tempfile.TemporaryDirectory() as folder:
             if streaming:
                 require_causal(codec)
-            for what, found in FORMATS[form](codec, Path(folder), Options(streaming=streaming)).items():
+            for what, found in FORMATS[form].write(codec, Path(folder), Options(streaming=streaming)).items():
                 found.require(f"{form}, {what},")
     except ConfigError as error:
         logging.warning("%s: %s", form, error)

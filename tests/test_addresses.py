@@ -21,9 +21,9 @@ from test_sources import facts, make, pack, wav
 import codec.data.scan
 from codec.audio.reading import AudioError, read_audio
 from codec.commands import doctor
-from codec.commands.arguments import parse
 from codec.commands.evaluate import default_output, places
 from codec.commands.main import require_input
+from codec.commands.parsers import parse
 from codec.commands.train import check_addresses, check_roots
 from codec.config import ConfigError
 from codec.data.index import DataError, IndexedFile

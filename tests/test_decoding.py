@@ -14,11 +14,11 @@ from codec.audio.reading import AudioError, read_audio, read_info
 from codec.audio.writing import write_wav
 from codec.bitstream.writer import BitstreamError
 from codec.commands import decode as decoding
-from codec.commands.arguments import parse
 from codec.commands.decode import decode_dataset
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.system.files import LOCK, FileError
-from codec.tokens.dataset import TokenDataset, TokenError
+from codec.tokens import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
 

@@ -14,10 +14,11 @@ from tokenized import noise
 
 import codec
 from codec.audio.writing import write_wav
-from codec.commands.export_options import Options, check_codec
+from codec.commands.export import check_codec
 from codec.config import ConfigError, locate_own, registered_modules, trusting
 from codec.data.module import AudioData
 from codec.data.scan import scan
+from codec.export.formats import Options
 from codec.layers.streaming import NotStreamable
 from codec.model.batching import decode_part, encode_batch, exact_float32
 from codec.system.sources import mount

@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from codec.commands import export
-from codec.commands.export import Options, lengths, main, push
+from codec.commands.export import main, push
 from codec.config import ConfigError
 from codec.export import graphs, verification
 from codec.export import onnx as onnx_export
 from codec.export import streaming_graphs as step_graphs
+from codec.export.comparison import lengths
+from codec.export.formats import Options, export_onnx
 from codec.export.verification import Comparison, clip, compare
 from codec.huggingface.convert import shape_of
 from codec.layers.conv import ConvTranspose1d
@@ -489,7 +491,7 @@ def test_every_architecture_runs_in_onnx_runtime(overrides, tmp_path):
     runtime()
     codec = model(*overrides, "quantizer=rvq")
     causal = codec.autoencoder.encoder_context.after == codec.autoencoder.decoder_context.after == 0
-    found = export.export_onnx(codec, tmp_path, Options(streaming=causal))
+    found = export_onnx(codec, tmp_path, Options(streaming=causal))
     assert found.keys() == {"whole signals", "fewer stages"} | ({"streamed"} if causal else set())
     for comparison in found.values():
         assert comparison.max_error < 1e-4 and comparison.agreement > 0.98 and comparison.snr > 70
@@ -501,7 +503,7 @@ def test_int8_graphs_are_smaller_and_near_and_their_quantizer_is_untouched(tmp_p
     import onnx
 
     codec = model("autoencoder=soundstream", "quantizer=rvq")
-    found = export.export_onnx(codec, tmp_path, Options(streaming=True, int8=True))
+    found = export_onnx(codec, tmp_path, Options(streaming=True, int8=True))
     for name in ("encoder", "decoder", "encoder_step", "decoder_step"):
         graph = onnx.load(str(tmp_path / f"{name}.onnx")).graph
         eights = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]

@@ -15,17 +15,18 @@ from codec.bitstream.compress import compress
 from codec.commands.decode import decode_dataset
 from codec.commands.decode import main as decode
 from codec.commands.encode import main as encode
+from codec.commands.export import check_codec
 from codec.commands.export import main as export
-from codec.commands.export_options import Options, check_codec
 from codec.commands.export_tokens import main as export_tokens
 from codec.commands.fit_entropy import main as fit_entropy
 from codec.commands.stream import main as stream
 from codec.config import ConfigError
 from codec.evaluation.evaluate import evaluate
+from codec.export.formats import Options
 from codec.model.saving import load
 from codec.quantizers import FixedSigma, Variational
 from codec.system.files import FileError
-from codec.tokens.dataset import TokenDataset, TokenError
+from codec.tokens import TokenDataset, TokenError
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.shards import Shards
 from codec.tokens.sources import Settings
@@ -231,7 +232,7 @@ def test_exports_are_compared_and_kept(model, tmp_path, capsys, options, files):
 
 def test_an_encoder_whose_latents_differ_is_not_kept(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("codec.commands.export.load", lambda folder: wrong(model))
+        patch.setattr("codec.export.formats.load", lambda folder: wrong(model))
         with pytest.raises(ConfigError, match="98% of the codes"):
             export([model, "--to", "codec", "-o", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import torch
 from test_perceptual import PACKAGES, RATE, speech
 
 import codec.metrics.registry as registry
-from codec.commands.arguments import evaluate
+from codec.commands.parsers import evaluate
 from codec.config import ConfigError
 from codec.evaluation.comparison import DECISIVE
 from codec.metrics.base import Metric

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import codec
-from codec.commands.arguments import PARSERS
+from codec.commands.parsers import PARSERS
 
 PACKAGE = Path(codec.__file__).parent
 ENTRIES = sorted(

@@ -11,8 +11,8 @@ from codec.bitstream.compress import Compressed, compress, decompress
 from codec.bitstream.entropy_model import EntropyTables
 from codec.bitstream.tables import load_tables
 from codec.bitstream.writer import BitstreamReader, check_target
-from codec.commands.arguments import parse
 from codec.commands.descriptions import TABLES_FILE
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.model.batching import on_device
 from codec.model.codec import WEIGHTS_FILE

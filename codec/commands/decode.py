@@ -16,8 +16,8 @@ from codec.audio.errors import check_wav_name
 from codec.audio.pipes import write_sink
 from codec.audio.reading import AudioError, read_info
 from codec.audio.writing import write_wav_blocks
-from codec.commands.arguments import parse
 from codec.commands.compress import decompress_main
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.model.batching import decode_part, on_device
 from codec.model.codec import Codec

@@ -12,6 +12,8 @@ EVALUATE = (
     "The same command again resumes. Nothing is downloaded.",
 )
 
+EXPORT = "Export a codec for other software, and verify there that codes and audio are equal."
+
 COMPRESS = """Write a recording as a small .codec file.
 
 The recording may have any format, rate and length. The file holds the codes in chunks that decode

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.data.index import DataError, Index
 from codec.data.scan import scan
 from codec.data.source import OUTPUT

@@ -13,7 +13,7 @@ import torch
 
 from codec.audio.levels import within_range
 from codec.audio.pipes import read_source
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec

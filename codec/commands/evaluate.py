@@ -11,8 +11,8 @@ from pathlib import Path
 
 from codec.audio.reading import read_info
 from codec.bitstream.tables import load_tables
-from codec.commands.arguments import parse
 from codec.commands.compress import beside
+from codec.commands.parsers import parse
 from codec.commands.paths import recordings
 from codec.config import ConfigError
 from codec.data.partition import held_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.exports import EXPORTS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.huggingface.speech import feature_codec
 from codec.model.batching import on_device

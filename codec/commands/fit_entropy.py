@@ -14,8 +14,8 @@ from codec.bitstream.entropy_model import low_bits
 from codec.bitstream.fit import Fit, fit_tables
 from codec.bitstream.tables import save_tables
 from codec.bitstream.writer import check_target
-from codec.commands.arguments import parse
 from codec.commands.compress import beside
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.data.index import Excerpt
 from codec.data.scan import scan

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from codec import __version__
-from codec.commands.arguments import parse
 from codec.commands.errors import report_errors
+from codec.commands.parsers import parse
 from codec.commands.train import start_training
 from codec.config import trusting
 from codec.pretrained import require_model

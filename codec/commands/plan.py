@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.commands.train import start_training
 from codec.config import ConfigError
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.evaluation.report import report
 
 

@@ -20,7 +20,7 @@ from codec.audio.errors import check_wav_name
 from codec.audio.levels import within_range
 from codec.audio.pipes import read_source, write_sink
 from codec.audio.reading import AudioError, read_info
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.model.codec import Codec
 from codec.model.saving import load

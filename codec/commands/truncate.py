@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from codec.bitstream.writer import truncate
-from codec.commands.arguments import parse
+from codec.commands.parsers import parse
 from codec.system.files import printable
 from codec.system.stdio import is_pipe, spooled
 
