@@ -172,20 +172,20 @@ def check_streaming(autoencoder: Autoencoder, audio: Tensor, latents: Tensor) ->
 
 
 def check_discriminator(discriminator: Discriminator, audio_channels: int = 1) -> None:
-    """Check judgements of audio of any length, gradients to the audio, and independence of the batch."""
+    """Check outputs of audio of any length, gradients to the audio, and independence of the batch."""
     discriminator.eval()
     for length in (1, 100, 4000):
         audio = noise(2, audio_channels, length).requires_grad_()
-        judgements = discriminator(audio)
-        require(len(judgements) > 0, "at least one judgement")
-        require(all(len(one.logits) == 2 for one in judgements), "logits have the batch first")
-        total = torch.stack([one.logits.sum() for one in judgements]).sum()
+        outputs = discriminator(audio)
+        require(len(outputs) > 0, "at least one output")
+        require(all(len(one.logits) == 2 for one in outputs), "logits have the batch first")
+        total = torch.stack([one.logits.sum() for one in outputs]).sum()
         gradient = torch.autograd.grad(total, audio, allow_unused=True)[0] if total.requires_grad else None
         require(gradient is not None and bool(gradient.isfinite().all()), "the audio has a finite gradient")
         with torch.no_grad():
             single = discriminator(audio[:1])
-        independent = all(close(a.logits, b.logits[:1]) for a, b in zip(single, judgements, strict=True))
-        require(independent, "a judgement does not depend on the batch")
+        independent = all(close(a.logits, b.logits[:1]) for a, b in zip(single, outputs, strict=True))
+        require(independent, "an output does not depend on the batch")
 
 
 def check_loss(loss: nn.Module, audio_channels: int = 1, outputs: Forward | None = None) -> None:

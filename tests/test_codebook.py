@@ -6,7 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from codec.codebooks.ema import EMACodebook, kmeans, nearest
+from codec.codebooks.ema import EMACodebook
+from codec.codebooks.kmeans import kmeans
+from codec.codebooks.nearest import nearest
 from codec.quantizers.residual import Residual
 
 

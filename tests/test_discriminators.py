@@ -127,7 +127,7 @@ def test_values_of_dac_s_release_by_band():
 
 def test_wave_discriminator_s_layers_are_melgan_s():
     discriminator = MultiScaleDiscriminator(scales=3)
-    convs = [m for m in discriminator.bodies[0].modules() if isinstance(m, nn.Conv1d)]
+    convs = [m for m in discriminator.networks[0].modules() if isinstance(m, nn.Conv1d)]
     assert [conv.groups for conv in convs] == [1, 4, 16, 64, 256, 1, 1]
     with torch.no_grad():
         judgements = discriminator(torch.randn(2, 1, 8192))
@@ -139,7 +139,7 @@ def test_wave_discriminator_s_layers_are_melgan_s():
 
 def test_wave_discriminator_s_scales_average_four_samples_of_every_two():
     audio = torch.randn(1, 1, 64)
-    full, half, quarter = MultiScaleDiscriminator(scales=3).views(audio)
+    full, half, quarter = MultiScaleDiscriminator(scales=3).inputs(audio)
     assert torch.equal(full, audio)
     assert half.shape[-1] == 32 and quarter.shape[-1] == 16
     torch.testing.assert_close(half[..., 5], audio[..., 9:13].mean(dim=-1))
@@ -158,7 +158,7 @@ def test_stft_discriminator_s_logits_are_one_per_eight_hops():
 
 
 def test_stft_discriminator_hears_dc_and_leaves_out_the_nyquist_frequency():
-    (view,) = ComplexSTFTDiscriminator(window=128, channels=4).views(torch.ones(1, 1, 512))
+    (view,) = ComplexSTFTDiscriminator(window=128, channels=4).inputs(torch.ones(1, 1, 512))
     assert view.shape[-1] == 64
     hann = view[0, 0, 5, :4] / view[0, 0, 5, 0]  # a Hann window's spectrum: bins 0, 1 and nothing else
     torch.testing.assert_close(hann, torch.tensor([1, -0.5, 0, 0]), atol=1e-5, rtol=0)
@@ -178,7 +178,7 @@ def test_mdct_discriminator_keeps_an_eighth_of_the_frames_and_a_32nd_of_the_bins
 
 def test_mdct_discriminator_sees_each_hop_in_the_middle_of_a_frame():
     audio = torch.randn(1, 2, 150)
-    (view,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4, audio_channels=2).views(audio)
+    (view,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4, audio_channels=2).inputs(audio)
     assert view.shape == (1, 2, 10, 16)
     padded = np.pad(audio.numpy(), ((0, 0), (0, 0), (8, 18)), mode="reflect")
     n, k = np.arange(32)[:, None] + 0.5, np.arange(16) + 0.5
@@ -191,9 +191,9 @@ def test_mdct_discriminator_sees_each_hop_in_the_middle_of_a_frame():
 
 def test_mdct_discriminator_compresses_above_the_floor_and_keeps_signs():
     audio = 0.1 * torch.randn(1, 1, 640)
-    (linear,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4).views(audio)
+    (linear,) = MultiResolutionMDCTDiscriminator(windows=[32], channels=4).inputs(audio)
     discriminator = MultiResolutionMDCTDiscriminator(windows=[32], channels=4, floor=0.01)
-    (view,) = discriminator.views(audio)
+    (view,) = discriminator.inputs(audio)
     loud, quiet = linear.abs() > 0.1, linear.abs() < 0.001
     assert loud.any() and quiet.any()
     logarithms = linear.sign() * (2 * linear.abs() / 0.01).log()
@@ -203,7 +203,7 @@ def test_mdct_discriminator_compresses_above_the_floor_and_keeps_signs():
 
 def test_spectrogram_discriminator_s_channels_are_log_magnitudes():
     audio = 0.1 * torch.randn(1, 2, 64)
-    (view,) = SpectrogramDiscriminator(windows=[32], channels=4, audio_channels=2).views(audio)
+    (view,) = SpectrogramDiscriminator(windows=[32], channels=4, audio_channels=2).inputs(audio)
     assert view.shape == (1, 2 * 17, 1, 9)
     padded = np.pad(audio.numpy(), ((0, 0), (0, 0), (16, 16)), mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(32) / 32)
@@ -216,7 +216,7 @@ def test_spectrogram_discriminator_s_channels_are_log_magnitudes():
 def test_a_logit_of_the_spectrogram_discriminator_hears_all_bins_of_its_frames():
     discriminator = SpectrogramDiscriminator(windows=[64], channels=8)
     view = torch.rand(1, 33, 1, 40, requires_grad=True)
-    logits = discriminator.bodies[0](view).logits
+    logits = discriminator.networks[0](view).logits
     assert logits.shape == (1, 1, 1, 10)
     (gradient,) = torch.autograd.grad(logits[..., 5].sum(), view)
     heard = gradient[0, :, 0] != 0
@@ -267,7 +267,7 @@ def test_no_strided_convolution_has_one_output_a_row(make, length):
 
 def test_a_period_s_columns_are_every_pth_sample():
     audio = torch.randn(2, 1, 22)
-    two, five = MultiPeriodDiscriminator(periods=[2, 5], channels=[4]).views(audio)
+    two, five = MultiPeriodDiscriminator(periods=[2, 5], channels=[4]).inputs(audio)
     assert torch.equal(two[..., 1], audio[..., 1::2])  # 22 is a whole number of twos: nothing is added
     assert torch.equal(five[..., :4, 3], audio[..., 3:20:5])
     assert torch.equal(five[0, 0, -1], audio[0, 0, [20, 21, 20, 19, 18]])  # the end is reflected

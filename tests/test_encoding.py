@@ -26,8 +26,7 @@ from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
 from codec.config import ConfigError
 from codec.data.index import DataError
-from codec.tokens import encoding
-from codec.tokens.dataset import TokenDataset, TokenError
+from codec.tokens import TokenDataset, TokenError, encoding
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.plan import batches, make_plan, shard_of_jobs
 from codec.tokens.shards import Shards

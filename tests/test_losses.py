@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from codec.audio.spectrogram import mel, mel_filters
 from codec.config import ConfigError, build
-from codec.discriminators.base import Judgement
+from codec.discriminators.base import DiscriminatorOutput
 from codec.losses.adversarial import FeatureMatching, Hinge, LeastSquares
 from codec.losses.balancer import Balancer
 from codec.losses.base import Forward, Loss, Teacher
@@ -39,8 +39,10 @@ def triangles(*arguments: Any) -> Tensor:
     return pytest.importorskip("torchaudio.functional").melscale_fbanks(*arguments)
 
 
-def judgement(logit: float, *features: float) -> Judgement:
-    return Judgement(torch.full((2, 1, 5), logit), [torch.full((2, 3, 4), feature) for feature in features])
+def output(logit: float, *features: float) -> DiscriminatorOutput:
+    return DiscriminatorOutput(
+        torch.full((2, 1, 5), logit), [torch.full((2, 3, 4), feature) for feature in features]
+    )
 
 
 # Adversarial losses
@@ -49,31 +51,31 @@ def judgement(logit: float, *features: float) -> Judgement:
 def test_an_undecided_discriminator_costs_hinge_two_and_the_codec_one():
     for reduction, count in (("mean", 1), ("sum", 4)):
         hinge = Hinge(reduction)  # type: ignore[arg-type]
-        undecided = [judgement(0.0)] * 4
+        undecided = [output(0.0)] * 4
         assert hinge.discriminator(undecided, undecided) == 2 * count
         assert hinge.generator(undecided) == count
 
 
 def test_hinge_is_flat_beyond_its_margin_for_both_players():
     hinge = Hinge()
-    assert hinge.discriminator([judgement(1.5)], [judgement(-1.5)]) == 0
-    assert hinge.discriminator([judgement(-1.0)], [judgement(2.0)]) == 2 + 3
-    assert hinge.generator([judgement(1.5)]) == 0  # not -1.5
-    assert hinge.generator([judgement(-1.0)]) == 2
+    assert hinge.discriminator([output(1.5)], [output(-1.5)]) == 0
+    assert hinge.discriminator([output(-1.0)], [output(2.0)]) == 2 + 3
+    assert hinge.generator([output(1.5)]) == 0  # not -1.5
+    assert hinge.generator([output(-1.0)]) == 2
 
 
 def test_least_squares_draws_real_to_one_and_coded_to_zero():
     loss = LeastSquares("sum")
-    assert loss.discriminator([judgement(1.0)] * 2, [judgement(0.0)] * 2) == 0
-    assert loss.discriminator([judgement(3.0)], [judgement(2.0)]) == 4 + 4
-    assert loss.generator([judgement(1.0)]) == 0
-    assert loss.generator([judgement(0.0), judgement(3.0)]) == 1 + 4
-    assert LeastSquares("mean").generator([judgement(0.0), judgement(3.0)]) == 2.5
+    assert loss.discriminator([output(1.0)] * 2, [output(0.0)] * 2) == 0
+    assert loss.discriminator([output(3.0)], [output(2.0)]) == 4 + 4
+    assert loss.generator([output(1.0)]) == 0
+    assert loss.generator([output(0.0), output(3.0)]) == 1 + 4
+    assert LeastSquares("mean").generator([output(0.0), output(3.0)]) == 2.5
 
 
 def test_feature_matching_averages_or_sums_maps_and_sub_discriminators():
-    real = [judgement(0, 1.0, 2.0), judgement(0, 1.0)]
-    fake = [judgement(0, 1.5, 1.0), judgement(0, 5.0)]
+    real = [output(0, 1.0, 2.0), output(0, 1.0)]
+    fake = [output(0, 1.5, 1.0), output(0, 5.0)]
     assert FeatureMatching()(real, fake) == (0.75 + 4) / 2
     assert FeatureMatching(reduction="sum")(real, fake) == 0.5 + 1 + 4
     assert FeatureMatching(relative=True)(real, fake) == (0.5 / 2 + 1 / 2 / 2 + 4) / 2
@@ -82,13 +84,13 @@ def test_feature_matching_averages_or_sums_maps_and_sub_discriminators():
 
 def test_relative_feature_matching_survives_features_near_zero():
     loss = FeatureMatching(relative=True, floor=1e-3)
-    assert loss([judgement(0, 1e-9)], [judgement(0, 0.5)]) == pytest.approx(500)
-    assert loss([judgement(0, 0.0)], [judgement(0, 0.0)]) == 0
+    assert loss([output(0, 1e-9)], [output(0, 0.5)]) == pytest.approx(500)
+    assert loss([output(0, 0.0)], [output(0, 0.0)]) == 0
 
 
 def test_feature_matching_trains_the_coded_side_alone():
     real, fake = noise(2, 3).requires_grad_(), noise(2, 3, seed=1).requires_grad_()
-    FeatureMatching()([Judgement(real, [real])], [Judgement(fake, [fake])]).backward()
+    FeatureMatching()([DiscriminatorOutput(real, [real])], [DiscriminatorOutput(fake, [fake])]).backward()
     assert real.grad is None and fake.grad is not None and fake.grad.abs().sum() > 0
 
 
@@ -413,14 +415,14 @@ def test_the_total_is_the_weighted_sum():
     built = objective()
     audio = torch.zeros(1, 1, 10)
     losses = built.reconstruction_losses(compared(audio + 0.5, audio))
-    losses |= built.generator_losses([judgement(0.0, 1.0)], [judgement(-1.0, 1.25)])
+    losses |= built.generator_losses([output(0.0, 1.0)], [output(-1.0, 1.25)])
     assert {name: loss.item() for name, loss in losses.items()} == {
         "waveform": 0.5,
         "adversarial": 2.0,
         "feature_matching": 0.25,
     }
     assert built.total(losses) == 2 * 0.5 + 3 * 2 + 10 * 0.25
-    assert built.discriminator_loss([judgement(0.0)], [judgement(0.0)]) == 2
+    assert built.discriminator_loss([output(0.0)], [output(0.0)]) == 2
 
 
 def test_losses_of_weight_zero_are_not_computed():
@@ -432,7 +434,7 @@ def test_losses_of_weight_zero_are_not_computed():
     built = objective(reconstruction={"expensive": Expensive(), "waveform": WaveformL1()}, weights=weights)
     audio = torch.zeros(1, 1, 10)
     assert list(built.reconstruction_losses(compared(audio, audio))) == ["waveform"]
-    assert built.generator_losses([judgement(0.0, 1.0)], [judgement(0.0, 2.0)]) == {}
+    assert built.generator_losses([output(0.0, 1.0)], [output(0.0, 2.0)]) == {}
     assert not built.needs_discriminator
 
 
@@ -480,7 +482,7 @@ def test_reconstruction_losses_may_not_take_the_discriminator_s_names():
 def test_a_discriminator_needs_an_adversarial_loss():
     built = Objective({"waveform": WaveformL1()}, {"waveform": 1.0})
     with pytest.raises(ValueError, match="no adversarial loss"):
-        built.discriminator_loss([judgement(0.0)], [judgement(0.0)])
+        built.discriminator_loss([output(0.0)], [output(0.0)])
 
 
 @pytest.mark.parametrize("name", options("loss"))
@@ -493,8 +495,8 @@ def test_every_yaml_trains_audio_toward_its_target(name):
     target, estimate = noise(1, channels, 9600), noise(1, channels, 9600, seed=1).requires_grad_()
     judges = [nn.Conv1d(channels, 1, 5), nn.Conv1d(channels, 1, 9)]
 
-    def judge(audio: Tensor) -> list[Judgement]:
-        return [Judgement(conv(audio), [conv(audio).relu() + 0.1]) for conv in judges]
+    def judge(audio: Tensor) -> list[DiscriminatorOutput]:
+        return [DiscriminatorOutput(conv(audio), [conv(audio).relu() + 0.1]) for conv in judges]
 
     losses = built.reconstruction_losses(compared(estimate, target)) | built.generator_losses(
         judge(target), judge(estimate)

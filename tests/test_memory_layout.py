@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codec.discriminators.base import Judgement
+from codec.discriminators.base import DiscriminatorOutput
 from codec.discriminators.mdct import MultiResolutionMDCTDiscriminator
 from codec.discriminators.spectrogram import SpectrogramDiscriminator
 from codec.discriminators.stft import ComplexSTFTDiscriminator, MultiScaleSTFTDiscriminator
@@ -35,6 +35,8 @@ def test_gradients_of_feature_matching_have_the_layout_of_the_maps(relative):
     for layout in (torch.channels_last, torch.contiguous_format):
         fake = plain.to(memory_format=layout).requires_grad_()
         real = torch.randn_like(fake)
-        loss = FeatureMatching(relative=relative)([Judgement(real, [real])], [Judgement(fake, [fake])])
+        loss = FeatureMatching(relative=relative)(
+            [DiscriminatorOutput(real, [real])], [DiscriminatorOutput(fake, [fake])]
+        )
         (gradient,) = torch.autograd.grad(loss, fake)
         assert gradient.stride() == fake.stride()

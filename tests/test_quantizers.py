@@ -9,12 +9,14 @@ import torch
 from torch.nn import functional
 
 from codec.codebooks import nearest as search
-from codec.codebooks.ema import CosineCodebook, EMACodebook, GradientCodebook, SimVQCodebook
+from codec.codebooks.ema import CosineCodebook, EMACodebook
 from codec.codebooks.estimators import rotation_trick, straight_through
-from codec.codebooks.factorized import FactorizedCodebook, RandomProjectionCodebook
+from codec.codebooks.factorized import FactorizedCodebook
 from codec.codebooks.fsq import FSQCodebook, ScaledFSQCodebook
+from codec.codebooks.gradient import GradientCodebook, SimVQCodebook
 from codec.codebooks.gumbel import GumbelCodebook
 from codec.codebooks.lfq import BSQCodebook, LFQCodebook
+from codec.codebooks.random_projection import RandomProjectionCodebook
 from codec.codebooks.regularized import RegularizedCodebook
 from codec.quantizers.continuous import Variational
 from codec.quantizers.grouped import Grouped

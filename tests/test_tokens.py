@@ -18,8 +18,8 @@ from tokenized import LAYOUTS, NEEDS_ARROW, RATE, require_same_codes, small_code
 from torch.utils.data import DataLoader
 
 from codec.audio.reading import read_audio
+from codec.tokens import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
 from codec.tokens import dataset as dataset_module
-from codec.tokens.dataset import TokenDataset, TokenError, delay, flatten, padded, undelay, unflatten
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.files import inside, mirrored
 from codec.tokens.sources import Encoder, Settings

@@ -11,7 +11,7 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
-class Derived(Generic[Value]):
+class CachedTable(Generic[Value]):
     """Cache of tensors computed from other tensors, invalidated by a change of any source.
 
     No cache with gradients enabled, during compilation, or for inference tensors, which have no version

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.codebooks.beam import by_candidates
-from codec.codebooks.ema import GradientCodebook
+from codec.codebooks.gradient import GradientCodebook
 from codec.codebooks.nearest import TILE
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from codec.codebooks.ema import GradientCodebook
+from codec.codebooks.gradient import GradientCodebook
 from codec.codebooks.nearest import half_norms
 from codec.system.distributed import all_reduce_with_gradient
 

@@ -1,4 +1,4 @@
-"""Base class of discriminators: views of the audio, and one convolutional body per view."""
+"""Base class of discriminators: representations of the audio, and one convolutional network for each."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """Output of one sub-discriminator: `logits` (any shape, batch first) and the feature maps before them."""
 
     logits: Tensor
     features: list[Tensor]
 
 
-class Discriminator(nn.Module):
-    """Maps audio `[B, C, T]`, T >= 1 samples, to one `Judgement` per sub-discriminator.
+Outputs = Sequence[DiscriminatorOutput]  # of all sub-discriminators
 
-    A subclass fills `bodies` and defines `views`. Views are real fp32 tensors, computed without parameters:
-    complex numbers break half precision and torch.compile. Bodies are convolutions, which may run under
-    autocast. `compile()` therefore compiles the bodies and not the STFTs.
+
+class Discriminator(nn.Module):
+    """Maps audio `[B, C, T]`, T >= 1 samples, to one `DiscriminatorOutput` per sub-discriminator.
+
+    A subclass fills `networks` and defines `inputs`. Inputs are real fp32 tensors, computed without
+    parameters: complex numbers break half precision and torch.compile. Networks are convolutions, which may
+    run under autocast. `compile()` therefore compiles the networks and not the STFTs.
     """
 
-    bodies: nn.ModuleList
+    networks: nn.ModuleList
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
-        """Input of each body, in order."""
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
+        """Input of each network, in order."""
         raise NotImplementedError
 
-    def forward(self, audio: Tensor) -> list[Judgement]:
-        """Logits and feature maps of audio `[B, C, T]`, one `Judgement` per body."""
-        return [body(view) for body, view in zip(self.bodies, self.views(audio), strict=True)]
+    def forward(self, audio: Tensor) -> list[DiscriminatorOutput]:
+        """Logits and feature maps of audio `[B, C, T]`, one `DiscriminatorOutput` per network."""
+        return [network(part) for network, part in zip(self.networks, self.inputs(audio), strict=True)]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the bodies in place, with the arguments of `torch.compile`."""
-        for body in self.bodies:
-            body.compile(*args, **kwargs)
+        """Compile the networks in place, with the arguments of `torch.compile`."""
+        for network in self.networks:
+            network.compile(*args, **kwargs)
 
 
 class ConvStack(nn.Module):
@@ -47,13 +50,13 @@ class ConvStack(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.head = head
 
-    def forward(self, view: Tensor) -> Judgement:
-        """Logits and feature maps of one view `[B, C, ...]`."""
+    def forward(self, hidden: Tensor) -> DiscriminatorOutput:
+        """Logits and feature maps of one input `[B, C, ...]`."""
         features = []
         for layer in self.layers:
-            view = layer(view)
-            features.append(view)
-        return Judgement(self.head(view), features)
+            hidden = layer(hidden)
+            features.append(hidden)
+        return DiscriminatorOutput(self.head(hidden), features)
 
 
 def activated(conv: nn.Module, slope: float) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from codec.discriminators.base import Discriminator, Judgement
+from codec.discriminators.base import Discriminator, DiscriminatorOutput
 
 
 class PerChannel(Discriminator):
@@ -16,12 +16,14 @@ class PerChannel(Discriminator):
 
     def __init__(self, discriminator: Discriminator):
         super().__init__()
-        self.bodies = nn.ModuleList([discriminator])
+        self.networks = nn.ModuleList([discriminator])
 
-    def forward(self, audio: Tensor) -> list[Judgement]:
-        """Judgements of each channel."""
+    def forward(self, audio: Tensor) -> list[DiscriminatorOutput]:
+        """Outputs of each channel."""
         split = audio.shape[:2]
         return [
-            Judgement(logits.unflatten(0, split), [feature.unflatten(0, split) for feature in features])
-            for logits, features in self.bodies[0](audio.flatten(0, 1).unsqueeze(1))
+            DiscriminatorOutput(
+                logits.unflatten(0, split), [feature.unflatten(0, split) for feature in features]
+            )
+            for logits, features in self.networks[0](audio.flatten(0, 1).unsqueeze(1))
         ]

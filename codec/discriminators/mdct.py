@@ -39,11 +39,11 @@ class MultiResolutionMDCTDiscriminator(Discriminator):
         if floor is not None and floor <= 0:
             raise ValueError(f"floor must be positive, or null for linear coefficients, got {floor}")
         self.windows, self.floor = check_windows(windows), floor
-        self.bodies = nn.ModuleList(
+        self.networks = nn.ModuleList(
             mdct_stack(audio_channels, window // 2, channels, slope) for window in windows
         )
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """MDCT `[B, C, frames, bins]` per window: window / 2 bins, `T / bins` frames, rounded up."""
         for window in self.windows:
             hop = window // 2

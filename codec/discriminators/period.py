@@ -31,9 +31,9 @@ class MultiPeriodDiscriminator(Discriminator):
                 f"periods must be positive numbers of samples, at least one, got {list(periods)}"
             )
         self.periods = tuple(periods)
-        self.bodies = nn.ModuleList(column_stack(audio_channels, channels) for _ in periods)
+        self.networks = nn.ModuleList(column_stack(audio_channels, channels) for _ in periods)
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """Audio `[B, C, rows, period]`, its end reflected to fill the last row."""
         for period in self.periods:
             yield pad_reflect(audio, 0, -audio.shape[-1] % period).unflatten(-1, (-1, period))

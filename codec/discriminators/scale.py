@@ -21,14 +21,14 @@ class MultiScaleDiscriminator(Discriminator):
         super().__init__()
         if scales < 1:
             raise ValueError(f"scales must be at least 1, got {scales}")
-        self.bodies = nn.ModuleList(waveform_stack(audio_channels, weight_norm) for _ in range(scales))
+        self.networks = nn.ModuleList(waveform_stack(audio_channels, weight_norm) for _ in range(scales))
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """Audio `[B, C, T]` at the full rate, then repeatedly halved by average pooling."""
         # Each pooling needs at least two samples.
-        audio = functional.pad(audio, (0, max(0, 2 ** (len(self.bodies) - 1) - audio.shape[-1])))
+        audio = functional.pad(audio, (0, max(0, 2 ** (len(self.networks) - 1) - audio.shape[-1])))
         yield audio
-        for _ in self.bodies[1:]:
+        for _ in self.networks[1:]:
             audio = functional.avg_pool1d(audio, 4, 2, padding=1, count_include_pad=False)
             yield audio
 

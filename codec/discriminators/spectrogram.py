@@ -36,11 +36,11 @@ class SpectrogramDiscriminator(Discriminator):
         if floor <= 0:
             raise ValueError(f"floor must be positive, got {floor}")
         self.windows, self.floor = check_windows(windows), floor
-        self.bodies = nn.ModuleList(
+        self.networks = nn.ModuleList(
             frame_stack(audio_channels * (window // 2 + 1), channels, slope) for window in windows
         )
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """Log magnitudes `[B, C * bins, 1, frames]` per window, channels last; silence is zero."""
         for window in self.windows:
             # Strided bf16 convolutions with one output per row are wrong on CPUs with AMX (pytorch#169688).

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from codec.audio.spectrogram import pad_reflect, stft
-from codec.discriminators.base import ConvStack, Discriminator, Judgement, activated, check_windows
+from codec.discriminators.base import ConvStack, Discriminator, DiscriminatorOutput, activated, check_windows
 
 Norm = Literal["none", "weight", "layer"]
 SLOPE = 0.2
 
 
 def spectrum(audio: Tensor, window: int, normalized: bool, frames_multiple: int = 1) -> Tensor:
-    """Real view `[B, 2 * C, frames, window // 2 + 1]` of the STFT of audio `[B, C, T]`.
+    """Real spectrogram `[B, 2 * C, frames, window // 2 + 1]` of the STFT of audio `[B, C, T]`.
 
     `frames = T / hop`, rounded up to `frames_multiple`. Each frame is centered on its hop; the ends are
     reflected.
@@ -30,9 +30,9 @@ def spectrum(audio: Tensor, window: int, normalized: bool, frames_multiple: int 
     missing = -audio.shape[-1] % (hop * frames_multiple)
     overlap = (window - hop) // 2
     audio = pad_reflect(audio, overlap, overlap + missing)
-    view = torch.view_as_real(stft(audio, window, hop, normalized)).movedim(-1, 2).flatten(1, 2)
+    parts = torch.view_as_real(stft(audio, window, hop, normalized)).movedim(-1, 2).flatten(1, 2)
     # Convolutions of few channels are up to twice as fast with channels last, the layout of mono anyway.
-    return view.contiguous(memory_format=torch.channels_last)
+    return parts.contiguous(memory_format=torch.channels_last)
 
 
 class MultiScaleSTFTDiscriminator(Discriminator):
@@ -63,14 +63,14 @@ class MultiScaleSTFTDiscriminator(Discriminator):
         ):
             raise ValueError(f"bands must be rising edges within 0..1, as 0, 0.5, 1; got {list(bands)}")
         self.windows, self.normalized = check_windows(windows), normalized
-        self.bodies = nn.ModuleList(
+        self.networks = nn.ModuleList(
             BandStack(
                 [int(edge * (window // 2 + 1)) for edge in bands], audio_channels, channels, dilations, slope
             )
             for window in windows
         )
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """One spectrum per window."""
         return (spectrum(audio, window, self.normalized) for window in self.windows)
 
@@ -91,12 +91,12 @@ class BandStack(nn.Module):
         )
         self.head = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
 
-    def forward(self, view: Tensor) -> Judgement:
+    def forward(self, spectrogram: Tensor) -> DiscriminatorOutput:
         """Logits and feature maps of a spectrum `[B, 2 * C, frames, bins]`."""
-        slices = (view[..., low:high] for low, high in pairwise(self.edges))
-        judgements = [band(part) for band, part in zip(self.bands, slices, strict=True)]
-        features = [feature for band in judgements for feature in band.features]
-        return Judgement(self.head(torch.cat([band.logits for band in judgements], dim=-1)), features)
+        slices = (spectrogram[..., low:high] for low, high in pairwise(self.edges))
+        outputs = [band(part) for band, part in zip(self.bands, slices, strict=True)]
+        features = [feature for band in outputs for feature in band.features]
+        return DiscriminatorOutput(self.head(torch.cat([band.logits for band in outputs], dim=-1)), features)
 
 
 def band_layers(in_channels: int, channels: int, dilations: Sequence[int], slope: float) -> list[nn.Module]:
@@ -135,9 +135,9 @@ class ComplexSTFTDiscriminator(Discriminator):
         ]
         head = nn.Conv2d(widths[-1], 1, (1, window // 128))
         head = weight_norm(head) if norm == "weight" else head
-        self.bodies = nn.ModuleList([ConvStack([activated(first, SLOPE), *blocks], head)])
+        self.networks = nn.ModuleList([ConvStack([activated(first, SLOPE), *blocks], head)])
 
-    def views(self, audio: Tensor) -> Iterable[Tensor]:
+    def inputs(self, audio: Tensor) -> Iterable[Tensor]:
         """Spectrum without its Nyquist bin, the paper's F = W / 2, which every stride divides."""
         yield spectrum(audio, self.window, normalized=True, frames_multiple=8)[..., :-1]
 

@@ -1,4 +1,4 @@
-"""Adversarial losses on the judgements of several sub-discriminators, and feature matching.
+"""Adversarial losses on the outputs of several sub-discriminators, and feature matching.
 
 Each loss is a mean over a logit or feature map, in fp32, then a mean or a sum over sub-discriminators.
 SoundStream divides the sum over its four sub-discriminators by K = 3. "mean" is the true mean, so that a
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from codec.discriminators.base import Judgement
+from codec.discriminators.base import Outputs
 
 Reduction = Literal["mean", "sum"]
 
 
 class AdversarialLoss(Protocol):
-    """Interface of an adversarial loss; both methods take one `Judgement` per sub-discriminator."""
+    """Interface of an adversarial loss; both methods take one `DiscriminatorOutput` per sub-discriminator."""
 
-    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+    def generator(self, fake: Outputs) -> Tensor:
         """Loss of the codec, low for audio that the discriminator takes for real."""
         ...
 
-    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    def discriminator(self, real: Outputs, fake: Outputs) -> Tensor:
         """Loss of the discriminator, low for real and coded audio that it distinguishes."""
         ...
 
@@ -57,11 +57,11 @@ class Hinge:
     def __init__(self, reduction: Reduction = "mean"):
         self.reduction: Reduction = check_reduction(reduction)
 
-    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+    def generator(self, fake: Outputs) -> Tensor:
         """Scalar; 1 for an undecided discriminator (D = 0)."""
         return reduce([functional.relu(1 - one.logits.float()).mean() for one in fake], self.reduction)
 
-    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    def discriminator(self, real: Outputs, fake: Outputs) -> Tensor:
         """Scalar; 2 for an undecided discriminator (D = 0)."""
         losses = [
             functional.relu(1 - a.logits.float()).mean() + functional.relu(1 + b.logits.float()).mean()
@@ -80,11 +80,11 @@ class LeastSquares:
     def __init__(self, reduction: Reduction = "sum"):
         self.reduction: Reduction = check_reduction(reduction)
 
-    def generator(self, fake: Sequence[Judgement]) -> Tensor:
+    def generator(self, fake: Outputs) -> Tensor:
         """Scalar: mean of (1 - D)^2."""
         return reduce([(1 - one.logits.float()).square().mean() for one in fake], self.reduction)
 
-    def discriminator(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    def discriminator(self, real: Outputs, fake: Outputs) -> Tensor:
         """Scalar: mean of (1 - D(real))^2 plus mean of D(fake)^2."""
         losses = [
             (1 - a.logits.float()).square().mean() + b.logits.float().square().mean()
@@ -109,9 +109,7 @@ class FeatureMatching:
         self.relative, self.floor = relative, floor
         self.reduction: Reduction = check_reduction(reduction)
 
-    def __call__(
-        self, real: Sequence[Judgement], fake: Sequence[Judgement], scales: Sequence[Tensor] | None = None
-    ) -> Tensor:
+    def __call__(self, real: Outputs, fake: Outputs, scales: Sequence[Tensor] | None = None) -> Tensor:
         """Scalar; gradients reach `fake` alone."""
         remaining = iter(self.scales(real) if scales is None else scales)
         distances = [
@@ -130,7 +128,7 @@ class FeatureMatching:
         distance = functional.l1_loss(fake.float(), real, reduction="sum") / real.numel()
         return distance / next(scales).clamp(min=self.floor) if self.relative else distance
 
-    def scales(self, real: Sequence[Judgement]) -> list[Tensor]:
+    def scales(self, real: Outputs) -> list[Tensor]:
         """Mean of |D(real)| of each map of all sub-discriminators; empty unless `relative`."""
-        maps = [one for judgement in real for one in judgement.features] if self.relative else []
+        maps = [one for output in real for one in output.features] if self.relative else []
         return [features.detach().float().abs().mean() for features in maps]

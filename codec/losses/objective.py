@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from codec.discriminators.base import Judgement
+from codec.discriminators.base import Outputs
 from codec.layers.recompute import mean_of_parts
 from codec.losses.adversarial import AdversarialLoss, FeatureMatching
 from codec.losses.balancer import Balancer
@@ -92,7 +92,7 @@ class Objective(nn.Module):
         return {name: loss for name, loss in losses.items() if self.weights[name] > 0}
 
     def generator_losses(
-        self, real: Sequence[Judgement], fake: Sequence[Judgement], scales: Sequence[Tensor] | None = None
+        self, real: Outputs, fake: Outputs, scales: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Adversarial and feature-matching losses, unweighted; empty without a discriminator.
 
@@ -105,7 +105,7 @@ class Objective(nn.Module):
             losses["feature_matching"] = self.feature_matching(real, fake, scales)
         return losses
 
-    def discriminator_loss(self, real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
+    def discriminator_loss(self, real: Outputs, fake: Outputs) -> Tensor:
         """Discriminator loss, a scalar; ValueError without an adversarial loss or a discriminator."""
         if self.adversarial is None:
             raise ValueError("this objective has no adversarial loss to train a discriminator with")

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from codec.codebooks.base import Codebook
 from codec.codebooks.beam import beam_search
-from codec.codebooks.cache import Derived
+from codec.codebooks.cache import CachedTable
 from codec.codebooks.estimators import straight_through
 from codec.quantizers import learning
 from codec.quantizers.base import Quantized, Quantizer
@@ -96,7 +96,7 @@ class Residual(Quantizer):
             raise ValueError("estimator has no effect on these codebooks: set codebook.estimator")
         self.estimator = estimator
         self.loss_weights = dict(loss_weights or {})
-        self.tables: Derived[Tensor] = Derived()
+        self.tables: CachedTable[Tensor] = CachedTable()
 
     @property
     def stages(self) -> list[Codebook]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,8 @@ from torch.utils.data import Dataset
 from codec.config import ConfigError
 from codec.tokens import arrow as token_arrow
 from codec.tokens.files import (
-    INDEX_FILE,
-    MANIFEST_FILE,
     META_FILE,
     TokenError,
-    TokenFormat,
     Utterance,
     checksum,
     inside,
@@ -31,13 +27,10 @@ from codec.tokens.files import (
     shard_file,
 )
 from codec.tokens.formats import read_format
-from codec.tokens.index import TokenIndex, read_manifest
-from codec.tokens.views import delay, flatten, undelay, unflatten
+from codec.tokens.index import read_index
 
 if TYPE_CHECKING:
     from codec.model.codec import Codec
-
-__all__ = ["TokenDataset", "TokenError", "TokenWindows", "delay", "flatten", "undelay", "unflatten"]
 
 
 class TokenDataset(Dataset[Tensor]):
@@ -247,33 +240,3 @@ class TokenWindows(Dataset[Tensor]):
         i, start = self.place(n)
         codes = self.dataset.codes(i, start, start + self.length)
         return self.dataset.view(codes) if self.dataset.view else codes
-
-
-def read_index(folder: Path, token_format: TokenFormat) -> TokenIndex:
-    """Read the index of either layout; TokenError if it is damaged, or of another `tokens.json`."""
-    path = folder / (INDEX_FILE if token_format.layout == "arrow" else MANIFEST_FILE)
-    if not path.is_file():
-        raise TokenError(f"{path}: is missing")
-    try:
-        if token_format.layout == "npy":
-            content = path.read_bytes()
-            crc32, columns = zlib.crc32(content), read_manifest(content)
-        else:
-            crc32, columns = token_arrow.read_index_columns(path)
-        if crc32 != token_format.index_crc32:
-            raise TokenError(f"damaged, or of another {META_FILE} (CRC-32)")
-        return TokenIndex(columns, token_format)
-    except (ValueError, RecursionError, LookupError, TypeError, OverflowError) as error:
-        raise TokenError(f"{path}: {error}") from error
-
-
-def padded(codes: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
-    """Batch `[B, ..., F]` of codes or their views, padded with `fill`, and their lengths `[B]`.
-
-    For a `DataLoader`: `collate_fn=partial(padded, fill=...)`.
-    """
-    lengths = torch.tensor([item.shape[-1] for item in codes])
-    batch = codes[0].new_full((len(codes), *codes[0].shape[:-1], int(lengths.max())), fill)
-    for row, item in zip(batch, codes, strict=True):
-        row[..., : item.shape[-1]] = item
-    return batch, lengths

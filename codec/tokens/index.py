@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codec.tokens.files import META_FILE, TokenError, TokenFormat, Utterance
+from codec.tokens import arrow as token_arrow
+from codec.tokens.files import INDEX_FILE, MANIFEST_FILE, META_FILE, TokenError, TokenFormat, Utterance
 
 
 class TokenIndex:
@@ -77,3 +80,21 @@ def read_manifest(content: bytes) -> dict[str, list[Any]]:
         for name, values in columns.items():
             values.append(getattr(row, name))
     return columns
+
+
+def read_index(folder: Path, token_format: TokenFormat) -> TokenIndex:
+    """Read the index of either layout; TokenError if it is damaged, or of another `tokens.json`."""
+    path = folder / (INDEX_FILE if token_format.layout == "arrow" else MANIFEST_FILE)
+    if not path.is_file():
+        raise TokenError(f"{path}: is missing")
+    try:
+        if token_format.layout == "npy":
+            content = path.read_bytes()
+            crc32, columns = zlib.crc32(content), read_manifest(content)
+        else:
+            crc32, columns = token_arrow.read_index_columns(path)
+        if crc32 != token_format.index_crc32:
+            raise TokenError(f"damaged, or of another {META_FILE} (CRC-32)")
+        return TokenIndex(columns, token_format)
+    except (ValueError, RecursionError, LookupError, TypeError, OverflowError) as error:
+        raise TokenError(f"{path}: {error}") from error

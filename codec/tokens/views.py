@@ -1,4 +1,4 @@
-"""Token orders of codes `[..., K, F]` for language models, each with its inverse."""
+"""Token orders of codes `[..., K, F]` for language models, each with its inverse, and padded batches."""
 
 from __future__ import annotations
 
@@ -71,3 +71,15 @@ def offsets(codebook_sizes: Sequence[int], stages: int, like: Tensor) -> Tensor:
         raise ValueError(f"{stages} stages have only {len(codebook_sizes)} codebook sizes")
     sizes = torch.tensor([0, *codebook_sizes[: stages - 1]], dtype=like.dtype, device=like.device)
     return sizes.cumsum(0)[:, None]
+
+
+def padded(codes: Sequence[Tensor], fill: int) -> tuple[Tensor, Tensor]:
+    """Batch `[B, ..., F]` of codes or their views, padded with `fill`, and their lengths `[B]`.
+
+    For a `DataLoader`: `collate_fn=partial(padded, fill=...)`.
+    """
+    lengths = torch.tensor([item.shape[-1] for item in codes])
+    batch = codes[0].new_full((len(codes), *codes[0].shape[:-1], int(lengths.max())), fill)
+    for row, item in zip(batch, codes, strict=True):
+        row[..., : item.shape[-1]] = item
+    return batch, lengths

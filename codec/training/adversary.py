@@ -19,10 +19,10 @@ def discriminator_losses(
 ) -> Iterator[Tensor]:
     """Yield parts of the discriminator loss of real and reconstructed audio `[B, C, T]`, which sum to it."""
     for real, fake in zip(audio.chunk(parts), estimate.detach().chunk(parts), strict=True):
-        judgements = discriminator(torch.cat([real, fake]))
+        outputs = discriminator(torch.cat([real, fake]))
         batch = len(real)
-        real_half = [one._replace(logits=one.logits[:batch], features=[]) for one in judgements]
-        fake_half = [one._replace(logits=one.logits[batch:], features=[]) for one in judgements]
+        real_half = [one._replace(logits=one.logits[:batch], features=[]) for one in outputs]
+        fake_half = [one._replace(logits=one.logits[batch:], features=[]) for one in outputs]
         yield objective.discriminator_loss(real_half, fake_half) / parts
 
 

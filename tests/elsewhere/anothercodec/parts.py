@@ -63,9 +63,9 @@ class WaveDiscriminator(Discriminator):
     def __init__(self, audio_channels: int = 1):
         super().__init__()
         layer = nn.Sequential(nn.Conv1d(audio_channels, 4, 15, 4, 7), nn.LeakyReLU(0.2))
-        self.bodies = nn.ModuleList([ConvStack([layer], nn.Conv1d(4, 1, 3, 1, 1))])
+        self.networks = nn.ModuleList([ConvStack([layer], nn.Conv1d(4, 1, 3, 1, 1))])
 
-    def views(self, audio: Tensor) -> list[Tensor]:
+    def inputs(self, audio: Tensor) -> list[Tensor]:
         return [audio]
 
 
