@@ -30,6 +30,7 @@ from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
 # Options of the settings that identify a dataset; another value gives another dataset.
 OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix", "dtype": "--dtype"}
 OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
+OPTIONS |= {"codec_id": "the model (codec_id)", "layer": "--layer"}
 OPTIONS |= {"condition": "--condition", "codebook_sizes": "codebook sizes (--num-quantizers)"}
 
 
