@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codec.audio.reading import read_blocks
 from codec.bitstream.entropy_model import low_bits
@@ -24,6 +23,7 @@ from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.system.files import printable
+from codec.system.progress import progress_bar
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
 
@@ -73,7 +73,7 @@ def examples(
         return tokens.codebook_sizes, (checked(tokens, int(i)) for i in random.permutation(len(tokens)))
     index = scan(folder).require_usable()
     files = index.usable if held_out is None else split(index.usable, held_out)[0]
-    order = tqdm(random.permutation(len(files)), "encoding", unit="file", disable=None)
+    order = progress_bar(random.permutation(len(files)), "encoding", unit="file")
     paths = (files[number].located(index.root) for number in order)
     return codec.quantizer.codebook_sizes, (encoded(codec, path) for path in paths)
 
