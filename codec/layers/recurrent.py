@@ -95,7 +95,7 @@ class Recurrence(Step):
 
     def __init__(self, lstm: nn.LSTM):
         super().__init__()
-        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers)
+        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers).to(lstm.weight_ih_l0)
         self.lstm.load_state_dict(lstm.state_dict())
         self.requires_grad_(False)
 
