@@ -29,13 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
 from codec.audio.conversion import resample
 from codec.commands.errors import report_errors
 from codec.data.index import DataError
 from codec.evaluation import classical as baselines
 from codec.system.files import FileError, folder_whole, write_whole
+from codec.system.progress import progress_bar
 
 SHORTEST, LONGEST, PAUSE = 2.0, 15.0, 0.12  # seconds: of a clip, and between the recordings joined in one
 LEVEL, PEAK = -26.0, 0.95  # dBFS of active speech; highest sample
@@ -208,9 +208,8 @@ def clips(recordings: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
 
 def recordings(files: dict[str, bytes], sample_rate: int, name: str) -> Iterator[np.ndarray]:
     """The files' audio, trimmed and leveled; no copies, no damaged or silent files, none under 0.25 s."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line every half second
     seen = set[bytes]()
-    for path, content in tqdm(files.items(), name, unit="file", mininterval=interval):
+    for path, content in progress_bar(files.items(), name, unit="file"):
         if content in seen:
             continue
         seen.add(content)

@@ -5,6 +5,7 @@
 adds a row for each checkpoint of the run and each bitrate to curve.csv, measures classical codecs on the same
 files into baselines.csv beside it, and draws both as curve.png. Rows of the tables are not measured
 again: repeat the command while the training goes on. `checkpoint.keep_every=STEPS` keeps checkpoints.
+Of a saved or pretrained codec, or a single checkpoint, it measures that one, at the cost that --before names.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Run:
             self.config = read_yaml(folder / "config.yaml")
             data = self.config["data"]
             self.step_seconds = float(data["batch_size"]) * float(data["segment_seconds"])
+            self.sample_rate, self.channels = self.config["sample_rate"], self.config["channels"]
         except (OSError, ConfigError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{folder}: not the folder of a codec-train run: {problem}") from error
@@ -97,16 +99,35 @@ class Run:
         return {"audio_hours": f"{self.audio_hours + step * self.step_seconds / 3600:.4f}", "cpu_hours": cpu}
 
 
+class Saved:
+    """A codec that `codec.load` accepts, in place of a run; FileNotFoundError or ConfigError for another."""
+
+    def __init__(self, path: Path, before: Sequence[float]):
+        codec = load(path)
+        self.path, self.before = path, before
+        self.sample_rate, self.channels = codec.sample_rate, codec.audio_channels
+
+    def checkpoints(self) -> list[Path]:
+        """The codec alone."""
+        return [self.path]
+
+    def spent(self, step: int) -> Row:
+        """Hours of `before`."""
+        audio, cpu = self.before
+        return {"audio_hours": f"{audio:.4f}", "cpu_hours": f"{cpu:.5f}"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the checkpoints without rows in the tables; exit status 1 when a checkpoint cannot be read."""
     asked = build_parser().parse_args(argv)
-    run = Run(asked.run, asked.cores, asked.before)
+    is_run = (asked.run / "checkpoints").is_dir()
+    run = Run(asked.run, asked.cores, asked.before) if is_run else Saved(asked.run, asked.before)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     metrics, left_out = choose_metrics(words(asked.metrics))
     for reason in left_out:
         print(f"left out: {reason}")
-    rate, channels = run.config["sample_rate"], run.config["channels"]
-    listener = Listener(recordings(asked.folder, asked.files), rate, channels, metrics, asked.workers)
+    files = recordings(asked.folder, asked.files)
+    listener = Listener(files, run.sample_rate, run.channels, metrics, asked.workers)
     try:
         table = Table(asked.output, [*PROGRESS, *RATES], listener)
         place = asked.baseline_table or asked.output.with_name("baselines.csv")
@@ -127,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("run", type=Path, help="folder of a training, finished or not")
+    add("run", type=Path, help="folder of a training, finished or not, or any codec that codec.load takes")
     add("folder", type=Path, help="recordings that it was not trained on")
     add("-o", "--output", type=Path, required=True, metavar="CSV", help="the picture lies beside it")
     add("--files", type=positive, help="evenly spaced among those of the folder; default: all")
@@ -208,7 +229,9 @@ def measure_baselines(table: Table, names: Sequence[str], listener: Listener) ->
         print("left out: evs, which FFmpeg does not encode")
 
 
-def measured(run: Run, path: Path, table: Table, listener: Listener, asked: argparse.Namespace) -> bool:
+def measured(
+    run: Run | Saved, path: Path, table: Table, listener: Listener, asked: argparse.Namespace
+) -> bool:
     """Add the rates of a checkpoint that the table lacks; False, and a line, for one that is damaged."""
     try:
         step, codec = load_at(path)
@@ -237,11 +260,12 @@ def measured(run: Run, path: Path, table: Table, listener: Listener, asked: argp
 
 
 def load_at(path: Path) -> tuple[int, Codec]:
-    """Step and codec of a checkpoint, which a training may replace meanwhile."""
-    while True:
+    """Step and codec of a checkpoint, which a training may replace meanwhile; step 0 for a saved codec."""
+    while path.is_file():
         step, codec = checkpoint_step(path), load(path)
         if checkpoint_step(path) == step:
             return step, codec
+    return 0, load(path)
 
 
 if __name__ == "__main__":

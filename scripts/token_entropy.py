@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from codec.commands.errors import report_errors
 from codec.config import ConfigError
 from codec.layers.transformer import Transformer
 from codec.system.device import default_device
 from codec.system.files import write_whole
+from codec.system.progress import progress_bar
 from codec.tokens.dataset import TokenDataset
 
 COLUMNS = ("stage", "codebook_size", "nominal_bps", "unigram_bps", "model_bps")
@@ -182,7 +182,7 @@ def train(model: TokenModel, tokens: TokenDataset, parts: Parts, steps: int, see
     best, least = copy.deepcopy(model), math.inf
     states = {round(steps * n / STATES) for n in range(1, STATES + 1)}
     try:
-        for step in tqdm(range(1, steps + 1), "training", unit="step", dynamic_ncols=True):
+        for step in progress_bar(range(1, steps + 1), "training", unit="step"):
             progress = step / steps
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(1, progress / WARM_UP) * (1 + math.cos(math.pi * progress)) / 2

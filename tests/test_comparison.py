@@ -50,9 +50,14 @@ def table(path: Path) -> list[dict[str, str]]:
 COMMAND = ["mine", "data.root=wavs", "--metric", "energy=metric.py:energy", "-o", "out"]
 
 
-def test_a_model_beside_the_original_on_one_page(work, capsys):
+def test_a_model_beside_the_original_on_one_page(work, capsys, monkeypatch):
+    monkeypatch.setattr("codec.system.progress.EVERY", 0.0)
     assert main([*COMMAND, "--baselines", "original", "--workers", "2", "--listening", "abx"]) == 0
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    lines = progress.splitlines()
+    assert "\r" not in progress  # a log has whole lines
+    for name in ("scanning", "evaluate mine", "evaluate original"):
+        assert any(re.match(rf"{name}.*: 67%, elapsed 00:0\d, left 00:0\d$", line) for line in lines), lines
     assert "mine: 3 files at 2.00 kbit/s" in printed and "listening test of 3 trials" in printed
     assert {path.name for path in (work / "out").iterdir()} == {
         *("mine", "original", "index.html", "listening.html", "table.csv", "table.md"),

@@ -400,7 +400,8 @@ def test_mistakes_give_a_message_and_no_file(
     monkeypatch.chdir(tmp_path)
     filled = [a.format(saved=saved, wav=recordings / "0.wav") for a in arguments]
     assert run(compress_main, *filled, "-o", "a.codec") == 2
-    assert message in capsys.readouterr().err and not os.listdir(tmp_path)
+    output = capsys.readouterr()
+    assert message in output.err and not output.out and not os.listdir(tmp_path)
 
 
 @pytest.mark.slow

@@ -136,10 +136,12 @@ def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
     with pytest.raises(ValueError, match="snr_db must be"):
         Noise(snr_db=(20.0, 0.0))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty"):
-        AudioData(
-            str(folders / "speech"), RATE, degradation=Degradation(Noise(str(tmp_path / "empty")))
-        ).setup()
+    for option, degradation in (
+        ("noise", Degradation(Noise(str(tmp_path / "empty")))),
+        ("rooms", Degradation(rooms=Rooms(str(tmp_path / "empty")))),
+    ):
+        with pytest.raises(DataError, match=rf"^data\.degradation\.{option}\.root: no usable .*empty"):
+            AudioData(str(folders / "speech"), RATE, degradation=degradation).setup()
     noise = f"data.degradation.noise.root={folders / 'noise'}"
     for overrides, message in (
         ([noise, "data.degradation.clean_target=0.5"], "needs a condition to choose by"),

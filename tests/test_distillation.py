@@ -350,8 +350,10 @@ def test_the_command_writes_a_latent_dataset_resumes_and_tells_layers_apart(
     capsys.readouterr()
     assert features_command([*arguments, "1"]) == 0
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="codec_id"):
+    with pytest.raises(ConfigError, match="was made with other settings: --layer 1 → 0; name another folder"):
         features_command([*arguments, "0"])
+    with pytest.raises(ConfigError, match=r"other settings: the model \(codec_id\) \w+… → \w+…; name"):
+        features_command([str(teachers / "wavlm"), *arguments[1:], "1"])
 
 
 def test_a_teacher_that_cannot_teach_is_named(tmp_path, teachers):

@@ -257,6 +257,11 @@ def test_folders_that_cannot_be_used(tmp_path, cache):
     (tmp_path / "speech").mkdir()
     with pytest.raises(DataError, match=r"no such folder: .*speeech; did you mean .*/speech\?"):
         scan(tmp_path / "speeech", cache_dir=cache)
+    (tmp_path / "s-0.tar").touch()
+    with pytest.raises(
+        DataError, match=r"no file is named .*/s-\*\.tar: .* are not expanded, name the folder"
+    ):
+        scan(tmp_path / "s-*.tar", cache_dir=cache)
     with pytest.raises(DataError, match=r"no such folder: .*/x/y/z$"):
         scan(tmp_path / "x" / "y" / "z", cache_dir=cache)
     with pytest.raises(DataError, match=r"no usable audio file in .*: it is empty; looked in all"):

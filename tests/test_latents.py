@@ -253,7 +253,7 @@ def test_an_evaluation_has_scores_and_no_rate(kl, wavs, tmp_path):
     assert summary.codebook_sizes == [] and summary.decode_ms > 0
 
 
-def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_path):
+def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_path, capsys):
     output = ["-o", str(tmp_path / "out")]
     for options in (["--num-quantizers", "2"], ["--beam", "2"]):
         with pytest.raises(ConfigError, match="this codec has continuous latents"):
@@ -265,6 +265,9 @@ def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_pat
         compress(kl, wavs / "s1" / "utt 1.wav", tmp_path / "a.codec")
     with pytest.raises(ConfigError, match="no codes to fit tables to"):
         fit_entropy([model, str(wavs), "-o", str(tmp_path / "tables")])
+    with pytest.raises(ConfigError, match="condition"):
+        fit_entropy([model, str(wavs), "-o", str(tmp_path / "tables"), "--condition", "clean"])
+    assert capsys.readouterr().out == ""  # no target is promised before the refusal
     with pytest.raises(ConfigError, match="holds continuous latents: only codes"):
         export_tokens([str(corpus.path), "--to", "lhotse", *output])
     with pytest.raises(ConfigError, match="no codes to export to transformers"):

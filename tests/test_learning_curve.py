@@ -54,9 +54,14 @@ def run(tmp_path, codec) -> Path:
 
 def measure(run: Path, wavs: Path, *more: str) -> tuple[int, list[dict[str, str]]]:
     """Exit status, and the table."""
+    return main_rows(run, run.parent, wavs, *more)
+
+
+def main_rows(model: Path, folder: Path, wavs: Path, *more: str) -> tuple[int, list[dict[str, str]]]:
+    """Exit status, and the table in a folder."""
     plain = ["--metrics", "", "--baselines", "", "--rates", "0.75,2.2"]
-    table = run.parent / "curve.csv"
-    status = main([str(run), str(wavs), "-o", str(table), *plain, *more])
+    table = folder / "curve.csv"
+    status = main([str(model), str(wavs), "-o", str(table), *plain, *more])
     with table.open(newline="") as file:
         return status, list(csv.DictReader(file))
 
@@ -198,6 +203,25 @@ def test_a_codec_without_codes_has_the_unquantized_row(run, wavs):
     assert [row["stages"] for row in rows] == ["none"] * 3
 
 
-def test_a_folder_that_is_no_run_is_refused(wavs, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [("checkpoint", "200"), ("name", "0"), pytest.param("saved", "0", marks=pytest.mark.exhaustive)],
+)
+def test_a_codec_that_load_takes_is_measured_as_its_checkpoint(run, wavs, codec, monkeypatch, kind, step):
+    _, expected = measure(run, wavs)
+    (run.parent / "curve.csv").unlink()
+    (run / "checkpoints/step-0000200.ckpt").rename(run.parent / "one.ckpt")
+    codec.save(run.parent / "small")
+    monkeypatch.setattr("codec.pretrained.FOLDER", run.parent)
+    place = {"saved": run.parent / "small", "checkpoint": run.parent / "one.ckpt", "name": Path("small")}
+    status, rows = main_rows(place[kind], run.parent, wavs, "--before", "3,1")
+    cost = {"step": step, "audio_hours": "3.0000", "cpu_hours": "1.00000"}
+    assert status == 0 and rows == [row | cost for row in expected[2:4]]
+
+
+def test_a_folder_that_is_neither_run_nor_codec_is_refused(wavs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no saved codec"):
+        main([str(tmp_path), str(wavs), "-o", str(tmp_path / "curve.csv")])
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="not the folder of a codec-train run"):
         main([str(tmp_path), str(wavs), "-o", str(tmp_path / "curve.csv")])

@@ -1,5 +1,6 @@
 """A new decoder for the codes of another codec, more codebooks, and a discriminator that goes along."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from test_autoencoders import Foreign
 from codec.audio.reading import read_audio, read_info
 from codec.audio.synthetic import write_synthetic_folder
 from codec.audio.writing import write_wav
-from codec.autoencoders import SEANet
+from codec.autoencoders import SEANet, Vocos
 from codec.autoencoders.halves import Halves
 from codec.bitstream.compress import compress, decompress
 from codec.commands.decode import decode_dataset
@@ -24,10 +25,12 @@ from codec.config import ConfigError
 from codec.export.graphs import inference_codec, programs
 from codec.export.streaming_graphs import require_causal
 from codec.huggingface import convert as huggingface
+from codec.layers import Layers
 from codec.layers.base import context_of
 from codec.layers.sinc import Resample
 from codec.model.codec import Codec
 from codec.model.saving import build_codec, load
+from codec.quantizers import Identity
 from codec.testing import check_autoencoder
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
@@ -211,6 +214,30 @@ def test_one_saved_model_encodes_with_the_old_half_and_decodes_with_the_new(sour
         huggingface.shape_of(model)
     with pytest.raises(ConfigError, match="not causal"):
         require_causal(model)
+
+
+def test_a_network_without_step_graphs_is_told_what_helps():
+    sizes = {"encoder_channels": 2, "decoder_channels": 2}
+    halves = {
+        (causal, hop): SEANet(1, 4, strides=[hop], layers=Layers(causal=causal), **sizes)
+        for causal in (True, False)
+        for hop in (4, 6)
+    }
+    vocos = partial(Vocos, 1, 4, hop=4, windows=(8, 8), channels=(4, 4), causal=True)
+
+    def check(autoencoder, rate: int) -> None:
+        require_causal(Codec(autoencoder, Identity(4), rate))
+
+    causal, centered = halves[True, 4], halves[False, 4]
+    for autoencoder, rate, message, mended in (
+        (Halves(causal, halves[True, 6], 16000, 24000), 24000, "rate, sample_rate=16000, export", causal),
+        (Halves(centered, causal, 16000, 16000), 16000, "Take an encoder .* with causal=true", causal),
+        (centered, 16000, r"Train with .*layers\.causal=true", causal),
+        (vocos(lookahead=1), 16000, "lookahead=0", vocos()),
+    ):
+        with pytest.raises(ConfigError, match=rf"not causal: it has no step graphs\. .*{message}"):
+            check(autoencoder, rate)
+        check(Halves(mended, mended, 16000, 16000), 16000)
 
 
 @pytest.mark.exhaustive

@@ -277,6 +277,24 @@ def test_a_truncated_tar_gives_the_files_before_the_cut(tmp_path):
         scan(tmp_path / "a.tar", cache_dir=tmp_path)
 
 
+def test_a_tar_that_is_cut_or_replaced_in_training_is_named_with_the_remedy(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("codec.data.crops.PAUSES", ())
+    packed = pack(folder, tmp_path / "corpus.tar")
+    data, whole = make(packed, tmp_path), packed.read_bytes()
+    other = build(tmp_path / "other.tar", entry("other.wav", wav())).read_bytes()
+    for content, reason in (
+        (whole[: whole.index(b"RIFF") + 99], r"which is truncated: the entry at byte \d+ lacks \d+ bytes"),
+        (b"x" * 5000, "which is damaged: no header of an entry at byte 0"),
+        (other, "which may be another than was scanned"),
+    ):
+        packed.write_bytes(content)
+        message = rf"not readable any more: .*no such file in its archive, {reason}: put the archive back"
+        with pytest.raises(DataError, match=message):
+            data.crops(0, 1)
+    packed.write_bytes(whole)
+    assert data.crops(0, 1).shape[-1] == RATE // 4
+
+
 def test_what_is_no_tar_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "a.tar").write_bytes(wav())
     with pytest.raises(DataError, match=r"a\.tar is no tar archive, or damaged: .* at byte 0"):

@@ -15,6 +15,7 @@ from codec.layers.conv import Conv1d
 from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
+from codec.quantizers import Identity
 
 CENTERED = "autoencoder.layers.causal=false"
 RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
@@ -73,6 +74,32 @@ def cut(signal: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
 def streamed(push, pieces: list[torch.Tensor]) -> torch.Tensor:
     last = len(pieces) - 1
     return torch.cat([push(piece, final=number == last) for number, piece in enumerate(pieces)], 2)
+
+
+ONE_OF_A_KIND = ("encodec", "mimi", "vocos", "centered")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ONE_OF_A_KIND else pytest.param(n, marks=pytest.mark.exhaustive) for n in MODELS],
+)
+@torch.no_grad()
+def test_a_stream_in_bfloat16_is_as_exact_as_the_whole(name):
+    network = model(name)
+    audio = noise(network, 40 * network.autoencoder.hop_length)
+    codec = Codec(network.autoencoder, Identity(network.autoencoder.latent_dim), 16000)
+    exact = codec.latents(audio)
+    decoded = codec.decode(exact)
+    codec.to(torch.bfloat16)
+    lengths = [3 * codec.hop_length, codec.hop_length]
+    with codec.streaming(2) as stream:
+        results = [
+            (exact, codec.encode(audio), streamed(stream.encode, cut(audio, lengths))),
+            (decoded, codec.decode(exact), streamed(stream.decode, cut(exact, [3, 1]))),
+        ]
+    for expected, whole, pieces in results:
+        error, own = (float((result.float() - expected).norm()) for result in (whole, pieces))
+        assert pieces.dtype == whole.dtype and own < 1.3 * error < 0.1 * float(expected.norm())
 
 
 @pytest.mark.parametrize("name", WAIT)

@@ -63,7 +63,7 @@ def check_wav_name(path: str | os.PathLike[str]) -> None:
 
 
 def _plain(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not isinstance(error, archive.MissingMember):
         return "no such file (deleted, or a dangling link)"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text[:1].lower() + text[1:]

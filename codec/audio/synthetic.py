@@ -7,16 +7,15 @@ writes the same bytes on the same machine and version of numpy.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from tqdm import tqdm
 
 from codec.audio.writing import write_wav
 from codec.system.files import FileError, folder_whole
+from codec.system.progress import progress_bar
 
 CLIP_SECONDS = 5.0
 FRAME = 0.005  # seconds; period of the vocal tract's updates
@@ -52,8 +51,7 @@ def write_synthetic_folder(
 
     def fill(folder: Path) -> None:
         missing = [number for number, name in enumerate(names) if not (target / name).exists()]
-        interval = 0.5 if sys.stderr.isatty() else 30.0  # a log file needs no line every half second
-        for number in tqdm(missing, "making synthetic audio", unit="file", delay=1.0, mininterval=interval):
+        for number in progress_bar(missing, "making synthetic audio", unit="file"):
             make = speech if number % 2 == 0 else music
             audio = make(CLIP_SECONDS, sample_rate, np.random.default_rng((seed, number)))
             write_wav(folder / names[number], audio[None], sample_rate)

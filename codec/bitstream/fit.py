@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from codec.bitstream.entropy_model import (
     LOG_BITS,
@@ -22,6 +21,7 @@ from codec.bitstream.entropy_model import (
     place_contexts,
 )
 from codec.config import ConfigError
+from codec.system.progress import progress_bar
 
 RANK = 32  # dimension of a context's embeddings
 UNIT = 2 ** (LOG_BITS // 2)  # of embeddings and outputs; their products have LOG_BITS fractional bits
@@ -60,7 +60,7 @@ def fit_tables(
     if not training:
         raise ConfigError("too few codes to fit tables to: two recordings, or 1001 frames, are the least")
     frames, choices = sum(piece.shape[1] for piece in held_out), []
-    for stage in tqdm(range(len(codebook_sizes)), "fitting", unit="stage", disable=None):
+    for stage in progress_bar(range(len(codebook_sizes)), "fitting", unit="stage"):
         static = fit_static([piece[stage] for piece in training], alphabet(codebook_sizes[stage]))
         fitted = fit_contexts(training, stage, codebook_sizes, static, device)
         static_bits, fitted_bits = (

@@ -30,8 +30,6 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
     check_target(options.output, options.force)
     codec = on_device(load(options.model, options.trust, options.condition), options.device)
     tables = chosen_tables(options)
-    if tables is None:
-        print("no entropy tables: codes are stored as they are (make tables with codec-fit-entropy)")
     duration = compress(
         codec,
         options.recording,
@@ -42,6 +40,8 @@ def compress_main(argv: Sequence[str] | None = None) -> int:
         options.force,
         options.beam,
     )
+    if tables is None:
+        print("no entropy tables: codes are stored as they are (make tables with codec-fit-entropy)")
     print(f"{OUTPUT if is_pipe(options.output) else printable(options.output)}: {in_words(duration)}")
     return 0
 

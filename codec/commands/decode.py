@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import MAGIC_PREFIX
-from tqdm import tqdm
 
 from codec.audio.errors import check_wav_name
 from codec.audio.pipes import write_sink
@@ -23,6 +22,7 @@ from codec.model.batching import decode_part, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.system.files import OUTPUT_MARK, FileError, only_writer, remove_leftovers
+from codec.system.progress import progress_bar
 from codec.system.resuming import require_unused, resume
 from codec.system.stdio import is_pipe, spooled
 from codec.tokens.dataset import TokenDataset
@@ -56,7 +56,7 @@ def decode_dataset(codec: Codec, tokens: TokenDataset, output: Path, any_codec: 
         for folder in {output, *(path.parent for path in paths)}:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
-        for i, path in enumerate(tqdm(paths, desc="decoding", unit="file", delay=1.0)):
+        for i, path in enumerate(progress_bar(paths, "decoding", unit="file")):
             length = tokens.length(i, codec.sample_rate)
             if is_whole(path, length):
                 continue

@@ -20,10 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; ConfigError and DataError for user errors. Exit status 0: the job is complete."""
     options = parse("features", argv)
     jobs = shard_of_jobs(options.num_shards, options.shard_id, os.environ)
-    settings = Settings(
-        options.format, workers=options.workers, shard_hours=options.shard_hours, dtype=options.dtype
-    )
     layer = int(options.layer) if options.layer.isdigit() else options.layer
+    work = {"workers": options.workers, "shard_hours": options.shard_hours}
+    settings = Settings(options.format, **work, dtype=options.dtype, layer=layer)
     codec = on_device(feature_codec(options.teacher, layer), options.device)
     try:
         encode_corpus(codec, options.inputs, options.output, settings, jobs, options.merge)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from codec.audio.reading import read_blocks
 from codec.bitstream.entropy_model import low_bits
@@ -24,6 +23,7 @@ from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.system.files import printable
+from codec.system.progress import progress_bar
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE
 
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse("fit-entropy", argv)
     output = options.output or beside(options.model)
     check_target(output, options.force)
-    print(f"the tables will be written to {printable(output)}")
     codec = on_device(load(options.model, options.trust, options.condition), options.device)
     codec.quantizer.require_codes("fit tables to")
     frames = max(1, round(options.max_hours * 3600 * codec.frame_rate))
     sizes, sequences = examples(codec, options.folder, options.held_out)
+    print(f"the tables will be written to {printable(output)}")
     fit = fit_tables(sequences, codec.codec_id(), sizes, frames, str(next(codec.parameters()).device))
     save_tables(fit.tables, output)
     show(fit, codec)
@@ -73,7 +73,7 @@ def examples(
         return tokens.codebook_sizes, (checked(tokens, int(i)) for i in random.permutation(len(tokens)))
     index = scan(folder).require_usable()
     files = index.usable if held_out is None else split(index.usable, held_out)[0]
-    order = tqdm(random.permutation(len(files)), "encoding", unit="file", disable=None)
+    order = progress_bar(random.permutation(len(files)), "encoding", unit="file")
     paths = (files[number].located(index.root) for number in order)
     return codec.quantizer.codebook_sizes, (encoded(codec, path) for path in paths)
 

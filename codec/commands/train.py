@@ -115,14 +115,17 @@ def check_roots(config: Any) -> None:
     """Raise DataError for a missing source of data, before Lightning is imported."""
     require_local(config.run_dir)
     data: Any = config.get("data") or {}
-    roots = [name for name in named_roots(data) if is_address(name) or not data.get("generate")]
-    for node in (data.get("degradation") or {}).values():
-        roots += named_roots(node)
-    if roots:
+    roots = {"data": [name for name in named_roots(data) if is_address(name) or not data.get("generate")]}
+    for name, node in (data.get("degradation") or {}).items():
+        roots[f"data.degradation.{name}"] = named_roots(node)
+    if any(roots.values()):
+        from codec.data.index import of_option
         from codec.data.source import require_source
 
-        for name in roots:
-            require_source(name)
+        for option, names in roots.items():
+            with of_option(f"{option}.root"):
+                for name in names:
+                    require_source(name)
 
 
 def named_roots(node: Any) -> list[str]:

@@ -171,7 +171,8 @@ class Crops(Dataset[Batch]):
                 return audio, place, tried
         names = ", ".join(printable(path) for path in sorted(set(tried))[:5])
         raise DataError(
-            f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names}"
+            f"crop {number}: {FAILED_DRAWS} draws met files that are not readable any more: {names} (last: "
+            f"{failed[-1].reason})"
         )
 
     def _report(self, errors: Sequence[AudioError]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -28,6 +29,15 @@ CLIPPED_SHARE = 1e-3  # files with a larger share of clipped samples are reporte
 
 class DataError(ValueError):
     """An unusable folder: missing, not readable, or without a usable audio file."""
+
+
+@contextmanager
+def of_option(option: str) -> Iterator[None]:
+    """Prefix a DataError with the option that names the folder."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

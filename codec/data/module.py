@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from codec.data.augmentation import Augmentation
 from codec.data.crops import Batch, Crops, Features, read_clips
 from codec.data.degradation import Degradation, Degrader
-from codec.data.index import DataError, Index, IndexedFile
+from codec.data.index import DataError, Index, IndexedFile, of_option
 from codec.data.loader import WorkerLoader
 from codec.data.partition import divide, place, separate
 from codec.data.scan import has_audio, scan
@@ -173,12 +173,13 @@ class AudioData(LightningDataModule):
     def degrader(self) -> Degrader | None:
         """Noise and rooms of the option `degradation`, indexed at the first use; None without them."""
         options = self.degradation
-        noises, rooms = (self.usable_files(part.root) for part in (options.noise, options.rooms))
+        noises, rooms = (self.usable_files(name) for name in ("noise", "rooms"))
         return Degrader(options, noises, rooms, self.shape) if options.is_active else None
 
-    def usable_files(self, roots: Roots | None) -> list[IndexedFile]:
-        """Usable files of one or more folders; `DataError` for a folder without any."""
-        indexes = [self.make_index(root) for root in paths_of(roots)]
+    def usable_files(self, name: str) -> list[IndexedFile]:
+        """Usable files of the degradation `name`; `DataError` for a folder without any."""
+        with of_option(f"data.degradation.{name}.root"):
+            indexes = [self.make_index(root) for root in paths_of(getattr(self.degradation, name).root)]
         return [file.below(index.root) for index in indexes for file in index.usable]
 
     def train_dataloader(self) -> DataLoader[Batch]:

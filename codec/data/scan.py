@@ -4,14 +4,11 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from codec.audio.levels import CANCELLING, Levels, measure
 from codec.audio.mp3 import may_be_odd, quiet
@@ -31,6 +28,7 @@ from codec.data.source import (
 from codec.system.address import absolute, common, is_address, parent, require_local
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole
+from codec.system.progress import progress_bar
 from codec.system.sources import find
 
 log = logging.getLogger(__name__)
@@ -112,10 +110,8 @@ def has_audio(root: str | os.PathLike[str]) -> bool:
 def _examine_all(
     source: Source, files: list[IndexedFile], check_content: bool, pool: ThreadPoolExecutor, progress: bool
 ) -> Iterator[IndexedFile]:
-    # Without a terminal, a line per half second would fill the log.
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    options = {"unit": "file", "delay": 1.0, "mininterval": interval, "disable": not progress}
-    with tqdm(total=len(files), desc=f"scanning {printable(source.name)}", **options) as bar:
+    options = {"total": len(files), "unit": "file", "disable": not progress}
+    with progress_bar(None, f"scanning {printable(source.name)}", **options) as bar:
         # In portions: a million files are not a million pending calls.
         for start in range(0, len(files), 512):
             portion = files[start : start + 512]

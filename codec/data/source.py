@@ -20,6 +20,7 @@ from codec.system.files import OUTPUT_MARK, printable
 
 OUTPUT = "written by a codec command (to use it, name the folder itself)"
 CONNECTIONS = 32  # requests to a server at a time
+NO_WILDCARDS = "* and ? are not expanded, name the folder of the files, or a range as shards-{000..009}.tar"
 UNKNOWN = -1  # modification time of a file whose state could not be read
 PACKED = re.compile(r"\.(tar\.(gz|bz2?|xz|zst|lz[4o]?|lzma|br|z|7z|zip)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 ORIGINAL = ".original"  # extension that Lhotse gives a recording in the format of its source
@@ -107,8 +108,9 @@ def require_folder(root: str | os.PathLike[str]) -> str:
             os.scandir(folder).close()
     except FileNotFoundError as error:
         parent, name = os.path.split(folder)
-        siblings = os.listdir(parent) if os.path.isdir(parent) else []
-        close = difflib.get_close_matches(name, siblings, n=1)
+        if re.search(r"[*?]", folder):
+            raise DataError(f"no file is named {printable(folder)}: {NO_WILDCARDS}") from error
+        close = difflib.get_close_matches(name, os.listdir(parent) if os.path.isdir(parent) else [], n=1)
         reason = f" ({error.__cause__})" if error.__cause__ else ""  # as of a server that is not reached
         hint = f"; did you mean {printable(os.path.join(parent, close[0]))}?" if close else reason
         raise DataError(f"no such folder: {printable(folder)}{hint}") from error

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from codec.audio.conversion import resample
 from codec.audio.reading import AudioError
@@ -28,6 +27,7 @@ from codec.metrics.process import MetricProcess
 from codec.metrics.signal import SCORES
 from codec.model.codec import Codec
 from codec.system.files import mark_output
+from codec.system.progress import progress_bar
 
 log = logging.getLogger(__name__)
 Entry = tuple[int, str | Excerpt, str]  # number, path and name in tables
@@ -115,9 +115,7 @@ def evaluate_files(
             processes.put(process)
 
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
-    bar = tqdm(
-        total=len(todo), desc=f"evaluate {system.name}", unit="file", dynamic_ncols=True, disable=not todo
-    )
+    bar = progress_bar(None, f"evaluate {system.name}", total=len(todo), unit="file")
     try:
         for _ in pool.map(work, todo) if workers > 1 else map(work, todo):
             bar.update()

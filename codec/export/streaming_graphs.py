@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from codec.autoencoders.halves import Halves
 from codec.config import ConfigError
 from codec.export.graphs import (
     all_stages,
@@ -19,6 +20,7 @@ from codec.export.graphs import (
     without_normalization,
 )
 from codec.export.progress import log
+from codec.layers.sinc import Resample
 from codec.layers.streaming import State, Step
 from codec.model.codec import Codec
 
@@ -72,10 +74,23 @@ def require_causal(codec: Codec) -> None:
     encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
     if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
         raise ConfigError(
-            "this codec is not causal: it has no step graphs. Train with autoencoder.causal=true (SEANet: "
-            "autoencoder.layers.causal=true), export without --streaming, or stream it with Codec.streaming, "
-            "which buffers the lookahead"
+            f"this codec is not causal: it has no step graphs. {remedy(codec)}, export without --streaming, "
+            "or stream it with Codec.streaming, which buffers the lookahead"
         )
+
+
+def remedy(codec: Codec) -> str:
+    """Option that makes a codec's network causal."""
+    resamplers = (layer for layer in codec.autoencoder.modules() if isinstance(layer, Resample))
+    if layer := next(resamplers, None):
+        rate = codec.sample_rate * layer.ratio
+        return (
+            "Its encoder looks ahead to resample the audio, which no option of the network changes: train "
+            f"the decoder at the encoder's rate, sample_rate={rate}"
+        )
+    if isinstance(codec.autoencoder, Halves):
+        return "Take an encoder that was trained with causal=true, and train the decoder with it"
+    return "Train with autoencoder.causal=true and lookahead=0 (SEANet: autoencoder.layers.causal=true)"
 
 
 @torch.no_grad()

@@ -143,6 +143,4 @@ def padded(audio: Tensor, multiple: int) -> Tensor:
 def feature_codec(path: Path, layer: Layer = "average") -> Codec:
     """Codec whose latents are the features of a speech model; it cannot decode."""
     model = SpeechModel(path, layer)
-    codec = Codec(model, Identity(model.latent_dim), model.sample_rate).requires_grad_(False).eval()
-    codec.config = {"layer": layer}  # part of `codec_id`
-    return codec
+    return Codec(model, Identity(model.latent_dim), model.sample_rate).requires_grad_(False).eval()

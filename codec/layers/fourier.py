@@ -13,7 +13,7 @@ from torch.nn import functional
 from codec.audio.spectrogram import overlap_add
 from codec.layers.base import Context, Layer
 from codec.layers.conv import split_padding
-from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampling
+from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampling, Widened
 
 FLOOR = 1e-4  # of a magnitude; windows have unit energy, so white noise keeps its level: -80 dBFS
 MOST_LEVEL = 5.0  # of a log magnitude, against overflow
@@ -45,9 +45,8 @@ class STFTFeatures(Layer):
     def forward(self, audio: Tensor) -> Tensor:
         """Transform frames and compress bins, in float32."""
         with torch.autocast(audio.device.type, enabled=False):
-            wide = torch.promote_types(audio.dtype, torch.float32)
-            padded = functional.pad(audio.to(wide), (self.left, self.right))
-            frames = padded.unfold(-1, len(self.window), self.hop) * self.window.to(wide)
+            padded = functional.pad(at_least_float32(audio), (self.left, self.right))
+            frames = padded.unfold(-1, len(self.window), self.hop) * self.window.to(padded)
             spectrum = torch.view_as_real(torch.fft.rfft(frames))  # [B, C, F, bins, 2]
             return self.compress(spectrum.transpose(1, 2).transpose(3, 4).flatten(2, 3)).to(audio.dtype)
 
@@ -72,10 +71,10 @@ class STFTFeatures(Layer):
         return Context(self.left, self.right)
 
     def stream(self) -> Step:
-        """Transform as a convolution with its basis."""
-        basis = per_channel(fourier_basis(self.window), self.channels)
+        """Transform as a convolution with its basis, in float32."""
+        basis = per_channel(fourier_basis(at_least_float32(self.window)), self.channels)
         steps = Convolution(basis, None, self.hop, 1, self.left, self.right)
-        return Chain([steps, Pointwise(Compression(self))])
+        return widened(Chain([steps, Pointwise(Compression(self))]), self.window.dtype)
 
     def exported(self) -> nn.Module:
         """Transform as a convolution, which every runtime has."""
@@ -143,10 +142,9 @@ class InverseSTFT(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Transform frames back and add them up, in float32."""
         with torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
-            parts = self.expand(x.to(wide))  # [B, F, C, 2, bins]
+            parts = self.expand(at_least_float32(x))  # [B, F, C, 2, bins]
             spectrum = torch.complex(*parts.unbind(3))
-            frames = torch.fft.irfft(spectrum, n=len(self.window)) * self.window.to(wide)
+            frames = torch.fft.irfft(spectrum, n=len(self.window)) * self.window.to(parts)
             return self.overlap_add(frames).to(x.dtype)
 
     def expand(self, x: Tensor) -> Tensor:
@@ -173,9 +171,10 @@ class InverseSTFT(Layer):
         return Context(-(-(surplus - self.left) // self.hop), -(-self.left // self.hop))
 
     def stream(self) -> Step:
-        """Inverse transform as a transposed convolution with its basis."""
-        basis = per_channel(inverse_basis(self.window), self.channels)
-        return Chain([Pointwise(Expansion(self)), Upsampling(basis, None, self.hop, self.left)])
+        """Inverse transform as a transposed convolution with its basis, in float32."""
+        basis = per_channel(inverse_basis(at_least_float32(self.window)), self.channels)
+        steps = Chain([Pointwise(Expansion(self)), Upsampling(basis, None, self.hop, self.left)])
+        return widened(steps, self.window.dtype)
 
     def exported(self) -> nn.Module:
         """Inverse transform as a matrix product."""
@@ -216,6 +215,17 @@ def check_window(window: int, hop: int) -> None:
             f"a window must be even and a multiple of its hop, at least two hops; got window {window}, "
             f"hop {hop}: try {max(2, round(window / max(1, hop))) * max(1, hop)}"
         )
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Tensor in float32, or in its own type if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def widened(steps: Chain, dtype: torch.dtype) -> Step:
+    """Steps in float32 for a stream of a narrower type; others as they are, so that graphs have no casts."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return steps if dtype == wide else Widened(steps, wide)
 
 
 def fourier_basis(window: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ class Recurrence(Step):
 
     def __init__(self, lstm: nn.LSTM):
         super().__init__()
-        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers)
+        parameter = next(lstm.parameters())
+        self.lstm = nn.LSTM(lstm.input_size, lstm.hidden_size, lstm.num_layers).to(parameter)
         self.lstm.load_state_dict(lstm.state_dict())
         self.requires_grad_(False)
 

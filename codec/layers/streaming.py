@@ -59,6 +59,27 @@ class Pointwise(Step):
         return self.activation(x), []
 
 
+class Widened(Step):
+    """Step that computes, with its state, in the type `dtype`, between inputs and outputs of another."""
+
+    def __init__(self, step: Step, dtype: torch.dtype):
+        super().__init__()
+        self.step, self.dtype = step, dtype
+
+    def count(self, inputs: int) -> int:
+        """Number of outputs of the step."""
+        return self.step.count(inputs)
+
+    def initial(self, batch: int) -> State:
+        """State of the step."""
+        return self.step.initial(batch)
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Run the step."""
+        y, new_state = self.step(x.to(self.dtype), state, final)
+        return y.to(x.dtype), new_state
+
+
 class Convolution(Step):
     """Convolution as one matrix product: concatenated samples under the taps times `[k * C, C']`.
 

@@ -137,7 +137,7 @@ class Stream:
             raise ValueError(f"codes must be [{self.batch}, K, F], got {list(codes.shape)}")
         latents = self.latents[:, :0]
         if codes.shape[2]:
-            latents = self.quantizer.decode(codes).transpose(1, 2)
+            latents = self.quantizer.decode(codes).to(self.latents).transpose(1, 2)
         outputs = [self.pending[:, :0]]
         for chunk, last in pieces(latents, PIECE // self.hop_length, final):
             output, self.decoder_state = self.decoder(chunk, self.decoder_state, last)

@@ -18,6 +18,10 @@ WITHIN = re.compile(r"(?<=\.tar)[/\\]|(?<=\.arrow)[/\\]", re.IGNORECASE)
 ARCHIVE = re.compile(r"[^/]*\.(tar|arrow)/", re.IGNORECASE)
 
 
+class MissingMember(FileNotFoundError):
+    """Raised for a path that is not in its archive or source, with the reason."""
+
+
 _contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and size and time of the archive
 
 
@@ -47,21 +51,23 @@ def unpacked(path: str) -> str:
 def find(path: str | os.PathLike[str]) -> Member | None:
     """Member at a path, file or folder at an address, or recording of a source; None for local files.
 
-    FileNotFoundError if the archive or source lacks it.
+    MissingMember if the archive or source lacks it.
     """
     text = os.fspath(path)
     if place := sources.find(text):
         (_, sizes), id = place
         if id not in sizes:
-            raise FileNotFoundError(errno.ENOENT, "no such recording in the source", text)
+            raise MissingMember(errno.ENOENT, "no such recording in the source", text)
         return Member(text, 0, sizes[id], 0)
     for match in WITHIN.finditer(text):
         archive = text[: match.start()]
         if address.is_file(archive):
-            member = contents(archive).members.get(text[match.end() :])
-            if member is None:
-                raise FileNotFoundError(errno.ENOENT, "no such file in the archive", text)
-            return member
+            listed = contents(archive)
+            if member := listed.members.get(text[match.end() :]):
+                return member
+            fault = f"which is {listed.damage}" if listed.damage else "which may be another than was scanned"
+            remedy = "put the archive back that was scanned, or start again to scan this one"
+            raise MissingMember(errno.ENOENT, f"no such file in its archive, {fault}: {remedy}", text)
     return Member(text, 0, *address.state(text)) if address.is_address(text) else None
 
 

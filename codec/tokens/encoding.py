@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from codec.config import ConfigError
 from codec.data.loader import WorkerLoader, named_losses
@@ -20,6 +18,7 @@ from codec.model.codec import Codec
 from codec.model.saving import load
 from codec.system.device import device_name
 from codec.system.files import only_writer
+from codec.system.progress import progress_bar
 from codec.system.resuming import require_unused, resume
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import META_FILE, TokenError
@@ -30,6 +29,7 @@ from codec.tokens.sources import Encoder, Settings, SourceBatches, format_of
 # Options of the settings that identify a dataset; another value gives another dataset.
 OPTIONS = {"layout": "--format", "beam": "--beam", "downmix": "--downmix", "dtype": "--dtype"}
 OPTIONS |= {"batch_seconds": "--batch-seconds", "shard_hours": "--shard-hours"}
+OPTIONS |= {"codec_id": "the model (codec_id)", "layer": "--layer"}
 OPTIONS |= {"condition": "--condition", "codebook_sizes": "codebook sizes (--num-quantizers)"}
 
 
@@ -160,11 +160,8 @@ def require_whole(output: Path) -> None:
 def progress(seconds: float) -> Iterator[Callable[[float], None]]:
     """Show a progress bar in hours of audio; yields a function to advance it by seconds."""
     shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]"
-    interval = 0.5 if sys.stderr.isatty() else 30.0
     start = time.perf_counter()
-    with tqdm(
-        total=seconds / 3600, desc="encoding", bar_format=shape, delay=1.0, mininterval=interval
-    ) as bar:
+    with progress_bar(None, "encoding", total=seconds / 3600, bar_format=shape) as bar:
 
         def advance(more: float) -> None:
             hours = more / 3600

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from codec.config import ConfigError
 from codec.system.files import folder_whole
+from codec.system.progress import progress_bar
 from codec.tokens.arrow import pyarrow
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import Utterance, inside, mirrored
@@ -36,7 +36,7 @@ def export_hf(tokens: TokenDataset, output: Path) -> None:
     types = dict.fromkeys(FACTS, pa.int64()) | dict.fromkeys(("id", "path", "sha256"), pa.string())
     schema = pa.schema([*types.items(), ("codes", pa.list_(pa.list_(kind)))])
     files = list(portions(tokens, range(len(tokens)), FILE_CODES))
-    with folder_whole(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
+    with folder_whole(output) as work, progress_bar(None, "exporting", total=len(tokens)) as bar:
         (work / "data").mkdir()
         for number, part in enumerate(files):
             path = work / "data" / f"train-{number:05d}-of-{len(files):05d}.parquet"
@@ -95,7 +95,7 @@ def export_lhotse(tokens: TokenDataset, output: Path) -> None:
     shift = tokens.format.hop_length / tokens.format.sample_rate
     with folder_whole(output) as work:
         with gzip.open(work / "cuts.jsonl.gz", "wt", encoding="ascii") as file:
-            for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+            for i in progress_bar(range(len(tokens)), "exporting"):
                 row = tokens.utterance(i)
                 place = {"storage_type": "numpy_files", "storage_path": os.path.abspath(output)}
                 place["storage_key"] = f"codes/{mirrored(inside(row.path), '.npy')}"
@@ -134,7 +134,7 @@ def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
         "framerate": tokens.frame_rate,
     }
     with folder_whole(output) as work:
-        for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+        for i in progress_bar(range(len(tokens)), "exporting"):
             name = mirrored(inside(tokens.utterance(i).id), "_c0.npy")
             save_npy(work / name, tokens.codes(i).numpy()[None])
         (work / "codec_info.json").write_text(json.dumps(about, indent=4))
@@ -156,7 +156,7 @@ def export_megatron(tokens: TokenDataset, output: Path) -> None:
     starts = np.cumsum(lengths) - lengths
     with folder_whole(output) as work:
         with (work / "tokens.bin").open("wb") as file:
-            for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+            for i in progress_bar(range(len(tokens)), "exporting"):
                 codes = flatten(tokens.codes(i), sizes).numpy()
                 file.write(np.append(codes, end).astype(dtype).tobytes())
         header = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(tokens), len(tokens) + 1)
@@ -179,7 +179,7 @@ def export_webdataset(tokens: TokenDataset, output: Path) -> None:
     Samples are numbered, because WebDataset ends a key at its first dot.
     """
     shards = list(portions(tokens, range(len(tokens)), FILE_CODES))
-    with folder_whole(output) as work, tqdm(total=len(tokens), desc="exporting", delay=1.0) as bar:
+    with folder_whole(output) as work, progress_bar(None, "exporting", total=len(tokens)) as bar:
         for number, part in enumerate(shards):
             with tarfile.open(work / f"{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
                 for i in part:
@@ -209,7 +209,7 @@ def export_litdata(tokens: TokenDataset, output: Path) -> None:
         raise ConfigError("--to litdata needs litdata: pip install litdata") from error
     with folder_whole(output) as work:
         chunks = Cache(str(work), chunk_bytes=CHUNK_BYTES)
-        for i in tqdm(range(len(tokens)), desc="exporting", delay=1.0):
+        for i in progress_bar(range(len(tokens)), "exporting"):
             # As a plain string, a path that is a file here would be replaced by the file's content.
             chunks[i] = {"codes": compact(tokens, i), "json": json.dumps(facts(tokens, i))}
         chunks.done()

@@ -42,6 +42,7 @@ class Settings:
     downmix: str = "mid"
     dtype: str | None = None  # of continuous latents
     compile: bool = False
+    layer: int | str | None = None  # of the speech model whose features are written
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -57,6 +58,7 @@ class Settings:
         """Entries of `tokens.json` on which the tokens depend."""
         options = {"beam": self.beam, "precision": "float32"}
         options |= {"batch_seconds": self.batch_seconds, "shard_hours": self.shard_hours}
+        options |= {} if self.layer is None else {"layer": self.layer}
         return options if self.downmix == "mid" else options | {"downmix": self.downmix}  # as older datasets
 
 
