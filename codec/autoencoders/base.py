@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.layers.base import UNBOUNDED, Context, Layer, Padding, context_of, stream_of
-from codec.layers.streaming import NotStreamable, Step
+from codec.layers.streaming import NotStreamable, StreamingLayer
 
 
 class Autoencoder(nn.Module):
@@ -56,11 +56,11 @@ class Autoencoder(nn.Module):
         """Receptive field of a sample, in latents before and after its own; None if unbounded."""
         return UNBOUNDED
 
-    def streaming_encoder(self) -> Step:
+    def streaming_encoder(self) -> StreamingLayer:
         """Streaming form of `encode` on `[B, T, C]`; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
-    def streaming_decoder(self) -> Step:
+    def streaming_decoder(self) -> StreamingLayer:
         """Streaming form of `decode` on `[B, F, D]`; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
@@ -116,11 +116,11 @@ class LayeredAutoencoder(Autoencoder):
         """Receptive field of a sample, in latents before and after its own; None if unbounded."""
         return context_of(self.decoder)
 
-    def streaming_encoder(self) -> Step:
+    def streaming_encoder(self) -> StreamingLayer:
         """Streaming form of the encoder on `[B, T, C]`; NotStreamable for a layer without one."""
         return stream_of(self.encoder)
 
-    def streaming_decoder(self) -> Step:
+    def streaming_decoder(self) -> StreamingLayer:
         """Streaming form of the decoder on `[B, F, D]`; NotStreamable for a layer without one."""
         return stream_of(self.decoder)
 

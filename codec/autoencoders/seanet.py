@@ -11,7 +11,7 @@ from codec.autoencoders.base import LayeredAutoencoder, require_positive
 from codec.layers.base import Context, Layer, context_of, stream_of
 from codec.layers.conv import Layers
 from codec.layers.resample import Downsample, Upsample
-from codec.layers.streaming import Skip, Step
+from codec.layers.streaming import Skip, StreamingLayer
 
 
 class ResidualUnit(Layer):
@@ -44,7 +44,7 @@ class ResidualUnit(Layer):
         """Receptive field of the block; the skip is pointwise."""
         return context_of(self.block)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Streaming form of the block, with a delay line for the skip."""
         return Skip(stream_of(self.block), stream_of(self.skip))
 

@@ -21,7 +21,7 @@ from codec.export.graphs import (
 )
 from codec.export.progress import log
 from codec.layers.sinc import Resample
-from codec.layers.streaming import State, Step
+from codec.layers.streaming import State, StreamingLayer
 from codec.model.codec import Codec
 
 
@@ -110,7 +110,7 @@ def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
         ("decoder_step", DecoderStep(codec), [codes], {1: stages_of(codec)}),
     ):
         log.info("tracing the %s", name)
-        network: Step = module.network
+        network: StreamingLayer = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # from LSTMs, which set attributes while they are traced

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codec.layers.base import Context, Layer
-from codec.layers.streaming import Pointwise, Step
+from codec.layers.streaming import Pointwise, StreamingLayer
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Snake(Layer):
         """No other samples."""
         return Context(0, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Snake of `[B, T, C]`."""
         return Pointwise(TimeMajorSnake(self.alpha))
 

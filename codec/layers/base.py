@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec.layers.streaming import Chain, NotStreamable, Pointwise, Step
+from codec.layers.streaming import Chain, NotStreamable, Pointwise, StreamingLayer
 
 POINTWISE = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.SiLU, nn.Tanh)
 
@@ -45,7 +45,7 @@ class Layer(nn.Module):
         """Receptive field of an output, in inputs."""
         return UNBOUNDED
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Streaming form with a copy of the current weights; NotStreamable without one."""
         raise NotStreamable(f"{type(self).__name__} has no streaming form")
 
@@ -82,7 +82,7 @@ def rate_of(network: nn.Module) -> Fraction:
     return Fraction(network.rate) if isinstance(network, Layer) else Fraction(1)
 
 
-def stream_of(network: nn.Module) -> Step:
+def stream_of(network: nn.Module) -> StreamingLayer:
     """Streaming form of a layer or sequence of layers; NotStreamable for a module of another kind."""
     if isinstance(network, Layer):
         return network.stream()

@@ -11,7 +11,8 @@ from torch.nn.utils.parametrizations import weight_norm as apply_weight_norm
 
 from codec.layers.activation import ACTIVATIONS
 from codec.layers.base import Context, Layer
-from codec.layers.streaming import Convolution, Step, Upsampling
+from codec.layers.streaming import StreamingLayer
+from codec.layers.streaming_convolution import Convolution, Upsampling
 
 
 def split_padding(total: int, causal: bool) -> tuple[int, int]:
@@ -66,7 +67,7 @@ class Conv1d(Layer):
         span = (self.conv.kernel_size[0] - 1) * self.conv.dilation[0] + 1
         return Context(self.left, max(0, span - self.conv.stride[0] - self.left))
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """One matrix product per chunk."""
         (stride,), (dilation,) = self.conv.stride, self.conv.dilation
         return Convolution(self.conv.weight, self.conv.bias, stride, dilation, self.left, self.right)
@@ -122,7 +123,7 @@ class ConvTranspose1d(Layer):
         stride, surplus = self.conv.stride[0], self.conv.kernel_size[0] - self.conv.stride[0]
         return Context(-(-(surplus - self.left) // stride), -(-self.left // stride))
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """One matrix product per chunk."""
         return Upsampling(self.conv.weight, self.conv.bias, self.conv.stride[0], self.left)
 

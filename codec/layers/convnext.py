@@ -12,15 +12,8 @@ from torch.nn import functional
 
 from codec.layers.base import Context, Layer
 from codec.layers.conv import split_padding
-from codec.layers.streaming import (
-    Chain,
-    Convolution,
-    DepthwiseConvolution,
-    Interleave,
-    Pointwise,
-    Skip,
-    Step,
-)
+from codec.layers.streaming import Chain, Interleave, Pointwise, Skip, StreamingLayer
+from codec.layers.streaming_convolution import Convolution, DepthwiseConvolution
 
 
 class ChannelsLast(Layer):
@@ -35,7 +28,7 @@ class ChannelsLast(Layer):
         """No other frames."""
         return Context(0, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Identity: streams are `[B, F, C]` throughout."""
         return Pointwise(nn.Identity())
 
@@ -56,7 +49,7 @@ class FrameLayer(Layer):
         """No other frames."""
         return Context(0, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Frozen copy of the layer."""
         return Pointwise(copy.deepcopy(self).requires_grad_(False))
 
@@ -100,7 +93,7 @@ class Merge(Layer):
         """No frames other than those joined."""
         return Context(0, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Strided convolution of the normalized frames."""
         weight = self.linear.weight.unflatten(1, (self.stride, -1)).transpose(1, 2)
         norm = copy.deepcopy(self.norm).requires_grad_(False)
@@ -133,7 +126,7 @@ class Split(Layer):
         """No other frames."""
         return Context(0, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Linear map of each frame, and its division into `stride` frames."""
         parts = copy.deepcopy(nn.Sequential(self.norm, self.linear)).requires_grad_(False)
         return Chain([Pointwise(parts), Interleave(self.stride)])
@@ -171,7 +164,7 @@ class DepthwiseConv(Layer):
         """Frames under the kernel."""
         return Context(self.left, self.right)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Depthwise convolution with its past frames as state."""
         return DepthwiseConvolution(self.weight, self.bias, self.left, self.right)
 
@@ -219,7 +212,7 @@ class ConvNeXtBlock(Layer):
         """Frames under the depthwise kernel."""
         return self.depthwise.context
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Streaming form of the block, with a delay line for the residual."""
         return Skip(Chain([self.depthwise.stream(), self.pointwise.stream()]), Pointwise(nn.Identity()))
 

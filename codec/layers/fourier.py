@@ -13,7 +13,8 @@ from torch.nn import functional
 from codec.audio.spectrogram import overlap_add
 from codec.layers.base import Context, Layer
 from codec.layers.conv import split_padding
-from codec.layers.streaming import Chain, Convolution, Pointwise, Step, Upsampling, Widened
+from codec.layers.streaming import Chain, Pointwise, StreamingLayer, Widened
+from codec.layers.streaming_convolution import Convolution, Upsampling
 
 FLOOR = 1e-4  # of a magnitude; windows have unit energy, so white noise keeps its level: -80 dBFS
 MOST_LEVEL = 5.0  # of a log magnitude, against overflow
@@ -70,7 +71,7 @@ class STFTFeatures(Layer):
         """Samples under the window, except the hop of the frame itself."""
         return Context(self.left, self.right)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Transform as a convolution with its basis, in float32."""
         basis = per_channel(fourier_basis(at_least_float32(self.window)), self.channels)
         steps = Convolution(basis, None, self.hop, 1, self.left, self.right)
@@ -170,7 +171,7 @@ class InverseSTFT(Layer):
         surplus = len(self.window) - self.hop
         return Context(-(-(surplus - self.left) // self.hop), -(-self.left // self.hop))
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Inverse transform as a transposed convolution with its basis, in float32."""
         basis = per_channel(inverse_basis(at_least_float32(self.window)), self.channels)
         steps = Chain([Pointwise(Expansion(self)), Upsampling(basis, None, self.hop, self.left)])
@@ -222,7 +223,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def widened(steps: Chain, dtype: torch.dtype) -> Step:
+def widened(steps: Chain, dtype: torch.dtype) -> StreamingLayer:
     """Steps in float32 for a stream of a narrower type; others as they are, so that graphs have no casts."""
     wide = torch.promote_types(dtype, torch.float32)
     return steps if dtype == wide else Widened(steps, wide)

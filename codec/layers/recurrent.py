@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from codec.layers.base import Context, Layer
 from codec.layers.linear import linear
-from codec.layers.streaming import State, Step
+from codec.layers.streaming import State, StreamingLayer
 
 
 class LSTM(Layer):
@@ -39,7 +39,7 @@ class LSTM(Layer):
         """All previous frames."""
         return Context(None, 0)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Recurrence with its hidden and cell state."""
         return Recurrence(self.lstm)
 
@@ -90,7 +90,7 @@ def cell(hidden: Tensor) -> Callable[..., tuple[tuple[Tensor, Tensor], Tensor]]:
 SHORT = 32  # frames; up to here an LSTM is faster frame by frame
 
 
-class Recurrence(Step):
+class Recurrence(StreamingLayer):
     """LSTM with a residual connection that carries hidden and cell state from chunk to chunk."""
 
     def __init__(self, lstm: nn.LSTM):

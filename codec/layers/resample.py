@@ -10,15 +10,8 @@ from torch.nn import functional
 
 from codec.layers.base import Context, Layer
 from codec.layers.conv import split_padding
-from codec.layers.streaming import (
-    Chain,
-    Convolution,
-    DepthwiseConvolution,
-    Pointwise,
-    State,
-    Step,
-    Upsampling,
-)
+from codec.layers.streaming import Chain, Pointwise, State, StreamingLayer
+from codec.layers.streaming_convolution import Convolution, DepthwiseConvolution, Upsampling
 
 
 class Downsample(Layer):
@@ -48,7 +41,7 @@ class Downsample(Layer):
         """Inputs under the kernel, except the `stride` inputs of the output's own place."""
         return Context(self.left, self.right)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Convolution whose state begins with the first frame."""
         return Replicating(self.conv.weight, None, self.stride, 1, self.left, self.right)
 
@@ -93,7 +86,7 @@ class Upsample(Layer):
         """Inputs whose kernels reach into the outputs of one input."""
         return Context(-(-(self.stride - self.left) // self.stride), -(-self.left // self.stride))
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Sum of two products per sample."""
         return DepthwiseUpsampling(self.conv.weight, self.stride, self.left)
 
@@ -102,10 +95,10 @@ class DepthwiseUpsampling(Upsampling):
     """`Upsampling` of each channel by itself, `weight` `[C, 1, 2 * stride]`."""
 
     def __init__(self, weight: Tensor, stride: int, trim: int):
-        Step.__init__(self)
+        StreamingLayer.__init__(self)
         taps = weight.detach().unflatten(2, (2, stride)).flip(2).permute(3, 0, 1, 2).reshape(-1, 1, 2)
         depthwise = DepthwiseConvolution(taps, taps.new_zeros(len(taps)), 1, 0)
-        self.steps: Step = Chain([Pointwise(Repeat(stride)), depthwise])
+        self.steps: StreamingLayer = Chain([Pointwise(Repeat(stride)), depthwise])
         self.outputs, self.stride, self.trim = len(weight), stride, trim
 
 

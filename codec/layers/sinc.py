@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from codec.layers.base import Context, Layer
-from codec.layers.streaming import Chain, Convolution, Interleave, Step
+from codec.layers.streaming import Chain, Interleave, StreamingLayer
+from codec.layers.streaming_convolution import Convolution
 
 CUTOFF = 0.95  # of half the lower rate, in the middle of the transition
 BETA = 7.5  # of the Kaiser window: 77 dB of attenuation
@@ -61,7 +62,7 @@ class Resample(Layer):
         """Samples under the filter."""
         return Context(self.reach, self.reach)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """All phases of all channels as one convolution."""
         eye = torch.eye(self.channels).to(self.filters)
         weight = torch.einsum("pk,cd->pcdk", self.filters, eye).flatten(0, 1)

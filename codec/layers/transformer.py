@@ -12,7 +12,7 @@ from torch.nn import functional
 from codec.layers.attention import attend, rotate, rotations, within
 from codec.layers.base import Context, Layer
 from codec.layers.linear import Linear
-from codec.layers.streaming import NotStreamable, State, Step
+from codec.layers.streaming import NotStreamable, State, StreamingLayer
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values [B, H, F, D]
 
@@ -103,7 +103,7 @@ class Transformer(Layer):
         reach = len(self.layers) * (self.window - 1)
         return Context(reach, 0 if self.causal else reach)
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Attention to cached keys and values; NotStreamable if bidirectional."""
         if not self.causal:
             raise NotStreamable(
@@ -112,7 +112,7 @@ class Transformer(Layer):
         return CachedTransformer(self)
 
 
-class CachedTransformer(Step):
+class CachedTransformer(StreamingLayer):
     """Causal `Transformer` with the keys and values of the last `window - 1` frames of each layer as state.
 
     The state is the number of frames so far, int64 `[1]`, and a cache `[B, window - 1, 2 * C]` per layer.
