@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from codec.codebooks.fsq import FSQCodebook
-from codec.codebooks.whitening import RunningWhitening, whitening_projection
+from codec.codebooks.normalization import RunningWhitening, whitening_projection
 from codec.quantizers.residual import Residual
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from codec.codebooks.base import Codebook
 from codec.codebooks.estimators import straight_through
-from codec.codebooks.whitening import RunningWhitening, whitening_projection
+from codec.codebooks.normalization import RunningWhitening, whitening_projection
 
 
 def check_levels(levels: Sequence[int]) -> int:

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from codec.codebooks.base import Codebook
 from codec.codebooks.kmeans import kmeans
+from codec.codebooks.normalization import Standardize
 from codec.codebooks.regularized import lacking_entropy
-from codec.codebooks.standardize import Standardize
 
 
 class GumbelCodebook(Codebook):

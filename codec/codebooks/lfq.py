@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from codec.codebooks.base import Codebook
 from codec.codebooks.estimators import straight_through
-from codec.codebooks.standardize import Standardize
-from codec.codebooks.whitening import regression, whitening_projection
+from codec.codebooks.normalization import Standardize, regression, whitening_projection
 from codec.system.distributed import all_reduce_with_gradient
 
 

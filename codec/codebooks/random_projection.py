@@ -11,7 +11,7 @@ from codec.codebooks.cache import CachedTable
 from codec.codebooks.estimators import straight_through
 from codec.codebooks.lookup import Estimator, look_up
 from codec.codebooks.nearest import best, best_few
-from codec.codebooks.standardize import Standardize
+from codec.codebooks.normalization import Standardize
 
 
 class RandomProjectionCodebook(Codebook):

@@ -11,7 +11,7 @@ from torch import Tensor
 from codec.config import ConfigError
 from codec.quantizers.base import Quantized
 from codec.quantizers.continuous import Identity, no_codes
-from codec.quantizers.frames import rows
+from codec.quantizers.layout import rows
 from codec.system.distributed import all_reduce_sum
 
 

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from codec.codebooks.standardize import Standardize
+from codec.codebooks.normalization import Standardize
 from codec.quantizers.base import Bottleneck, Quantized
 
 

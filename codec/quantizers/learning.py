@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codec.codebooks.base import Codebook
 from codec.quantizers.base import Quantized
-from codec.quantizers.frames import pooled, rows, spread, subtract
+from codec.quantizers.layout import pooled, rows, spread, subtract
 from codec.system.distributed import all_reduce_sum, broadcast, rank, world_size
 
 

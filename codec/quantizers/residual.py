@@ -17,7 +17,7 @@ from codec.codebooks.cache import CachedTable
 from codec.codebooks.estimators import straight_through
 from codec.quantizers import learning
 from codec.quantizers.base import Quantized, Quantizer
-from codec.quantizers.frames import columns, pooled, rows, spread, subtract
+from codec.quantizers.layout import columns, pooled, rows, spread, subtract
 
 MOST_CODES = 4096  # codes per frame
 
