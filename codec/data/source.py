@@ -153,6 +153,7 @@ def list_within(root: str, name: str) -> Source:
 
 def list_rows(path: str, folder: str, rows: Sequence[Row]) -> Source:
     """Files of a list, and of the archives in it, relative to `folder` or to the folder of all of them."""
+    address.forget()
     places = [absolute(row.path, folder) for row in rows]
     try:
         here = not places or address.parts(folder)[0] == address.parts(places[0])[0]
