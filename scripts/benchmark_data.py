@@ -1,7 +1,7 @@
 """Measure the training crops per second of one core: python scripts/benchmark_data.py [FOLDER].
 
-Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac, and the wavs
-into a tar; the wavs are also read through fsspec, as `file://`. Crops are read at the files' own rate and
+Without a folder it makes synthetic audio. Each file is copied as 16-bit wav and as flac, and both
+into tars; the wavs are also read through fsspec, as `file://`. Crops are read at the files' own rate and
 resampled, by seeking and by decoding whole files, and with each augmentation of every crop. `--entries`
 measures the index of a large tar instead.
 """
@@ -27,7 +27,7 @@ from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Mix
 from codec.data.module import AudioData
 from codec.data.scan import scan
 
-KINDS = "wav", "flac", "wav.tar", "file://"
+KINDS = "wav", "flac", "wav.tar", "flac.tar", "file://"
 SPEED, MIX = (0.92, 1.08), Mix(1.0)
 FILTERS = {"equalizer": Equalizer(1.0), "band_limit": BandLimit(1.0)}
 AUGMENTATIONS = {
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", help="recordings; without it, synthetic audio is made")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on each number")
     parser.add_argument("--crop", type=float, default=1.0, help="length of a crop in seconds")
+    parser.add_argument("--length", type=float, default=15.0, help="length of a recording in seconds")
     parser.add_argument("--entries", type=int, help="files of a tar whose index is measured, of 1 KB each")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,9 +57,10 @@ def main() -> None:
         source = options.folder or str(place / "synthetic")
         if options.folder is None:
             write_synthetic_folder(source, seconds=150)
-        rate = copy_files(source, place)
-        with tarfile.open(place / "wav.tar", "w") as tar:
-            tar.add(place / "wav", ".")
+        rate = copy_files(source, place, options.length)
+        for kind in ("wav", "flac"):
+            with tarfile.open(place / f"{kind}.tar", "w") as tar:
+                tar.add(place / kind, ".")
         roots = [f"file://{place}/wav" if kind == "file://" else str(place / kind) for kind in KINDS]
         title = f"{options.crop:g} s crops, mono"
         print(f"{title:34} " + " ".join(f"{kind:>9}" for kind in KINDS))
@@ -98,8 +100,8 @@ def index_tar(path: Path, count: int) -> None:
         os.wait()
 
 
-def copy_files(source: str, place: Path) -> int:
-    """Copy up to 64 files, joined to about 15 s each, as wav and as flac; returns their rate in Hz."""
+def copy_files(source: str, place: Path, seconds: float) -> int:
+    """Copy up to 64 files, joined to about `seconds` each, as wav and as flac; returns their rate in Hz."""
     index = scan(source, check_content=False)
     rate = index.usable[0].sample_rate
     files = [os.path.join(index.root, file.path) for file in index.usable if file.sample_rate == rate]
@@ -109,7 +111,7 @@ def copy_files(source: str, place: Path) -> int:
     written = 0
     for path in files:
         parts.append(read_audio(path, channels=1)[0])
-        if sum(part.shape[1] for part in parts) >= 15 * rate and written < 64:
+        if sum(part.shape[1] for part in parts) >= seconds * rate and written < 64:
             for kind in ("wav", "flac"):
                 soundfile.write(place / kind / f"{written}.{kind}", np.concatenate(parts, axis=1).T, rate)
             written += 1

@@ -78,6 +78,7 @@ class BareTrainer(NamedTuple):
 
     optimizers: list[torch.optim.Optimizer]
     precision: str = "32-true"
+    strategy: Any = None
 
 
 class BareTraining(CodecTraining):

@@ -12,6 +12,7 @@ from benchmark_training import BareTrainer, BareTraining
 from composed import config, shrink
 from test_training import assert_same, command, config_before_training, distance, last, run
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +21,7 @@ from codec.config import ConfigError, build
 from codec.data.crops import Batch
 from codec.layers.recompute import check_examples_apart, in_parts, recompute
 from codec.model.saving import build_codec
+from codec.training.module import CodecTraining
 
 pytestmark = pytest.mark.filterwarnings("default")
 BATCH, STEPS = 8, 3
@@ -177,6 +179,28 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, wavs):
     run(tmp_path / "parts", wavs, "trainer.max_steps=1", *options)
     assert_same(whole, run(tmp_path / "parts", wavs, "trainer.max_steps=2", "resume=auto", *options))
     assert whole["global_step"] == 2 and whole["AudioData"] == {"seen": 8}  # joint batches
+
+
+def test_gradients_are_reduced_once_for_each_player(tmp_path, wavs, monkeypatch):
+    counted, original = [], CodecTraining.on_train_start
+
+    def average(state, bucket):
+        counted.append(bucket.is_last())
+        return allreduce_hook(None, bucket)
+
+    def watch(module):
+        original(module)
+        module.trainer.strategy.model.register_comm_hook(None, average)
+
+    options = ["training.accumulate=4", "training.adversarial_from=0", "trainer.max_steps=2"]
+    alone = run(tmp_path / "alone", wavs, *options)
+    monkeypatch.setattr(CodecTraining, "on_train_start", watch)
+    try:
+        ddp = run(tmp_path / "ddp", wavs, *options, "trainer=ddp", "trainer.devices=1")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert sum(counted) == 2 * 2  # steps times players
+    assert_same(alone, ddp)
 
 
 def test_impossible_parts_are_refused_before_anything_is_written(tmp_path, wavs):

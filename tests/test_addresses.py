@@ -8,6 +8,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import fsspec
 import numpy as np
@@ -16,10 +17,11 @@ import soundfile
 from bad_audio import RATE, tone, write
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from test_sources import facts, make, pack, wav
 
 import codec.data.scan
-from codec.audio.reading import AudioError, read_audio
+from codec.audio.reading import AudioError, read_audio, read_info, read_segment
 from codec.commands import doctor
 from codec.commands.evaluate import default_output, places
 from codec.commands.main import require_input
@@ -92,6 +94,37 @@ class Dropped(io.BytesIO):
         return super().readinto(buffer)
 
 
+class Metered(MemoryFileSystem):
+    """Files in memory; `requests` are those that a server would get."""
+
+    protocol = "metered"
+    store, pseudo_dirs = {}, [""]
+    requests: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("metered://", "memory://"))
+
+    def info(self, path, **options):
+        self.requests.append("info")
+        return super().info(path, **options)
+
+    def _open(self, path, mode="rb", **options):
+        return Ranges(self, path, **options) if mode == "rb" else super()._open(path, mode, **options)
+
+    def cat_file(self, path, start=None, end=None, **options):
+        self.requests.append("range")
+        return self.store[self._strip_protocol(path)].getvalue()[start:end]
+
+
+class Ranges(AbstractBufferedFile):
+    """A file that is fetched in ranges."""
+
+    def _fetch_range(self, start, end):
+        return self.fs.cat_file(self.path, start, end)
+
+
+fsspec.register_implementation("metered", Metered, clobber=True)
 fsspec.register_implementation("s3test", Bucket, clobber=True)
 fsspec.register_implementation("ward", Ward, clobber=True)
 
@@ -146,6 +179,40 @@ def test_workers_read_an_address_as_one_process_does(folder, local, tmp_path):
     batches = iter(data.train_dataloader())
     for start in (0, 4):
         assert next(batches).audio.numpy().tobytes() == local.crops(start, 4).numpy().tobytes()
+
+
+def test_a_crop_costs_one_request(tmp_path):
+    server, sizes = fsspec.filesystem("metered"), (40_000, 50_000, 300_000)
+    for number, size in enumerate(sizes):
+        (tmp_path / "wavs").mkdir(exist_ok=True)
+        noise = 0.1 * np.random.default_rng(number).standard_normal(size)
+        soundfile.write(tmp_path / f"wavs/{number}.wav", noise, RATE)
+        soundfile.write(tmp_path / f"wavs/{number}.flac", noise[:20_000], RATE)
+    pack(tmp_path / "wavs", tmp_path / "corpus.tar")
+    server.put(f"{tmp_path}/wavs/", "/metered/wavs/", recursive=True)
+    server.put(f"{tmp_path}/corpus.tar", "/metered/corpus.tar")
+    local = make(tmp_path / "wavs", tmp_path / "cache")
+    for root in ("metered://metered/wavs", "metered://metered/corpus.tar"):
+        data = make(root, tmp_path / root[-4:])
+        data.crops(0, 32)  # headers
+        Metered.requests.clear()
+        assert data.crops(0, 64).numpy().tobytes() == local.crops(0, 64).numpy().tobytes()
+        assert Metered.requests == ["range"] * 64
+
+
+def test_a_replaced_file_is_noticed_by_its_length_or_by_the_next_scan(tmp_path):
+    server, address = fsspec.filesystem("metered"), "metered://replaced/a.wav"
+    server.pipe("/replaced/a.wav", wav())
+    read = partial(read_segment, address, RATE - 200, 200, RATE, 1, expected=read_info(address))
+    read()
+    server.pipe("/replaced/a.wav", wav(0.5))
+    for message in ("truncated: ", "changed since it was scanned"):
+        with pytest.raises(AudioError, match=message):
+            read()
+    server.pipe("/replaced/a.wav", wav(2.0))
+    assert scan("metered://replaced", cache_dir=tmp_path).usable[0].frames == 2 * RATE
+    with pytest.raises(AudioError, match="changed since it was scanned"):
+        read()
 
 
 def test_lists_name_addresses_and_lie_at_addresses(folder, tmp_path):

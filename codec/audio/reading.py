@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 import soxr
 
-from codec.audio import flac, mp3
+from codec.audio import flac, mp3, wav
 from codec.audio.containers import STREAMED_SIZE, UNKNOWN_LENGTH, check_content, check_header
 from codec.audio.conversion import CONTEXT, _finite, _mix, convert_blocks, resampled_length
 from codec.audio.errors import AudioError, foreign, require_regular, why_empty, why_not_opened
 from codec.system.address import why
-from codec.system.member import Member
+from codec.system.member import Member, Reader
 
 BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that lies) never fills the memory
 
@@ -25,6 +25,8 @@ BLOCK = 2**18  # frames decoded at a time, so that a long file (or a header that
 PREROLL = {"MPEG_LAYER_III": 11520, "OPUS": 3840}
 """Samples to decode before a crop in formats whose frames lean on earlier ones (RFC 7845: 80 ms)."""
 
+
+Opened = soundfile.SoundFile | wav.PlainWav
 
 # libsndfile silently truncates a chunk that is longer than the file; only its log mentions it.
 CUT_CHUNK = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
@@ -42,9 +44,30 @@ class AudioInfo(NamedTuple):
 def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     """Open a file for reading; errors of libsndfile, also later while reading, become `AudioError`."""
     state = require_regular(path)
+    with _explained(path), ExitStack() as resources:
+        reader = resources.enter_context(state.open()) if isinstance(state, Member) else None
+        yield _opened(path, reader, resources)
+
+
+@contextmanager
+def open_seekable(path: str | os.PathLike[str]) -> Iterator[Opened]:
+    """Open a file to read a crop, as `open_audio` does; a plain wav without libsndfile."""
+    state = require_regular(path)
+    within = isinstance(state, Member)
+    place = state if within else Member(os.fspath(path), 0, state.st_size, state.st_mtime_ns)
+    if file := wav.located(place):
+        with _explained(path):
+            yield file
+        return
+    with _explained(path), ExitStack() as resources:
+        reader = resources.enter_context(place.open())
+        yield wav.plain(reader) or _opened(path, reader if within else None, resources)
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        with ExitStack() as resources:
-            yield _opened(path, state, resources)
+        yield
     except soundfile.LibsndfileError as error:
         reason = f"truncated or damaged: decoding fails ({error.error_string.rstrip('.')})"
         raise AudioError(path, reason) from error
@@ -52,14 +75,11 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
         raise AudioError(path, why(error)) from error
 
 
-def _opened(
-    path: str | os.PathLike[str], state: os.stat_result | Member, resources: ExitStack
-) -> soundfile.SoundFile:
+def _opened(path: str | os.PathLike[str], reader: Reader | None, resources: ExitStack) -> soundfile.SoundFile:
     # Bytes, because soundfile cannot encode a name that is not UTF-8.
     name: Any = os.fsencode(path) if os.name == "posix" else os.fspath(path)
     try:
-        if isinstance(state, Member):
-            reader = resources.enter_context(state.open())
+        if reader is not None:
             name = reader.descriptor() or reader
         file = resources.enter_context(soundfile.SoundFile(name, closefd=False))
         is_mp3 = file.format == "MP3"
@@ -124,9 +144,7 @@ def decode_blocks(
         yield block
 
 
-def read_finite(
-    file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]
-) -> np.ndarray:
+def read_finite(file: Opened, start: int, frames: int, path: str | os.PathLike[str]) -> np.ndarray:
     """Read the next samples `[<= frames, C]`, at `start`; `AudioError` if one is not finite in float32."""
     block = file.read(frames, dtype="float32", always_2d=True)
     finite = np.isfinite(block)
@@ -167,16 +185,16 @@ def read_segment(
     """
     if start < 0 or frames < 1:
         raise ValueError(f"a segment needs start >= 0 and frames >= 1, got start={start}, frames={frames}")
-    with mp3.quiet(path), open_audio(path) as file:
+    with mp3.quiet(path), open_seekable(path) as file:
         info = AudioInfo(file.frames, file.samplerate, file.channels)
         if expected is not None and info != expected:
             raise AudioError(path, f"changed since it was scanned: {info}, expected {expected}")
         if not file.seekable():
             raise AudioError(path, f"not seekable ({file.subtype}): rewrite it as PCM wav or FLAC")
-        ratio = Fraction(info.sample_rate, sample_rate) * speed
-        if ratio == 1:
+        if info.sample_rate * speed == sample_rate:
             audio = _mix(_read(file, start, frames, path), channels)
         else:
+            ratio = Fraction(info.sample_rate, sample_rate) * speed
             audio = _read_resampled(file, start, frames, ratio, channels, path)
     if len(audio) < frames:
         raise AudioError(
@@ -227,7 +245,7 @@ def read_audio(
     return audio, sample_rate or read_info(path).sample_rate
 
 
-def _read(file: soundfile.SoundFile, start: int, frames: int, path: str | os.PathLike[str]) -> np.ndarray:
+def _read(file: Opened, start: int, frames: int, path: str | os.PathLike[str]) -> np.ndarray:
     if start >= file.frames:
         return np.zeros((0, file.channels), np.float32)
     preroll = min(start, PREROLL.get(file.subtype, 0))
@@ -236,7 +254,7 @@ def _read(file: soundfile.SoundFile, start: int, frames: int, path: str | os.Pat
 
 
 def _read_resampled(
-    file: soundfile.SoundFile,
+    file: Opened,
     start: int,
     frames: int,
     ratio: Fraction,

@@ -141,7 +141,7 @@ def check_inputs(options: argparse.Namespace) -> None:
 def require_input(path: str) -> None:
     """Raise DataError, as `scan` does, unless the file or folder exists."""
     from codec.data.index import EXTENSIONS, DataError
-    from codec.data.source import is_pattern, require_folder
+    from codec.data.roots import is_pattern, require_folder
     from codec.system.address import exists, is_address, without_secret
 
     without_secret(path)

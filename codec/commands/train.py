@@ -120,7 +120,7 @@ def check_roots(config: Any) -> None:
         roots[f"data.degradation.{name}"] = named_roots(node)
     if any(roots.values()):
         from codec.data.index import of_option
-        from codec.data.source import require_source
+        from codec.data.roots import require_source
 
         for option, names in roots.items():
             with of_option(f"{option}.root"):

@@ -212,5 +212,7 @@ class Augmentation:
             scale = 10 ** (self.loudness_db / 20) / max(rms(audio), 1e-9)
         if self.gain_db is not None:
             scale *= 10 ** (uniform(self.gain_db, random) / 20)
+        if scale == 1.0:
+            return audio
         limit = 1 / max(float(np.abs(audio).max()), 1e-9)
-        return audio if scale == 1.0 else audio * np.float32(min(scale, limit))
+        return audio * np.float32(min(scale, limit))

@@ -15,16 +15,8 @@ from codec.audio.mp3 import may_be_odd, quiet
 from codec.audio.reading import AudioError, AudioInfo, decode_blocks, open_audio, read_header
 from codec.data.index import DataError, Index, IndexedFile
 from codec.data.lists import Row, parts_of
-from codec.data.source import (
-    CONNECTIONS,
-    UNKNOWN,
-    Source,
-    is_pattern,
-    is_source,
-    list_folder,
-    list_rows,
-    open_source,
-)
+from codec.data.roots import is_pattern, is_source
+from codec.data.source import CONNECTIONS, UNKNOWN, Source, list_folder, list_rows, open_source
 from codec.system.address import absolute, common, is_address, parent, require_local
 from codec.system.archive import is_file
 from codec.system.files import printable, written_whole

@@ -20,6 +20,7 @@ ADDRESS = re.compile(r"(?:[\w+.-]{2,}::)*([\w+.-]{2,})://", re.ASCII)
 # A password, or a signature in the query of a link.
 SECRET = re.compile(r"(//)[^/@]*:[^/]*@|([?&])[^&=/]*(?:sig|token|key|secret|passw)[^&=/]*=.*", re.IGNORECASE)
 BLOCK, SMALL_BLOCK = 2**18, 2**14  # bytes that are read ahead: of recordings, and between headers of a tar
+MOST_REMEMBERED = 2**17  # states of files, about 40 MB
 TIMES = "mtime", "LastModified", "last_modified", "modified", "updated", "created", "ETag"
 
 
@@ -156,10 +157,31 @@ def state_of(about: dict[str, Any]) -> State:
     return State(about["size"] or 0, version, modes.get(about["type"], stat.S_IFIFO))
 
 
+_states: dict[str, State] = {}
+
+
 def state(address: str) -> State:
-    """State of a file or folder; OSError if there is none."""
+    """State of a file or folder, asked of its server; OSError if there is none."""
     with reached(address) as (system, path):
-        return state_of(system.info(path))
+        remember(_states, address, state_of(system.info(path)))
+    return _states[address]
+
+
+def known_state(address: str) -> State:
+    """State of a file as last listed or asked for in this process, see `forget`."""
+    return _states.get(address) or state(address)
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value into a memory of limited size, in place of the oldest."""
+    while len(memory) >= MOST_REMEMBERED:
+        del memory[next(iter(memory))]
+    memory[key] = value
+
+
+def forget(address: str | None = None) -> None:
+    """Ask the server again for the state of a file, as after an error, or of all files."""
+    _states.clear() if address is None else _states.pop(address, None)
 
 
 def is_file(path: str) -> bool:
@@ -189,7 +211,20 @@ def open_raw(path: str, block: int = BLOCK) -> Any:
     if not is_address(path):
         return open(path, "rb", buffering=0)
     with reached(path) as (system, place):
-        return system.open(place, "rb", block_size=block)
+        return system.open(place, "rb", block_size=block, size=known_state(path).st_size)
+
+
+def read_range(path: str, start: int, count: int) -> bytes:
+    """Read bytes of a file at an address by one request, fewer at its end; OSError if it fails."""
+    try:
+        with reached(path) as (system, place):
+            content: bytes = system.cat_file(place, start=start, end=start + count)
+    except OSError:
+        forget(path)
+        raise
+    if len(content) < count:
+        forget(path)
+    return content
 
 
 def find(root: str) -> dict[str, State]:
@@ -199,13 +234,16 @@ def find(root: str) -> dict[str, State]:
     with reached(root) as (system, path):
         system.invalidate_cache()
         base = as_folder(system._strip_protocol(path))
-        return {
+        states = {
             # HTTP lists names alone.
             about["name"].removeprefix(base): state_of(
                 about if about.get("size") is not None else system.info(about["name"])
             )
             for about in walk(system, base)
         }
+    for name, one in states.items():
+        remember(_states, as_folder(root) + name, one)
+    return states
 
 
 def walk(system: Any, root: str) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,25 @@ _contents: dict[str, tuple[tuple[int, int], Contents]] = {}  # contents, and siz
 
 def contents(archive: str) -> Contents:
     """List an archive by its headers; kept in memory until the archive changes."""
-    status = address.state(archive) if address.is_address(archive) else os.stat(archive)
+    return listed(archive, look(archive))
+
+
+def look(archive: str) -> address.State | os.stat_result:
+    """State of an archive: of a local file now, at an address see `address.known_state`."""
+    return address.known_state(archive) if address.is_address(archive) else os.stat(archive)
+
+
+def regular(path: str) -> address.State | os.stat_result | None:
+    """State of a regular file, see `look`; None for other paths."""
+    try:
+        status = look(path)
+    except (OSError, ValueError):  # ValueError for a path with a NUL
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def listed(archive: str, status: address.State | os.stat_result) -> Contents:
+    """Contents of an archive in this state."""
     state = status.st_size, status.st_mtime_ns
     if archive not in _contents or _contents[archive][0] != state:
         if archive.lower().endswith(ARROW) and address.is_address(archive):
@@ -61,14 +79,14 @@ def find(path: str | os.PathLike[str]) -> Member | None:
         return Member(text, 0, sizes[id], 0)
     for match in WITHIN.finditer(text):
         archive = text[: match.start()]
-        if address.is_file(archive):
-            listed = contents(archive)
-            if member := listed.members.get(text[match.end() :]):
+        if status := regular(archive):
+            inside = listed(archive, status)
+            if member := inside.members.get(text[match.end() :]):
                 return member
-            fault = f"which is {listed.damage}" if listed.damage else "which may be another than was scanned"
+            fault = f"which is {inside.damage}" if inside.damage else "which may be another than was scanned"
             remedy = "put the archive back that was scanned, or start again to scan this one"
             raise MissingMember(errno.ENOENT, f"no such file in its archive, {fault}: {remedy}", text)
-    return Member(text, 0, *address.state(text)) if address.is_address(text) else None
+    return Member(text, 0, *address.known_state(text)) if address.is_address(text) else None
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result | Member:

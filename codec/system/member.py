@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from codec.system.address import as_os_error, open_raw
+from codec.system.address import as_os_error, forget, open_raw, read_range
 
 HEAD = 4096  # bytes of a member kept in memory: decoders read headers in small pieces
 PCM = b"\1\0", b"\3\0", b"\xfe\xff"  # formats of wav: integers, floats, extensible
@@ -28,6 +28,10 @@ class Member(NamedTuple):
         """Open the file for reading, unbuffered."""
         return Reader(self)
 
+    def part(self, start: int, count: int) -> bytes:
+        """Read `count` bytes from `start`; at an address by a request for them alone."""
+        return read_range(self.archive, self.offset + start, count)
+
 
 class Reader(io.RawIOBase):
     """Readable bytes of a member, or of a file at an address.
@@ -38,7 +42,7 @@ class Reader(io.RawIOBase):
     failure: Exception | None = None
 
     def __init__(self, member: Member) -> None:
-        self.name, self.file = member.archive, open_raw(member.archive)
+        self.member, self.name, self.file = member, member.archive, open_raw(member.archive)
         self.start, self.size, self.position = member.offset, member.st_size, 0
         self.head, head = b"", bytearray(min(HEAD, self.size))
         self.head, self.position = bytes(head[: self.readinto(memoryview(head))]), 0
@@ -78,6 +82,11 @@ class Reader(io.RawIOBase):
         self.position = max(0, base + offset)
         return self.position
 
+    def part(self, start: int, count: int) -> bytes:
+        """Read `count` bytes from `start`, fewer at the end of the file."""
+        self.position = start
+        return self.read(count) or b""
+
     def tell(self) -> int:
         """Position of the next byte."""
         return self.position
@@ -91,8 +100,11 @@ class Reader(io.RawIOBase):
         else:
             try:
                 self.file.seek(self.start + self.position)
-                count = self.file.readinto(memoryview(buffer)[:count]) or 0
+                wanted, count = count, self.file.readinto(memoryview(buffer)[:count]) or 0
+                if count < wanted:
+                    forget(self.name)
             except Exception as error:
+                forget(self.name)
                 self.failure, count = as_os_error(error, self.name), 0
         self.position += count
         return count

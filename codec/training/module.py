@@ -28,7 +28,7 @@ from codec.training.adversary import discriminator_losses, frozen
 from codec.training.adversary import generator_losses as adversarial_losses
 from codec.training.average import follow
 from codec.training.checkpoints import forget_best
-from codec.training.optimization import Optimization, clip_gradients, freeze_submodules, prepared
+from codec.training.optimization import Optimization, backward, clip_gradients, freeze_submodules, prepared
 from codec.training.skipped import report_skipped
 from codec.training.stages import (
     ENDLESS,
@@ -192,7 +192,9 @@ class CodecTraining(lightning.LightningModule):
         finite = True
         players = self.discriminator, self.objective, target, estimate, self.accumulate
         if fooling and self.optimization.updates_discriminator(self.step_seed()):
-            losses["discriminator"], finite = self.descend(optimizers[1], discriminator_losses(*players))
+            losses["discriminator"], finite = self.descend(
+                optimizers[1], discriminator_losses(*players), self.accumulate
+            )
         draws = torch.Generator().manual_seed(self.step_seed())
         outputs = replace(outputs, step=self.global_step, generator=draws)
         with frozen(self.discriminator):
@@ -231,16 +233,15 @@ class CodecTraining(lightning.LightningModule):
             total = total + self.codec.quantizer.loss_weights[name] * loss
         return total
 
-    def descend(self, optimizer: LightningOptimizer, losses: Iterable[Tensor]) -> tuple[Tensor, bool]:
-        """Take one optimizer step on a sum of losses; False if skipped, as a gradient was not finite.
+    def descend(
+        self, optimizer: LightningOptimizer, losses: Iterable[Tensor], parts: int = 1
+    ) -> tuple[Tensor, bool]:
+        """Take one optimizer step on a sum of `parts` losses; False if skipped, as a gradient was not finite.
 
-        Each loss is computed after the backward pass of the one before. Returns the sum, too.
+        Returns the sum, too.
         """
         optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for loss in losses:
-            self.manual_backward(loss)
-            total = total + loss.detach()
+        total = backward(self, losses, parts)
         optimizer.step()
         return total, bool(np.isfinite(self.gradient_norms[self.player_name(optimizer.optimizer)]))
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from lightning import LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
@@ -123,6 +126,20 @@ def prepared(given: Any, factor: float, base: float | None) -> list[LightningOpt
         # Lightning counts each optimizer's steps; max_steps, checkpoints and logs must count batches.
         optimizer._on_before_step = optimizer._on_after_step = do_nothing
     return optimizers
+
+
+def backward(module: LightningModule, losses: Iterable[Tensor], parts: int) -> Tensor:
+    """Backpropagate a sum of `parts` losses, each before the next is computed; returns the sum, detached.
+
+    DDP reduces the sum of the gradients once, in the last backward pass.
+    """
+    total = torch.zeros((), device=module.device)
+    for number, loss in enumerate(losses, 1):
+        waits = getattr(module.trainer.strategy, "block_backward_sync", nullcontext)
+        with waits() if number < parts else nullcontext():
+            module.manual_backward(loss)
+        total = total + loss.detach()
+    return total
 
 
 def do_nothing() -> None:
