@@ -24,7 +24,7 @@ import torch
 from codec.audio.reading import read_audio
 from codec.audio.synthetic import write_synthetic_folder
 from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Mix
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.data.scan import scan
 
 KINDS = "wav", "flac", "wav.tar", "flac.tar", "file://"
@@ -121,21 +121,21 @@ def copy_files(source: str, place: Path, seconds: float) -> int:
 
 def prepare(
     root: str, rate: int, crop: float, workers: int = 0, augmentation: Augmentation = Augmentation()
-) -> AudioData:
+) -> AudioDataModule:
     """Data of crops of `crop` seconds, with its index built."""
     index = partial(scan, progress=False)
-    data = AudioData(root, rate, 1, crop, num_workers=workers, augmentation=augmentation, index=index)
+    data = AudioDataModule(root, rate, 1, crop, num_workers=workers, augmentation=augmentation, index=index)
     data.prepare_data()
     data.setup()
     return data
 
 
-def seeking(data: AudioData) -> Callable[[int], object]:
+def seeking(data: AudioDataModule) -> Callable[[int], object]:
     """Sixteen crops as training reads them."""
     return lambda number: data.crops(number, 16)
 
 
-def whole(data: AudioData) -> Callable[[int], object]:
+def whole(data: AudioDataModule) -> Callable[[int], object]:
     """Sixteen crops by decoding whole files."""
 
     root, files = data.indexes[0].root, data.indexes[0].usable
@@ -164,7 +164,7 @@ def measure(read: Callable[[int], object], seconds: float) -> float:
     return best
 
 
-def loaded(data: AudioData, seconds: float) -> float:
+def loaded(data: AudioDataModule, seconds: float) -> float:
     """Crops per second of wall time through the training loader."""
     batches = iter(data.train_dataloader())
     for _ in range(10):

@@ -178,7 +178,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path, wavs):
     whole = run(tmp_path / "whole", wavs, "trainer.max_steps=2", *options)
     run(tmp_path / "parts", wavs, "trainer.max_steps=1", *options)
     assert_same(whole, run(tmp_path / "parts", wavs, "trainer.max_steps=2", "resume=auto", *options))
-    assert whole["global_step"] == 2 and whole["AudioData"] == {"seen": 8}  # joint batches
+    assert whole["global_step"] == 2 and whole["AudioDataModule"] == {"seen": 8}  # joint batches
 
 
 def test_gradients_are_reduced_once_for_each_player(tmp_path, wavs, monkeypatch):

@@ -21,7 +21,7 @@ from codec.audio.reading import read_segment, rms
 from codec.config import ConfigError, build, validate
 from codec.data.augmentation import Augmentation, BandLimit, Equalizer, Filter, Mix, apply_filters
 from codec.data.crops import Crops
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.data.scan import scan
 from codec.training.overrides import check_names
 
@@ -106,7 +106,9 @@ def test_workers_change_nothing(tones, tmp_path):
     batches = []
     for workers in (0, 1):
         index = partial(scan, cache_dir=tmp_path, progress=False)
-        data = AudioData(str(tones), RATE, 2, 0.2, 4, num_workers=workers, augmentation=ALL, index=index)
+        data = AudioDataModule(
+            str(tones), RATE, 2, 0.2, 4, num_workers=workers, augmentation=ALL, index=index
+        )
         data.prepare_data()
         data.setup()
         batches.append(next(iter(data.train_dataloader())).audio)

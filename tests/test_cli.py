@@ -161,7 +161,7 @@ def test_two_processes_train_through_the_command(tmp_path, wavs):
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name == "zwei läufe" and (folder / "evaluation/summary.json").is_file()
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 4 and checkpoint["AudioData"] == {"seen": 16}
+    assert checkpoint["global_step"] == 4 and checkpoint["AudioDataModule"] == {"seen": 16}
     with (folder / "metrics.csv").open() as file:
         steps = [row["step"] for row in csv.DictReader(file)]
     assert steps == ["2", "4", "4"]

@@ -23,7 +23,7 @@ from codec.config import build, validate
 from codec.data.augmentation import Augmentation
 from codec.data.crops import Batch, Crops, read_clips
 from codec.data.index import DataError, Index, IndexedFile
-from codec.data.module import AudioData, CropBatches, Validation, skip_short
+from codec.data.module import AudioDataModule, CropBatches, Validation, skip_short
 from codec.data.scan import scan
 from codec.system import distributed
 
@@ -39,7 +39,7 @@ def wavs(tmp_path_factory) -> Path:
     return folder
 
 
-def make(root, cache, **options) -> AudioData:
+def make(root, cache, **options) -> AudioDataModule:
     """Ready data of short crops."""
     index = partial(scan, cache_dir=cache, progress=False)
     defaults = {
@@ -49,7 +49,7 @@ def make(root, cache, **options) -> AudioData:
         "num_workers": 0,
         "index": index,
     }
-    data = AudioData(root, **{**defaults, **options})
+    data = AudioDataModule(root, **{**defaults, **options})
     data.prepare_data()
     data.setup("fit")
     return data
@@ -61,11 +61,11 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(wavs, cache) -> AudioData:
+def data(wavs, cache) -> AudioDataModule:
     return make(str(wavs), cache)
 
 
-def batches(data: AudioData, count: int) -> list[Batch]:
+def batches(data: AudioDataModule, count: int) -> list[Batch]:
     return list(itertools.islice(data.train_dataloader(), count))
 
 
@@ -343,9 +343,9 @@ def test_workers_ignore_signals_and_leave_with_their_loader(wavs, cache):
 def test_a_failed_program_ends_although_its_workers_ignore_signals(wavs, cache, end):
     code = f"""
 from functools import partial
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.data.scan import scan
-data = AudioData({str(wavs)!r}, 16000, segment_seconds=0.1, index=partial(scan, cache_dir={str(cache)!r}))
+data = AudioDataModule({str(wavs)!r}, 16000, segment_seconds=0.1, index=partial(scan, cache_dir={str(cache)!r}))
 data.prepare_data()
 data.setup()
 iterator = iter(data.train_dataloader())
@@ -360,7 +360,7 @@ assert next(iterator).audio.shape == (16, 1, 1600)
 
 
 @pytest.fixture
-def breaking(tmp_path, wavs, cache) -> tuple[AudioData, Path]:
+def breaking(tmp_path, wavs, cache) -> tuple[AudioDataModule, Path]:
     folder = tmp_path / "wavs"
     folder.mkdir()
     for path in wavs.iterdir():
@@ -477,7 +477,9 @@ def test_folders_are_read_once(wavs, cache):
     data.prepare_data()
     data.setup("validate")
     assert calls == [str(wavs)] and data.valid_files == valid
-    other = AudioData(str(wavs), RATE, segment_seconds=0.1, index=index)  # another process than rank 0's
+    other = AudioDataModule(
+        str(wavs), RATE, segment_seconds=0.1, index=index
+    )  # another process than rank 0's
     other.setup("fit")
     assert torch.equal(other.crops(0, 4), data.crops(0, 4)) and other.valid_files == valid
 
@@ -543,7 +545,7 @@ def test_validation_clips_are_twice_the_crop_and_at_least_a_second(tmp_path, cac
 )  # fmt: skip
 def test_impossible_options_are_named(option, value):
     with pytest.raises(ValueError, match=option):
-        AudioData(**{"root": "wavs", "sample_rate": RATE, option: value})
+        AudioDataModule(**{"root": "wavs", "sample_rate": RATE, option: value})
 
 
 @pytest.mark.parametrize(
@@ -587,7 +589,9 @@ def test_the_configs_build_what_they_describe(tmp_path, wavs):
     )["data"]
     validate(node)
     data = build(node)
-    assert isinstance(data, AudioData) and data.augmentation.gain_db == [-3, 3] and data.generate is None
+    assert (
+        isinstance(data, AudioDataModule) and data.augmentation.gain_db == [-3, 3] and data.generate is None
+    )
     node = config(
         "data=synthetic", f"data.root={tmp_path / 'made'}", "data.generate.seconds=10", "data.num_workers=0"
     )["data"]

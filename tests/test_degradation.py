@@ -14,7 +14,7 @@ from codec import load
 from codec.config import ConfigError, build, validate
 from codec.data.degradation import Degradation, Degrader, Noise, Rooms, reverberate
 from codec.data.index import DataError
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.training import run
 from codec.training.build import build_parts
 
@@ -39,10 +39,10 @@ def folders(tmp_path_factory):
     return root
 
 
-def data_of(folders, clean_target: float = 0.5, seed: int = 0, **parts: dict) -> AudioData:
+def data_of(folders, clean_target: float = 0.5, seed: int = 0, **parts: dict) -> AudioDataModule:
     noise = Noise(str(folders / "noise"), **parts["noise"]) if "noise" in parts else Noise()
     rooms = Rooms(str(folders / "rooms"), **parts["rooms"]) if "rooms" in parts else Rooms()
-    data = AudioData(
+    data = AudioDataModule(
         str(folders / "speech"), RATE, segment_seconds=0.5, num_workers=0, seed=seed,
         degradation=Degradation(noise, rooms, clean_target),
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_rooms_begin_with_their_direct_sound_wherever_it_is(folders, tmp_path):
     late = np.zeros(3 * RATE, np.float32)
     late[int(2.5 * RATE)], late[int(2.5 * RATE) + 40] = 0.5, 0.1
     write(tmp_path / "late.wav", np.stack([late, -late], 1), RATE, subtype="FLOAT")
-    data = AudioData(str(folders / "speech"), RATE, degradation=Degradation(rooms=Rooms(str(tmp_path))))
+    data = AudioDataModule(str(folders / "speech"), RATE, degradation=Degradation(rooms=Rooms(str(tmp_path))))
     data.setup()
     response = data.train_crops.degrader.draw_room(np.random.default_rng(0))
     assert response[0] == 1 and response[40] == pytest.approx(0.2) and len(response) == RATE // 2
@@ -141,7 +141,7 @@ def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
         ("rooms", Degradation(rooms=Rooms(str(tmp_path / "empty")))),
     ):
         with pytest.raises(DataError, match=rf"^data\.degradation\.{option}\.root: no usable .*empty"):
-            AudioData(str(folders / "speech"), RATE, degradation=degradation).setup()
+            AudioDataModule(str(folders / "speech"), RATE, degradation=degradation).setup()
     noise = f"data.degradation.noise.root={folders / 'noise'}"
     for overrides, message in (
         ([noise, "data.degradation.clean_target=0.5"], "needs a condition to choose by"),

@@ -24,7 +24,7 @@ from codec.config import ConfigError, build
 from codec.data.augmentation import Augmentation, Mix
 from codec.data.crops import Batch
 from codec.data.degradation import Degradation, Noise
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.huggingface import speech
 from codec.huggingface.speech import SpeechModel, SpeechTeacher
 from codec.losses.base import Forward
@@ -284,8 +284,8 @@ def test_a_run_is_resumed_bit_for_bit(tmp_path, teachers, recordings, features, 
         run(tmp_path / "parts", recordings, "resume=auto", "trainer.max_steps=6")
 
 
-def data_of(recordings: Path, path: Path, seconds: float, **options) -> AudioData:
-    data = AudioData(
+def data_of(recordings: Path, path: Path, seconds: float, **options) -> AudioDataModule:
+    data = AudioDataModule(
         str(recordings), RATE, segment_seconds=seconds, num_workers=0, features=Features(str(path)), **options
     )
     data.setup()

@@ -16,7 +16,7 @@ import codec
 from codec.audio.writing import write_wav
 from codec.commands.export import check_codec
 from codec.config import ConfigError, locate_own, registered_modules, trusting
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.data.scan import scan
 from codec.export.formats import Options
 from codec.layers.streaming import NotStreamable
@@ -118,7 +118,7 @@ def test_crops_of_a_source_are_those_of_a_folder_of_its_recordings(loaded, tmp_p
         (tmp_path / name).write_bytes(source.open(name).read())
     index = functools.partial(scan, cache_dir=tmp_path / "cache", progress=False)
     options = {"sample_rate": 6000, "segment_seconds": 0.2, "batch_size": 2, "num_workers": 1, "index": index}
-    memory, folder = (AudioData(root, **options) for root in (source, str(tmp_path)))
+    memory, folder = (AudioDataModule(root, **options) for root in (source, str(tmp_path)))
     for data in (memory, folder):
         data.prepare_data()
         data.setup()
@@ -141,7 +141,7 @@ def test_two_sources_of_one_name_are_refused(loaded):
     with pytest.raises(ValueError, match="two sources of other recordings are named 'clicks-2-8000'"):
         mount(other)
     with pytest.raises(ValueError, match="expected a path, or a source of recordings with a name"):
-        AudioData(7, sample_rate=8000)
+        AudioDataModule(7, sample_rate=8000)
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ def test_a_saved_codec_loads_with_the_same_codes_and_audio(tmp_path):
             "os.system",
             "codec.layers.conv.torch.hub.load",
             "codec.commands.main.train",
-            "codec.data.module.AudioData",
+            "codec.data.module.AudioDataModule",
             "builtins.eval",
         ),
         *(

@@ -12,7 +12,7 @@ from test_training import run
 from codec.audio.writing import write_wav
 from codec.commands.doctor import main as doctor
 from codec.config import build
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.system.files import mark_output
@@ -32,7 +32,7 @@ def corpus(tmp_path) -> Path:
     return tmp_path / "all"
 
 
-def data(*roots: Path) -> AudioData:
+def data(*roots: Path) -> AudioDataModule:
     listed = ",".join(map(str, roots))
     node = config("data=folder", f"data.root=[{listed}]", "data.segment_seconds=0.1", "sample_rate=16000")
     made = build(node["data"] | {"validation": {"_target_": "codec.data.module.Validation", "fraction": 0.2}})

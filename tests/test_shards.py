@@ -18,7 +18,7 @@ from codec.audio.reading import read_audio
 from codec.commands import doctor
 from codec.commands.main import require_input
 from codec.data.index import DataError
-from codec.data.module import AudioData, Validation
+from codec.data.module import AudioDataModule, Validation
 from codec.data.scan import has_audio, scan, scan_files
 from codec.system.archive import contents, unpacked
 
@@ -53,8 +53,8 @@ def shards(folder) -> Path:
     return shard(folder, folder.parent / "shards")
 
 
-def make(root, cache: Path, **options) -> AudioData:
-    data = AudioData(
+def make(root, cache: Path, **options) -> AudioDataModule:
+    data = AudioDataModule(
         str(root),
         RATE,
         segment_seconds=0.25,
@@ -68,7 +68,7 @@ def make(root, cache: Path, **options) -> AudioData:
     return data
 
 
-def assert_same(data: AudioData, expected: AudioData) -> None:
+def assert_same(data: AudioDataModule, expected: AudioDataModule) -> None:
     """The same crops, clips and held-out recordings."""
     assert data.crops(0, 40).numpy().tobytes() == expected.crops(0, 40).numpy().tobytes()
     clips = [np.concatenate([batch.audio for batch in one.val_dataloader()]) for one in (data, expected)]

@@ -20,7 +20,7 @@ import codec.data.scan
 from codec.audio.reading import AudioError, read_audio, read_info
 from codec.commands import doctor
 from codec.data.index import DataError, Index
-from codec.data.module import AudioData, Validation
+from codec.data.module import AudioDataModule, Validation
 from codec.data.partition import place as place_of
 from codec.data.scan import scan, scan_files
 from codec.evaluation.reading import read_clip, shown, stamp
@@ -69,8 +69,8 @@ def lists(folder: Path) -> list[Path]:
     return [place / f"list.{kind}" for kind in ("txt", "jsonl", "csv")]
 
 
-def make(root, cache: Path, **options) -> AudioData:
-    data = AudioData(
+def make(root, cache: Path, **options) -> AudioDataModule:
+    data = AudioDataModule(
         root if isinstance(root, list) else str(root),
         RATE,
         segment_seconds=0.25,

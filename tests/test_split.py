@@ -15,7 +15,7 @@ from codec.audio.reading import read_audio, read_blocks
 from codec.config import ConfigError
 from codec.data.augmentation import Augmentation
 from codec.data.index import DataError, Excerpt, Index, IndexedFile
-from codec.data.module import AudioData, Validation
+from codec.data.module import AudioDataModule, Validation
 from codec.data.partition import held_out, read_record, warn_of_changes, write_record
 from codec.data.scan import scan
 from codec.data.split import GAP, split
@@ -26,8 +26,8 @@ def seconds(name: str, length: float, rate: int = 16_000) -> IndexedFile:
     return IndexedFile(name, 1, 1, round(length * rate), rate, 1)
 
 
-def make(folder: Path, known=None, share: float = 0.05, **options) -> AudioData:
-    data = AudioData(
+def make(folder: Path, known=None, share: float = 0.05, **options) -> AudioDataModule:
+    data = AudioDataModule(
         str(folder),
         options.pop("sample_rate", RATE),
         segment_seconds=options.pop("segment", 0.5),
@@ -69,7 +69,7 @@ def test_crops_and_clips_of_similar_files_are_those_of_the_first_version(tmp_pat
         audio = 0.05 * (number + 1) + 1e-5 * np.arange(4000 + 500 * number)
         write(tmp_path / "wavs" / f"{number:02d}.wav", audio[:, None], subtype="FLOAT")
     index = partial(scan, cache_dir=tmp_path / "cache", progress=False)
-    data = AudioData(str(tmp_path / "wavs"), RATE, segment_seconds=0.1, num_workers=0, index=index)
+    data = AudioDataModule(str(tmp_path / "wavs"), RATE, segment_seconds=0.1, num_workers=0, index=index)
     data.setup()
     assert hashlib.sha256(data.crops(0, 64).numpy().tobytes()).hexdigest()[:16] == "896275d84d3397ab"
     (batch,) = data.val_dataloader()
@@ -181,7 +181,7 @@ def test_the_cut_is_logged_and_recorded_and_a_resume_keeps_it(book, tmp_path, ca
     assert "the recordings have changed: 2 new (" in caplog.text and "gone" not in caplog.text
 
 
-def resumed(data: AudioData, folder: Path) -> dict[str, str]:
+def resumed(data: AudioDataModule, folder: Path) -> dict[str, str]:
     write_record(folder, data.trained, data.valid, {})
     return {name: row["part"] for name, row in read_record(folder).items()}
 
@@ -260,7 +260,9 @@ def test_evaluation_scores_the_held_out_part_of_every_run(tmp_path):
 def test_roots_that_cut_one_recording_elsewhere_train_on_nothing_held_out(book, tmp_path):
     for number in range(3):
         write(tmp_path / f"{number}.wav", tone(3.0, RATE) * (0.5 + 0.1 * number))
-    data = AudioData([str(book), str(tmp_path)], RATE, num_workers=0, index=partial(scan, cache_dir=tmp_path))
+    data = AudioDataModule(
+        [str(book), str(tmp_path)], RATE, num_workers=0, index=partial(scan, cache_dir=tmp_path)
+    )
     data.setup()
     trained = [file.range for root in data.trained for file in root if file.span]
     held = [file.range for file in data.valid if file.span]

@@ -20,7 +20,7 @@ from test_training import assert_same, changed, command, config_before_training,
 import codec
 from codec.config import CONFIG_DIR, ConfigError
 from codec.data.crops import Batch
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.evaluation.variants import training_curves
 from codec.metrics.signal import mel_distance
 from codec.model.saving import build_codec
@@ -55,15 +55,15 @@ def staged(folder: Path, wavs: Path, *overrides: str, stages: tuple[str, ...] = 
 
 def interrupted(folder: Path, wavs: Path, step: int, *overrides: str, stages: tuple[str, ...] = ALL) -> None:
     """Train in stages until a signal comes in a step; save what there is."""
-    real = AudioData.advance
+    real = AudioDataModule.advance
 
-    def advance(data: AudioData) -> None:
+    def advance(data: AudioDataModule) -> None:
         real(data)
         if data.seen == step * data.batch_size:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AudioData, "advance", advance)
+        patch.setattr(AudioDataModule, "advance", advance)
         assert staged(folder, wavs, *overrides, stages=stages) == 143
     assert last(folder)["global_step"] == step
 

@@ -46,7 +46,7 @@ def last(folder: Path) -> dict:
 
 def assert_same(one: dict, other: dict) -> None:
     assert one["global_step"] == other["global_step"]
-    assert one["AudioData"] == other["AudioData"]
+    assert one["AudioDataModule"] == other["AudioDataModule"]
     assert one["state_dict"].keys() == other["state_dict"].keys()
     for name, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][name]), name
@@ -58,7 +58,7 @@ def assert_same(one: dict, other: dict) -> None:
 def test_one_batch_is_one_step_with_both_players_training(tmp_path, wavs):
     checkpoint = run(tmp_path, wavs, "trainer.max_steps=4")
     assert checkpoint["global_step"] == 4
-    assert checkpoint["AudioData"] == {"seen": 16}
+    assert checkpoint["AudioDataModule"] == {"seen": 16}
     generator, discriminator = checkpoint["optimizer_states"]
     assert {float(state["step"]) for state in generator["state"].values()} == {4}
     assert {float(state["step"]) for state in discriminator["state"].values()} == {2}
@@ -536,9 +536,10 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(tmp_path, wavs, name):
         ("codec.data.loader.prepare_worker", "SIGTERM", 143),
         pytest.param("codec.data.loader.prepare_worker", "SIGINT", 130, marks=pytest.mark.exhaustive),
         pytest.param(
-            *("codec.data.module.AudioData.train_dataloader", "SIGTERM", 143), marks=pytest.mark.exhaustive
+            *("codec.data.module.AudioDataModule.train_dataloader", "SIGTERM", 143),
+            marks=pytest.mark.exhaustive,
         ),
-        ("codec.data.module.AudioData.train_dataloader", "SIGINT", 130),
+        ("codec.data.module.AudioDataModule.train_dataloader", "SIGINT", 130),
     ],
 )
 def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
@@ -587,7 +588,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path, wavs
         process.communicate()
         reached = last(tmp_path)["global_step"]
     final = run(tmp_path, wavs, f"trainer.max_steps={reached + 2}", "resume=auto", "checkpoint.save_every=1")
-    assert final["AudioData"]["seen"] == 4 * (reached + 2)
+    assert final["AudioDataModule"]["seen"] == 4 * (reached + 2)
     whole = run(tmp_path / "whole", wavs, f"trainer.max_steps={reached + 2}", "checkpoint.save_every=1")
     assert_same(whole, final)
 
@@ -615,7 +616,7 @@ def test_two_processes_train_as_one(tmp_path, wavs, loss, warmup):
     result = programs.run([sys.executable, str(script)])
     assert result.returncode == 0, result.stderr
     two = last(folder)
-    assert one["AudioData"] == two["AudioData"] and one["global_step"] == two["global_step"]
+    assert one["AudioDataModule"] == two["AudioDataModule"] and one["global_step"] == two["global_step"]
     assert distance(one, two) < 0.02 * distance(one, start)
     # Not the discriminator: with one thread the gradients of some of its biases are nothing but rounding.
     codec = {name: value for name, value in one["state_dict"].items() if not name.startswith("discriminator")}

@@ -79,7 +79,7 @@ class ClipBatches(list[Batch]):
     """Validation batches in memory; a subclass, because Lightning treats a plain list as several loaders."""
 
 
-class AudioData(LightningDataModule):
+class AudioDataModule(LightningDataModule):
     """Training crops and validation clips `[B, C, T]`, with numbers `[B]`, from folders of audio.
 
     Weighted folders are the weighted data sets of EnCodec's training (arXiv 2210.13438).

@@ -11,7 +11,7 @@ import lightning
 import torch
 
 from codec.config import ConfigError, build, complete
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
 from codec.model.codec import Codec
@@ -28,7 +28,7 @@ class Run:
     config: dict[str, Any]
     folder: Path
     checkpoint: Path | None
-    data: AudioData
+    data: AudioDataModule
     module: CodecTraining
     metrics: Sequence[Metric]
     stop: StopOnSignal
@@ -40,7 +40,7 @@ class Run:
         return self.config["trainer"]["max_steps"]
 
 
-def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[AudioData, CodecTraining]:
+def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[AudioDataModule, CodecTraining]:
     """Build the data and the training module; its codec begins with the parts of `source`, if any."""
     data = build(config["data"], path="data")
     with torch.device("meta"):  # a model with impossible strides may not fit into memory
@@ -60,7 +60,7 @@ def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[Au
     return data, module
 
 
-def check_conditions(codec: Codec, data: AudioData) -> None:
+def check_conditions(codec: Codec, data: AudioDataModule) -> None:
     """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
     share, names = data.degradation.clean_target, codec.conditioning.names
     if names and (len(names) != 2 or names[1] != "clean"):

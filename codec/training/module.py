@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from codec.data.crops import Batch
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.discriminators.base import Discriminator
 from codec.layers.recompute import check_examples_apart, recompute
 from codec.losses.objective import Objective
@@ -131,9 +131,9 @@ class CodecTraining(lightning.LightningModule):
         return codec.quantizer if coded else cast(Bottleneck, self.stand_ins[stage.bottleneck])
 
     @property
-    def audio_data(self) -> AudioData:
+    def audio_data(self) -> AudioDataModule:
         """Data module of the trainer."""
-        return cast(AudioData, cast(Any, self.trainer).datamodule)
+        return cast(AudioDataModule, cast(Any, self.trainer).datamodule)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """One optimizer for the codec and, if there is one, one for the discriminator."""

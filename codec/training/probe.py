@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from codec.config import ConfigError
 from codec.data.index import DataError
 from codec.data.loader import end_with
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.system.device import device_name
 from codec.system.files import FileError
 from codec.system.memory import available_memory, peak_memory, private_memory, refuse_above
@@ -167,7 +167,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def loading_seconds(data: AudioData) -> float:
+def loading_seconds(data: AudioDataModule) -> float:
     """Seconds in which one process loads a batch."""
     torch.set_num_threads(1)
     start = time.monotonic()

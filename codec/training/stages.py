@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codec.config import TARGET, ConfigError, build, validate
 from codec.data.crops import Batch
-from codec.data.module import AudioData
+from codec.data.module import AudioDataModule
 from codec.layers.recompute import in_parts
 from codec.losses.base import Forward
 from codec.losses.objective import Objective, has_adversarial_weight
@@ -177,7 +177,7 @@ def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
 
 
 @torch.no_grad()
-def start_quantizer(quantizer: Bottleneck, codec: Codec, data: AudioData) -> None:
+def start_quantizer(quantizer: Bottleneck, codec: Codec, data: AudioDataModule) -> None:
     """Initialize a quantizer from `pool_size` latents of training crops, gathered from all processes."""
     frames = -(-data.segment_length // codec.hop_length) * codec.quantizer.stride
     crops = -(-quantizer.pool_size() // frames)
