@@ -3,6 +3,7 @@
 from codec.autoencoders.base import Autoencoder
 from codec.autoencoders.halves import Halves
 from codec.autoencoders.seanet import ResidualUnits, SEANet
+from codec.autoencoders.vibevoice import VibeVoice
 from codec.autoencoders.vocos import Vocos
 from codec.autoencoders.xcodec import Xcodec
 from codec.autoencoders.xcodec2 import Xcodec2
@@ -12,6 +13,7 @@ __all__ = [
     "Halves",
     "ResidualUnits",
     "SEANet",
+    "VibeVoice",
     "Vocos",
     "Xcodec",
     "Xcodec2",

@@ -1,8 +1,8 @@
 """Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
 
-X-Codec, X-Codec 2, NeuCodec and the tokenizer of Higgs Audio v2 are loaded only, and require `transformers`,
-as `check` does. Weights are read from
-safetensors, never from pickles.
+VibeVoice's acoustic tokenizer is loaded only; so are X-Codec, X-Codec 2, NeuCodec and the tokenizer of
+Higgs Audio v2, which require `transformers`, as `check` does. Weights are read from safetensors, never from
+pickles.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
 from codec.huggingface import mimi as mimi_format
+from codec.huggingface import vibevoice as vibevoice_format
 from codec.huggingface import xcodec as xcodec_format
 from codec.huggingface import xcodec2 as xcodec2_format
 from codec.huggingface.foreign import GAIN, folded, normalized, read_json, read_json_config, read_safetensors
@@ -35,6 +36,7 @@ LOADED = FORMATS | {
     "xcodec2": xcodec2_format,
     "neucodec": xcodec2_format,
     "higgs_audio_v2_tokenizer": xcodec_format,
+    "vibevoice_acoustic_tokenizer": vibevoice_format,
 }
 
 

@@ -220,9 +220,9 @@ class ConvNeXtBlock(Layer):
 class PointwiseMLP(FrameLayer):
     """Normalization, expansion, GELU, projection and layer scale of each frame `[B, F, C]`."""
 
-    def __init__(self, channels: int, hidden: int, layer_scale: float):
+    def __init__(self, channels: int, hidden: int, layer_scale: float, norm: nn.Module | None = None):
         super().__init__()
-        self.norm = nn.LayerNorm(channels)
+        self.norm = norm or nn.LayerNorm(channels)
         self.expand = nn.Linear(channels, hidden)
         self.project = nn.Linear(hidden, channels)
         self.scale = nn.Parameter(torch.full((channels,), layer_scale))
