@@ -345,7 +345,8 @@ def test_a_failed_program_ends_although_its_workers_ignore_signals(wavs, cache, 
 from functools import partial
 from codec.data.module import AudioDataModule
 from codec.data.scan import scan
-data = AudioDataModule({str(wavs)!r}, 16000, segment_seconds=0.1, index=partial(scan, cache_dir={str(cache)!r}))
+index = partial(scan, cache_dir={str(cache)!r})
+data = AudioDataModule({str(wavs)!r}, 16000, segment_seconds=0.1, index=index)
 data.prepare_data()
 data.setup()
 iterator = iter(data.train_dataloader())

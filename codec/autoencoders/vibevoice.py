@@ -13,7 +13,8 @@ from codec.autoencoders.base import LayeredAutoencoder, require_positive
 from codec.layers.base import Context, Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import DepthwiseConv, PointwiseMLP
-from codec.layers.streaming import Chain, DepthwiseConvolution, Pointwise, Skip, Step
+from codec.layers.streaming import Chain, Pointwise, Skip, StreamingLayer
+from codec.layers.streaming_convolution import DepthwiseConvolution
 
 LAYER_SCALE = 1e-6  # initial factor of the blocks' outputs
 
@@ -85,7 +86,7 @@ class Block(Layer):
         """Samples under the depthwise kernel."""
         return self.mixer.context
 
-    def stream(self) -> Step:
+    def stream(self) -> StreamingLayer:
         """Streaming form of both halves, the layer scale multiplied into the kernel."""
         norm, mixer = copy.deepcopy(self.norm).requires_grad_(False), self.mixer
         weight, bias = self.gamma[:, None, None] * mixer.weight, self.gamma * mixer.bias
