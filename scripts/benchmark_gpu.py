@@ -240,7 +240,7 @@ def peer(job: Job, device: torch.device) -> dict[str, Any]:
 
 def encoded(job: Job, device: torch.device) -> dict[str, Any]:
     """Codes of ten seconds a recording, in float32 without TF32, as codec-encode."""
-    from codec.model.batching import exact_float32
+    from codec.model.inference import exact_float32
 
     codec = build_model(job.name, device)
     if job.how == "compiled":

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from codec.data.index import Index, IndexedFile
-from codec.model.batching import encode_batch, exact_float32
+from codec.model.inference import encode_batch, exact_float32
 from codec.tokens.dataset import TokenDataset
 from codec.tokens.files import TokenFormat, Utterance, checksum
 from codec.tokens.plan import Plan, Source

@@ -18,8 +18,8 @@ from codec.evaluation.complexity import count_macs
 from codec.layers.base import Context, context_of
 from codec.layers.convnext import ConvNeXtBlock
 from codec.layers.streaming import NotStreamable
-from codec.model.batching import decode_part, decoder_reach, encode_batch, encode_long, exact_float32
 from codec.model.codec import Codec
+from codec.model.inference import decode_part, decoder_reach, encode_batch, encode_long, exact_float32
 from codec.model.saving import build_codec
 
 RATE = 16_000
@@ -89,7 +89,7 @@ def test_a_part_is_cut_from_the_whole(codec, monkeypatch):
     whole = codec.decode(codes[None])[0]
     assert decoder_reach(codec) == (None, None)
     for seconds in (10.0, 0.05):
-        monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", seconds)
+        monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", seconds)
         for start, stop in ((0, 90), (50, 51), (89, 90)):
             part = torch.cat(list(decode_part(codec, lambda a, b: codes[:, a:b], 90, start, stop)), 1)
             torch.testing.assert_close(part, whole[:, 40 * start : 40 * stop], atol=1e-6, rtol=0)

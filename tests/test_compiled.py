@@ -12,7 +12,7 @@ from torch._inductor import config as inductor
 
 from codec.commands.encode import main
 from codec.config import ConfigError
-from codec.model.batching import encode_batch, exact_float32
+from codec.model.inference import encode_batch, exact_float32
 from codec.tokens.compiled import compiled
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings

@@ -15,8 +15,8 @@ from codec.evaluation.systems import NeuralCodec
 from codec.export import onnx, openvino
 from codec.export.streaming_graphs import step_programs
 from codec.layers import FiLM
-from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
+from codec.model.inference import encode_batch, encode_long
 from codec.tokens.dataset import TokenDataset
 
 

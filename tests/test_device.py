@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from codec.layers.attention import rotations
-from codec.model.batching import on_device
+from codec.model.inference import on_device
 from codec.quantizers.base import Bottleneck, Quantizer
 from codec.system.device import default_device, device_name
 

@@ -20,7 +20,7 @@ from codec.data.module import AudioDataModule
 from codec.data.scan import scan
 from codec.export.formats import Options
 from codec.layers.streaming import NotStreamable
-from codec.model.batching import decode_part, encode_batch, exact_float32
+from codec.model.inference import decode_part, encode_batch, exact_float32
 from codec.system.sources import mount
 from codec.tokens import TokenDataset
 

@@ -244,7 +244,7 @@ def test_a_long_file_in_pieces_has_the_codes_of_the_whole(codec, tmp_path, monke
     (tmp_path / "wavs").mkdir()
     write_wav(tmp_path / "wavs" / "long.wav", noise(70_000, 1), 22_050)
     monkeypatch.setattr("codec.audio.reading.BLOCK", 5000)
-    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.11)
+    monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", 0.11)
     seen = []
     monkeypatch.setattr(
         "codec.tokens.sources.encode_batch", lambda c, audio, **_: seen.append(len(audio)) or []
@@ -260,7 +260,7 @@ def test_progress_moves_within_a_long_file(codec, tmp_path, monkeypatch):
     (tmp_path / "wavs").mkdir()
     write_wav(tmp_path / "wavs" / "long.wav", noise(70_000, 1), 22_050)
     write_wav(tmp_path / "wavs" / "short.wav", noise(2000, 2), RATE)
-    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.5)
+    monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", 0.5)
     told = []
     monkeypatch.setattr(
         encoding, "progress", lambda seconds: nullcontext(told.append(-seconds) or told.append)

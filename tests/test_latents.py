@@ -113,7 +113,7 @@ def test_latents_beyond_float16_are_reported(kl, wavs, tmp_path):
 
 def test_a_long_file_in_pieces_has_the_latents_of_the_whole(kl, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "long.wav", noise(30_000, 1)[0], RATE)
-    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.11)
+    monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", 0.11)
     encode_corpus(kl, [tmp_path / "long.wav"], tmp_path / "t", Settings("npy", batch_seconds=0.5, workers=0))
     expected = alone(kl, tmp_path / "long.wav")
     torch.testing.assert_close(TokenDataset(tmp_path / "t")[0], expected, rtol=0, atol=1e-4)

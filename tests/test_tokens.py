@@ -143,7 +143,7 @@ def test_a_window_decodes_to_the_audio_cut_from_the_whole(corpus, codec):
 
 
 def test_pieces_of_audio_leave_the_caller_s_modes_alone(corpus, codec, monkeypatch):
-    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", 0.1)
+    monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", 0.1)
     dataset = TokenDataset(corpus[0])
     pieces = []
     for piece in dataset.audio(codec, dataset.find("s0/utt 6")):

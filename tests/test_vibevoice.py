@@ -13,7 +13,7 @@ from codec.audio.reading import read_audio
 from codec.commands.decode import decode_dataset
 from codec.config import ConfigError
 from codec.huggingface import convert as huggingface
-from codec.model.batching import encode_batch
+from codec.model.inference import encode_batch
 from codec.model.saving import load
 from codec.testing import check_autoencoder
 from codec.tokens.dataset import TokenDataset

@@ -27,8 +27,8 @@ from codec.bitstream.writer import (
     new_file,
 )
 from codec.config import ConfigError
-from codec.model.batching import encode_long, exact_float32, stream_or_whole
 from codec.model.codec import Codec
+from codec.model.inference import encode_long, exact_float32, stream_or_whole
 from codec.system.stdio import is_pipe
 
 SILENT_FRAMES = 64  # frames per block of silence in place of lost codes

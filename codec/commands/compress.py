@@ -14,8 +14,8 @@ from codec.bitstream.writer import BitstreamReader, check_target
 from codec.commands.descriptions import TABLES_FILE
 from codec.commands.parsers import parse
 from codec.config import ConfigError
-from codec.model.batching import on_device
 from codec.model.codec import WEIGHTS_FILE
+from codec.model.inference import on_device
 from codec.model.saving import load
 from codec.pretrained import find_model
 from codec.system.files import printable

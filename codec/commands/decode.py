@@ -18,8 +18,8 @@ from codec.audio.writing import write_wav_blocks
 from codec.commands.compress import decompress_main
 from codec.commands.parsers import parse
 from codec.config import ConfigError
-from codec.model.batching import decode_part, on_device
 from codec.model.codec import Codec
+from codec.model.inference import decode_part, on_device
 from codec.model.saving import load
 from codec.system.files import OUTPUT_MARK, FileError, only_writer, remove_leftovers
 from codec.system.progress import progress_bar

@@ -15,8 +15,8 @@ from codec.audio.levels import within_range
 from codec.audio.pipes import read_source
 from codec.commands.parsers import parse
 from codec.config import ConfigError
-from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
+from codec.model.inference import encode_long, on_device
 from codec.model.saving import load
 from codec.system.files import FileError, written_whole
 from codec.system.stdio import is_pipe, standard_output

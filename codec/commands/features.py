@@ -10,7 +10,7 @@ import torch
 from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.huggingface.speech import feature_codec
-from codec.model.batching import on_device
+from codec.model.inference import on_device
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.plan import shard_of_jobs
 from codec.tokens.sources import Settings

@@ -19,8 +19,8 @@ from codec.config import ConfigError
 from codec.data.index import Excerpt
 from codec.data.scan import scan
 from codec.data.split import split
-from codec.model.batching import encode_long, on_device
 from codec.model.codec import Codec
+from codec.model.inference import encode_long, on_device
 from codec.model.saving import load
 from codec.system.files import printable
 from codec.system.progress import progress_bar

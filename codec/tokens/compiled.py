@@ -10,8 +10,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from codec.config import ConfigError
 from codec.export.graphs import without_normalization
-from codec.model.batching import encode_batch, exact_float32
 from codec.model.codec import Codec
+from codec.model.inference import encode_batch, exact_float32
 
 FRAMES = 37  # of the examples to compile with: no size of anything else
 

@@ -203,7 +203,7 @@ class TokenDataset(Dataset[Tensor]):
 
     def audio(self, codec: Codec, i: int, start: int = 0, stop: int | None = None) -> Iterator[Tensor]:
         """Audio of `decode` as blocks of a few seconds; the codec is not compared."""
-        from codec.model.batching import decode_part
+        from codec.model.inference import decode_part
 
         frames, hop = int(self.index.n_frames[i]), codec.hop_length
         stop = self.check_frames(i, start, stop)

@@ -13,8 +13,8 @@ import torch
 
 from codec.config import ConfigError
 from codec.data.loader import WorkerLoader, named_losses
-from codec.model.batching import exact_float32, on_device
 from codec.model.codec import Codec
+from codec.model.inference import exact_float32, on_device
 from codec.model.saving import load
 from codec.system.device import device_name
 from codec.system.files import only_writer

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from codec.audio.levels import SILENT_PEAK, check_peak
 from codec.audio.reading import AudioError, read_blocks, read_info
 from codec.config import ConfigError
-from codec.model.batching import encode_batch, encode_long
 from codec.model.codec import Codec
+from codec.model.inference import encode_batch, encode_long
 from codec.system.archive import open_bytes
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum

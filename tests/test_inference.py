@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from codec.layers.base import looks_ahead
 from codec.layers.conv import Conv1d
-from codec.model.batching import decode_part, decoder_reach, encode_batch, encode_long, exact_float32
+from codec.model.inference import decode_part, decoder_reach, encode_batch, encode_long, exact_float32
 
 NETWORKS = [
     (name, causal)
@@ -106,7 +106,7 @@ def test_beam_and_stages_reach_the_batch_and_the_stream():
 )
 @pytest.mark.parametrize("piece_seconds", [10.0, 0.02])
 def test_a_part_sounds_as_in_the_whole(name, causal, piece_seconds, monkeypatch):
-    monkeypatch.setattr("codec.model.batching.PIECE_SECONDS", piece_seconds)
+    monkeypatch.setattr("codec.model.inference.PIECE_SECONDS", piece_seconds)
     codec = network(name, causal)
     codes = codec.encode(torch.from_numpy(noise(60 * codec.hop_length, 5))[None])
     whole = codec.decode(codes)[0]
