@@ -44,6 +44,8 @@ EXPERIMENTS = {  # and the sizes of batches that fill a large GPU
     "speech_16khz_streaming": (128,),
     "speech_16khz_25hz": (128,),
     "speech_16khz_12hz": (128,),
+    "speech_16khz_fsq": (128,),
+    "speech_16khz_vae": (128,),
     "wavtokenizer_24khz": (40,),
     "dac_24khz": (64,),
     "dac_16khz": (64,),

@@ -70,6 +70,25 @@ def test_every_option_fits_the_code(choice):
     assert all(composed["model"][part] == composed[part] for part in ("autoencoder", "quantizer"))
 
 
+# Parts whose options differ, so that an option of an experiment for its own part does not fit them.
+OTHER_PARTS = (
+    ("autoencoder=tiny", "quantizer=fsq", "discriminator=dac", "loss=dac", "optimizer=adamw"),
+    ("autoencoder=vocos_small", "quantizer=grouped_rvq", "discriminator=none", "loss=mel", "optimizer=adam"),
+)
+
+
+@pytest.mark.parametrize("parts", OTHER_PARTS)
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_part_of_an_experiment_can_be_another(experiment, parts):
+    composed = config(f"experiment={experiment}", *parts)
+    validate({part: composed[part] for part in BUILT})
+    for part in parts:
+        group, name = part.split("=")
+        alone = config(part)[group]
+        assert composed[group]["_target_"] == alone["_target_"]
+        assert group == "optimizer" or composed[group].keys() == alone.keys(), name
+
+
 def test_interpolated_options_follow_the_rate_and_the_channels():
     composed = config("sample_rate=8000", "channels=2", "autoencoder.latent_dim=48", "seed=7")
     assert composed["data"]["sample_rate"] == composed["model"]["sample_rate"] == 8000
