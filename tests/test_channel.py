@@ -104,7 +104,7 @@ def test_averages_follow_the_latents_of_training():
 
 
 def test_a_channel_needs_a_quantizer_with_a_rate():
-    with pytest.raises(ValueError, match="a channel takes its rate from a quantizer with codes: choose one"):
+    with pytest.raises(ValueError, match="a channel has the rate of the codes: take a quantizer"):
         stand_ins([Stage("a", 1, bottleneck="channel")], Identity(8))
     with pytest.raises(ValueError, match="bottleneck must be codes, channel, none, got 'noise'"):
         Stage("a", 1, bottleneck="noise")

@@ -169,7 +169,7 @@ def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
     modules: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
     if "channel" in bottlenecks:
         if not quantizer.codebook_sizes:
-            raise ValueError("stages: a channel takes its rate from a quantizer with codes: choose one, or leave the stage out")
+            raise ValueError("stages: a channel has the rate of the codes: take a quantizer, or leave it out")
         depths = range(1, quantizer.num_quantizers + 1)
         rates = [quantizer.bits_per_frame(depth) / quantizer.stride for depth in depths]
         modules["channel"] = GaussianChannel(quantizer.dim, rates)
