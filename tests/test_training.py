@@ -551,7 +551,7 @@ def test_a_signal_to_all_processes_while_workers_start_saves_and_exits_too(
 import os, signal
 from codec.config import locate
 import codec.data.module, codec.data.loader
-place = locate({place!r}) if {place!r}.endswith("Data") else codec.data.loader
+place = locate({place!r}) if {place!r}.endswith("DataModule") else codec.data.loader
 real = place.{function}
 def signaled(*arguments):
     if arguments[1:] != (1,):  # one of the workers is enough: a second Ctrl-C means at once
