@@ -211,8 +211,8 @@ def test_the_solved_quantizer_is_the_model_s():
     assert composed.quantizer.num_quantizers == 8  # what was composed is as it was
 
 
-SINGLE = {"bsq", "factorized_vq", "fsq", "lfq", "random_projection", "simvq", "vq", "vq_cosine"}
-SINGLE |= {"vq_gradient", "vq_regularized"}  # 18 bits a frame at most, here 1.35 kbit/s
+SINGLE = {"bsq", "factorized_vq", "fsq", "fsq_65536", "lfq", "random_projection", "simvq", "vq", "vq_4096"}
+SINGLE |= {"vq_cosine", "vq_gradient", "vq_regularized"}  # 18 bits a frame at most, here 1.35 kbit/s
 WHOLE_BITS = {"bsq", "lfq", "grouped_bsq", "grouped_lfq"}  # no number of groups divides 53 bits or 107
 
 

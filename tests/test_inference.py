@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import causality, options
+from composed import causality, config, options
 from tokenized import noise, require_same_codes, small_codec
 from torch.nn import functional
 
@@ -23,7 +23,9 @@ def signals(codec, lengths=(7.3, 1, 12.9, 5, 12.9)):
 
 
 def network(name, causal, *more):
-    return small_codec(f"autoencoder={name}", causality(name, causal), *more)
+    waits = not causal and "lookahead" in config(f"autoencoder={name}")["autoencoder"]
+    overrides = ["autoencoder.lookahead=0"] if waits else []
+    return small_codec(f"autoencoder={name}", causality(name, causal), *overrides, *more)
 
 
 def patched():
