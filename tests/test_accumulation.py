@@ -198,9 +198,7 @@ def test_gradients_are_reduced_once_for_each_player(tmp_path, wavs, monkeypatch)
     alone = run(tmp_path / "alone", wavs, *options)
     monkeypatch.setattr(CodecTraining, "on_train_start", watch)
     try:
-        with mock.patch.dict(
-            os.environ
-        ):  # Lightning leaves ranks there, and later trainings wait
+        with mock.patch.dict(os.environ):  # Lightning leaves ranks there, and later trainings wait
             ddp = run(tmp_path / "ddp", wavs, *options, "trainer=ddp", "trainer.devices=1")
     finally:
         torch.distributed.destroy_process_group()
