@@ -5,6 +5,8 @@ import io
 import json
 import multiprocessing
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +35,7 @@ from codec.data.partition import identity
 from codec.data.scan import has_audio, scan, scan_files
 from codec.evaluation.reading import read_clip, shown, stamp
 from codec.pretrained import require_model
+from codec.system import address
 from codec.system.address import state_of
 from codec.system.files import FileError
 from codec.tokens.plan import make_plan
@@ -398,3 +401,25 @@ def test_versions_of_objects_are_times_or_checksums():
     assert state_of(about | {"mtime": 1.5})[:2] == (3, 1_500_000_000)
     tags = [state_of(about | {"ETag": tag})[1] for tag in ("a", "b", "a")]
     assert tags[0] == tags[2] != tags[1]
+
+
+class Slow(dict):
+    """A dictionary whose first key another thread may delete while this one reads it."""
+
+    def __iter__(self):
+        key = next(super().__iter__())
+        time.sleep(0.001)
+        return iter([key])
+
+
+def test_threads_fill_a_memory_of_limited_size_together(monkeypatch):
+    monkeypatch.setattr(address, "MOST_REMEMBERED", 8)
+    memory = Slow()
+
+    def fill(thread: int) -> None:
+        for number in range(20):
+            address.remember(memory, (thread, number), number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fill, range(8)))  # raises the KeyError of a thread
+    assert len(memory) == 8

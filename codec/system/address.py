@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import stat
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -158,13 +159,15 @@ def state_of(about: dict[str, Any]) -> State:
 
 
 _states: dict[str, State] = {}
+_changing = threading.Lock()  # a memory, which the threads of a scan fill together
 
 
 def state(address: str) -> State:
     """State of a file or folder, asked of its server; OSError if there is none."""
     with reached(address) as (system, path):
-        remember(_states, address, state_of(system.info(path)))
-    return _states[address]
+        current = state_of(system.info(path))
+    remember(_states, address, current)
+    return current
 
 
 def known_state(address: str) -> State:
@@ -174,14 +177,16 @@ def known_state(address: str) -> State:
 
 def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
     """Put a value into a memory of limited size, in place of the oldest."""
-    while len(memory) >= MOST_REMEMBERED:
-        del memory[next(iter(memory))]
-    memory[key] = value
+    with _changing:
+        while len(memory) >= MOST_REMEMBERED:
+            del memory[next(iter(memory))]
+        memory[key] = value
 
 
 def forget(address: str | None = None) -> None:
     """Ask the server again for the state of a file, as after an error, or of all files."""
-    _states.clear() if address is None else _states.pop(address, None)
+    with _changing:
+        _states.clear() if address is None else _states.pop(address, None)
 
 
 def is_file(path: str) -> bool:
