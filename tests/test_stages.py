@@ -345,6 +345,11 @@ LOST = "{name: lost, steps: 2, "
         ((LOST + "freeze: [autoencoder]}",), [], "stages: lost: freeze: .* leaves nothing"),
         ((LOST + "weights: {mell: 1}}",), [], "stages: lost: weights.mell: .* did you mean mel?"),
         ((LOST + "weights: {zzz: 1}}",), [], "weights.zzz: nothing produces this loss; known are mel, wavef"),
+        (
+            (PLAIN, LOST + "weights: {zzz: 1}}"),
+            [],
+            r"known are mel.* \(with .*: ~training\.stages\.1\.weights\)",
+        ),
         ((LOST + "weights: {mel: -1}}",), [], "weights.mel: must be 0 or a positive number, got -1"),
         (
             (LOST + "adversarial: true}",),

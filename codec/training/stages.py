@@ -116,13 +116,17 @@ def check_stages(
     if len(set(names)) < len(names) or (len(names) > 1 and "" in names):
         raise ValueError(f"stages: each needs a name of its own, got {names}")
     any_adversarial = False
-    for stage in stages:
+    for number, stage in enumerate(stages):
         prefix = f"stages: {stage.name}: " if stage.name else ""
         try:
             freeze_submodules(codec, stage.frozen)
-            adversarial = has_adversarial_weight(objective.reweighted(stage.weights or {}))
         except ValueError as error:
             raise ValueError(f"{prefix}{error}") from error
+        try:
+            adversarial = has_adversarial_weight(objective.reweighted(stage.weights or {}))
+        except ValueError as error:
+            remedy = f"with another loss, begin without them: ~training.stages.{number}.weights"
+            raise ValueError(f"{prefix}{error} ({remedy})") from error
         if stage.name and stage.adversarial and not (adversarial and has_discriminator):
             raise ValueError(
                 f"{prefix}adversarial needs a discriminator, and a weight of adversarial or feature_matching "
