@@ -20,6 +20,10 @@ from codec.training.overrides import also_searched, check_names
         ("experimnt=tiny", r"did you mean experiment\?"),
         ("sample_rat=3", r"did you mean sample_rate\?"),
         ("zzz=1", r"zzz: there is no such option$"),
+        (
+            "~training.stages.1",
+            r"stages\.1: Hydra removes no item of a list: .* training\.stages=\[\.\.\.\]$",
+        ),
     ],
 )
 def test_what_was_meant_is_named(argument, answer):
@@ -41,6 +45,7 @@ def test_all_mistakes_are_named_at_once():
         ["quantizer=choice(rvq,fsq)", "data.root=x", "-m"],
         ["quantizer=glob(rvq*)", "data.root=x", "-m"],
         ["+trainer.gradient_clip_val=1", "~logger", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["experiment=speech_16khz", "loss=mel", "~training.stages.0.weights"],
         ["loss.weights.mel=3", "loss=mel", "logger=none", "--cfg", "job"],
         ["sweep=equal_bitrate", "sweep.kbps=6", "search=optuna", "search.trials=3"],
         ["data.root=[/a,/b]", "data.weights=[3,1]", "data.augmentation.gain_db=[-10,6]"],

@@ -20,6 +20,7 @@ from codec.config import CONFIG_DIR, ConfigError, in_quotes
 FLAGS = "--config-dir", "-cd"
 SEARCHED = "hydra.searchpath="
 OVERRIDE = re.compile(r"[+~]*[a-zA-Z_][\w./@:]*=")
+REMOVED_ITEM = re.compile(r"~([a-zA-Z_][\w.]*)\.\d+(=.*)?")
 
 
 def check_names(arguments: Sequence[str]) -> None:
@@ -49,8 +50,12 @@ def check_names(arguments: Sequence[str]) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_readable(arguments: Iterable[str]) -> None:
-    """ConfigError, with an example of quoting, for the first value that Hydra's grammar rejects."""
+def check_readable(arguments: Sequence[str]) -> None:
+    """ConfigError, with an example, for the first argument that Hydra's grammar rejects, or cannot apply."""
+    for match in filter(None, map(REMOVED_ITEM.fullmatch, arguments)):
+        raise ConfigError(
+            f"{match[0]}: Hydra removes no item of a list: give the whole list, {match[1]}=[...]"
+        )
     parser = OverridesParser.create()
     for argument in filter(OVERRIDE.match, arguments):
         try:
