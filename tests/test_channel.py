@@ -104,8 +104,11 @@ def test_averages_follow_the_latents_of_training():
 
 
 def test_a_channel_needs_a_quantizer_with_a_rate():
-    with pytest.raises(ValueError, match="a channel has the rate of the codes: take a quantizer"):
-        stand_ins([Stage("a", 1, bottleneck="channel")], Identity(8))
+    stages = [Stage("a", 1, bottleneck="none"), Stage("b", 1, bottleneck="channel")]
+    with pytest.raises(
+        ValueError, match=r"has no codes: take another, or training\.stages\.1\.bottleneck=none$"
+    ):
+        stand_ins(stages, Identity(8))
     with pytest.raises(ValueError, match="bottleneck must be codes, channel, none, got 'noise'"):
         Stage("a", 1, bottleneck="noise")
 

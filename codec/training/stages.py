@@ -169,11 +169,14 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def stand_ins(stages: Sequence[Stage], quantizer: Bottleneck) -> nn.ModuleDict:
     """Bottlenecks of stages without codes, by name; ValueError for a channel without a bitrate."""
-    bottlenecks = {stage.bottleneck for stage in stages}
     modules: dict[str, nn.Module] = {"none": Identity(quantizer.dim)}
-    if "channel" in bottlenecks:
+    channels = [number for number, stage in enumerate(stages) if stage.bottleneck == "channel"]
+    if channels:
         if not quantizer.codebook_sizes:
-            raise ValueError("stages: a channel has the rate of the codes: take a quantizer, or leave it out")
+            raise ValueError(
+                "stages: a channel has the rate of the codes, and this quantizer has no codes: take another, "
+                f"or training.stages.{channels[0]}.bottleneck=none"
+            )
         depths = range(1, quantizer.num_quantizers + 1)
         rates = [quantizer.bits_per_frame(depth) / quantizer.stride for depth in depths]
         modules["channel"] = GaussianChannel(quantizer.dim, rates)
