@@ -25,7 +25,6 @@ from codec.data.augmentation import Augmentation, Mix
 from codec.data.crops import Batch
 from codec.data.degradation import Degradation, Noise
 from codec.data.module import AudioDataModule
-from codec.huggingface import speech
 from codec.huggingface.speech import SpeechModel, SpeechTeacher
 from codec.losses.base import Forward
 from codec.losses.distillation import Distillation, pooled
@@ -131,9 +130,33 @@ def test_features_are_those_of_transformers_for_audio_with_half_a_window_at_each
 def test_blocks_of_a_long_signal_that_see_all_of_it_change_nothing(teachers, kind, monkeypatch):
     model, audio = SpeechModel(teachers / kind), audio_of(320 * 23)
     whole = model(audio)
-    monkeypatch.setattr(speech, "BLOCK", 7)
-    monkeypatch.setattr(speech, "CONTEXT", 23)
+    monkeypatch.setattr(model.inputs, "block", 7)
+    monkeypatch.setattr(model.inputs, "context", 23)
     torch.testing.assert_close(model(audio), whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_features_of_whisper_are_those_of_transformers_in_windows_filled_with_zeros(tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 60}
+    special = {name: 1 for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")}
+    config = transformers.WhisperConfig(**sizes, **decoder, **special, max_source_positions=50)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    extractor = transformers.WhisperFeatureExtractor(chunk_length=1)
+    extractor.save_pretrained(tmp_path)
+    encoder = transformers.WhisperModel.from_pretrained(tmp_path).eval().encoder
+    audio = audio_of(RATE + 320 * 7)
+    for layer in (1, "average"):
+        found = SpeechModel(tmp_path, layer)(audio)
+        assert found.shape == (2, 16, 57)
+        for start, frames in ((0, 50), (50, 7)):
+            window = [one[0, start * 320 :][:RATE].numpy() for one in audio]
+            inputs = extractor(window, sampling_rate=RATE, return_tensors="pt").input_features
+            states = encoder(inputs, output_hidden_states=True).hidden_states
+            expected = states[1] if layer == 1 else (states[0] + states[1]) / 2
+            torch.testing.assert_close(
+                found.mT[:, start:][:, :frames], expected[:, :frames], atol=1e-4, rtol=0
+            )
 
 
 @pytest.mark.parametrize(

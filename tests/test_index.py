@@ -268,7 +268,10 @@ def test_folders_that_cannot_be_used(tmp_path, cache):
         scan(tmp_path / "speech", cache_dir=cache)
     for number in range(3):
         (tmp_path / "speech" / f"{number}.srt").write_bytes(b"")
-    with pytest.raises(DataError, match=r"it holds only other files \(3 \.srt\)"):
+    with pytest.raises(DataError, match=r"it holds only other files \(3 \.srt\);"):
+        scan(tmp_path / "speech", cache_dir=cache)
+    (tmp_path / "speech" / "train-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"1 \.parquet\): .*load_dataset\(\.\.\.\)\.save_to_disk\(FOLDER\)"):
         scan(tmp_path / "speech", cache_dir=cache)
     write(tmp_path / "a.wav", tone())
     with pytest.raises(DataError, match=r"a\.wav is a file: name the folder"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from bad_audio import RATE, tone, write
 
 from codec.audio.reading import read_audio
@@ -69,8 +70,10 @@ def make(root, cache: Path, **options) -> AudioDataModule:
 
 
 def assert_same(data: AudioDataModule, expected: AudioDataModule) -> None:
-    """The same crops, clips and held-out recordings."""
+    """The same crops, also in a resumed run, clips and held-out recordings."""
     assert data.crops(0, 40).numpy().tobytes() == expected.crops(0, 40).numpy().tobytes()
+    data.load_state_dict({"seen": 36})
+    assert torch.equal(next(iter(data.train_dataloader())).audio, expected.crops(36, 4))
     clips = [np.concatenate([batch.audio for batch in one.val_dataloader()]) for one in (data, expected)]
     assert np.array_equal(*clips)
     held_out = [[(file.frames, file.rms) for file in one.valid] for one in (data, expected)]
@@ -135,15 +138,17 @@ def test_faults_of_shards_are_reported_and_the_others_are_used(shards, tmp_path)
     for name, content in {
         "a.tar": whole,
         "cut.tar": whole[:50_000],
+        "joined.tar": whole + (shards / "s-01.tar").read_bytes(),
         "none.tar": b"x" * 600,
         "b.tar.gz": b"x",
     }.items():
         (tmp_path / name).write_bytes(content)
     index = scan(tmp_path, cache_dir=tmp_path / "cache")
-    assert {file.path.partition("/")[0] for file in index.usable} == {"a.tar", "cut.tar"}
+    assert {file.path.partition("/")[0] for file in index.usable} == {"a.tar", "cut.tar", "joined.tar"}
     problems = {file.path: file.problem or "" for file in index.problems}
-    assert problems.keys() == {"cut.tar", "none.tar"} and index.ignored[".tar.gz"] == 1
+    assert problems.keys() == {"cut.tar", "joined.tar", "none.tar"} and index.ignored[".tar.gz"] == 1
     assert problems["cut.tar"].startswith("truncated: the entry at byte")
+    assert problems["joined.tar"].endswith("as of archives joined with cat: join them with tar -A")
     assert problems["none.tar"] == "damaged: no header of an entry at byte 0"
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.tar", "start": 1}))
     with pytest.raises(DataError, match=r"start and duration are of a recording, not of a\.tar"):

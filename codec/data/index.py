@@ -152,6 +152,10 @@ class Index:
             raise DataError(where + "; ".join(_grouped(self.problems)))
         others = ", ".join(f"{count} {suffix}" for suffix, count in Counter(self.ignored).most_common(5))
         reason = f"it holds only other files ({others})" if others else "it is empty"
+        if ".parquet" in self.ignored:
+            reason += (
+                ": save a dataset from Parquet as Arrow, datasets.load_dataset(...).save_to_disk(FOLDER)"
+            )
         raise DataError(f"{where}{reason}; looked in all its sub-folders for {' '.join(sorted(EXTENSIONS))}")
 
     def summary(self) -> str:

@@ -17,7 +17,7 @@ from codec.data.crops import Batch, Crops, Features, read_clips
 from codec.data.degradation import Degradation, Degrader
 from codec.data.index import DataError, Index, IndexedFile, of_option
 from codec.data.loader import WorkerLoader
-from codec.data.partition import divide, place, separate
+from codec.data.partition import divide, separate
 from codec.data.scan import has_audio, scan
 from codec.system import distributed
 from codec.system.files import printable
@@ -231,13 +231,14 @@ class AudioDataModule(LightningDataModule):
 def describe_parts(trained: Iterable[IndexedFile], held_out: Sequence[IndexedFile]) -> str:
     """Number of files and minutes for validation and for training, as text."""
     # A file of overlapping roots counts once; a short one that is alone in its folder is on both sides.
-    used = list({place(file): file for file in trained}.values())
-    named = {"held out for validation": held_out, "trained on": used}
+    used, validation = ({(file.path, file.span): file for file in files} for files in (trained, held_out))
+    named = {"held out for validation": held_out, "trained on": used.values()}
     minutes = {name: sum(file.seconds for file in files) / 60 for name, files in named.items()}
-    every = {place(file): file.seconds / 60 for files in named.values() for file in files}
+    alone = sum(file.seconds for key, file in validation.items() if key not in used) / 60
+    total = minutes["trained on"] + alone
     parts = [
         f"{name}: {len(files)} file{'s' * (len(files) != 1)}, {minutes[name]:.1f} minutes "
-        f"({minutes[name] / sum(every.values()):.1%})"
+        f"({minutes[name] / total:.1%})"
         for name, files in named.items()
     ]
     both = {file.path for file in named["trained on"] if file.span}

@@ -108,7 +108,7 @@ def divide(
     rest = [file for file in index.usable if not cuts.get(files[file])]
     alone = bool(pieces) and len(rest) < 2
     parts = (rest, ()) if alone else split(rest, share, float("inf") if known else crop)
-    trained, valid = ([file.below(index.root) for file in part] for part in parts)
+    trained, valid = ([files.get(file) or file.below(index.root) for file in part] for part in parts)
     trained += [piece for part, piece in pieces if part != HELD_OUT]
     valid += [piece for part, piece in pieces if part == HELD_OUT]
     return sorted(trained, key=place), sorted(valid, key=place)
@@ -128,26 +128,25 @@ def separate(
     known: parts of recordings by identity, as in a resumed run; these recordings keep their parts.
     """
     known = known or {}
-    identities = {place(file): identity(file) for root in roots for part in root for file in part}
+    identities = {file: identity(file) for root in roots for part in root for file in part}
     # A root of one file has it in both parts. It is used for training if other roots hold out files.
-    proposed = {
-        identities[place(file)] for train, valid in roots if list(train) != list(valid) for file in valid
-    }
+    proposed = {identities[file] for train, valid in roots if list(train) != list(valid) for file in valid}
     held_names = {
         one for one in identities.values() if known.get(one, HELD_OUT if one in proposed else "") == HELD_OUT
     }
-    if not held_names or held_names == {*identities.values()}:  # as of one recording, used in both parts
+    # All names are those of held-out files for one recording alone, which is used in both parts.
+    if not held_names or held_names.issuperset(identities.values()):
         return [list(train) for train, _ in roots], [file for _, valid in roots for file in valid]
     valid: dict[str, IndexedFile] = {}
     trained: list[list[IndexedFile]] = []
     num_moved = 0
     for train, held_files in roots:
-        below = {place(file): file for file in (*train, *held_files)}
-        trained.append([below[key] for key in sorted(below) if identities[key] not in held_names])
-        for file in sorted((*held_files, *train), key=place):
-            if identities[place(file)] in held_names:
-                valid.setdefault(identities[place(file)], file)
-        num_moved += sum(identities[place(file)] in held_names for file in train)
+        files = sorted(dict.fromkeys((*held_files, *train)), key=place)
+        trained.append([file for file in files if identities[file] not in held_names])
+        for file in files:
+            if identities[file] in held_names:
+                valid.setdefault(identities[file], file)
+        num_moved += sum(identities[file] in held_names for file in train)
     if num_moved:
         log.info(
             "%d training files equal held-out files, now or in an earlier run: they are held out, too",

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.config import ConfigError
-from codec.layers.filterbank import TINY, Filterbank
+from codec.layers.filterbank import BLOCK, CONTEXT, TINY, Filterbank, WindowedFilterbank
 from codec.layers.sinc import Resample
 from codec.losses.base import Forward, Teacher
 from codec.model.codec import Codec
@@ -20,10 +20,9 @@ from codec.quantizers.continuous import Identity
 from codec.system.local_model import load_local_model
 
 Layer = int | Literal["average"]
-# Models with convolutions on the waveform; w2v-BERT has a filterbank.
+# Models with convolutions on the waveform; the others have a filterbank.
 KINDS = ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm")
-BERT = "wav2vec2-bert"
-BLOCK, CONTEXT = 1000, 250  # frames of a long signal at a time, and those before and after it
+BERT, WHISPER = "wav2vec2-bert", "whisper"
 
 
 class Waveform:
@@ -31,6 +30,8 @@ class Waveform:
 
     `step` and `reach` are the samples between two frames, and those that a frame is computed from.
     """
+
+    block, context = BLOCK, CONTEXT
 
     def __init__(self, config: Any, extractor: Any):
         self.step = self.hop_length = math.prod(config.conv_stride)
@@ -48,13 +49,26 @@ class Waveform:
         return functional.pad(audio, (margin // 2, margin - margin // 2))
 
 
+class MelEncoder(nn.Module):
+    """Encoder of Whisper, with frames `[B, F, D]` as input."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor, **options: Any) -> Any:
+        """Output of the encoder."""
+        return self.encoder(frames.mT, **options)
+
+
 class SpeechModel(Autoencoder):
     """Encoder of a speech model of `transformers`: audio `[B, 1, T]` to hidden states `[B, D, F]`.
 
     Frame f is of the samples from `f * hop_length` on, at the model's `sample_rate`. `layer` counts hidden
     states from 0, the input of the first layer; "average" is the mean of all. A signal of over 20 s is
-    computed in blocks, each with 5 s before and after it. Nothing is downloaded, weights are read from
-    safetensors only. ConfigError for a folder without a speech model, and a layer that it lacks.
+    computed in blocks, each with 5 s before and after it; Whisper's are 30 s, filled with zeros. Nothing is
+    downloaded, weights are read from safetensors only. ConfigError for a folder without a speech model, and a
+    layer that it lacks.
     """
 
     audio_channels = 1
@@ -63,7 +77,10 @@ class SpeechModel(Autoencoder):
         super().__init__()
         self.network, extractor = load(Path(path))
         config: Any = self.network.config
-        self.inputs = Filterbank(extractor) if config.model_type == BERT else Waveform(config, extractor)
+        if config.model_type == WHISPER:
+            self.network, self.inputs = MelEncoder(self.network.encoder), WindowedFilterbank(extractor)
+        else:
+            self.inputs = Filterbank(extractor) if config.model_type == BERT else Waveform(config, extractor)
         self.latent_dim, self.hop_length = config.hidden_size, self.inputs.hop_length
         self.sample_rate, self.layer = int(extractor.sampling_rate), layer
         last = config.num_hidden_layers
@@ -72,30 +89,31 @@ class SpeechModel(Autoencoder):
 
     def encode(self, audio: Tensor) -> Tensor:
         """Hidden states `[B, D, F]` of audio `[B, 1, T]`, `T` a multiple of `hop_length`."""
+        prepare = self.inputs
         with torch.autocast(audio.device.type, enabled=False):
-            inputs = self.inputs(audio[:, 0].float())
-        step, reach = self.inputs.step, self.inputs.reach
-        frames = audio.shape[-1] // self.hop_length
+            inputs = prepare(audio[:, 0].float())
+        frames = (inputs.shape[1] - prepare.reach) // prepare.step + 1
         parts = []
-        for start in range(0, frames, BLOCK):
-            first, last = max(0, start - CONTEXT), min(frames, start + BLOCK + CONTEXT)
-            part = inputs[:, first * step : (last - 1) * step + reach]
+        for start in range(0, frames, prepare.block):
+            first = max(0, start - prepare.context)
+            last = min(frames, start + prepare.block + prepare.context)
+            part = inputs[:, first * prepare.step : (last - 1) * prepare.step + prepare.reach]
             states = self.network(part, output_hidden_states=True).hidden_states
             chosen = torch.stack(states).mean(0) if self.layer == "average" else states[self.layer]
-            parts.append(chosen[:, start - first :][:, :BLOCK])
-        return torch.cat(parts, 1).mT
+            parts.append(chosen[:, start - first :][:, : prepare.block])
+        return torch.cat(parts, 1).mT[..., : audio.shape[-1] // self.hop_length]
 
     def forward(self, audio: Tensor) -> Tensor:
         """Hidden states of audio, see `encode`."""
         return self.encode(audio)
 
 
-def load(path: Path) -> tuple[torch.nn.Module, Any]:
+def load(path: Path) -> tuple[Any, Any]:
     """Load a speech model of a local folder, and its feature extractor; ConfigError if there is none."""
 
     def choose(config: Any) -> str:
-        if config.model_type not in (*KINDS, BERT):
-            kinds = ", ".join((*KINDS, BERT))
+        if config.model_type not in (*KINDS, BERT, WHISPER):
+            kinds = ", ".join((*KINDS, BERT, WHISPER))
             raise ConfigError(f"{path}: no speech model: model_type is {config.model_type!r}, not {kinds}")
         return "AutoModel"
 

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 from codec.system.member import Contents, Member
 
 BLOCK = 512  # bytes of a header; contents are padded to a multiple
+PADDING = 2**16  # bytes of the end mark that are read: writers pad with zeros to records of 10 KiB
 LONGEST_NAME = 2**20  # bytes of a record with a long name
 FILES, LINKS, FOLDER = b"0\0007", b"12", b"5"
 OLD_FILE, SPARSE = b"\0", b"S"
@@ -81,6 +82,16 @@ def read_contents(file: IO[bytes] | io.FileIO, archive: str, size: int) -> Conte
     return contents
 
 
+def check_end(rest: bytes, position: int) -> None:
+    """ValueError if an entry is in the `rest` after the first block of the end mark, at `position`."""
+    start = (len(rest) - len(rest.lstrip(b"\0"))) // BLOCK * BLOCK
+    if parse_header(rest[start : start + BLOCK]):
+        raise ValueError(
+            f"damaged: entries follow the end mark at byte {position}, as of archives joined with cat: "
+            "join them with tar -A"
+        )
+
+
 def skip_maps(file: IO[bytes] | io.FileIO, header: bytes) -> int:
     """Skip the blocks that continue the map of a sparse file after its header; returns their bytes."""
     size, extended = 0, header[482]
@@ -113,6 +124,7 @@ def entries(file: IO[bytes] | io.FileIO, size: int) -> Iterator[tuple[Header, in
         file.seek(position)
         block = file.read(BLOCK) or b""
         if not block.strip(b"\0"):
+            check_end(file.read(PADDING) or b"", position)
             return
         header, begin = parse_header(block), position + BLOCK
         if header is None:
