@@ -1,12 +1,12 @@
 """Measure this package on a GPU: python scripts/benchmark_gpu.py -o FOLDER
 
 Training steps of all experiments in bf16-mixed, on the experiment's own crops (eager, "tuned" with cuDNN's
-choice of algorithms by trial, compiled), the originals' steps where they are installed (benchmark_peers.py),
-quantizers, encoding of long recordings, one frame at a time. Peak memory, the lines that wait for the GPU,
-and the kernels that take longest. A model is measured in a process of its own, first without compilation.
-Compilations then run side by side and leave their kernels in Inductor's cache. `gpu.csv` and `gpu.md` are
-written after every model; jobs that the minutes do not reach are named. Nothing is downloaded. `--device cpu`
-takes tiny sizes, to try the script.
+choice of algorithms by trial, compiled, "graphs" with CUDA graphs), the originals' steps where they are
+installed (benchmark_peers.py), quantizers, encoding of long recordings, one frame at a time. Peak memory,
+the lines that wait for the GPU, and the kernels that take longest. A model is measured in a process of its
+own, first without compilation. Compilations then run side by side and leave their kernels in Inductor's
+cache. `gpu.csv` and `gpu.md` are written after every model; jobs that the minutes do not reach are named.
+Nothing is downloaded. `--device cpu` takes tiny sizes, to try the script.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MEASURES = ("audio_seconds_per_second", "milliseconds", "peak_gib", "note")
 
 
 class Job(NamedTuple):
-    """One measurement: its kind and subject, `eager`, `tuned` or `compiled`, and a batch size."""
+    """One measurement: its kind and subject, `eager`, `tuned`, `compiled` or `graphs`, and a batch size."""
 
     job: str
     name: str
@@ -81,7 +81,7 @@ def groups(only: list[str], small: bool) -> list[list[Job]]:
         encode, stream = Job("encode", name, "eager", 1 if small else 16), Job("stream", name, "eager", 1)
         by_model[name] = [Job("train", name, how, size) for size in sizes for how in ("eager", "tuned")]
         by_model[name] += [*([encode] if name in ENCODERS else []), *([stream] if name in STREAMS else [])]
-        compiled[name] = [Job("train", name, "compiled", sizes[0])]
+        compiled[name] = [Job("train", name, how, sizes[0]) for how in ("compiled", "graphs")]
         compiled[name] += [encode._replace(how="compiled")] if name in ENCODERS else []
     for name in PEERS:
         by_model[name] = [Job("peer", name, "eager", 2 if small else 64)]
@@ -174,7 +174,8 @@ def training_step(job: Job, device: torch.device) -> tuple[Callable[[], None], f
 
     config = compose_experiment(job.name)
     options = {key: value for key, value in config["training"].items() if not key.startswith("_")}
-    options |= {"compile": job.how == "compiled", "stages": (), "adversarial_from": 0}
+    modes = {"compiled": True, "graphs": "reduce-overhead"}
+    options |= {"compile": modes.get(job.how, False), "stages": (), "adversarial_from": 0}
     torch.manual_seed(0)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     training = BareTraining(build_codec(config["model"]), *parts, **options).to(device)

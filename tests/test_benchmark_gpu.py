@@ -3,6 +3,7 @@
 import csv
 
 import benchmark_gpu
+import benchmark_peers
 import pytest
 import torch
 
@@ -14,6 +15,33 @@ def test_a_job_measures(kind):
         benchmark_gpu.Job(kind, name, "eager", 2 - (kind != "train")), torch.device("cpu")
     )
     assert found["milliseconds"] > 0 and found["audio_seconds_per_second"] > 0
+
+
+def test_originals_are_measured_where_they_are_installed(monkeypatch):
+    class Original:
+        """Step of an original package, with a module to move to the device."""
+
+        def __init__(self, balanced: bool):
+            self.module = torch.nn.Linear(1, 1)
+
+        def __call__(self, audio: torch.Tensor) -> None:
+            assert audio.shape == (3, 1, 24000)
+            self.module(audio.mT).sum().backward()
+
+    monkeypatch.setitem(benchmark_peers.PEERS, "encodec", Original)
+    job = benchmark_gpu.Job("peer", "encodec", "eager", 3)
+    found = benchmark_gpu.measure(job, torch.device("cpu"))
+    assert found["audio_seconds_per_second"] == pytest.approx(3000 / found["milliseconds"])
+
+
+def test_jobs_beyond_the_minutes_are_named(tmp_path, monkeypatch):
+    arguments = ["--device", "cpu", "--only", "tiny", "--minutes", "0.1", "-o", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    benchmark_gpu.main()
+    with (tmp_path / "gpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["how"] for row in rows} == {"eager", "tuned", "compiled", "graphs"}
+    assert {row["note"] for row in rows} == {"not measured: out of time"}
 
 
 def test_a_failure_is_the_note_of_its_job():
@@ -36,6 +64,7 @@ def test_the_command_writes_both_tables(tmp_path, monkeypatch, capsys):
     with (tmp_path / "gpu.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["job"] == "quantize" and float(row["milliseconds"]) > 0
+    assert benchmark_gpu.device_name("cpu") in (tmp_path / "gpu.md").read_text()
     assert "| quantize | ours | eager | 1 |" in (tmp_path / "gpu.md").read_text()
     assert (
         torch.__version__ in (tmp_path / "gpu.md").read_text() and "quantize ours" in capsys.readouterr().out

@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import config
 from test_encoding import contents
 from tokenized import small_codec, write_corpus
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor import config as inductor
 
 from codec.commands.encode import main
-from codec.config import ConfigError
+from codec.config import ConfigError, build
 from codec.model.inference import encode_batch, exact_float32
 from codec.tokens.compiled import compiled
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.sources import Settings
+from codec.training.compilation import compile_networks
 
 FRAMES = [[1], [2, 1], [37], [5, 9, 9, 2], [40, 40, 40], [77, 3], [64]]
 compile = torch.compile
@@ -117,3 +119,21 @@ def test_a_compiler_that_is_not_there_is_named():
 def test_one_recording_is_not_compiled(tmp_path):
     with pytest.raises(ConfigError, match="--compile is for folders"):
         main(["speech_16khz", "-", "-o", str(tmp_path / "codes.npy"), "--compile"])
+
+
+def test_a_training_compiles_both_networks_in_a_mode_of_torch(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: modes.append(options) or f)
+    codec, discriminator = (
+        small_codec("autoencoder=tiny"),
+        build(config("discriminator=mdct_small")["discriminator"]),
+    )
+    compile_networks(codec, discriminator, "reduce-overhead")
+    assert modes == [{"mode": "reduce-overhead"}] * (2 + len(discriminator.networks))
+    modes.clear()
+    compile_networks(codec, discriminator, False)
+    assert not modes
+    with pytest.raises(
+        ValueError, match=r"compile must be true, false, default or reduce-overhead or .* got 'fast'"
+    ):
+        compile_networks(codec, discriminator, "fast")

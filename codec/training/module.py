@@ -28,6 +28,7 @@ from codec.training.adversary import discriminator_losses, frozen
 from codec.training.adversary import generator_losses as adversarial_losses
 from codec.training.average import follow
 from codec.training.checkpoints import forget_best
+from codec.training.compilation import compile_networks
 from codec.training.optimization import Optimization, backward, clip_gradients, freeze_submodules, prepared
 from codec.training.skipped import report_skipped
 from codec.training.stages import (
@@ -66,7 +67,7 @@ class CodecTraining(lightning.LightningModule):
         average_decay: float = 0.999,
         revive_every: int = 10,
         max_skipped: int = 50,
-        compile: bool = False,
+        compile: bool | str = False,
         accumulate: int = 1,
         checkpoint_activations: bool = False,
         freeze: Sequence[str] = (),
@@ -111,9 +112,7 @@ class CodecTraining(lightning.LightningModule):
                 check_examples_apart(network)
             if checkpoint_activations:
                 recompute(network)
-        if compile:
-            codec.autoencoder.compile_networks()
-            discriminator.compile()
+        compile_networks(codec, discriminator, compile)
 
     @property
     def stage(self) -> Stage:
@@ -181,6 +180,7 @@ class CodecTraining(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Train generator and discriminator on one batch."""
+        torch.compiler.cudagraph_mark_step_begin()
         optimizers = self.players()
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
