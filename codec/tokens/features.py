@@ -122,8 +122,8 @@ class Features:
         number = entry.number
         rate, hop = self.dataset.format.sample_rate, self.dataset.format.hop_length * sample_rate
         last = int(self.dataset.index.n_frames[number])
-        start = start - Fraction(entry.first * sample_rate, self.value("sample_rate", number))
-        first, remainder = divmod(start * rate, hop)
+        offset = start - Fraction(entry.first * sample_rate, self.value("sample_rate", number))
+        first, remainder = divmod(offset * rate, hop)
         count = -(-length * rate // hop)
         first = min(first, last - 1)
         frames = self.dataset.codes(number, first, min(first + count + 1, last)).numpy()
