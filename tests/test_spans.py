@@ -12,6 +12,7 @@ import torch
 from test_encoding import contents
 from tokenized import NEEDS_ARROW, RATE, noise, small_codec
 
+from codec.audio.reading import read_blocks
 from codec.audio.writing import write_wav
 from codec.commands import doctor
 from codec.commands.decode import decode_dataset
@@ -125,6 +126,14 @@ def test_wavs_have_the_lengths_of_the_parts_and_names_of_their_own(codec, wavs, 
         "a.wav%3A8000-24000.wav": 16_000,
         "b.flac%3A44099-60001.wav": 15_902 * RATE // 44_100,
     }
+
+
+def test_a_part_of_a_good_mp3_is_read_without_a_warning(tmp_path, caplog):
+    soundfile.write(tmp_path / "a.mp3", noise(10 * RATE, 3)[0], RATE)
+    whole, _ = soundfile.read(tmp_path / "a.mp3", dtype="float32")
+    (block,) = read_blocks(tmp_path / "a.mp3", span=(116_800, 152_000))
+    np.testing.assert_allclose(block[0], whole[116_800:152_000], atol=1e-6)
+    assert not caplog.records
 
 
 def test_a_list_beside_other_inputs_is_refused_by_name(codec, wavs, tmp_path):
