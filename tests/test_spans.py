@@ -129,10 +129,10 @@ def test_wavs_have_the_lengths_of_the_parts_and_names_of_their_own(codec, wavs, 
 
 
 def test_a_part_of_a_good_mp3_is_read_without_a_warning(tmp_path, caplog):
-    soundfile.write(tmp_path / "a.mp3", noise(10 * RATE, 3)[0], RATE)
+    soundfile.write(tmp_path / "a.mp3", noise(5 * RATE, 3)[0], RATE)
     whole, _ = soundfile.read(tmp_path / "a.mp3", dtype="float32")
-    (block,) = read_blocks(tmp_path / "a.mp3", span=(116_800, 152_000))
-    np.testing.assert_allclose(block[0], whole[116_800:152_000], atol=1e-6)
+    (block,) = read_blocks(tmp_path / "a.mp3", span=(16_000, 24_000))
+    np.testing.assert_allclose(block[0], whole[16_000:24_000], atol=1e-6)
     assert not caplog.records
 
 
