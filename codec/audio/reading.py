@@ -132,8 +132,9 @@ def decode_blocks(
     decoded, end = span or (0, file.frames)
     if decoded:
         preroll = min(decoded, PREROLL.get(file.subtype, 0))
-        file.seek(decoded - preroll)
-        file.read(preroll, dtype="float32")
+        with mp3.quiet(path):  # a frame after a seek misses the ones that it leans on
+            file.seek(decoded - preroll)
+            file.read(preroll, dtype="float32")
     # Otherwise soundfile seeks after each block, and libmpg123 restarts without the preceding frames.
     file.seekable = lambda: False
     while decoded < end:

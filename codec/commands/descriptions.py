@@ -3,8 +3,8 @@
 TABLES_FILE = "entropy.safetensors"  # beside a model
 
 DOCTOR = (
-    "List the contents of a folder of audio, and the fault of each file that is not usable.",
-    "Exit status: 0 all files are usable, 1 some are not, 2 the folder cannot be used.",
+    "List the contents of folders of audio, and the fault of each file that is not usable.",
+    "Exit status: 0 all files are usable, 1 some are not, 2 a folder cannot be used.",
 )
 
 EVALUATE = (

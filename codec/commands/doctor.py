@@ -1,9 +1,10 @@
-"""`codec-doctor FOLDER`: report on a folder of audio, with the faults of unusable files."""
+"""`codec-doctor FOLDER …`: report on folders of audio, with the faults of unusable files."""
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from codec.commands.parsers import parse
 from codec.data.index import DataError, Index
@@ -11,31 +12,30 @@ from codec.data.scan import scan
 from codec.data.source import OUTPUT
 
 
-def examine(folder: str, check_content: bool = True) -> Index:
-    """Index a folder, print its report and return it. Raises `DataError` if nothing is readable."""
-    index = scan(folder, check_content=check_content, require_usable=False)
-    write(index.report())
-    return index
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit status 0: all files are usable, 1: some are not, 2: none is."""
+    """Run the command; exit status 0: all files are usable, 1: some are not, 2: none is, of any folder."""
     options = parse("doctor", argv)
-    try:
-        if options.json:
-            index = scan(options.folder, check_content=not options.no_content, require_usable=False)
-            write(as_json(index))
+    status, reports = 0, list[dict[str, Any]]()
+    for folder in options.folders:
+        try:
+            index = scan(folder, check_content=not options.no_content, require_usable=False)
+            if options.json:
+                reports.append(as_json(index))
+            else:
+                write(index.report())
+            index.require_usable()
+        except DataError as error:
+            print(f"codec-doctor: {error}", file=sys.stderr)
+            status = 2
         else:
-            index = examine(options.folder, check_content=not options.no_content)
-        index.require_usable()
-    except DataError as error:
-        print(f"codec-doctor: {error}", file=sys.stderr)
-        return 2
-    return 1 if any(file.problem != OUTPUT for file in index.problems) else 0
+            status = max(status, any(file.problem != OUTPUT for file in index.problems))
+    if reports:
+        write(json.dumps(reports if len(options.folders) > 1 else reports[0], indent=1) + "\n")
+    return status
 
 
-def as_json(index: Index) -> str:
-    """Convert the whole index to JSON; bytes of names that are not UTF-8 become lone surrogates `\\udc..`."""
+def as_json(index: Index) -> dict[str, Any]:
+    """Describe the whole index; bytes of names that are not UTF-8 become lone surrogates."""
     seconds = sum(file.seconds for file in index.usable)
     report = {
         "root": index.root,
@@ -43,7 +43,7 @@ def as_json(index: Index) -> str:
         "hours": seconds / 3600,
         "ignored": index.ignored,
     }
-    return json.dumps({**report, "files": [asdict(file) for file in index.files]}, indent=1) + "\n"
+    return {**report, "files": [asdict(file) for file in index.files]}
 
 
 def write(text: str) -> None:

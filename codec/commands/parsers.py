@@ -40,10 +40,8 @@ def plan() -> argparse.ArgumentParser:
 def doctor() -> argparse.ArgumentParser:
     """Parser of `codec-doctor`."""
     parser = new_parser("doctor", *about.DOCTOR)
-    parser.add_argument(
-        "folder",
-        help="searched with its sub-folders and shards; or a .tar, a list (.txt, .csv, .jsonl), an address",
-    )
+    text = "searched with their sub-folders and shards; or .tar files, lists (.txt, .csv, .jsonl), addresses"
+    parser.add_argument("folders", nargs="+", help=text)
     parser.add_argument("--no-content", action="store_true", help="read headers only: fast, finds less")
     parser.add_argument("--json", action="store_true", help="print all files and findings as JSON")
     return parser
@@ -140,7 +138,7 @@ def encode() -> argparse.ArgumentParser:
     add_condition(parser)
     add = parser.add_argument
     add("inputs", type=recordings, nargs="+",
-        help=f"a folder, searched with its sub-folders, or audio files; {STDIN}")  # fmt: skip
+        help=f"a folder, searched with its sub-folders, a list, or audio files; {STDIN}")  # fmt: skip
     add("-o", "--output", type=local_path, required=True,
         help=f"folder of the token dataset; of one recording {STDOUT}")  # fmt: skip
     add("--num-quantizers", type=int, help="stages to keep; default: all")
@@ -162,7 +160,8 @@ def features() -> argparse.ArgumentParser:
     parser = new_parser("features", about.FEATURES)
     add = parser.add_argument
     add("teacher", type=local_path, help="folder of a speech model of transformers")
-    add("inputs", type=recordings, nargs="+", help="a folder, searched with its sub-folders, or audio files")
+    text = "a folder, searched with its sub-folders, a list, or audio files"
+    add("inputs", type=recordings, nargs="+", help=text)
     add("-o", "--output", type=local_path, required=True, help="folder of the features")
     add("--layer", default="average", help="hidden state, from 0; default: the average of all")
     add("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")

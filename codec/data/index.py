@@ -51,6 +51,11 @@ class Excerpt(os.PathLike[str]):
         return self.path
 
 
+def named(recording: str, span: tuple[int, int] | None) -> str:
+    """Name of a recording; that of a part ends with its frames (first, end), as `a.wav:8000-16000`."""
+    return recording if span is None else f"{recording}:{span[0]}-{span[1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class IndexedFile:
     """One file: its header, its levels (0 if the content was not checked) and its problem.
@@ -87,10 +92,20 @@ class IndexedFile:
         return self.span or (0, self.frames)
 
     @property
+    def name(self) -> str:
+        """Path, with the frames of a part."""
+        return named(self.path, self.span)
+
+    @property
+    def length(self) -> int:
+        """Number of frames of the span, or else of the file."""
+        first, end = self.range
+        return end - first
+
+    @property
     def seconds(self) -> float:
         """Duration of the span, or else of the file, in seconds; 0 for a file that could not be read."""
-        first, end = self.range
-        return (end - first) / self.sample_rate if self.sample_rate else 0.0
+        return self.length / self.sample_rate if self.sample_rate else 0.0
 
     def range_at(self, sample_rate: int, speed: Fraction | int = 1) -> tuple[int, int]:
         """The `range` in samples at `sample_rate` Hz, played `speed` times as fast."""
@@ -183,11 +198,11 @@ class Index:
 
     def report(self) -> str:
         """Summary, then one line for each skipped, clipped or remarked file, with its reason."""
-        skipped = [f"skipped  {printable(file.path)}: {file.problem}" for file in self.problems]
+        skipped = [f"skipped  {printable(file.name)}: {file.problem}" for file in self.problems]
         clipped = [
-            f"clipped  {printable(file.path)}: {file.clipped:.1%} of its samples" for file in self.clipped
+            f"clipped  {printable(file.name)}: {file.clipped:.1%} of its samples" for file in self.clipped
         ]
-        remarked = [f"odd      {printable(file.path)}: {file.remark}" for file in self.remarked]
+        remarked = [f"odd      {printable(file.name)}: {file.remark}" for file in self.remarked]
         return "\n".join([self.summary(), *skipped, *clipped, *remarked]) + "\n"
 
 
@@ -199,7 +214,7 @@ def _counted(values: Iterable[str]) -> str:
 
 def _names(files: Sequence[IndexedFile]) -> str:
     more = f", … {len(files) - 3} more" if len(files) > 3 else ""
-    return ", ".join(printable(file.path) for file in files[:3]) + more
+    return ", ".join(printable(file.name) for file in files[:3]) + more
 
 
 def _grouped(problems: Sequence[IndexedFile]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from codec.config import ConfigError
-from codec.data.index import DataError, Index, IndexedFile
+from codec.data.index import DataError, Index, IndexedFile, named
 from codec.data.split import split
 from codec.system import address
 from codec.system.archive import unpacked
@@ -37,7 +37,7 @@ def identity(file: IndexedFile) -> str:
     else:
         key = os.fsencode(file.path if address.parts(file.path)[0] else os.path.realpath(file.path))
     name = hashlib.sha256(key).hexdigest()[:16]
-    return f"{name}:{file.span[0]}-{file.span[1]}" if file.span else name
+    return named(name, file.span)
 
 
 def by_recording(parts: Mapping[str, str]) -> Record:

@@ -70,13 +70,10 @@ def scan(
 def scan_files(paths: Sequence[str | os.PathLike[str]]) -> Index:
     """Index files by their headers, relative to their common folder; duplicates are indexed once.
 
-    Archives, or a single list, give their recordings; `DataError` for a list with parts of files.
+    Archives, or a single list, give their recordings.
     """
     if len(paths) == 1 and is_source(paths[0]):
-        index = scan(paths[0], check_content=False, require_usable=False)
-        if any(file.span for file in index.usable):
-            raise DataError(f"{printable(paths[0])}: whole files only, without start and duration")
-        return index
+        return scan(paths[0], check_content=False, require_usable=False)
     files = sorted({absolute(path) for path in paths})
     try:
         folder = common([parent(path) for path in files])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codec.audio.conversion import resampled_span
 from codec.audio.reading import AudioError, read_info, read_segment
-from codec.data.index import Excerpt
+from codec.data.index import Excerpt, named
 from codec.evaluation.systems import NeuralCodec
 from codec.system import archive
 from codec.system.files import printable
@@ -42,7 +42,7 @@ def read_clips(system: NeuralCodec, files: Recordings, max_seconds: float) -> It
 def shown(path: str | Excerpt, root: Path | None) -> str:
     """Name of a file in tables; that of a part ends with its frames, as `:8000-16000`."""
     name = printable(os.path.relpath(path, root) if root else path)
-    return f"{name}:{path.span[0]}-{path.span[1]}" if isinstance(path, Excerpt) else name
+    return named(name, path.span) if isinstance(path, Excerpt) else name
 
 
 def stamp(path: str | Excerpt) -> list[int]:

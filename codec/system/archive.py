@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import re
 import stat
+from functools import lru_cache
+from typing import Any, cast
 
 from codec.system import address, sources
 from codec.system.arrow import read_rows
@@ -98,6 +101,18 @@ def open_bytes(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file, or a member of an archive, for reading."""
     member = find(path)
     return io.BufferedReader(member.open()) if member else open(path, "rb")
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file or member, which is read again only if it has changed."""
+    state = status(path)
+    return _sha256(os.fspath(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2**14)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    with open_bytes(path) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:

@@ -135,7 +135,7 @@ def export_codec_bpe(tokens: TokenDataset, output: Path) -> None:
     }
     with folder_whole(output) as work:
         for i in progress_bar(range(len(tokens)), "exporting"):
-            name = mirrored(inside(tokens.utterance(i).id), "_c0.npy")
+            name = mirrored(inside(tokens.utterance(i).id.replace(":", "%3A")), "_c0.npy")
             save_npy(work / name, tokens.codes(i).numpy()[None])
         (work / "codec_info.json").write_text(json.dumps(about, indent=4))
 

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from codec.audio.conversion import resampled_length
 from codec.config import ConfigError
-from codec.data.index import Index, IndexedFile
+from codec.data.index import Index, IndexedFile, named
+from codec.data.roots import is_archive, is_source
 from codec.data.scan import scan, scan_files
 from codec.system.address import is_file
 
 
 @dataclass(frozen=True)
 class Source:
-    """File to encode: its index entry, its id and path in the dataset, and its problem, if any."""
+    """Recording to encode: its index entry, its id and path in the dataset, and its problem, if any."""
 
     file: IndexedFile
     id: str
@@ -53,31 +54,47 @@ def make_plan(
     """Plan for a folder or for files; only headers are read. DataError if no file is usable."""
     if len(inputs) == 1 and not is_file(str(inputs[0])):
         index = scan(inputs[0], check_content=False, progress=progress, require_usable=False)
-    elif folders := [str(path) for path in inputs if not is_file(str(path))]:
-        raise ConfigError(f"expected one folder, or any number of files: {folders[0]} is no file")
+    elif others := [path for path in map(str, inputs) if len(inputs) > 1 and not is_recording(path)]:
+        raise ConfigError(
+            f"expected one folder, or any number of files: {others[0]} is no recording or archive; encode it "
+            "alone, or name the files of all in one list"
+        )
     else:
         index = scan_files(inputs)
-    files = index.require_usable().files
-    described = [[f.path, f.size, *f.info, f.problem is None] for f in files]
+    rows = {(f.path, f.span, f.problem): f for f in index.require_usable().files}  # of any weight
+    files = [*rows.values()]
+    described = [[f.path, f.size, *f.info, f.problem is None, *(f.span or ())] for f in files]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     sources = tuple(name_sources(files, sample_rate))
     return Plan(index.root, index, sources, tuple(cut(sources, shard_hours * 3600)), digest)
 
 
+def is_recording(path: str) -> bool:
+    """True for a file that is neither a list nor a compressed archive."""
+    return is_file(path) and (is_archive(path) or not is_source(path))
+
+
 def name_sources(files: Sequence[IndexedFile], sample_rate: int) -> Iterator[Source]:
-    """Yield a source per file, with a path in UTF-8 and an id: the path without extension, if unique."""
+    """Yield a source per recording, with a path in UTF-8 and an id: the path without extension, if unique.
+
+    The id of a part of a file has the file's path and the frames, as `a.wav:8000-16000`. Its path, which
+    names files, has `%3A` for that colon.
+    """
     paths = [portable(file.path) for file in files]
-    stems = Counter(os.path.splitext(path)[0] for path in paths)
-    every, taken_names = set(paths), set()
+    stems = Counter(os.path.splitext(path)[0] for path in set(paths))
+    every, taken_names = set(paths), set[str]()
     for file, path in zip(files, paths, strict=True):
         stem, problem = os.path.splitext(path)[0], file.problem
-        unique = stems[stem] == 1 and stem not in every
-        if problem is None and not resampled_length(file.frames, file.sample_rate, sample_rate):
+        id = stem if stems[stem] == 1 and stem not in every else path
+        if file.span:
+            id, path = named(path, file.span), "{}%3A{}-{}".format(path, *file.span)
+        if problem is None and not resampled_length(file.length, file.sample_rate, sample_rate):
             problem = f"too short: no whole sample at {sample_rate} Hz"
-        if path in taken_names:
-            problem = "its name, which is not UTF-8, is that of another file: rename it"
-        taken_names.add(path)
-        yield Source(file, stem if unique else path, path, problem)
+        if problem is None and taken_names & {id, path}:
+            problem = f"its name in the dataset, {path}, is that of another recording: rename it"
+        if problem is None:
+            taken_names |= {id, path}
+        yield Source(file, id, path, problem)
 
 
 def portable(path: str) -> str:

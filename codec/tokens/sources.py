@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +15,10 @@ from torch.utils.data import Dataset
 from codec.audio.levels import SILENT_PEAK, check_peak
 from codec.audio.reading import AudioError, read_blocks, read_info
 from codec.config import ConfigError
+from codec.data.index import IndexedFile
 from codec.model.codec import Codec
 from codec.model.inference import encode_batch, encode_long
-from codec.system.archive import open_bytes
+from codec.system.archive import sha256
 from codec.tokens.arrow import pyarrow
 from codec.tokens.files import LAYOUTS, TokenFormat, Utterance, checksum
 from codec.tokens.formats import DTYPES, LatentFormat
@@ -74,14 +74,14 @@ class Loaded(NamedTuple):
     problem: str | None = None
 
 
-def check_mixed(peak: float, path: str, file_channels: int, channels: int) -> None:
-    """AudioError for a file that is silent after mixing, or not scaled to ±1."""
-    if peak < SILENT_PEAK and file_channels > channels:
-        for block in read_blocks(path):
+def check_mixed(peak: float, path: str, file: IndexedFile, channels: int) -> None:
+    """AudioError for a recording that is silent after mixing, or not scaled to ±1."""
+    if peak < SILENT_PEAK and file.channels > channels:
+        for block in read_blocks(path, span=file.span):
             if np.abs(block).max(initial=0) >= SILENT_PEAK:
                 raise AudioError(
                     path,
-                    f"silent when its {file_channels} channels are mixed to {channels}: they cancel "
+                    f"silent when its {file.channels} channels are mixed to {channels}: they cancel "
                     "(antiphase); another --downmix takes one of them",
                 )
     check_peak(peak, path)
@@ -109,17 +109,17 @@ class SourceBatches(Dataset[list[Loaded]]):
         try:
             if read_info(path) != source.file.info:
                 raise AudioError(path, "changed since the folder was scanned")
-            with open_bytes(path) as file:
-                sha256 = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+            digest = sha256(path)
             if source.seconds > self.most_seconds:
-                return Loaded(number, sha256)
-            audio = np.concatenate(list(read_blocks(path, *self.mix)), axis=1)
-            check_mixed(float(np.abs(audio).max()), path, source.file.channels, self.mix[1])
+                return Loaded(number, digest)
+            blocks = read_blocks(path, *self.mix, span=source.file.span)
+            audio = np.concatenate(list(blocks), axis=1)
+            check_mixed(float(np.abs(audio).max()), path, source.file, self.mix[1])
         except AudioError as error:
             return Loaded(number, problem=error.reason)
         except OSError as error:
             return Loaded(number, problem=error.strerror or str(error))
-        return Loaded(number, sha256, torch.from_numpy(audio))
+        return Loaded(number, digest, torch.from_numpy(audio))
 
 
 class Encoder:
@@ -152,7 +152,7 @@ class Encoder:
 
         def blocks() -> Iterator[Tensor]:
             nonlocal peak
-            for block in read_blocks(path, *self.mix):
+            for block in read_blocks(path, *self.mix, span=source.file.span):
                 peak = max(peak, float(np.abs(block).max(initial=0)))
                 yield torch.from_numpy(block)
 
@@ -162,7 +162,7 @@ class Encoder:
                 portion = min(seconds_left, part.shape[1] / self.codec.frame_rate)
                 seconds_left -= portion
                 advance(portion)
-            check_mixed(peak, path, source.file.channels, self.mix[1])
+            check_mixed(peak, path, source.file, self.mix[1])
         except AudioError as error:
             return error.reason
         finally:
@@ -175,11 +175,11 @@ class Encoder:
         codes = np.ascontiguousarray(stored(codes, self.format))
         if fault := self.format.fault(codes):
             return f"{fault} in {self.format.dtype.name}"
-        frames, rate, channels = source.file.info
+        frames, rate = source.file.length, source.file.sample_rate
         expected = self.format.frames(frames, rate)
         if codes.shape != (self.format.rows, expected):
             raise AssertionError(f"{source.path}: {codes.shape} codes, expected {expected} frames")
-        about = (channels, rate, frames, expected)
+        about = (source.file.channels, rate, frames, expected)
         return Utterance(source.id, source.path, *about, one.sha256, checksum(codes)), codes
 
 
