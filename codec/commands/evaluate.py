@@ -29,6 +29,7 @@ from codec.evaluation.reading import Recordings, shown
 from codec.evaluation.runs import EvaluationRun, read_scores
 from codec.evaluation.systems import NeuralCodec, System
 from codec.evaluation.writing import scores_line, stem_of
+from codec.huggingface import convert
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.registry import choose_metrics
@@ -158,18 +159,10 @@ def places(words: Sequence[str]) -> tuple[list[str], str | Path]:
 def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
     """Build models, then baselines at the first model's rate (without models: the first file's)."""
     device = options.device or default_device()
-    depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
     systems: list[System] = []
     for model, name in zip(models, names(models), strict=True):
         try:
-            if model.startswith("hf:"):
-                systems.append(HuggingFaceCodec(Path(model.removeprefix("hf:")), name, depths, device))
-            else:
-                codec = load(model, options.trust, options.condition).to(device)
-                tables = beside(Path(model))
-                entropy_tables = load_tables(tables) if tables.exists() else None
-                own = NeuralCodec(codec, name, depths, entropy_tables, options.beam)
-                systems += [own, *lossy_codecs(own, percentages)]
+            systems += build_model(model, name, device, options)
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
             raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
     info = read_info(files[0])
@@ -179,6 +172,27 @@ def build_systems(models: Sequence[str], files: Recordings, options: argparse.Na
     if not systems:
         raise ConfigError("nothing to evaluate: name a model, or --baselines")
     return systems
+
+
+def build_model(model: str, name: str, device: str, options: argparse.Namespace) -> list[System]:
+    """Build a model, and the same model with each kind of packet loss."""
+    depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
+    if not model.startswith("hf:"):
+        codec = load(model, options.trust, options.condition).to(device)
+        tables = beside(Path(model))
+        entropy_tables = load_tables(tables) if tables.exists() else None
+        own = NeuralCodec(codec, name, depths, entropy_tables, options.beam)
+        return [own, *lossy_codecs(own, percentages)]
+    path = Path(model.removeprefix("hf:"))
+    peer = HuggingFaceCodec(path, name, depths, device)
+    if not percentages:
+        return [peer]
+    try:
+        own = NeuralCodec(convert.load(path).to(device), name, depths)
+    except ConfigError as error:
+        print(f"{name}: left out of --packet-loss: {error}")
+        return [peer]
+    return [peer, *lossy_codecs(own, percentages)]
 
 
 def parse_depths(text: str) -> list[int] | None:
