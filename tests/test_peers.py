@@ -117,7 +117,7 @@ def test_a_peer_is_scored_at_the_rate_of_the_comparison(saved, tmp_path):
 
 @torch.inference_mode()
 def test_frames_of_a_peer_are_lost_or_it_says_why_not(saved, capsys):
-    model, path = saved
+    _, path = saved
     options = parse("evaluate", [f"hf:{path}", "wavs", "--packet-loss", "1e-9", "--num-quantizers", "2"])
     peer, *lossy = build_model(f"hf:{path}", "peer", "cpu", options)
     if peer.kind == "encodec":  # its reflection padding, or its chunks, have no equal here

@@ -188,7 +188,12 @@ def export_tokens() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("tokens", type=local_path, help="token dataset of codec-encode")
     formats = ("hf", "lhotse", "codec-bpe", "megatron", "webdataset", "litdata")
-    add("--to", choices=formats, required=True, help="hf: Hugging Face datasets")
+    add(
+        "--to",
+        choices=formats,
+        required=True,
+        help="hf: Hugging Face datasets; latents: hf, webdataset, litdata",
+    )
     add("-o", "--output", type=local_path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
     return parser

@@ -42,7 +42,7 @@ class LossyCodec:
 
     def describe(self) -> Summary:
         """The codec's entries, as a curve of its own that is paired with models only."""
-        return replace(self.own.describe(), family=self.name)
+        return replace(self.own.describe(), family=self.name, ceiling=None)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s of all frames, the lost ones included."""
@@ -101,7 +101,8 @@ def lost_frames(audio: Tensor, frames: int, share: float, burst: int) -> Tensor:
 def conceal(codec: Codec, codes: Tensor, lost: Tensor, concealment: str) -> Tensor:
     """Audio `[B, C, F * hop_length]` of codes `[B, k, F]` of which the frames `lost` `[F]` are concealed.
 
-    Codes are the latents `[B, D, F]` of a codec without codes. Without a frame to repeat at the beginning, latents are zero.
+    Codes are the latents `[B, D, F]` of a codec without codes. Without a frame to repeat at the beginning,
+    latents are zero.
     """
     numbers = torch.arange(len(lost), device=lost.device).masked_fill(lost, -1)
     sources = numbers.cummax(0).values if concealment == "repeat" else numbers

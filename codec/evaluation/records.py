@@ -107,6 +107,7 @@ class Summary:
 
     `frames` are None without codes; `codebook_*` are lists over stages; of `metrics` the versions are listed.
     Fields that are None otherwise are not in the file. Systems of a `family` are one curve; None is a model.
+    `ceiling` is True for latents that nobody compresses, and for the audio itself.
     """
 
     files: int = 0
@@ -122,6 +123,7 @@ class Summary:
     tokens_per_second: float | None = None
     parameters: dict[str, int] | None = None
     family: str | None = None
+    ceiling: bool | None = None
     baseline: str | None = None
     ffmpeg: str | None = None
     pycodec2: str | None = None

@@ -19,7 +19,7 @@ POINTS = 240  # most points of a training curve
 class Variant:
     """Results of a variant: scores by metric, bitrates in kbit/s, lists over stages, the curves of trainings.
 
-    Variants of a `family` have one color. A `reference` has no bitrate.
+    Variants of a `family` have one color. A `reference` is a ceiling: nothing is quantized.
     """
 
     def __init__(self, name: str, runs: Sequence[EvaluationRun], scores: Mapping[str, Comparison]):
@@ -29,7 +29,7 @@ class Variant:
         self.folders = [str(run.folder) for run in runs]
         self.seeds = [run.seed for run in runs]
         self.family = first.family or name
-        self.reference = points[0]["kbit/s"] is None
+        self.reference = bool(first.ceiling)
         self.files = first.files
         self.scores = scores
         self.nominal = mean(point["kbit/s"] for point in points)
