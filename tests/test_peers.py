@@ -9,8 +9,8 @@ import torch
 transformers = pytest.importorskip("transformers", reason="published codecs are read by transformers")
 
 from codec.audio.writing import write_wav  # noqa: E402
-from codec.commands.evaluate import build_model  # noqa: E402
 from codec.commands.parsers import parse  # noqa: E402
+from codec.commands.systems import build_model  # noqa: E402
 from codec.config import ConfigError  # noqa: E402
 from codec.evaluation.evaluate import Options, evaluate_system  # noqa: E402
 from codec.evaluation.huggingface import HuggingFaceCodec  # noqa: E402

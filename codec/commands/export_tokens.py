@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from codec.commands.parsers import parse
 from codec.config import ConfigError
 from codec.tokens.dataset import TokenDataset
-from codec.tokens.exports import EXPORTS, OF_LATENTS
+from codec.tokens.exports import EXPORTS
+
+OF_LATENTS = ("hf", "webdataset", "litdata")  # formats of float arrays
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,6 +35,8 @@ class Variant:
         self.nominal = mean(point["kbit/s"] for point in points)
         self.entropy = mean(point.get("kbit/s_entropy") for point in points)
         self.file = mean(point.get("kbit/s_file") for point in points)
+        contexts = [summary.context for summary in evaluations if summary.context]
+        self.context = mean(sum(row[-1] for row in context) / 1000 for context in contexts)
         self.sizes = first.codebook_sizes
         self.usage = stage_means([summary.codebook_usage for summary in evaluations])
         self.perplexity = stage_means([summary.codebook_perplexity for summary in evaluations])

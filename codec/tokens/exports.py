@@ -248,4 +248,3 @@ EXPORTS = {
     "webdataset": export_webdataset,
     "litdata": export_litdata,
 }
-OF_LATENTS = ("hf", "webdataset", "litdata")
