@@ -107,7 +107,7 @@ class Summary:
 
     `frames` are None without codes; `codebook_*` are lists over stages; of `metrics` the versions are listed.
     Fields that are None otherwise are not in the file. Systems of a `family` are one curve; None is a model.
-    `ceiling` is True for latents that nobody compresses, and for the audio itself. `context` is the rates of
+    `ceiling` is True for uncompressed latents, and for the audio itself. `context` is the rates of
     `measure` in bit/s, after `context_steps` of training.
     """
 

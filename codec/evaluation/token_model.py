@@ -204,7 +204,7 @@ def measure(
         raise ConfigError(f"it is for codes, at most {LARGEST} a stage, and these are {content}")
     parts = divide(len(recordings))
     counts = count(recordings, parts.training, sizes)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = TokenModel(counts).to(device)
     steps = steps or steps_in(60 * minutes, model, recordings, parts)
