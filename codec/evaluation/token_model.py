@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -80,14 +80,13 @@ class TokenModel(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Cross-entropies `[K]` in nats, summed over the frames; codes of -1 are padding."""
-        inputs = codes.clamp(min=0).unbind(1)
-        frames = torch.stack([stage.past(code) for stage, code in zip(self.stages, inputs, strict=True)]).sum(
-            0
-        )
+        stages, inputs = cast(Sequence[Stage], self.stages), codes.clamp(min=0).unbind(1)
+        pasts = [stage.past(code) for stage, code in zip(stages, inputs, strict=True)]
+        frames = torch.stack(pasts).sum(0)
         past = torch.cat([self.start.expand(len(codes), 1, -1), frames[:, :-1]], 1)
         x = self.transformer(past.transpose(1, 2)).transpose(1, 2)
         losses = []
-        for stage, code, target in zip(self.stages, inputs, codes.unbind(1), strict=True):
+        for stage, code, target in zip(stages, inputs, codes.unbind(1), strict=True):
             logits = stage(x).transpose(1, 2)
             losses.append(functional.cross_entropy(logits, target, ignore_index=-1, reduction="sum"))
             x = x + stage.code(code)
@@ -133,7 +132,7 @@ def crops(recordings: Sequence[Tensor], numbers: np.ndarray, random: np.random.G
     batch = torch.full((BATCH, len(recordings[0]), CROP), -1)
     for row, n in zip(batch, random.choice(len(numbers), BATCH, p=lengths / lengths.sum()), strict=True):
         start = int(random.integers(max(1, lengths[n] - CROP + 1)))
-        codes = recordings[numbers[n]][:, start : start + CROP]
+        codes = recordings[int(numbers[n])][:, start : start + CROP]
         row[:, : codes.shape[1]] = codes
     return batch
 
