@@ -5,7 +5,7 @@
 
 `phones.csv` has the columns file, start, end (seconds) and label; file is a path or id of the dataset. A
 frame has the label at its center; frames without one are not counted. The measures are those of HuBERT
-(arXiv 2106.07447, section IV-D).
+(arXiv 2106.07447, section IV-D). Beside them is chance: those of the same labels in random order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import csv
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,23 @@ def purity(pairs: Counter) -> dict[str, float]:
     }
 
 
-def main() -> int:
+def shuffled(pairs: Counter, seed: int = 0) -> Counter:
+    """Pairs of the same codes with the same labels in random order."""
+    codes, labels = zip(*pairs.elements(), strict=True)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return Counter(zip(codes, (labels[n] for n in order), strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the measures of one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tokens", type=Path, help="token dataset of codec-encode")
     parser.add_argument("labels", type=Path, help="CSV of file, start, end, label")
     parser.add_argument("--stage", type=int, default=0, help="codebook, from 0; default: %(default)s")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     tokens = TokenDataset(options.tokens)
+    if not tokens.num_quantizers:
+        raise ConfigError(f"{options.tokens} holds continuous latents: only codes have a purity")
     if options.stage not in range(tokens.num_quantizers):
         raise ConfigError(f"--stage must be 0 to {tokens.num_quantizers - 1}, got {options.stage}")
     pairs = count(tokens, read_labels(options.labels), options.stage)
@@ -88,8 +98,9 @@ def main() -> int:
         raise ConfigError(
             f"{options.labels}: no label is of a frame of {options.tokens}: compare the file names"
         )
+    chance = purity(shuffled(pairs))
     for name, value in purity(pairs).items():
-        print(f"{name} {value:.4g}")
+        print(f"{name} {value:.4g}" + (f" (chance {chance[name]:.4g})" if name != "frames" else ""))
     return 0
 
 

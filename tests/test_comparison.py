@@ -12,7 +12,8 @@ from browser import NEEDS_CHROMIUM, ask
 from composed import config
 
 from codec.audio.writing import write_wav
-from codec.commands.evaluate import main, names, parse_depths, places
+from codec.commands.evaluate import main, places
+from codec.commands.systems import names, parse_depths
 from codec.config import ConfigError
 from codec.evaluation.comparison_tables import curves, delta_rates, domains, pairs, worst
 from codec.evaluation.records import Summary
@@ -100,8 +101,10 @@ def test_depths_and_the_plain_folder(work):
     assert {row["num_quantizers"] for row in rows} == {"2"} and 0 < len(rows) < 3
 
 
-def test_lost_packets_are_rows_that_are_compared_with_the_codec(work):
-    assert main([*COMMAND, "--packet-loss", "30", "--num-quantizers", "2", "--max-files", "2"]) == 0
+def test_lost_packets_are_rows_that_are_compared_with_the_codec(work, capsys):
+    arguments = ["--packet-loss", "30", "--num-quantizers", "2", "--max-files", "2", "--listening", "abx"]
+    assert main([*COMMAND, *arguments]) == 0
+    assert "listening test of 2 trials" in capsys.readouterr().out  # two clips of the model and the original
     rows = {row["variant"]: row for row in table(work / "out/table.csv")}
     lossy = [f"mine, 30% {pattern}, {how}" for pattern in ("single", "bursts") for how in ("repeat", "zero")]
     assert list(rows) == ["mine", *lossy]

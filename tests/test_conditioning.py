@@ -10,6 +10,8 @@ from codec import build_codec, load
 from codec.audio.reading import read_audio
 from codec.audio.writing import write_wav
 from codec.commands import encode, export
+from codec.commands.parsers import parse
+from codec.commands.systems import build_systems
 from codec.config import ConfigError, validate
 from codec.evaluation.systems import NeuralCodec
 from codec.export import onnx, openvino
@@ -126,6 +128,13 @@ def test_the_commands_take_a_condition_and_keep_their_outputs_apart(conditioned,
         encode.main([*source, "-o", out, "--format", "npy", "--workers", "0"])
     with pytest.raises(ConfigError, match="condition must be as_is or clean, got 'loud'"):
         encode.main([*source, "-o", out + "2", "--condition", "loud"])
+    small_codec().save(tmp_path / "plain")
+    models = [str(tmp_path / name) for name in ("model", "plain")]
+    systems = build_systems(models, source[1:], parse("evaluate", [*models, "--condition", "clean"]))
+    assert [system.codec.condition for system in systems] == ["clean", None]
+    assert "plain: evaluated without --condition" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--condition clean: these models were trained without conditions"):
+        build_systems(models[1:], [], parse("evaluate", [*models, "--condition", "clean"]))
     chosen = load(tmp_path / "model", condition="clean")
     assert NeuralCodec(chosen).identity() != NeuralCodec(conditioned).identity()
 

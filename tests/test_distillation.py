@@ -10,10 +10,12 @@ import pytest
 import safetensors.torch
 import soundfile
 import torch
-from codebook_purity import count, purity, read_labels
+from codebook_purity import count, purity, read_labels, shuffled
+from codebook_purity import main as measure
 from composed import config, small_autoencoder, small_quantizer
 from omegaconf import OmegaConf
 from test_training import assert_same, last
+from tokenized import small_codec
 from torch import Tensor
 from torch.nn import functional
 
@@ -433,7 +435,7 @@ def test_features_of_other_recordings_are_refused(tmp_path, recordings, features
         Features(str(features))(Forward(*[torch.zeros(1, 1, 10)] * 3))
 
 
-def test_the_purity_of_a_codebook_is_counted_by_frames(tmp_path, codec):
+def test_the_purity_of_a_codebook_is_counted_by_frames(tmp_path, codec, capsys):
     (tmp_path / "wavs").mkdir()
     write_wav(tmp_path / "wavs/a.wav", tones(1, seed=0)[0].numpy(), RATE)
     encode_corpus(codec, [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy", workers=0))
@@ -453,3 +455,14 @@ def test_the_purity_of_a_codebook_is_counted_by_frames(tmp_path, codec):
         },
         rel=1e-3,
     )
+    source = Counter({(n, "ab"[n]): 5000 for n in (0, 1)})
+    assert purity(source)["phone_purity"] == 1
+    assert purity(shuffled(source))["phone_purity"] == pytest.approx(0.5, abs=0.03)
+    capsys.readouterr()
+    assert measure([str(tmp_path / "tokens"), str(tmp_path / "labels.csv"), "--stage", "1"]) == 0
+    share = purity(shuffled(pairs))["phone_purity"]
+    assert f"phone_purity {purity(pairs)['phone_purity']:.4g} (chance {share:.4g})" in capsys.readouterr().out
+    vae = small_codec("quantizer=kl")
+    encode_corpus(vae, [tmp_path / "wavs"], tmp_path / "latents", Settings("npy", workers=0))
+    with pytest.raises(ConfigError, match="holds continuous latents: only codes have a purity"):
+        measure([str(tmp_path / "latents"), str(tmp_path / "labels.csv")])

@@ -22,6 +22,7 @@ from codec.commands.fit_entropy import main as fit_entropy
 from codec.commands.stream import main as stream
 from codec.config import ConfigError
 from codec.evaluation.evaluate import evaluate
+from codec.evaluation.systems import NeuralCodec
 from codec.export.formats import Options
 from codec.model.saving import load
 from codec.quantizers import FixedSigma, Variational
@@ -250,7 +251,47 @@ def test_an_evaluation_has_scores_and_no_rate(kl, wavs, tmp_path):
     summary = evaluate(kl, [str(wavs / "s1" / "utt 7.wav")], tmp_path, pictures=0)
     (point,) = summary.rate_distortion
     assert point["kbit/s"] is summary.means["kbit/s"] is None and np.isfinite(summary.means["mel"])
-    assert summary.codebook_sizes == [] and summary.decode_ms > 0
+    assert summary.codebook_sizes == [] and summary.decode_ms > 0 and summary.ceiling is None
+    assert NeuralCodec(small_codec("quantizer=none")).describe().ceiling
+
+
+def read_hf(folder):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `tokens`")
+    rows = [
+        row for file in sorted((folder / "data").iterdir()) for row in parquet.read_table(file).to_pylist()
+    ]
+    return [np.array(row["latents"]) for row in rows]
+
+
+def read_webdataset(folder):
+    webdataset = pytest.importorskip("webdataset", reason="needs WebDataset")
+    paths = list(map(str, sorted(folder.glob("*.tar"))))
+    return [sample["npy"] for sample in webdataset.WebDataset(paths, shardshuffle=False).decode()]
+
+
+def read_litdata(folder):
+    litdata = pytest.importorskip("litdata", reason="needs litdata")
+    return [row["latents"] for row in litdata.StreamingDataset(str(folder))]
+
+
+@pytest.mark.filterwarnings("ignore")  # other libraries warn of their own dependencies
+@pytest.mark.parametrize("read", [read_hf, read_webdataset, read_litdata])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_exports_hold_the_latents_and_their_statistics(kl, wavs, tmp_path, monkeypatch, dtype, read):
+    encode_corpus(kl, [wavs / "s1"], tmp_path / "latents", Settings("npy", dtype=dtype, workers=0))
+    stored, name = TokenDataset(tmp_path / "latents"), read.__name__.removeprefix("read_")
+    monkeypatch.setattr("codec.tokens.exports.FILE_CODES", 2000)
+    if name == "litdata":
+        pytest.importorskip("litdata", reason="needs litdata")
+    assert export_tokens([str(stored.path), "--to", name, "-o", str(tmp_path / "out")]) == 0
+    rows = read(tmp_path / "out")
+    assert len(rows) == len(stored)
+    for row, latents in zip(rows, stored, strict=True):
+        assert np.array_equal(row, latents) and (name == "hf" or str(row.dtype).endswith(dtype))
+    about = (tmp_path / "out" / ("README.md" if name == "hf" else "tokens.json")).read_text()
+    about = json.loads(about.split("```json")[-1].split("```")[0])
+    assert about["statistics"] == stored.description["statistics"] and about["dtype"] == dtype
+    assert about["latent_dim"] == DIM and "codebook_sizes" not in about
 
 
 def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_path, capsys):
@@ -268,8 +309,9 @@ def test_what_needs_codes_refuses_in_a_sentence(kl, model, wavs, corpus, tmp_pat
     with pytest.raises(ConfigError, match="condition"):
         fit_entropy([model, str(wavs), "-o", str(tmp_path / "tables"), "--condition", "clean"])
     assert capsys.readouterr().out == ""  # no target is promised before the refusal
-    with pytest.raises(ConfigError, match="holds continuous latents: only codes"):
-        export_tokens([str(corpus.path), "--to", "lhotse", *output])
+    for name in ("lhotse", "megatron", "codec-bpe"):
+        with pytest.raises(ConfigError, match=r"holds continuous latents, .*: hf, webdataset, litdata"):
+            export_tokens([str(corpus.path), "--to", name, *output])
     with pytest.raises(ConfigError, match="no codes to export to transformers"):
         check_codec(kl, "hf", Options())
     with pytest.raises(ConfigError, match="--int8 and --bf16 are for codes"):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 from browser import NEEDS_CHROMIUM, ask
-from listening_results import main
 
 from codec.audio.levels import loudness
 from codec.audio.writing import write_wav
+from codec.commands.report import main
 from codec.config import ConfigError
 from codec.evaluation.listening import low_pass, write_listening
 from codec.evaluation.statistics import guessing_p_value, wilcoxon_p_value
@@ -348,3 +348,8 @@ def test_files_that_hold_no_answers_are_refused(tmp_path, text, words):
         (tmp_path / "a.csv").write_text(text)
     with pytest.raises(ConfigError, match=words):
         main([str(tmp_path / "a.csv")])
+
+
+def test_runs_and_answers_are_not_mixed(tmp_path):
+    with pytest.raises(ConfigError, match="name runs, or CSVs of a listening test, not both"):
+        main([str(tmp_path / "a.csv"), str(tmp_path)])

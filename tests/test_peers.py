@@ -9,6 +9,8 @@ import torch
 transformers = pytest.importorskip("transformers", reason="published codecs are read by transformers")
 
 from codec.audio.writing import write_wav  # noqa: E402
+from codec.commands.parsers import parse  # noqa: E402
+from codec.commands.systems import build_model  # noqa: E402
 from codec.config import ConfigError  # noqa: E402
 from codec.evaluation.evaluate import Options, evaluate_system  # noqa: E402
 from codec.evaluation.huggingface import HuggingFaceCodec  # noqa: E402
@@ -111,6 +113,24 @@ def test_a_peer_is_scored_at_the_rate_of_the_comparison(saved, tmp_path):
         and np.isfinite(summary.means["mel"])
         and summary.parameters["decoder"] > 0
     )
+
+
+@torch.inference_mode()
+def test_frames_of_a_peer_are_lost_or_it_says_why_not(saved, capsys):
+    _, path = saved
+    options = parse("evaluate", [f"hf:{path}", "wavs", "--packet-loss", "1e-9", "--num-quantizers", "2"])
+    peer, *lossy = build_model(f"hf:{path}", "peer", "cpu", options)
+    if peer.kind == "encodec":  # its reflection padding, or its chunks, have no equal here
+        assert not lossy and "peer: left out of --packet-loss: " in capsys.readouterr().out
+        return
+    audio = 0.1 * torch.randn(1, peer.channels, 25 * peer.hop_length)
+    codes, points = peer.code(audio)
+    expected = list(points)[-1].estimate
+    assert len(lossy) == 4
+    for system in lossy:
+        codes_without_loss, points = system.code(audio)
+        assert torch.equal(codes_without_loss, codes)
+        torch.testing.assert_close(list(points)[-1].estimate, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_folder_without_a_codec_is_refused(tmp_path):

@@ -51,6 +51,7 @@ def write_run(
         **{"files": files, **means, "kbit/s": points[-1]["kbit/s"]},
         **{"kbit/s_entropy": points[-1]["kbit/s_entropy"], "rate_distortion": points, "frames": 99_999},
         "codebook_sizes": [256, 256] if coded else [],
+        "ceiling": None if coded else True,
         "codebook_usage": [0.9, 0.5] if coded else [],
         "codebook_perplexity": [200.0, 60.0] if coded else [],
         "parameters": {"encoder": 400_000, "decoder": 500_000, "quantizer": 100_000},
@@ -292,6 +293,10 @@ def test_tables_hold_the_means_and_mark_the_best(runs, tmp_path):
     assert "≈ 3.0" in lines["fsq"] and "≈ 3.5" not in lines["lfq"] and "3.5" in lines["lfq"]
     assert "none (ceiling)" in lines and "**" not in lines["none (ceiling)"].split("|")[6]
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    change_summary(runs / "quantizer=none,seed=0", ceiling=None)  # as of a variational autoencoder
+    report([runs], tmp_path / "out")
+    markdown = (tmp_path / "out/table.md").read_text()
+    assert "| none | 1 | - |" in markdown and "(ceiling)" not in markdown
 
 
 class Links(HTMLParser):

@@ -149,11 +149,12 @@ def test_a_reference_is_transcribed_once(monkeypatch):
         ("bare", "its architecture is Wav2Vec2Model"),
         ("renamed", r"renamed: \d weights are missing, as lm_head"),
         ("pickled", "pickled: .*safetensors"),
+        ("mute", r"mute: its tokenizer cannot be read \(tokenizer.json, or vocab.json"),
     ],
 )
 def test_folders_of_other_models_are_refused(models, name, words):
     folder = models / name
-    if name in ("renamed", "pickled"):
+    if name in ("renamed", "pickled", "mute"):
         shutil.copytree(models / ("bare" if name == "renamed" else "ctc"), folder, dirs_exist_ok=True)
     if name == "renamed":
         config = json.loads((folder / "config.json").read_text()) | {"architectures": ["Wav2Vec2ForCTC"]}
@@ -161,6 +162,9 @@ def test_folders_of_other_models_are_refused(models, name, words):
     if name == "pickled":
         (folder / "model.safetensors").unlink()
         torch.save({}, folder / "pytorch_model.bin")
+    if name == "mute":
+        for file in ("vocab.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+            (folder / file).unlink(missing_ok=True)
     with pytest.raises(ConfigError, match=words):
         word_error_rate(name if "/" in name else str(folder))
 

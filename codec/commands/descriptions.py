@@ -12,6 +12,11 @@ EVALUATE = (
     "The same command again resumes. Nothing is downloaded.",
 )
 
+REPORT = (
+    "Compare finished runs on one page: codec-report runs/sweep",
+    "Statistics of a listening test of codec-evaluate --listening: codec-report ann.csv bob.csv -o tables",
+)
+
 EXPORT = "Export a codec for other software, and verify there that codes and audio are equal."
 
 COMPRESS = """Write a recording as a small .codec file.

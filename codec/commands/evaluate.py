@@ -9,21 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from codec.audio.reading import read_info
-from codec.bitstream.tables import load_tables
-from codec.commands.compress import beside
 from codec.commands.parsers import parse
 from codec.commands.paths import recordings
+from codec.commands.systems import build_systems, parse_depths
 from codec.config import ConfigError
 from codec.data.partition import held_out
 from codec.data.scan import scan
 from codec.evaluation.analysis import analyze
-from codec.evaluation.classical import Baseline
 from codec.evaluation.comparison import heard, write_comparison
+from codec.evaluation.context import add_context
 from codec.evaluation.evaluate import Options, evaluate_system
 from codec.evaluation.huggingface import HuggingFaceCodec
 from codec.evaluation.listening import write_listening
-from codec.evaluation.packet_loss import lossy_codecs, parse_percentages
+from codec.evaluation.packet_loss import LossyCodec
 from codec.evaluation.page import origin_of_page
 from codec.evaluation.reading import Recordings, shown
 from codec.evaluation.runs import EvaluationRun, read_scores
@@ -32,9 +30,7 @@ from codec.evaluation.writing import scores_line, stem_of
 from codec.metrics.base import Metric
 from codec.metrics.process import MetricProcess
 from codec.metrics.registry import choose_metrics
-from codec.model.saving import load
 from codec.system.device import default_device
-from codec.system.files import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,15 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(system, NeuralCodec) and runs[system.name].summary
     }
     stems = {shown(file, root): stem_of(number, file) for number, file in enumerate(files, start=1)}
+    models_of_codes = [system for system in systems if isinstance(system, NeuralCodec | HuggingFaceCodec)]
+    for system in models_of_codes if options.token_model else ():
+        if runs[system.name].summary:
+            device = options.device or default_device()
+            add_context(system, runs[system.name], stems, options.token_model, device, fresh)
     command = shlex.join(["codec-evaluate", *(sys.argv[1:] if argv is None else argv)])
     origin = origin_of_page(command, "recordings", [folder])
     write_comparison(runs, analyses, output, stems, anchor, options.clips, origin)
     print(f"tables, curves, audio side by side: {output}/index.html")
     if options.listening:
-        folders = {name: run.folder for name, run in runs.items() if run.summary and name != "original"}
-        print(
-            write_listening(options.listening, folders, heard(folders.values(), stems, options.clips), output)
-        )
+        names = {system.name for system in systems if not isinstance(system, LossyCodec)} - {"original"}
+        folders = {name: run.folder for name, run in runs.items() if run.summary and name in names}
+        clips = heard(folders.values(), stems, options.clips)
+        print(write_listening(options.listening, folders, clips, output))
     return 0 if all(run.summary for run in runs.values()) else 1
 
 
@@ -135,9 +136,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < bound:
             raise ConfigError(f"--{name.replace('_', '-')}: expected {bound} or more, got {value}")
-    for name in ("max_seconds", "metric_timeout"):
-        if not getattr(options, name) > 0:
-            raise ConfigError(f"--{name.replace('_', '-')}: expected seconds, got {getattr(options, name)}")
+    for name, unit in (("max_seconds", "seconds"), ("metric_timeout", "seconds"), ("token_model", "minutes")):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')}: expected {unit}, got {value}")
     if options.held_out is not None and not 0 < options.held_out < 1:
         raise ConfigError(f"--held-out: expected a share between 0 and 1, got {options.held_out}")
     if 0 in (parse_depths(options.num_quantizers) or []):
@@ -153,54 +155,6 @@ def places(words: Sequence[str]) -> tuple[list[str], str | Path]:
     if not roots and len(models) < 2:
         raise ConfigError(f"which recordings? codec-evaluate {models[0]} data.root=/folder")
     return models, recordings(roots[0] if roots else models.pop())
-
-
-def build_systems(models: Sequence[str], files: Recordings, options: argparse.Namespace) -> list[System]:
-    """Build models, then baselines at the first model's rate (without models: the first file's)."""
-    device = options.device or default_device()
-    depths, percentages = parse_depths(options.num_quantizers), parse_percentages(options.packet_loss)
-    systems: list[System] = []
-    for model, name in zip(models, names(models), strict=True):
-        try:
-            if model.startswith("hf:"):
-                systems.append(HuggingFaceCodec(Path(model.removeprefix("hf:")), name, depths, device))
-            else:
-                codec = load(model, options.trust, options.condition).to(device)
-                tables = beside(Path(model))
-                entropy_tables = load_tables(tables) if tables.exists() else None
-                own = NeuralCodec(codec, name, depths, entropy_tables, options.beam)
-                systems += [own, *lossy_codecs(own, percentages)]
-        except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-            raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    info = read_info(files[0])
-    rate = options.sample_rate or (systems[0].sample_rate if systems else info.sample_rate)
-    channels = systems[0].channels if systems else info.channels
-    systems += [Baseline(name, rate, channels) for name in options.baselines.split(",") if name]
-    if not systems:
-        raise ConfigError("nothing to evaluate: name a model, or --baselines")
-    return systems
-
-
-def parse_depths(text: str) -> list[int] | None:
-    """Parse numbers of stages, as `1,2,8` or `all`; None if empty."""
-    if text == "all":
-        return list(range(1, 1000))
-    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
-        raise ConfigError(f"--num-quantizers {text}: expected numbers as 1,2,8, or all")
-    return [int(word) for word in text.split(",")] if text else None
-
-
-def names(models: Sequence[str]) -> list[str]:
-    """Short unique names of the models: the last parts of their folders' paths."""
-    paths = [Path(model.removeprefix("hf:")).resolve() for model in models]
-    parts = [path.parent.parts if path.name in ("model", "checkpoints") else path.parts for path in paths]
-    for length in range(1, 1 + max(map(len, parts), default=0)):
-        short = ["/".join(part[-length:]) for part in parts]
-        if len(set(short)) == len(short):
-            return [printable(name) for name in short]
-    if models:
-        raise ConfigError("a model is named twice")
-    return []
 
 
 def slug(name: str) -> str:

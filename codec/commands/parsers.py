@@ -66,6 +66,8 @@ def evaluate() -> argparse.ArgumentParser:
         "audio itself; they are the extra `baselines`")  # fmt: skip
     add("--num-quantizers", default="", help="depths to decode, as 1,2,8 or all; default: at most 8, evenly")
     add("--packet-loss", default="", metavar="PERCENT", help="share of lost frames, as 1,5,10,20")
+    add("--token-model", type=float, metavar="MINUTES",
+        help="train a tiny language model of each model's codes: bit/s under context, by stage")  # fmt: skip
     add("--beam", type=int, default=1, help=BEAM)
     add("--bd-rate-against", help="reference curve of BD-rates; default: opus, or the first model")
     add("--sample-rate", type=int, help="sample rate of the comparison, Hz; default: the first model's")
@@ -77,16 +79,17 @@ def evaluate() -> argparse.ArgumentParser:
     add("--fresh", action="store_true", help="ignore the results of an earlier evaluation in the folder")
     add("--device", help=DEVICE)
     add("--clips", type=int, default=3, help="files to listen to on the page; default: %(default)s")
-    add("--listening", choices=("abx", "mushra"), help="a page with a blind listening test of these clips")
+    add("--listening", choices=("abx", "mushra"), help="a page with a blind listening test of these clips; "
+        "its results: codec-report CSV ...")  # fmt: skip
     return parser
 
 
 def report() -> argparse.ArgumentParser:
     """Parser of `codec-report`."""
-    parser = new_parser("report", "Compare finished runs on one page: codec-report runs/sweep")
+    parser = new_parser("report", *about.REPORT)
     add = parser.add_argument
-    add("folders", type=local_path, nargs="+", help="runs, or folders of runs")
-    add("-o", "--output", type=local_path, help="output folder; default: FOLDER/report")
+    add("folders", type=local_path, nargs="+", help="runs, or folders of runs; or CSVs of listeners")
+    add("-o", "--output", type=local_path, help="output folder; default: FOLDER/report, of CSVs none")
     add("--clips", type=int, default=3, help="files to listen to; default: %(default)s")
     add("--seconds", type=float, default=5.0, help="of each clip; default: %(default)s")
     add("--evaluation", default="evaluation", help="folder in each run, as codec-evaluate writes; "
@@ -187,7 +190,12 @@ def export_tokens() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("tokens", type=local_path, help="token dataset of codec-encode")
     formats = ("hf", "lhotse", "codec-bpe", "megatron", "webdataset", "litdata")
-    add("--to", choices=formats, required=True, help="hf: Hugging Face datasets")
+    add(
+        "--to",
+        choices=formats,
+        required=True,
+        help="hf: Hugging Face datasets; latents: hf, webdataset, litdata",
+    )
     add("-o", "--output", type=local_path, required=True, help="a new folder")
     add("--num-quantizers", type=int, help="first stages to export; default: all")
     return parser

@@ -122,7 +122,7 @@ class Baseline:
 
     def describe(self) -> Summary:
         """Family and versions."""
-        return Summary(family=self.family, **self.identity())
+        return Summary(family=self.family, ceiling=self.name == "original" or None, **self.identity())
 
     def bitrate(self, num_quantizers: int) -> None:
         """Return None: the number of bits depends on the audio."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from codec.evaluation.analysis import Analysis
 from codec.evaluation.bdrate import bd_rate
+from codec.evaluation.context import context_table
 from codec.evaluation.records import Means
 from codec.evaluation.runs import EvaluationRun
 from codec.evaluation.statistics import SIGNIFICANT, holm, interval, paired_p_value, smallest_p
@@ -34,6 +35,7 @@ def comparison_tables(
         domains(runs, metrics),
         pairs(runs, metrics) if len(runs) > 1 else None,
         stages(runs, analyses),
+        context_table({name: run.summary for name, run in runs.items() if run.summary}),
         tokens(analyses),
         costs(analyses),
     ]

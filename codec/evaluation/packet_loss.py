@@ -25,11 +25,10 @@ class LossyCodec:
     """`NeuralCodec` of which `percent` of the frames are lost, singly or in bursts, and concealed.
 
     `repeat` decodes the codes of the last received frame again. `zero` decodes latents of zero: the decoder
-    fills the gap from the frames around it. ConfigError for a codec without codes.
+    fills the gap from the frames around it. Frames of a codec without codes are its continuous latents.
     """
 
     def __init__(self, own: NeuralCodec, percent: float, bursts: bool, concealment: str):
-        own.codec.quantizer.require_codes("lose")
         self.own, self.percent, self.concealment = own, percent, concealment
         self.burst = max(2, round(BURST_SECONDS * own.codec.frame_rate)) if bursts else 1
         self.name = f"{own.name}, {percent:g}% {'bursts' if bursts else 'single'}, {concealment}"
@@ -43,7 +42,7 @@ class LossyCodec:
 
     def describe(self) -> Summary:
         """The codec's entries, as a curve of its own that is paired with models only."""
-        return replace(self.own.describe(), family=self.name)
+        return replace(self.own.describe(), family=self.name, ceiling=None)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s of all frames, the lost ones included."""
@@ -52,17 +51,18 @@ class LossyCodec:
     def code(self, audio: Tensor) -> tuple[Tensor | None, Iterator[Reconstruction]]:
         """Encode, and decode the received frames with each number of quantizers."""
         codec = self.own.codec
-        latents, codes = self.own.encode(audio)
-        lost = lost_frames(audio, codes.shape[2], self.percent / 100, self.burst).to(codes.device)
+        latents, frames = self.own.encode(audio)
+        lost = lost_frames(audio, frames.shape[2], self.percent / 100, self.burst).to(frames.device)
+        prefixes = self.own.prefixes(latents, frames) if self.codebook_sizes else [(0, frames)]
         points = (
             Reconstruction(
                 depth,
                 conceal(codec, prefix, lost, self.concealment)[..., : audio.shape[-1]],
-                round(codec.quantizer.bits_per_frame(depth) * prefix.shape[2]),
+                round(codec.quantizer.bits_per_frame(depth) * prefix.shape[2]) if depth else None,
             )
-            for depth, prefix in self.own.prefixes(latents, codes)
+            for depth, prefix in prefixes
         )
-        return codes, points
+        return frames if self.codebook_sizes else None, points
 
 
 def lossy_codecs(own: NeuralCodec, percentages: Sequence[float]) -> list[LossyCodec]:
@@ -101,7 +101,8 @@ def lost_frames(audio: Tensor, frames: int, share: float, burst: int) -> Tensor:
 def conceal(codec: Codec, codes: Tensor, lost: Tensor, concealment: str) -> Tensor:
     """Audio `[B, C, F * hop_length]` of codes `[B, k, F]` of which the frames `lost` `[F]` are concealed.
 
-    Without a frame to repeat at the beginning, latents are zero.
+    Codes are the latents `[B, D, F]` of a codec without codes. Without a frame to repeat at the beginning,
+    latents are zero.
     """
     numbers = torch.arange(len(lost), device=lost.device).masked_fill(lost, -1)
     sources = numbers.cummax(0).values if concealment == "repeat" else numbers

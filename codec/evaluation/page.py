@@ -77,6 +77,7 @@ def flat(variant: Variant, metrics: Sequence[Metric]) -> dict[str, Any]:
         "kbit/s": variant.nominal,
         "kbit/s entropy-coded": variant.entropy,
         "kbit/s of files": variant.file,
+        "kbit/s under context": variant.context,
     }
     titles = {"mean": "", "low": " low", "high": " high", "spread": " sd of seeds", "p": " p"}
     for metric in metrics:
@@ -95,7 +96,7 @@ def flat(variant: Variant, metrics: Sequence[Metric]) -> dict[str, Any]:
 
 def to_markdown(page: Page) -> str:
     """Format as a Markdown table: best score in bold, ≈ before scores not distinguishable from it."""
-    head = ["variant", "seeds", "kbit/s", "entropy-coded", "of files"]
+    head = ["variant", "seeds", "kbit/s", "entropy-coded", "of files", "under context"]
     head += [f"{metric.title} {'↓' if metric.lower else '↑'}" for metric in page.metrics]
     head += ["usage", "M parameters", "encode / decode ms/s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -107,6 +108,7 @@ def to_markdown(page: Page) -> str:
             shown(row["kbit/s"], 2),
             shown(row["kbit/s entropy-coded"], 2),
             shown(row["kbit/s of files"], 2),
+            shown(row["kbit/s under context"], 2),
             *(score_text(variant.scores.get(metric.name)) for metric in page.metrics),
             MISSING if row["usage"] is None else f"{row['usage']:.0%}",
             shown(sum(variant.parameters.values()) / 1e6, 2) if variant.parameters else MISSING,

@@ -107,6 +107,8 @@ class Summary:
 
     `frames` are None without codes; `codebook_*` are lists over stages; of `metrics` the versions are listed.
     Fields that are None otherwise are not in the file. Systems of a `family` are one curve; None is a model.
+    `ceiling` is True for uncompressed latents, and for the audio itself. `context` is the rates of
+    `measure` in bit/s, after `context_steps` of training.
     """
 
     files: int = 0
@@ -122,6 +124,7 @@ class Summary:
     tokens_per_second: float | None = None
     parameters: dict[str, int] | None = None
     family: str | None = None
+    ceiling: bool | None = None
     baseline: str | None = None
     ffmpeg: str | None = None
     pycodec2: str | None = None
@@ -131,6 +134,8 @@ class Summary:
     encode_ms: float | None = None
     decode_ms: float | None = None
     timed_on: str | None = None
+    context: list[list[float]] | None = None
+    context_steps: int | None = None
 
     @property
     def means(self) -> Means:

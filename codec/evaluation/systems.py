@@ -12,6 +12,7 @@ from codec.bitstream.compress import file_bits
 from codec.bitstream.entropy_model import EntropyTables
 from codec.evaluation.records import Summary
 from codec.model.codec import Codec, count_parameters
+from codec.quantizers.continuous import Identity
 
 
 class Reconstruction(NamedTuple):
@@ -76,10 +77,11 @@ class NeuralCodec:
         return {"codec": self.codec.codec_id(), "depths": self.depths, "tables": tables, **beam, **chosen}
 
     def describe(self) -> Summary:
-        """Frame rate, token rate and number of parameters by part."""
+        """Frame rate, token rate, number of parameters by part; `quantizer=none` is a ceiling."""
         rate = self.codec.frame_rate
         tokens, parameters = rate * len(self.codebook_sizes), count_parameters(self.codec)
-        return Summary(frame_rate=rate, tokens_per_second=tokens, parameters=parameters)
+        ceiling = isinstance(self.codec.quantizer, Identity) or None
+        return Summary(frame_rate=rate, tokens_per_second=tokens, parameters=parameters, ceiling=ceiling)
 
     def bitrate(self, num_quantizers: int) -> float | None:
         """Nominal bitrate in bit/s; None without codes."""

@@ -19,7 +19,7 @@ POINTS = 240  # most points of a training curve
 class Variant:
     """Results of a variant: scores by metric, bitrates in kbit/s, lists over stages, the curves of trainings.
 
-    Variants of a `family` have one color. A `reference` has no bitrate.
+    Variants of a `family` have one color. A `reference` is a ceiling: nothing is quantized.
     """
 
     def __init__(self, name: str, runs: Sequence[EvaluationRun], scores: Mapping[str, Comparison]):
@@ -29,12 +29,14 @@ class Variant:
         self.folders = [str(run.folder) for run in runs]
         self.seeds = [run.seed for run in runs]
         self.family = first.family or name
-        self.reference = points[0]["kbit/s"] is None
+        self.reference = bool(first.ceiling)
         self.files = first.files
         self.scores = scores
         self.nominal = mean(point["kbit/s"] for point in points)
         self.entropy = mean(point.get("kbit/s_entropy") for point in points)
         self.file = mean(point.get("kbit/s_file") for point in points)
+        contexts = [summary.context for summary in evaluations if summary.context]
+        self.context = mean(sum(row[-1] for row in context) / 1000 for context in contexts)
         self.sizes = first.codebook_sizes
         self.usage = stage_means([summary.codebook_usage for summary in evaluations])
         self.perplexity = stage_means([summary.codebook_perplexity for summary in evaluations])

@@ -51,9 +51,7 @@ def transcriber(folder: str) -> Callable[[np.ndarray, int], str]:
     Whisper transcribes pieces of 30 s one by one.
     """
     model, extractor = load_model(folder, RECOGNIZERS)
-    tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(
-        folder, local_files_only=True
-    )
+    tokenizer = load_tokenizer(folder)
     no_grad = importlib.import_module("torch").inference_mode
 
     def transcribe(audio: np.ndarray, rate: int) -> str:
@@ -68,6 +66,18 @@ def transcriber(folder: str) -> Callable[[np.ndarray, int], str]:
             return " ".join(tokenizer.decode(one, skip_special_tokens=True) for one in codes)
 
     return transcribe
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Tokenizer of a local folder; ConfigError without one."""
+    tokenizers = importlib.import_module("transformers").AutoTokenizer
+    try:
+        return tokenizers.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of many types, for files that are missing or damaged
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be read (tokenizer.json, or vocab.json, and "
+            f"tokenizer_config.json; save_pretrained of the tokenizer writes them): {error}"
+        ) from error
 
 
 def words(text: str) -> list[str]:

@@ -28,13 +28,13 @@ CHUNK_BYTES = 2**26  # of litdata
 
 
 def export_hf(tokens: TokenDataset, output: Path) -> None:
-    """Write Parquet for `datasets.load_dataset(output)`: one row per utterance, codes `[K][F]`."""
+    """Write Parquet for `datasets.load_dataset(output)`: one row per utterance, codes or latents `[R][F]`."""
     pa = pyarrow()
     from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
     kind = pa.from_numpy_dtype(tokens.format.dtype)
     types = dict.fromkeys(FACTS, pa.int64()) | dict.fromkeys(("id", "path", "sha256"), pa.string())
-    schema = pa.schema([*types.items(), ("codes", pa.list_(pa.list_(kind)))])
+    schema = pa.schema([*types.items(), (tokens.format.column, pa.list_(pa.list_(kind)))])
     files = list(portions(tokens, range(len(tokens)), FILE_CODES))
     with folder_whole(output) as work, progress_bar(None, "exporting", total=len(tokens)) as bar:
         (work / "data").mkdir()
@@ -42,11 +42,13 @@ def export_hf(tokens: TokenDataset, output: Path) -> None:
             path = work / "data" / f"train-{number:05d}-of-{len(files):05d}.parquet"
             with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
                 for group in portions(tokens, part, GROUP_CODES):
-                    rows = [facts(tokens, i) | {"codes": list(compact(tokens, i))} for i in group]
+                    rows = [
+                        facts(tokens, i) | {tokens.format.column: list(compact(tokens, i))} for i in group
+                    ]
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     bar.update(len(rows))
-        about = describe(tokens)
-        (work / "README.md").write_text(CARD.format(about=json.dumps(about, indent=2)), encoding="utf-8")
+        card = CARD.format(column=tokens.format.column, about=json.dumps(describe(tokens), indent=2))
+        (work / "README.md").write_text(card, encoding="utf-8")
 
 
 CARD = """---
@@ -56,7 +58,7 @@ configs:
   - split: train
     path: data/*.parquet
 ---
-Tokens of a neural audio codec; `codes` are `[num_quantizers][n_frames]`.
+Tokens of a neural audio codec; `{column}` are `[num_quantizers or latent_dim][n_frames]`.
 
 ```json
 {about}
@@ -74,10 +76,10 @@ def facts(tokens: TokenDataset, i: int) -> dict[str, Any]:
 
 
 def portions(tokens: TokenDataset, part: Sequence[int], most_codes: int) -> Iterator[range]:
-    """Split into ranges of successive utterances with at most `most_codes` codes, or one longer utterance."""
+    """Split into ranges of successive utterances of at most `most_codes` values, or one longer one."""
     begin = codes = 0
     for n, i in enumerate(part):
-        size = int(tokens.index.n_frames[i]) * tokens.num_quantizers
+        size = int(tokens.index.n_frames[i]) * tokens.rows
         if n > begin and codes + size > most_codes:
             yield range(part[begin], part[n - 1] + 1)
             begin, codes = n, 0
@@ -174,7 +176,7 @@ MEGATRON_ORDER = (
 
 
 def export_webdataset(tokens: TokenDataset, output: Path) -> None:
-    """Write tar archives for `webdataset.WebDataset`: `NUMBER.npy`, codes `[K, F]`, and `NUMBER.json`.
+    """Write tars for `webdataset.WebDataset`: `NUMBER.npy`, codes or latents `[R, F]`, and `NUMBER.json`.
 
     Samples are numbered, because WebDataset ends a key at its first dot.
     """
@@ -199,7 +201,7 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def export_litdata(tokens: TokenDataset, output: Path) -> None:
-    """Write chunks for `litdata.StreamingDataset`: `codes` `[K, F]`, and the metadata as `json`.
+    """Write chunks for `litdata.StreamingDataset`: `codes` or `latents` `[R, F]`, and the metadata as `json`.
 
     ConfigError without litdata.
     """
@@ -211,14 +213,14 @@ def export_litdata(tokens: TokenDataset, output: Path) -> None:
         chunks = Cache(str(work), chunk_bytes=CHUNK_BYTES)
         for i in progress_bar(range(len(tokens)), "exporting"):
             # As a plain string, a path that is a file here would be replaced by the file's content.
-            chunks[i] = {"codes": compact(tokens, i), "json": json.dumps(facts(tokens, i))}
+            chunks[i] = {tokens.format.column: compact(tokens, i), "json": json.dumps(facts(tokens, i))}
         chunks.done()
         chunks.merge()
         (work / "tokens.json").write_text(json.dumps(describe(tokens), indent=2))
 
 
 def compact(tokens: TokenDataset, i: int) -> np.ndarray:
-    """Codes `[K, F]` of an utterance in the dataset's type, after verifying their CRC-32."""
+    """Codes or latents `[R, F]` of an utterance in the dataset's type, after verifying their CRC-32."""
     tokens.verify(i)
     return tokens.codes(i).numpy().astype(tokens.format.dtype)
 
@@ -232,9 +234,10 @@ def save_npy(path: Path, codes: np.ndarray) -> None:
 
 
 def describe(tokens: TokenDataset) -> dict[str, Any]:
-    """Dataset's description, restricted to the exported codebooks."""
+    """Dataset's description, restricted to the exported codebooks; of latents with their statistics."""
     sizes = {"num_quantizers": tokens.num_quantizers, "codebook_sizes": list(tokens.codebook_sizes)}
-    return {name: value for name, value in tokens.description.items() if name != "order"} | sizes
+    about = {name: value for name, value in tokens.description.items() if name != "order"}
+    return about | sizes if tokens.codebook_sizes else about
 
 
 EXPORTS = {

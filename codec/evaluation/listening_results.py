@@ -1,23 +1,19 @@
-"""Statistics of listening tests: python scripts/listening_results.py ann.csv bob.csv
+"""Statistics of listening tests: ABX with the p of guessing, MUSHRA with mean ratings and paired differences.
 
-The CSVs are those that listeners download from the page of codec-evaluate --listening. Prints tables: of an
-ABX test the p of guessing for each pair, of a MUSHRA test mean ratings and paired differences.
+Read from the CSVs that listeners download from the page of `codec-evaluate --listening`.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from codec.commands.errors import report_errors
 from codec.config import ConfigError
 from codec.evaluation.listening import ANCHOR, REFERENCE
 from codec.evaluation.statistics import guessing_p_value, holm, interval, wilcoxon_p_value
@@ -161,24 +157,15 @@ def to_markdown(table: Table) -> str:
     return f"## {table.title}\n\n{table.note}\n\n{body}\n"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables of all tests in the files, and write them as CSV."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="CSVs of all listeners")
-    parser.add_argument("-o", "--output", type=Path, help="folder for the tables as CSV; default: only print")
-    options = parser.parse_args(argv)
-    if options.output and options.output.exists() and not options.output.is_dir():
-        raise ConfigError(f"--output {options.output} is a file: name a folder")
-    tests = read(options.files)
+def report_listening(paths: Sequence[Path], output: Path | None) -> str:
+    """Tables of all tests in some CSVs as Markdown; with `output`, a folder, also written there as CSV."""
+    if output and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file: name a folder")
+    tests = read(paths)
     tables = [abx(tests["abx"])] if "abx" in tests else []
     tables += mushra(tests["mushra"]) if "mushra" in tests else []
-    print("\n".join(map(to_markdown, tables)), end="")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
         for table in tables:
-            write_table(options.output / f"{table.name}.csv", table.head, table.rows)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(report_errors(main))
+            write_table(output / f"{table.name}.csv", table.head, table.rows)
+    return "\n".join(map(to_markdown, tables))
