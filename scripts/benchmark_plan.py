@@ -1,8 +1,8 @@
 """Compare codec-plan with the training itself: python scripts/benchmark_plan.py experiment=tiny OVERRIDES
 
 Each part of the run is measured as codec-plan does, then the run is trained into a temporary folder, then
-each part is measured again, so that other load disturbs both alike. Steps per second of a run are those of
-its `metrics.csv` without the first report of each part. Give few steps, as
+each part is measured again, so that other load disturbs both alike; and so on for `--runs` runs. Times are
+those of steps, validations and checkpoints, without the start and the final evaluation. Give few steps, as
 
     python scripts/benchmark_plan.py experiment=tiny trainer.max_steps=300 training.adversarial_from=150
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import subprocess
 import sys
 import tempfile
@@ -23,68 +22,65 @@ from hydra import compose, initialize_config_dir
 from codec.commands.errors import report_errors
 from codec.commands.train import quoted
 from codec.config import CONFIG_DIR, ConfigError
-from codec.training.forecast import GIB, step_seconds
-from codec.training.planning import Part, Row, Survey, parts_of
+from codec.training.forecast import GIB, forecast
+from codec.training.planning import Part, Survey, parts_of
 from codec.training.run import build_parts, resolve
 
-SPEED, MEMORY = "speed/audio_seconds_per_second", "speed/peak_memory_gib"
+MEMORY = "speed/peak_memory_gib"
 
 
 def main() -> int:
-    """Measure, train, measure; print both."""
+    """Measure, train, measure, several times; print both."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="+", help="as for codec-train")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement; default: 10")
+    parser.add_argument("--runs", type=int, default=3, help="trainings; default: 3")
     options = parser.parse_args()
     overrides = [quoted(override) for override in options.overrides]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = resolve(compose("train", ["name=plan", *overrides]))
     data, module = build_parts(config)
     data.prepare_data()
-    survey = Survey(config, parts_of(module, config["trainer"]["max_steps"]), options.seconds)
-    before = [survey.measure(part, data.batch_size) for part in survey.parts]
-    with tempfile.TemporaryDirectory() as folder:
-        train(overrides, folder)
-        with Path(folder, "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get(SPEED)]
-    after = [survey.measure(part, data.batch_size) for part in survey.parts]
-    batch_seconds = data.batch_size * config["data"]["segment_seconds"]
-    for pair in zip(before, after, strict=True):
-        show_speed(pair, real_speed(rows, pair[0].part, batch_seconds), data.num_workers)
-    planned = max(row.result["peak"] - row.result["loaders"] for row in before + after) / GIB
-    real = max(float(row[MEMORY]) for row in rows)
-    print(f"memory: {planned:.3f} GiB planned, {real:.3f} GiB taken, {planned / real - 1:+.1%}")
+    parts = parts_of(module, config["trainer"]["max_steps"])
+    plans = [planned(config, parts, options.seconds)]
+    for number in range(1, options.runs + 1):
+        real = taken(overrides)
+        plans.append(planned(config, parts, options.seconds))
+        mean = [sum(pair) / 2 for pair in zip(*plans[-2:], strict=True)]
+        ratios = [plan / run for plan, run in zip(mean, real, strict=True)]
+        print(
+            f"run {number}: {mean[0]:.1f} s planned, {real[0]:.1f} s taken, ratio {ratios[0]:.3f}; "
+            f"{mean[1]:.3f} GiB planned, {real[1]:.3f} GiB taken, ratio {ratios[1]:.3f}",
+            flush=True,
+        )
     return 0
 
 
-def train(overrides: list[str], folder: str) -> None:
-    """Train into a folder; ConfigError if it fails."""
-    extra = [f"run_dir={quoted(folder)}", "evaluate=0", "logger=none"]
-    command = [sys.executable, "-m", "codec", "train", *overrides, *extra]
-    if status := subprocess.run(command).returncode:
-        raise ConfigError(f"the training ended with status {status}: see above")
+def planned(config: dict[str, Any], parts: list[Part], seconds: float) -> tuple[float, float]:
+    """Seconds and GiB of a run by measurements of its parts; ConfigError if it does not fit into memory."""
+    survey = Survey(config, parts, seconds)
+    rows = [survey.measure(part, config["data"]["batch_size"]) for part in parts]
+    if not all(row.result["fits"] for row in rows):
+        raise ConfigError("data.batch_size does not fit into memory: see codec-plan")
+    heaviest = max((row.result for row in rows), key=lambda result: result["peak"])
+    # On a CPU the telemetry of a run reports the memory of its own process alone.
+    others = heaviest["loaders"] if heaviest["device"].endswith("threads") else 0
+    return forecast(survey, 0.0, 0)["seconds_of_run"], (heaviest["peak"] - others) / GIB
 
 
-def real_speed(rows: list[dict[str, str]], part: Part, batch_seconds: float) -> float:
-    """Steps per second of a part of a run, without its first report."""
-    end = part.start + part.steps if part.steps else float("inf")
-    inside = [row for row in rows if part.start < int(row["step"]) <= end]
-    pairs = itertools.pairwise(inside)
-    counted = [(int(row["step"]) - int(last["step"]), float(row[SPEED])) for last, row in pairs]
-    if not counted:
-        raise ConfigError(f"{part.name}: fewer than two reports; lower trainer.log_every_n_steps")
-    seconds = sum(steps * batch_seconds / speed for steps, speed in counted)
-    return sum(steps for steps, _ in counted) / seconds
-
-
-def show_speed(pair: tuple[Row, Row], real: float, workers: int) -> None:
-    """Print planned and real steps per second of a part."""
-    each = [1 / step_seconds(row, workers) for row in pair]
-    mean: Any = 2 / sum(1 / one for one in each)
-    listed = " and ".join(f"{one:.3g}" for one in each)
-    print(f"{pair[0].part.name}: {listed} steps/s planned, {real:.3g} taken, {mean / real - 1:+.1%}")
+def taken(overrides: list[str]) -> tuple[float, float]:
+    """Seconds and GiB of a training into a temporary folder; ConfigError if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        extra = [f"run_dir={quoted(folder)}", "evaluate=0", "logger=none"]
+        command = [sys.executable, "-m", "codec", "train", *overrides, *extra]
+        if status := subprocess.run(command).returncode:
+            raise ConfigError(f"the training ended with status {status}: see above")
+        # Written when the first step starts, and when the last one and its validation have ended.
+        start, end = (Path(folder, name).stat().st_mtime for name in ("data.txt", "checkpoints/last.ckpt"))
+        with Path(folder, "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return end - start, max(float(row[MEMORY]) for row in csv.DictReader(file) if row.get(MEMORY))
 
 
 if __name__ == "__main__":

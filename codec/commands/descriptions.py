@@ -73,8 +73,9 @@ example: codec-fit-entropy runs/tiny /path/to/wavs"""
 PLAN = """Measure a few training steps on this machine, and forecast the training.
 
 Takes the Hydra overrides of codec-train, composes the same config and trains a few steps of each part of the
-run, at several batch sizes, then with other precision and with compilation, each in a new process. Prints
-time, memory, disk, loading processes and the recommended command. Nothing is written into the run folder.
+run, at several batch sizes, with checkpointing or accumulation, then with other precision and with
+compilation, each in a new process. Prints time, memory, disk, loading processes and the recommended command.
+Nothing is written into the run folder.
 Ctrl-C ends with the forecast of the finished measurements.
 
 example: codec-plan experiment=speech_16khz data.root=/path/to/speech"""

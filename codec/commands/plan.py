@@ -52,7 +52,7 @@ def plan(composed: Any, given: Sequence[str], output: Any = None) -> int:
     """
     from tqdm import tqdm
 
-    from codec.training.build import build_parts
+    from codec.training.build import build_parts, count_learned
     from codec.training.finetuning import adopt
     from codec.training.forecast import command, forecast, in_words, line
     from codec.training.metrics_csv import quiet_libraries
@@ -72,8 +72,7 @@ def plan(composed: Any, given: Sequence[str], output: Any = None) -> int:
     data.setup()
     seconds = sum(file.seconds for files in data.trained for file in files)
     survey = Survey(config, parts_of(module, config["trainer"]["max_steps"]))
-    sizes = {"codec": module.codec.parameters(), "discriminator": module.discriminator.parameters()}
-    parameters = {name: sum(p.numel() for p in group) for name, group in sizes.items()}
+    parameters = count_learned(module)
     model_bytes = sum(tensor.nbytes for tensor in module.codec.state_dict().values())
     del module, codec
     print(

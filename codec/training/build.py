@@ -14,7 +14,7 @@ from codec.config import ConfigError, build, complete
 from codec.data.module import AudioDataModule
 from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
-from codec.model.codec import Codec
+from codec.model.codec import Codec, count_parameters
 from codec.model.saving import build_codec
 from codec.training.inheritance import inherit
 from codec.training.module import CodecTraining
@@ -58,6 +58,14 @@ def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[Au
     module = complete(config, "training", codec, *parts)
     check_divides(data.batch_size, module.accumulate)
     return data, module
+
+
+def count_learned(module: CodecTraining) -> dict[str, int]:
+    """Number of learned values of codec and discriminator."""
+    return {
+        "codec": sum(count_parameters(module.codec).values()),
+        "discriminator": sum(p.numel() for p in module.discriminator.parameters()),
+    }
 
 
 def check_conditions(codec: Codec, data: AudioDataModule) -> None:

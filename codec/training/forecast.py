@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codec.training.planning import Row, Survey
+from codec.training.planning import RECOMPUTED, Row, Survey
 
 GIB = 2**30
 SPARE = 1.25  # speed of the loading processes, relative to that of the training
@@ -25,12 +24,12 @@ def forecast(survey: Survey, data_seconds: float, model_bytes: int) -> dict[str,
     figures: dict[str, Any] = {
         "measurements": [measurement(row, config) for row in survey.rows],
         "largest_batch_size": survey.largest(),
-        "options": {named(row): verdict(survey, row) for row in survey.rows if row.options},
+        "options": {named(row): verdict(survey, row) for row in survey.trials()},
+        "remedy": " ".join(overrides(survey.remedy)),
+        "checkpointing": checkpointing(survey),
     }
     if len(bases) < len(survey.parts):
         return figures
-    if bases[0].batch_size < config["data"]["batch_size"]:
-        figures["accumulate"] = accumulation(config, bases[0].batch_size)
     batch_seconds = bases[0].batch_size * config["data"]["segment_seconds"]
     steps = config["trainer"]["max_steps"]
     lengths = [1 if part.steps is None else part.steps for part in survey.parts]
@@ -43,6 +42,9 @@ def forecast(survey: Survey, data_seconds: float, model_bytes: int) -> dict[str,
             steps // config["trainer"]["val_check_interval"] * last["validation"]
         )
         figures["seconds_of_checkpoints"] = steps // config["checkpoint"]["save_every"] * last["saving"]
+        figures["seconds_of_run"] = sum(
+            figures[f"seconds_of_{name}"] for name in ("steps", "validations", "checkpoints")
+        )
         checkpoints = 2 + steps // (config["checkpoint"]["keep_every"] or steps + 1)
         figures["disk"] = checkpoints * last["checkpoint"] + model_bytes
     mean = training / sum(lengths) if steps > 0 else times[-1]
@@ -55,11 +57,14 @@ def forecast(survey: Survey, data_seconds: float, model_bytes: int) -> dict[str,
     return figures
 
 
-def accumulation(config: Mapping[str, Any], fitting: int) -> int:
-    """Smallest `training.accumulate` whose parts are at most those of a batch size that fits."""
-    wanted, parts = config["data"]["batch_size"], config["training"]["accumulate"]
-    most = fitting // math.gcd(fitting, parts)
-    return next(n for n in range(parts, wanted + 1) if wanted % n == 0 and wanted // n <= most)
+def checkpointing(survey: Survey) -> dict[str, float] | None:
+    """Memory that checkpointing adds to a batch size that fits, and its relative time; None if unmeasured."""
+    pairs = [(row, survey.compared(row)) for row in survey.rows if row.options == RECOMPUTED]
+    for row, base in pairs:
+        if base and row.result["fits"]:
+            more = row.result["peak"] - base.result["peak"]
+            return {"more_memory": more, "time": row.result["seconds"] / base.result["seconds"]}
+    return None
 
 
 def measurement(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +101,9 @@ def verdict(survey: Survey, row: Row) -> dict[str, Any]:
 
 def speedup(survey: Survey) -> float:
     """Speed with all options that pay, relative to that of the config."""
-    row = next((row for row in survey.rows if row.options and row.options == survey.best()), None)
-    base = row and next((one for one in survey.rows if one[:3] == (row.part, row.batch_size, {})), None)
+    row = next((row for row in survey.trials() if row.options == survey.best()), None)
+    own = row and (row.part, row.batch_size, survey.remedy)
+    base = next((one for one in survey.rows if one[:3] == own), None)
     return base.result["seconds"] / row.result["seconds"] if row and base else 1.0
 
 
@@ -148,10 +154,9 @@ def in_words(figures: Mapping[str, Any], workers: int) -> str:
     lines = []
     if "steps" in figures:
         extra = figures["seconds_of_validations"] + figures["seconds_of_checkpoints"]
-        total = figures["seconds_of_steps"] + extra
         lines.append(
-            f"{figures['steps']} steps: {clock(total)}, {clock(extra)} of them validations and checkpoints; "
-            "the start and the final evaluation come on top"
+            f"{figures['steps']} steps: {clock(figures['seconds_of_run'])}, {clock(extra)} of them "
+            "validations and checkpoints; the start and the final evaluation come on top"
         )
         lines.append(
             f"disk for checkpoints and model: {figures['disk'] / GIB:.2f} GiB, "
@@ -164,10 +169,12 @@ def in_words(figures: Mapping[str, Any], workers: int) -> str:
         lines.append(f"loading processes that keep up: {figures['loading_workers']:.0f} ({workers} now)")
     if figures["largest_batch_size"]:
         lines.append(f"largest data.batch_size in the free memory: about {figures['largest_batch_size']}")
-    if "accumulate" in figures:
+    if figures["remedy"]:
+        lines.append(f"fastest option by which the config's batch size fits: {figures['remedy']}")
+    if costs := figures["checkpointing"]:
         lines.append(
-            "the config's batch size in the memory of a smaller one: "
-            f"training.accumulate={figures['accumulate']}"
+            f"{' '.join(overrides(RECOMPUTED))}: {costs['more_memory'] / GIB:+.2f} GiB, "
+            f"{costs['time']:.2f} times the time of a step"
         )
     for name, one in figures["options"].items():
         words = one.get("error") or (

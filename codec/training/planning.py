@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +22,11 @@ from codec.training.stages import label
 SECONDS = 10.0  # of measured steps, for each line
 LONGEST = 10.0  # seconds of a step at a batch size that is tried for its memory alone
 RESERVE = 0.9  # share of the available memory that a run may take
-MOST = 6  # measurements beside those of the parts
+MOST = 7  # measurements beside those of the parts, if the config's batch size fits
 CHILD = ("-m", "codec.training.probe")
 WORTH = 1.05  # speed-up that pays
+FOR_SPEED = {"trainer_precision", "training_compile"}
+RECOMPUTED = {"training_checkpoint_activations": True}
 
 
 class Part(NamedTuple):
@@ -59,76 +61,140 @@ class Row(NamedTuple):
 
 @dataclass
 class Survey:
-    """Measurements of a config's parts, batch sizes and options, each in a fresh process."""
+    """Measurements of a config's parts, batch sizes and options, each in a fresh process.
+
+    `remedy` has the options by which the config's batch size fits into memory, if it does not by itself.
+    """
 
     config: dict[str, Any]
     parts: list[Part]
     seconds: float = SECONDS
     rows: list[Row] = field(default_factory=list)
+    remedy: dict[str, Any] = field(default_factory=dict)
 
-    def measure(self, part: Part, batch_size: int, **options: Any) -> Row:
-        """Measure a part; an option is `trainer.precision=...` as `trainer_precision`.
+    def measure(self, part: Part, batch_size: int, seconds: float | None = None, **options: Any) -> Row:
+        """Measure a part for some seconds; an option is `trainer.precision=...` as `trainer_precision`.
 
-        ConfigError for a failure other than too little memory, until a measurement of this part succeeds.
+        ConfigError for a failure of the config's own options other than too little memory, until a
+        measurement of this part succeeds.
         """
         config = copy.deepcopy(self.config)
         config["logger"] = None
         config["data"]["batch_size"] = batch_size
-        config["training"]["accumulate"] = math.gcd(config["training"]["accumulate"], batch_size)
         config["trainer"] |= {"val_check_interval": NEVER, "callbacks": None}
         config["checkpoint"] |= {"save_every": NEVER, "keep_every": None}
         for name, value in options.items():
             group, _, key = name.partition("_")
             config[group][key] = value
-        request = {"config": config, "start": part.start, "steps": part.steps, "seconds": self.seconds}
+        config["training"]["accumulate"] = math.gcd(config["training"]["accumulate"], batch_size)
+        seconds = self.seconds if seconds is None else seconds
+        request = {"config": config, "start": part.start, "steps": part.steps, "seconds": seconds}
         try:
             result = probe(request)
         except ConfigError as error:
-            if not any(row.part == part and row.result["fits"] for row in self.rows):
+            if not options and not any(row.part == part and row.result["fits"] for row in self.rows):
                 raise
-            # Compilation without a compiler, or a batch too large for a kernel.
+            # Compilation without a compiler, batch normalization in parts, or a batch too large for a kernel.
             result = {"fits": False, "error": str(error)}
         row = Row(part, batch_size, options, result)
         self.rows.append(row)
         return row
 
     def run(self) -> Iterator[Row]:
-        """Measure everything: parts, batch sizes for memory, then options for speed."""
-        batch, rows = self.config["data"]["batch_size"], list[Row]()
-        while len(rows) < len(self.parts):
-            if batch < 1:
-                raise ConfigError("data.batch_size=1 does not fit into memory: lower data.segment_seconds")
-            row = self.measure(self.parts[len(rows)], batch)
-            yield row
-            rows, batch = ([*rows, row], batch) if row.result["fits"] else ([], batch // 2)
+        """Measure everything: parts, batch sizes and checkpointing for memory, then options for speed."""
+        yield from self.fit()
+        rows = [row for part in self.parts if (row := self.base(part))]
+        batch = rows[0].batch_size
         heaviest = max(rows, key=lambda row: row.result["peak"])
         for size in (batch // 2, 2 * batch):
             tried = size in {row.batch_size for row in self.sizes(heaviest.part)}
             if size and not tried and heaviest.result["seconds"] * size / batch <= LONGEST:
-                yield self.measure(heaviest.part, size)
+                yield self.measure(heaviest.part, size, **self.remedy)
         most = self.largest()
         while most and most > 2 * batch and heaviest.result["seconds"] * most / batch <= LONGEST:
-            row = self.measure(heaviest.part, most)
+            row = self.measure(heaviest.part, most, **self.remedy)
             yield row
             most = 0 if row.result["fits"] else int(0.9 * most)
         longest = max(rows, key=lambda row: (row.part.steps or NEVER) * row.result["seconds"])
         half = self.config["trainer"]["precision"] != "32-true"
-        best: dict[str, Any] = {}
-        for name, value in (
-            ("trainer_precision", "32-true" if half else "bf16-mixed"),
-            ("training_compile", not self.config["training"]["compile"]),
-        ):
+        best = dict(self.remedy)
+        others: dict[str, Any] = {
+            "trainer_precision": "32-true" if half else "bf16-mixed",
+            "training_compile": not self.config["training"]["compile"],
+        }
+        for name, value in others.items():
             row = self.measure(longest.part, batch, **best, **{name: value})
             yield row
             best |= {name: value} if self.pays(row) else {}
 
+    def fit(self) -> Iterator[Row]:
+        """Measure all parts at the config's batch size, by a remedy if they do not fit, or at a smaller one.
+
+        A batch size that fits by itself is measured with checkpointing, too, in few steps.
+        """
+        batch = self.config["data"]["batch_size"]
+        if (yield from self.all_fit(batch)):
+            heaviest = max(self.rows, key=lambda row: row.result["peak"])
+            own = self.config["training"]["checkpoint_activations"]
+            if not own and heaviest.result["seconds"] <= LONGEST:
+                yield self.measure(heaviest.part, batch, seconds=0.0, **RECOMPUTED)
+            return
+        yield from self.find_remedy(batch)
+        fits = bool(self.remedy)
+        while not fits:
+            batch //= 2
+            if batch < 1:
+                raise ConfigError("data.batch_size=1 does not fit into memory: lower data.segment_seconds")
+            fits = yield from self.all_fit(batch)
+
+    def all_fit(self, batch_size: int, **options: Any) -> Generator[Row, None, bool]:
+        """Measure the parts until one does not fit, beginning with those that failed; True if all fit."""
+        failed = {row.part for row in self.rows if not row.result["fits"]}
+        for part in sorted(self.parts, key=lambda part: part not in failed):
+            row = self.measure(part, batch_size, **options)
+            yield row
+            if not row.result["fits"]:
+                return False
+        return True
+
+    def find_remedy(self, batch_size: int) -> Iterator[Row]:
+        """Measure checkpointing and accumulation, or both if neither fits; the remedy is the fastest."""
+        fitting: list[dict[str, Any]] = []
+        own = self.config["training"]["checkpoint_activations"]
+        if not own and (yield from self.all_fit(batch_size, **RECOMPUTED)):
+            fitting.append(RECOMPUTED)
+        fitting += yield from self.accumulate(batch_size)
+        if not own and not fitting:
+            fitting += yield from self.accumulate(batch_size, **RECOMPUTED)
+        self.remedy = min(fitting, key=lambda options: self.duration(batch_size, options), default={})
+
+    def accumulate(self, batch_size: int, **options: Any) -> Generator[Row, None, list[dict[str, Any]]]:
+        """Measure a batch in more and more parts; the options of the first that fits, if any."""
+        for parts in range(self.config["training"]["accumulate"] + 1, batch_size + 1):
+            if batch_size % parts == 0:
+                divided = options | {"training_accumulate": parts}
+                if (yield from self.all_fit(batch_size, **divided)):
+                    return [divided]
+                if "error" in self.rows[-1].result:  # refused, in any number of parts
+                    break
+        return []
+
+    def duration(self, batch_size: int, options: dict[str, Any]) -> float:
+        """Seconds of all steps of the run with some options."""
+        rows = [row for row in self.rows if row[1:3] == (batch_size, options)]
+        return sum((row.part.steps or NEVER) * row.result["seconds"] for row in rows)
+
     def best(self) -> dict[str, Any]:
-        """Options that pay, together."""
-        return next((row.options for row in reversed(self.rows) if row.options and self.pays(row)), {})
+        """Options that the batch size needs, and those that pay, together."""
+        return next((row.options for row in reversed(self.trials()) if self.pays(row)), self.remedy)
+
+    def trials(self) -> list[Row]:
+        """Measurements of options for speed."""
+        return [row for row in self.rows if row.options.keys() & FOR_SPEED]
 
     def sizes(self, part: Part) -> list[Row]:
-        """Measurements of a part with the config's own options, in order of batch size."""
-        own = [row for row in self.rows if row.part == part and not row.options]
+        """Measurements of a part with the remedy alone, in order of batch size."""
+        own = [row for row in self.rows if row.part == part and row.options == self.remedy]
         return sorted(own, key=lambda row: row.batch_size)
 
     def base(self, part: Part) -> Row | None:

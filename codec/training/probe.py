@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -43,14 +44,14 @@ NEVER = 2**31  # steps between checkpoints and validations, which are measured b
 class Meter(Callback):
     """Starts the run at step `start`, times its steps, a validation and a checkpoint, then ends the run.
 
-    `times` has the seconds of each step and True for an update of the discriminator.
+    `times` has the seconds of each step, as `clocks` does, and True for an update of the discriminator.
     """
 
     def __init__(self, start: int, steps: int | None, seconds: float):
         self.start, self.limit, self.seconds = start, steps, seconds
         self.warm, self.done = WARM_STEPS if steps is None else min(WARM_STEPS, steps // 2), 0
-        self.times: list[tuple[float, bool]] = []
-        self.share, self.began, self.ended = 1.0, 0.0, 0.0
+        self.times: list[tuple[np.ndarray, bool]] = []
+        self.share, self.began, self.ended = 1.0, 0.0, np.zeros(2)
         self.starting = self.validation = self.saving = 0.0
         self.checkpoint = self.loaders = 0
 
@@ -68,7 +69,7 @@ class Meter(Callback):
         ]  # which the module enters after its callbacks
         fooling = stage.adversarial and self.start >= pl_module.adversarial_from
         self.share = pl_module.optimization.discriminator_update_probability if fooling else 1.0
-        self.ended = time.monotonic()
+        self.ended = clocks()
 
     def on_train_batch_end(
         self,
@@ -81,27 +82,27 @@ class Meter(Callback):
         """Time a step; end the run after enough of them."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        clock = time.monotonic()
+        clock = clocks()
         self.done += 1
         if self.warm:
-            self.warm = 0 if clock - self.began > WARM_SECONDS else self.warm - 1
-            self.starting = clock - self.began
+            self.starting = float(clock[0]) - self.began
+            self.warm = 0 if self.starting > WARM_SECONDS else self.warm - 1
         else:
             self.times.append((clock - self.ended, "discriminator" in outputs["step"].losses))
-        enough = len(self.times) >= FEW and sum(seconds for seconds, _ in self.times) >= self.seconds
+        enough = len(self.times) >= FEW and sum(step[0] for step, _ in self.times) >= self.seconds
         mixed = self.share < 1 and len({updated for _, updated in self.times}) < 2
         if self.done == self.limit or (enough and not (mixed and len(self.times) < ENOUGH)):
             self.loaders = sum(private_memory(child.pid or 0) for child in multiprocessing.active_children())
             trainer.should_stop = True  # Lightning validates first
-        self.ended = time.monotonic()
+        self.ended = clocks()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock of the validation."""
-        self.ended = time.monotonic()
+        self.ended = clocks()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Time the validation, with its samples and checkpoints, and one checkpoint."""
-        self.validation = time.monotonic() - self.ended
+        self.validation = float((clocks() - self.ended)[0])
         path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
         start = time.monotonic()
         trainer.save_checkpoint(path)
@@ -109,13 +110,18 @@ class Meter(Callback):
         with suppress(OSError):
             self.checkpoint = path.stat().st_size
 
-    def step_seconds(self) -> float:
-        """Mean seconds of a step, with the share of discriminator updates of a long run."""
+    def step_seconds(self) -> np.ndarray:
+        """Mean seconds of a step, as `clocks`, with the share of discriminator updates of a long run."""
         kinds = {flag: [one for one, updated in self.times if updated == flag] for flag in (True, False)}
         if not all(kinds.values()):
-            return sum(seconds for seconds, _ in self.times) / max(1, len(self.times))
-        with_update, without = (sum(kinds[flag]) / len(kinds[flag]) for flag in (True, False))
+            return np.mean([step for step, _ in self.times], axis=0)
+        with_update, without = (np.mean(kinds[flag], axis=0) for flag in (True, False))
         return self.share * with_update + (1 - self.share) * without
+
+
+def clocks() -> np.ndarray:
+    """Seconds of the wall clock, and CPU seconds of this process, which other load does not stretch."""
+    return np.array([time.monotonic(), time.process_time()])
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +146,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         if not out_of_memory(error):
             raise
         return {"fits": False, "limit": limit}
+    seconds, cpu_seconds = map(float, meter.step_seconds())
     cuda = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated(device) if cuda else peak_memory() + meter.loaders
     return {
@@ -148,7 +155,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "limit": limit,
         "peak": peak,
         "measured_steps": len(meter.times),
-        "seconds": meter.step_seconds(),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "loading": loading_seconds(data),
         **{
             name: getattr(meter, name)

@@ -17,9 +17,9 @@ from codec.config import ConfigError
 from codec.data.index import DataError
 from codec.data.loader import named_losses
 from codec.data.partition import read_record, warn_of_changes, write_record
-from codec.model.codec import Codec, count_parameters
+from codec.model.codec import Codec
 from codec.system.files import mark_output, only_writer, write_whole
-from codec.training.build import Run, build_parts
+from codec.training.build import Run, build_parts, count_learned
 from codec.training.checkpoint_path import find_checkpoint
 from codec.training.finetuning import adopt
 from codec.training.finish import finish, perceptual_metrics, whereabouts
@@ -150,10 +150,7 @@ def save_config(folder: Path, config: dict[str, Any]) -> None:
 def describe(run: Run) -> str:
     """Summary of the run for the terminal: start and end, rates, bitrate, parameters, stages."""
     codec, stages = run.module.codec, run.module.stages
-    millions = {
-        "codec": sum(count_parameters(codec).values()) / 1e6,
-        "discriminator": sum(p.numel() for p in run.module.discriminator.parameters()) / 1e6,
-    }
+    millions = {name: count / 1e6 for name, count in count_learned(run.module).items()}
     resumed = run.checkpoint
     start = f"resumes {resumed} at step {checkpoint_step(resumed)}" if resumed else "starts"
     rate = f"{codec.bitrate() / 1000:.4g} kbit/s" if codec.quantizer.codebook_sizes else "no codes"
