@@ -49,7 +49,7 @@ def noise(frames, batch=1, hop=HOP):
 
 def ours(*overrides: str) -> Codec:
     torch.manual_seed(0)
-    sizes = ["decoder.bottleneck.num_groups=4", "decoder.blocks.expansion=1.5", "decoder.decoder_blocks=[2]"]
+    sizes = ["decoder.blocks.expansion=1.5", "decoder.decoder_blocks=[2]"]
     small = [*small_autoencoder("wavtokenizer"), *(f"autoencoder.{size}" for size in sizes)]
     few = ["quantizer=vq_4096", "quantizer.codebook.codebook_size=32"]
     codec = build_codec(config("autoencoder=wavtokenizer", *small, *few, *overrides)["model"]).eval()
@@ -120,8 +120,7 @@ def test_the_experiment_has_the_size_of_their_model():
     ],
 )  # fmt: skip
 def test_ours_of_other_shapes_are_refused(override, message, tmp_path):
-    small = [*small_autoencoder("wavtokenizer"), "autoencoder.decoder.bottleneck.num_groups=4"]
-    overrides = [*small, "quantizer=vq_4096", *override.split()]
+    overrides = [*small_autoencoder("wavtokenizer"), "quantizer=vq_4096", *override.split()]
     codec = build_codec(config("autoencoder=wavtokenizer", *overrides)["model"])
     with pytest.raises(ConfigError, match=message):
         huggingface.save(codec, tmp_path)

@@ -50,14 +50,7 @@ class Vocos(LayeredAutoencoder):
         require_positive(audio_channels=audio_channels, latent_dim=latent_dim, hop=hop)
         require_positive(channels=min(channels, default=0), strides=min(strides, default=1))
         require_positive(input_kernel_size=input_kernel_size)
-        levels = len(strides) + 1
-        lengths = [len(channels), len(encoder_blocks), len(decoder_blocks)]
-        if lengths != [levels] * 3 or len(windows) != 2 or min(*encoder_blocks, *decoder_blocks) < 0:
-            raise ValueError(
-                f"{len(strides)} strides need {levels} channels, encoder_blocks and decoder_blocks each, and "
-                f"two windows (encoder, decoder), got {list(channels)}, {list(encoder_blocks)}, "
-                f"{list(decoder_blocks)} and {list(windows)}"
-            )
+        check_levels(strides, channels, encoder_blocks, decoder_blocks, windows)
         if lookahead and not decoder_blocks[-1]:
             raise ValueError(f"lookahead={lookahead} needs a block: decoder_blocks end with 0")
         self.audio_channels, self.latent_dim = audio_channels, latent_dim
@@ -92,3 +85,14 @@ class Vocos(LayeredAutoencoder):
         decoder += level(0, decoder_blocks, 0 if strides else lookahead)
         decoder += [Projection(channels[0], inverse.num_inputs, epsilon=epsilon), inverse]
         self.decoder = nn.Sequential(*decoder)
+
+
+def check_levels(strides: Sequence[int], *lists: Sequence[int]) -> None:
+    """Raise ValueError for channels, encoder and decoder blocks, and windows of a wrong number."""
+    levels, (channels, encoder_blocks, decoder_blocks, windows) = len(strides) + 1, map(list, lists)
+    lengths = [len(channels), len(encoder_blocks), len(decoder_blocks)]
+    if lengths != [levels] * 3 or len(windows) != 2 or min(*encoder_blocks, *decoder_blocks) < 0:
+        raise ValueError(
+            f"{len(strides)} strides need {levels} channels, encoder_blocks and decoder_blocks each, and "
+            f"two windows (encoder, decoder), got {channels}, {encoder_blocks}, {decoder_blocks} and {windows}"
+        )

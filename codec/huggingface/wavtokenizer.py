@@ -231,7 +231,7 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of `WavTokenizerModel`, whose tables have an unused rest after the first row."""
-    tensors = renamed(plain, ((theirs, own_name) for own_name, theirs in names(codec)))
+    tensors = renamed(plain, ((their_name, own_name) for own_name, their_name in names(codec)))
     for own_name, table in norms(config["decoder_num_layers"]):
         tensors[own_name] = plain[table][0]
     first = "autoencoder.encoder.1.0.conv.weight"
