@@ -93,6 +93,6 @@ def check_levels(strides: Sequence[int], *lists: Sequence[int]) -> None:
     lengths = [len(channels), len(encoder_blocks), len(decoder_blocks)]
     if lengths != [levels] * 3 or len(windows) != 2 or min(*encoder_blocks, *decoder_blocks) < 0:
         raise ValueError(
-            f"{len(strides)} strides need {levels} channels, encoder_blocks and decoder_blocks each, and "
-            f"two windows (encoder, decoder), got {channels}, {encoder_blocks}, {decoder_blocks} and {windows}"
+            f"{len(strides)} strides need {levels} channels, encoder_blocks and decoder_blocks each, and two "
+            f"windows (encoder, decoder), got {channels}, {encoder_blocks}, {decoder_blocks} and {windows}"
         )
