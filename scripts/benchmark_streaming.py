@@ -118,24 +118,23 @@ class TransformersMimi:
         self.model = MimiModel(MimiConfig(num_quantizers=8)).eval()
         self.audio = 0.1 * torch.randn(1, 1, 1920)
         self.seconds, self.latency_ms = 0.08, 80.0
-        self.caches: dict[str, Any] = {"encoder_past_key_values": None, "padding_cache": None}
+        # By place: the names of caches differ from version to version of transformers.
+        self.caches: tuple[Any, ...] = (None, None)
         self.decoded: Any = None
 
     @torch.inference_mode()
     def encode(self) -> Tensor:
         """Codes of one frame."""
-        found = self.model.encode(self.audio, use_streaming=True, return_dict=True, **self.caches)
-        self.caches = {name: getattr(found, name) for name in self.caches}
-        return found.audio_codes
+        found = self.model.encode(self.audio, None, None, *self.caches, True, return_dict=True)
+        self.caches = found[1], found[2]
+        return found[0]
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         """Audio of its codes."""
-        found = self.model.decode(
-            codes, decoder_past_key_values=self.decoded, use_cache=True, return_dict=True
-        )
-        self.decoded = found.decoder_past_key_values
-        return found.audio_values
+        found = self.model.decode(codes, None, self.decoded, use_cache=True, return_dict=True)
+        self.decoded = found[1]
+        return found[0]
 
 
 Contender = Ours | Steps | Mimi | TransformersMimi

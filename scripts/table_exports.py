@@ -33,6 +33,7 @@ from codec.model.saving import build_codec
 PAGE = Path(__file__).parent.parent / "codec/export/README.md"
 NO = "no"
 COLUMNS = ["onnx", "onnx-steps", "torch", "openvino", "hf"]
+PARTNERS = {"dac": "factorized_rvq", "wavtokenizer": "vq_4096"}  # quantizers that go with an architecture
 MOST = {"num_groups": 4, "codebook_size": 32, "quantizer_dim": 8, "num_quantizers": 3, "codebook_bits": 6}
 NARROW = {"encoder_channels": 4, "decoder_channels": 4, "latent_dim": 64}
 
@@ -45,6 +46,7 @@ def options(group: str) -> list[list[str]]:
 
     def graph(name: str) -> tuple[str, bool]:
         node = composed_with(f"autoencoder={name}")["autoencoder"]
+        node = node.get("encoder", node)  # of two halves
         return name.partition("_")[0], node.get("layers", node)["causal"]
 
     return [list(group) for _, group in itertools.groupby(sorted(names, key=graph), graph)]
@@ -106,7 +108,7 @@ def verdict(codec: Codec, form: str, streaming: bool = False) -> str:
 def row(group: str, names: Sequence[str]) -> str:
     """A line of the table, of the first of the names."""
     name = names[0]
-    partner = "factorized_rvq" if name.startswith("dac") else "rvq"
+    partner = PARTNERS.get(name.partition("_")[0], "rvq")
     codec = made_of(name, partner) if group == "autoencoder" else made_of("tiny", name)
     cells = {form: verdict(codec, form) for form in ("torch", "openvino")}
     cells["onnx-steps"] = verdict(codec, "onnx", streaming=True)  # both

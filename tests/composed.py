@@ -49,8 +49,8 @@ def narrowed(node: dict[str, Any], path: str, dim: int, width: int) -> list[str]
     if node.get("latent_layers"):
         sizes = {"num_layers": 2, "num_heads": 2, "window": 5, "layer_scale": 0.5}
         small += [f"{path}.latent_layers.{key}={size}" for key, size in sizes.items()]
-    if "num_heads" in (node.get("bottleneck") or {}):
-        small += [f"{path}.bottleneck.num_heads=2", f"{path}.bottleneck.window=5"]
+    if "num_groups" in (node.get("bottleneck") or {}):
+        small += [f"{path}.bottleneck.num_groups=4"]
     halves = [half for half in ("encoder", "decoder") if half in node]
     return small + [text for half in halves for text in narrowed(node[half], f"{path}.{half}", dim, width)]
 

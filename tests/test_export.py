@@ -330,7 +330,7 @@ def test_the_table_of_exports_agrees_with_what_has_a_shape_of_transformers():
             return False
 
     for (group, name), cells in exports_table().items():
-        partner = "factorized_rvq" if name.startswith("dac") else "rvq"
+        partner = {"dac": "factorized_rvq", "wavtokenizer": "vq_4096"}.get(name.partition("_")[0], "rvq")
         pairs = (
             [(f"autoencoder={name}", f"quantizer={partner}")]
             if group == "autoencoder"

@@ -19,7 +19,7 @@ from codec.quantizers import Identity
 
 CENTERED = "autoencoder.layers.causal=false"
 RECURRENT = "autoencoder.bottleneck={_target_:codec.layers.LSTM,_partial_:true,num_layers:2}"
-WAIT = ("wavtokenizer", "wavtokenizer_40hz")  # their attention looks ahead
+WAIT = ("wavtokenizer", "wavtokenizer_40hz")  # their attention is to all frames
 STREAMED = [name for name in options("autoencoder") if name not in WAIT]
 MODELS = {name: [f"autoencoder={name}"] for name in STREAMED} | {
     "centered": ["autoencoder=tiny", CENTERED],
@@ -103,9 +103,9 @@ def test_a_stream_in_bfloat16_is_as_exact_as_the_whole(name):
 
 
 @pytest.mark.parametrize("name", WAIT)
-def test_attention_that_looks_ahead_has_no_stream(name):
+def test_attention_to_all_frames_has_no_stream(name):
     codec = build_codec(config(f"autoencoder={name}", *small_autoencoder(name, width=2))["model"])
-    with pytest.raises(NotStreamable, match="a bidirectional transformer would wait"):
+    with pytest.raises(NotStreamable, match="PositionNet has no streaming form"):
         codec.streaming()
 
 

@@ -114,7 +114,7 @@ def export() -> argparse.ArgumentParser:
     add("--push", metavar="REPO", help="upload the folder to this repository of the Hugging Face hub")
     add("--dry-run", action="store_true", help="with --push: list the files instead of uploading them")
     add_condition(parser)
-    text = "accept an EnCodec with reflection padding; its codes differ at the edges of a recording"
+    text = "pad zeros in an EnCodec or WavTokenizer with reflection padding; codes differ at the edges"
     add("--zero-padding", action="store_true", help=text)
     return parser
 

@@ -121,7 +121,7 @@ def calibration(codec: Codec) -> list[list[Tensor]]:
 
 
 def export_huggingface(codec: Codec, folder: Path, options: Options) -> dict[str, Comparison]:
-    """Write a directory for `EncodecModel`, `DacModel` or `MimiModel` of `transformers`."""
+    """Write a directory for `EncodecModel`, `DacModel`, `MimiModel` or `WavTokenizerModel`."""
     log.info("writing a model of transformers")
     name = huggingface.save(codec, folder)
     log.info("comparing it with the codec")

@@ -34,7 +34,7 @@ def check(codec: Codec, directory: Path) -> Comparison:
         trimmed = dac_format.unequal_end(model.config.downsampling_ratios)
         shapes = [shape for shape in shapes if shape[1] > trimmed]
         shapes = shapes or [(1, trimmed + hop * 8)]
-    elif name == "MimiModel":
+    elif name in ("MimiModel", "WavTokenizerModel"):
         encode, decode = partial(encode_dac, model), partial(decode_mimi, model)
     else:
         encode, decode = partial(encode_encodec, model), partial(decode_encodec, model)
@@ -54,7 +54,7 @@ def decode_encodec(theirs: Any, codes: Tensor) -> Tensor:
 
 
 def encode_dac(theirs: Any, audio: Tensor) -> Tensor:
-    """Encode with a `DacModel` or `MimiModel`; returns codes `[B, K, F]`."""
+    """Encode with a `DacModel`, `MimiModel` or `WavTokenizerModel`; returns codes `[B, K, F]`."""
     return theirs.encode(audio).audio_codes
 
 
@@ -64,7 +64,7 @@ def decode_dac(theirs: Any, codes: Tensor) -> Tensor:
 
 
 def decode_mimi(theirs: Any, codes: Tensor) -> Tensor:
-    """Decode with a `MimiModel`; returns audio `[B, C, T]`."""
+    """Decode with a `MimiModel` or `WavTokenizerModel`; returns audio `[B, C, T]`."""
     return theirs.decode(codes).audio_values
 
 

@@ -1,4 +1,4 @@
-"""Loading and saving of EnCodec, DAC and Mimi models in the format of Hugging Face's `transformers`.
+"""Loading and saving of EnCodec, DAC, Mimi and WavTokenizer in the format of Hugging Face's `transformers`.
 
 VibeVoice's acoustic tokenizer is loaded only; so are X-Codec, X-Codec 2, NeuCodec and the tokenizer of
 Higgs Audio v2, which require `transformers`, as `check` does. Weights are read from safetensors, never from
@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from codec.autoencoders.halves import Halves
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
 from codec.huggingface import dac as dac_format
 from codec.huggingface import encodec as encodec_format
 from codec.huggingface import mimi as mimi_format
 from codec.huggingface import vibevoice as vibevoice_format
+from codec.huggingface import wavtokenizer as wavtokenizer_format
 from codec.huggingface import xcodec as xcodec_format
 from codec.huggingface import xcodec2 as xcodec2_format
 from codec.huggingface.foreign import GAIN, folded, normalized, read_json, read_json_config, read_safetensors
@@ -30,7 +32,8 @@ from codec.model.saving import assemble, build_empty
 from codec.system.local_model import weight_files
 
 CONFIG_FILE = "config.json"
-FORMATS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
+SEANETS: dict[str, ModuleType] = {"encodec": encodec_format, "dac": dac_format, "mimi": mimi_format}
+FORMATS = SEANETS | {"wavtokenizer": wavtokenizer_format}
 LOADED = FORMATS | {
     "xcodec": xcodec_format,
     "xcodec2": xcodec2_format,
@@ -83,16 +86,17 @@ def load_any(path: Path, zero_padding: bool = False) -> Codec:
 def shape_of(codec: Codec) -> str:
     """Return the codec's architecture, a key of `FORMATS`; ConfigError with the reasons if it has none."""
     network = codec.autoencoder
-    if not isinstance(network, SEANet):
+    if not isinstance(network, SEANet | Halves):
         raise ConfigError(
-            f"EncodecModel, DacModel and MimiModel are SEANets, the autoencoder is {type(network).__name__}"
+            "EncodecModel, DacModel and MimiModel are SEANets, WavTokenizerModel has Halves, the autoencoder "
+            f"is {type(network).__name__}"
         )
     if codec.conditioning.names:
         raise ConfigError(f"no model of transformers has conditions ({', '.join(codec.conditioning.names)})")
     reasons = []
-    for kind, form in FORMATS.items():
+    for kind in SEANETS if isinstance(network, SEANet) else FORMATS.keys() - SEANETS:
         try:
-            form.to_config(codec)
+            FORMATS[kind].to_config(codec)
         except ConfigError as error:
             reasons.append(str(error))
         else:
@@ -109,7 +113,7 @@ def save(codec: Codec, directory: Path) -> str:
     kind = shape_of(codec)
     config = FORMATS[kind].to_config(codec)
     weights: dict[str, Tensor] = FORMATS[kind].to_weights(codec, folded(codec.state_dict()), config)
-    if kind == "encodec":  # the others' weights are stored folded
+    if kind in ("encodec", "wavtokenizer"):  # the others' weights are stored folded
         convolutions = [name for name in weights if name.endswith(".conv.weight")]
         gains = {f"{name.removesuffix('weight')}{GAIN}": weights[name][:, :1, :1] for name in convolutions}
         weights = normalized(weights, gains)

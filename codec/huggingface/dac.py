@@ -13,6 +13,7 @@ from codec.autoencoders.seanet import ResidualUnits, SEANet
 from codec.codebooks.factorized import FactorizedCodebook
 from codec.config import ConfigError
 from codec.huggingface.foreign import arguments, refuse
+from codec.huggingface.seanet_config import pad_mode
 from codec.layers.conv import Layers
 from codec.model.codec import Codec
 from codec.quantizers.residual import Residual
@@ -43,6 +44,7 @@ def to_config(codec: Codec) -> dict[str, Any]:
     unlike = {
         "channels is not 1": codec.audio_channels != 1,
         "autoencoder.layers.causal": layers["causal"],
+        "autoencoder.layers pad with a reflection": pad_mode(net) != "constant",
         "autoencoder.layers.activation is not snake": layers["activation"] != "snake",
         "autoencoder.bounded is false": not net["bounded"],
         "autoencoder.bottleneck": net["bottleneck"] is not None,

@@ -6,16 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from codec.autoencoders.seanet import ResidualUnits, SEANet
-from codec.config import ConfigError
 from codec.huggingface.bandwidths import bandwidths, depth_of
-from codec.huggingface.foreign import arguments, fit_kernel, refuse
+from codec.huggingface.foreign import arguments, fit_kernel, refuse, renamed
 from codec.huggingface.lstm import idle_lstm, lstm_node, num_lstm_layers
-from codec.huggingface.seanet import FAR, KERNEL, convolutions, euclidean, flattened
+from codec.huggingface.seanet import KERNEL, codebook_from, codebook_to, convolutions, euclidean, flattened
 from codec.huggingface.seanet_config import (
     check_counts,
     differences,
@@ -28,6 +25,8 @@ from codec.layers.conv import Layers
 from codec.layers.recurrent import LSTM
 from codec.model.codec import Codec
 from codec.quantizers.residual import Residual
+
+IDLE = ".lstm"  # of an LSTM without a name here
 
 DEFAULTS: dict[str, Any] = {
     "target_bandwidths": [1.5, 3.0, 6.0, 12.0, 24.0],
@@ -95,38 +94,23 @@ def names(autoencoder: SEANet) -> Iterator[tuple[str, str]]:
         if not any(isinstance(layer, LSTM) for _, layer in flat):
             flat.insert(len(flat) - 2 if side == "encoder" else 1, ("", LSTM(1, 1)))
         for index, (own_name, layer) in enumerate(flat):
-            encodec_name = f"{side}.layers.{index}"
-            if isinstance(layer, LSTM):
-                yield f"{own_name}.lstm" if own_name else "", f"{encodec_name}.lstm"
-            yield from convolutions(layer, own_name, encodec_name)
+            yield from convolutions(layer, own_name, f"{side}.layers.{index}")
 
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to folded ones of `EncodecModel`."""
-    tensors: dict[str, Tensor] = {}
-    for own_name, encodec_name in names(cast(SEANet, codec.autoencoder)):
-        if not own_name:
+    pairs = list(names(cast(SEANet, codec.autoencoder)))
+    tensors = renamed(plain, pairs)
+    for own_name, encodec_name in pairs:
+        if own_name == IDLE:
             tensors |= idle_lstm(encodec_name, config["num_filters"] * 2 ** len(config["upsampling_ratios"]))
-        prefix = f"{own_name}."
-        tensors |= {
-            f"{encodec_name}.{name.removeprefix(prefix)}": tensor
-            for name, tensor in plain.items()
-            if own_name and name.startswith(prefix)
-        }
     for side in ("encoder", "decoder"):
         last = max(int(name.split(".")[2]) for name in tensors if name.startswith(side))
         name = f"{side}.layers.{last}.conv.weight"
         tensors[name] = fit_kernel(tensors[name], config["last_kernel_size"], config["use_causal_conv"])
     assert isinstance(codec.quantizer, Residual)
     for index, stage in enumerate(codec.quantizer.stages):
-        table, missing = stage.table(), config["codebook_size"] - stage.codebook_size
-        usage = functional.pad(cast(Tensor, stage.usage), (0, missing))
-        table = functional.pad(table, (0, 0, 0, missing), value=FAR)
-        prefix = f"quantizer.layers.{index}.codebook"
-        tensors[f"{prefix}.embed"] = table
-        tensors[f"{prefix}.embed_avg"] = table * usage[:, None]
-        tensors[f"{prefix}.cluster_size"] = usage
-        tensors[f"{prefix}.inited"] = torch.ones(1)
+        tensors |= codebook_to(stage, config["codebook_size"], f"quantizer.layers.{index}.codebook")
     return tensors
 
 
@@ -169,14 +153,8 @@ def from_config(given: Mapping[str, Any], zero_padding: bool = False) -> dict[st
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of `EncodecModel` to folded ones of a codec; `codec` gives only the names."""
-    tensors: dict[str, Tensor] = {}
-    for own_name, encodec_name in names(cast(SEANet, codec.autoencoder)):
-        prefix = f"{encodec_name}."
-        tensors |= {
-            f"{own_name}.{name.removeprefix(prefix)}": tensor
-            for name, tensor in plain.items()
-            if name.startswith(prefix)
-        }
+    pairs = names(cast(SEANet, codec.autoencoder))
+    tensors = renamed(plain, ((encodec_name, own_name) for own_name, encodec_name in pairs))
     causal = config["use_causal_conv"]
     last = len(cast(SEANet, codec.autoencoder).decoder) - 1
     for name in ("encoder.0", "decoder.0", f"decoder.{last}"):
@@ -184,14 +162,6 @@ def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str,
         if key in tensors:
             tensors[key] = fit_kernel(tensors[key], KERNEL, causal)
     for index in range(codec.quantizer.num_quantizers):
-        prefix = f"quantizer.layers.{index}.codebook"
-        vectors = plain.get(f"{prefix}.embed")
-        if vectors is None:
-            raise ConfigError(f"{prefix}.embed is missing")
-        counts = plain.get(f"{prefix}.cluster_size", torch.zeros(len(vectors)))
-        has_counts = bool(counts.sum() > 0)
-        usage = counts / counts.sum() if has_counts else torch.full_like(counts, 1 / len(counts))
-        tensors[f"quantizer.codebooks.{index}.vectors"] = vectors
-        tensors[f"quantizer.codebooks.{index}.usage"] = usage
-        tensors[f"quantizer.codebooks.{index}.initialised"] = torch.tensor(True)
+        own_name = f"quantizer.codebooks.{index}"
+        tensors |= codebook_from(plain, f"quantizer.layers.{index}.codebook", own_name)
     return tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ def normalized(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
             parametrized[f"{prefix}{DIRECTION}"] = torch.where(gain == 0, 1.0, weight)
             parametrized[f"{prefix}{GAIN}"] = gain
     return parametrized
+
+
+def renamed(weights: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Rename tensors: pairs are the old and the new name of a layer, or of a tensor; others are left out."""
+    return {
+        f"{new}{name.removeprefix(old)}": tensor
+        for old, new in names
+        for name, tensor in weights.items()
+        if name == old or name.startswith(f"{old}.")
+    }
 
 
 def fit_kernel(weight: Tensor, size: int, causal: bool) -> Tensor:

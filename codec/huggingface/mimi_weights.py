@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from codec.autoencoders.seanet import SEANet
 from codec.config import ConfigError
-from codec.huggingface.foreign import fit_kernel
+from codec.huggingface.foreign import fit_kernel, renamed
 from codec.huggingface.seanet import FAR, KERNEL, convolutions, flattened
 from codec.layers.resample import Downsample, Upsample
 from codec.layers.transformer import Transformer
@@ -40,18 +40,8 @@ BRANCHES = {
 PROJECTIONS = {"in_proj.weight": "input_proj.weight", "out_proj.weight": "output_proj.weight"}
 
 
-def names(codec: Codec, known: Mapping[str, Tensor], theirs_known: bool) -> Iterator[tuple[str, str]]:
-    """Yield the name here and in `transformers` of each tensor that is the same in both, of those `known`."""
-    for own_name, mimi_name in prefixes(codec):
-        prefix = mimi_name if theirs_known else own_name
-        for name in known:
-            if name == prefix or name.startswith(f"{prefix}."):
-                leaf = name.removeprefix(prefix)
-                yield f"{own_name}{leaf}", f"{mimi_name}{leaf}"
-
-
-def prefixes(codec: Codec) -> Iterator[tuple[str, str]]:
-    """Yield pairs of names of layers or of tensors."""
+def names(codec: Codec) -> Iterator[tuple[str, str]]:
+    """Yield the name here and in `transformers` of each layer or tensor that is the same in both."""
     for side in ("encoder", "decoder"):
         latent = (Transformer, Downsample, Upsample)
         flat = flattened(cast(SEANet, codec.autoencoder), side)
@@ -91,7 +81,7 @@ def cascades(codec: Codec) -> Iterator[tuple[str, str, Residual]]:
 
 def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert folded weights of a codec to those of `MimiModel`."""
-    weights = {mimi_name: plain[own_name] for own_name, mimi_name in names(codec, plain, theirs_known=False)}
+    weights = renamed(plain, names(codec))
     for own_name, mimi_names in attentions(codec):
         weights |= dict(zip(mimi_names, plain[own_name].chunk(3), strict=True))
     for _, mimi_name, cascade in cascades(codec):
@@ -108,10 +98,10 @@ def to_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, A
 
 def from_weights(codec: Codec, plain: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert weights of `MimiModel` to folded ones of a codec; `codec` gives only the names."""
-    weights = {own_name: plain[mimi_name] for own_name, mimi_name in names(codec, plain, theirs_known=True)}
+    first = {mimi_name: own_name for own_name, mimi_name in names(codec)}
+    weights = renamed(plain, first.items())
     for own_name, mimi_names in attentions(codec):
         weights[own_name] = torch.cat([needed(plain, name) for name in mimi_names])
-    first = {mimi_name: own_name for own_name, mimi_name in prefixes(codec)}
     for mimi_name in ("encoder.layers.0.conv", "decoder.layers.0.conv"):
         key = f"{first[mimi_name]}.weight"
         if key in weights:

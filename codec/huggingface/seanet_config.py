@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from codec.config import ConfigError
+from codec.config import TARGET, ConfigError, locate
 from codec.huggingface.seanet import KERNEL
+from codec.layers.reflection import ReflectedLayers
 from codec.model.codec import Codec
 
 MOST_LAYERS = 64  # of a config that is no mistake
@@ -53,6 +54,12 @@ def differences(codec: Codec, net: Node, layers: Node, units: Node) -> dict[str,
     }
 
 
+def pad_mode(net: Node) -> str:
+    """Name of the padding in `transformers`."""
+    target = (net["layers"] or {}).get(TARGET)
+    return "reflect" if target and locate(target) is ReflectedLayers else "constant"
+
+
 def growth(units: Node) -> int:
     """Dilation of the second residual layer, 2 if there is only one."""
     return units["dilations"][1] if len(units["dilations"]) > 1 else 2
@@ -71,7 +78,7 @@ def to_shared_config(codec: Codec, net: Node, layers: Node, units: Node) -> dict
         "residual_kernel_size": units["kernel_size"],
         "dilation_growth_rate": growth(units),
         "use_causal_conv": layers["causal"],
-        "pad_mode": "constant",
+        "pad_mode": pad_mode(net),
         "compress": round(1 / units["hidden_ratio"]),
         "trim_right_ratio": 1.0,
         "use_conv_shortcut": units["convolutional_skip"],

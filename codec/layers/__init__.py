@@ -4,7 +4,10 @@ from codec.layers.base import Layer
 from codec.layers.conv import Layers
 from codec.layers.convnext import ConvNeXtBlock
 from codec.layers.film import FiLM, Unconditioned
+from codec.layers.polar import PolarInverseSTFT
+from codec.layers.position import PositionNet
 from codec.layers.recurrent import LSTM
+from codec.layers.reflection import ReflectedLayers
 from codec.layers.transformer import Transformer
 
 __all__ = [
@@ -13,6 +16,9 @@ __all__ = [
     "FiLM",
     "Layer",
     "Layers",
+    "PolarInverseSTFT",
+    "PositionNet",
+    "ReflectedLayers",
     "Transformer",
     "Unconditioned",
 ]

@@ -170,6 +170,8 @@ class Layers:
     ValueError otherwise.
     """
 
+    convolution = Conv1d
+
     def __init__(self, causal: bool = True, weight_norm: bool = False, activation: str = "elu"):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
@@ -178,7 +180,7 @@ class Layers:
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int, **options: int) -> Conv1d:
         """Make a convolution; options are `stride` and `dilation`."""
-        return Conv1d(in_channels, out_channels, kernel_size, **options, **self.style)
+        return self.convolution(in_channels, out_channels, kernel_size, **options, **self.style)
 
     def upsample(self, in_channels: int, out_channels: int, stride: int) -> ConvTranspose1d:
         """Make a transposed convolution with a kernel of twice its stride, as in all SEANets."""

@@ -57,9 +57,9 @@ class FrameLayer(Layer):
 class Projection(FrameLayer):
     """Layer normalization, then a linear map of the channels, `[B, F, C] -> [B, F, C']`."""
 
-    def __init__(self, in_channels: int, out_channels: int, normalize: bool = True):
+    def __init__(self, in_channels: int, out_channels: int, normalize: bool = True, epsilon: float = 1e-5):
         super().__init__()
-        self.norm = nn.LayerNorm(in_channels) if normalize else nn.Identity()
+        self.norm = nn.LayerNorm(in_channels, epsilon) if normalize else nn.Identity()
         self.linear = nn.Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,6 +188,7 @@ class ConvNeXtBlock(Layer):
         layer_scale: float = 0.1,
         causal: bool = False,
         lookahead: int = 0,
+        epsilon: float = 1e-5,
     ):
         super().__init__()
         hidden = round(expansion * channels)
@@ -201,7 +202,7 @@ class ConvNeXtBlock(Layer):
                 f"{lookahead} with causal={causal}"
             )
         self.depthwise = DepthwiseConv(channels, kernel_size, causal, lookahead)
-        self.pointwise = PointwiseMLP(channels, hidden, layer_scale)
+        self.pointwise = PointwiseMLP(channels, hidden, layer_scale, nn.LayerNorm(channels, epsilon))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the block's output to its input."""
@@ -220,9 +221,9 @@ class ConvNeXtBlock(Layer):
 class PointwiseMLP(FrameLayer):
     """Normalization, expansion, GELU, projection and layer scale of each frame `[B, F, C]`."""
 
-    def __init__(self, channels: int, hidden: int, layer_scale: float, norm: nn.Module | None = None):
+    def __init__(self, channels: int, hidden: int, layer_scale: float, norm: nn.Module):
         super().__init__()
-        self.norm = norm or nn.LayerNorm(channels)
+        self.norm = norm
         self.expand = nn.Linear(channels, hidden)
         self.project = nn.Linear(hidden, channels)
         self.scale = nn.Parameter(torch.full((channels,), layer_scale))
