@@ -9,7 +9,7 @@ import soxr
 import test_huggingface
 import test_mimi
 import torch
-from composed import config, tiny_run
+from composed import config, tiny_run, unresolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from test_autoencoders import Foreign
@@ -286,6 +286,19 @@ def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained
     stages = {"training.stages": [{"name": "one", "steps": 2, "freeze": ["quantizer"]}]}
     composed, _ = adopt(varied(plain_run, further | stages))
     assert set(composed.training.stages[0].freeze) == fixed and not composed.training.freeze
+
+
+def test_conditions_and_a_teacher_fit_the_latents_of_weights_that_do_not_name_their_size(trained, tmp_path):
+    check_latent_dim(trained[0] / "run", tmp_path)
+
+
+def check_latent_dim(weights: Path, folder: Path) -> None:
+    dim = huggingface.load_any(weights).autoencoder.latent_dim
+    options = ["conditioning=clean", "teacher=features", "teacher.path=nowhere", f"run_dir={folder}/other"]
+    resolved = resolve(adopt(unresolved(f"weights={weights}", *options))[0])
+    assert "latent_dim" not in resolved["model"]["autoencoder"]
+    sizes = resolved["model"]["conditioning"], resolved["loss"]["reconstruction"]["distillation"]
+    assert [part["dim"] for part in sizes] == [dim, dim]
 
 
 # Module and function of a tiny model, samples a frame, strides of decoders at its rate and three times that.

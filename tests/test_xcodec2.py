@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from test_new_decoder import trained_for
+from test_new_decoder import check_latent_dim, trained_for
 
 from codec.config import ConfigError
 from codec.huggingface import convert as huggingface
@@ -100,6 +100,7 @@ def test_codes_and_audio_are_those_of_transformers(original, example, tmp_path):
 
 
 def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
+    check_latent_dim(original[2], tmp_path)
     source, model = trained_for(original[2], tmp_path, "[6,8,10]")  # 20 ms
     assert not any("acoustic_decoder" in name for name in model.state_dict())
     audio = 0.3 * torch.randn(1, 1, FRAMES * 480, generator=torch.Generator().manual_seed(2))

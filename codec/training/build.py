@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from codec.config import ConfigError, build, complete
+from codec.config import TARGET, ConfigError, build, complete
 from codec.data.module import AudioDataModule
 from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
@@ -57,7 +57,18 @@ def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[Au
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     module = complete(config, "training", codec, *parts)
     check_divides(data.batch_size, module.accumulate)
+    check_teacher(config["teacher"], codec)
     return data, module
+
+
+def check_teacher(teacher: dict[str, Any], codec: Codec) -> None:
+    """ConfigError for a teacher whose loss has no gradient in any part of the codec."""
+    learned = (name for name, value in codec.named_parameters() if value.requires_grad)
+    if TARGET in teacher and all(name.startswith("autoencoder.decoder.") for name in learned):
+        raise ConfigError(
+            "teacher: encoder and quantizer are frozen, and it would train a projection that is in no codec: "
+            "leave out teacher, or train the encoder, too: leave out inherit and training.freeze"
+        )
 
 
 def check_conditions(codec: Codec, data: AudioDataModule) -> None:

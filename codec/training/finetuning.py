@@ -51,7 +51,7 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
         model |= new_half(composed, codec, resumed=checkpoint is not None)
     for key in filter(is_stage_option, keys):
         set_stages(model, key, composed, path)
-    composed = with_model(composed, model, bool(codec.conditioning.names))
+    composed = with_model(composed, model, codec)
     if model["autoencoder"].get("codes_of"):
         freeze(composed, FIXED)
     if not codec.conditioning.names:  # a new one starts as the identity
@@ -142,13 +142,14 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
         node["depths"] = sorted({*node["depths"], value})  # else no training example would use the new ones
 
 
-def with_model(composed: Any, model: dict[str, Any], has_conditions: bool) -> Any:
-    """Copy of a composed config with a model; the conditioning stays if the model has none."""
+def with_model(composed: Any, model: dict[str, Any], codec: Codec) -> Any:
+    """Copy of a composed config with a model; the conditioning stays if the codec has none."""
     config = copy.deepcopy(composed)
-    network = model["autoencoder"]
-    parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
-    parts |= {"channels": network.get("decoder", network).get("audio_channels", 1)}
-    parts |= {"conditioning": model["conditioning"]} if has_conditions else {}
+    parts = {name: model[name] for name in ("quantizer", "sample_rate")}
+    # Conditioning and teacher refer to latent_dim, which not every autoencoder has as an option.
+    parts |= {"autoencoder": {"latent_dim": codec.autoencoder.latent_dim} | model["autoencoder"]}
+    parts |= {"channels": codec.audio_channels}
+    parts |= {"conditioning": model["conditioning"]} if codec.conditioning.names else {}
     parts |= {"model": model | {"conditioning": "${conditioning}"}}
     for name, value in parts.items():
         OmegaConf.update(config, name, value, merge=False, force_add=True)
