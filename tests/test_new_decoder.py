@@ -21,13 +21,18 @@ from codec.autoencoders import SEANet, Vocos
 from codec.autoencoders.halves import Halves
 from codec.bitstream.compress import compress, decompress
 from codec.commands.decode import decode_dataset
+from codec.commands.export import main as export_command
 from codec.config import ConfigError
+from codec.export.comparison import compare_steps
+from codec.export.formats import Options
 from codec.export.graphs import inference_codec, programs
-from codec.export.streaming_graphs import require_causal
+from codec.export.model_card import streaming
+from codec.export.streaming_graphs import step_names, step_programs
 from codec.huggingface import convert as huggingface
 from codec.layers import Layers
 from codec.layers.base import context_of
 from codec.layers.sinc import Resample
+from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
 from codec.model.saving import build_codec, load
 from codec.quantizers import Identity
@@ -212,8 +217,24 @@ def test_one_saved_model_encodes_with_the_old_half_and_decodes_with_the_new(sour
     assert (codes == model.encode(audio)).float().mean() > 0.999  # ties of rounding
     with pytest.raises(ConfigError, match="the autoencoder is Halves"):
         huggingface.shape_of(model)
-    with pytest.raises(ConfigError, match="not causal"):
-        require_causal(model)
+
+
+@torch.no_grad()
+def test_a_causal_decoder_has_a_step_graph_at_a_higher_rate_than_its_encoder(trained):
+    model = load(trained[0] / "run")
+    (graph,) = step_programs(model).values()
+    step = {"decoder_step": graph.program.module()}
+    compare_steps(model, step, {"decoder_step": graph.initial}, 1).require("it")
+    assert "There is no `encoder_step`" in streaming(model, Options(streaming=True))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")  # of torch about its own format
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_a_step_graph_of_a_decoder_alone_is_exported(trained, tmp_path, form):
+    assert export_command([f"{trained[0]}/run", "--to", form, "--streaming", "-o", f"{tmp_path}/out"]) == 0
+    assert {path.stem for path in tmp_path.glob("out/*_step.*")} == {"decoder_step"}
+    assert "There is no `encoder_step`" in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_network_without_step_graphs_is_told_what_helps():
@@ -225,19 +246,25 @@ def test_a_network_without_step_graphs_is_told_what_helps():
     }
     vocos = partial(Vocos, 1, 4, hop=4, windows=(8, 8), channels=(4, 4), causal=True)
 
-    def check(autoencoder, rate: int) -> None:
-        require_causal(Codec(autoencoder, Identity(4), rate))
+    def names(autoencoder, rate: int) -> list[str]:
+        return step_names(Codec(autoencoder, Identity(autoencoder.latent_dim), rate))
 
-    causal, centered = halves[True, 4], halves[False, 4]
-    for autoencoder, rate, message, mended in (
-        (Halves(causal, halves[True, 6], 16000, 24000), 24000, "rate, sample_rate=16000, export", causal),
-        (Halves(centered, causal, 16000, 16000), 16000, "Take an encoder .* with causal=true", causal),
-        (centered, 16000, r"Train with .*layers\.causal=true", causal),
-        (vocos(lookahead=1), 16000, "lookahead=0", vocos()),
+    causal, centered, both = halves[True, 4], halves[False, 4], ["encoder_step", "decoder_step"]
+    assert names(Halves(causal, causal, 16000, 16000), 16000) == names(vocos(), 16000) == both
+    for encoder, decoder, rate in (
+        (causal, halves[True, 6], 24000),
+        (centered, causal, 16000),
+        (Foreign(), SEANet(1, 16, strides=[5, 8], layers=Layers(causal=True), **sizes), 16000),
     ):
-        with pytest.raises(ConfigError, match=rf"not causal: it has no step graphs\. .*{message}"):
-            check(autoencoder, rate)
-        check(Halves(mended, mended, 16000, 16000), 16000)
+        assert names(Halves(encoder, decoder, 16000, rate), rate) == ["decoder_step"]
+    for autoencoder, message in (
+        (Halves(causal, centered, 16000, 16000), r"looks ahead.*layers\.causal=true"),
+        (centered, r"looks ahead.*layers\.causal=true"),
+        (vocos(lookahead=1), "lookahead=0"),
+        (Foreign(), r"has no streaming form\)\. Train one for the same codes"),
+    ):
+        with pytest.raises(NotStreamable, match=rf"decoder is not causal: .*{message}"):
+            names(autoencoder, 16000)
 
 
 @pytest.mark.exhaustive

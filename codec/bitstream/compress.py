@@ -193,7 +193,7 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
 
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
     """Decode chunks in order to audio `[C, n]`; lost ones are appended to `lost` and become silence."""
-    stream, device = stream_or_whole(codec), next(codec.parameters()).device
+    stream, device = stream_or_whole(codec, "decoder"), next(codec.parameters()).device
     no_codes, running = np.zeros((1, 0), np.int64), False
 
     def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:
