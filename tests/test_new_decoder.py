@@ -391,17 +391,21 @@ def larger(composed, monkeypatch, **options):
 
 
 @torch.no_grad()
-def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, monkeypatch):
+def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, monkeypatch, capsys):
     codec, folder = source
     composed = OmegaConf.create(plain_run | {"weights": str(folder), "run_dir": str(tmp_path / "run")})
-    frozen = ["autoencoder.encoder", *(f"quantizer.codebooks.{stage}" for stage in range(3))]
-    composed.training.freeze, composed.trainer.max_steps = frozen, 3
+    composed.trainer.max_steps = 2
+    frozen = ["autoencoder.encoder", "conditioning", *(f"quantizer.codebooks.{stage}" for stage in range(3))]
     adopted, begun = larger(composed, monkeypatch, num_quantizers=5)
+    assert adopted.training.freeze == frozen
+    assert "the first codes stay as they are; training.freeze=[] trains all" in capsys.readouterr().out
     module = build_parts(resolve(adopted), begun)[1]
     assert module.codec.quantizer.pool_size() > 0  # k-means starts the new stages
     audio = torch.rand(1, 1, 8000) - 0.5
     with torch.enable_grad():
         assert run.train(composed) == 0
+        composed.trainer.max_steps, composed.resume, composed.weights = 3, "auto", "nowhere"
+        assert run.train(composed) == 0  # the frozen parts are in the config of the run
     model = load(tmp_path / "run")
     assert torch.equal(model.encode(audio)[:, :3], codec.encode(audio))
     assert same_state(model.autoencoder.encoder, codec.autoencoder.encoder)
@@ -440,6 +444,11 @@ def test_codebooks_that_would_change_the_first_codes_are_refused(source, plain_r
     composed.weights = str(tmp_path)
     adopted, codec = larger(composed.copy(), monkeypatch, acoustic__quantizer__num_quantizers=3)
     assert build_parts(resolve(adopted), codec)[1].codec.quantizer.num_quantizers == 4
+    branch = "quantizer.acoustic.quantizer.codebooks"
+    assert set(adopted.training.freeze) >= {"quantizer.semantic", f"{branch}.0", f"{branch}.1"}
+    assert f"{branch}.2" not in adopted.training.freeze
+    given(monkeypatch, "+quantizer.acoustic.quantizer.num_quantizers=3", "training.freeze=[]")
+    assert not adopt(composed)[0].training.freeze
     with pytest.raises(ConfigError, match="first stages differ from those of weights"):
         adopted, codec = larger(composed.copy(), monkeypatch, semantic__quantizer__num_quantizers=2)
         build_parts(resolve(adopted), codec)

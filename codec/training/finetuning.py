@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from torch import nn
 
 from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
-from codec.model.codec import Codec
-from codec.model.saving import load
+from codec.model.codec import CONFIG_FILE, Codec
+from codec.model.saving import build_codec, load
+from codec.model.untrusted import read_yaml
 from codec.system.resuming import flat
 from codec.training.checkpoint_path import find_checkpoint
 
@@ -49,10 +53,18 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     model = copy.deepcopy(codec.config)
     if new_decoder:
         model |= new_half(composed, codec, resumed=checkpoint is not None)
-    for key in filter(is_stage_option, keys):
+    stage_options = list(filter(is_stage_option, keys))
+    for key in stage_options:
         set_stages(model, key, composed, path)
     composed = with_model(composed, model, codec)
-    if model["autoencoder"].get("codes_of"):
+    free = not stage_options or any(key.startswith(("training.freeze", "training.stages")) for key in keys)
+    if names := () if free else first_codes(model, codec, checkpoint):
+        freeze(composed, names)
+        rank_zero_only(print)(
+            f"{path}: {', '.join(names)} are frozen, so that the first codes stay as they are; "
+            "training.freeze=[] trains all of the codec"
+        )
+    elif model["autoencoder"].get("codes_of"):
         freeze(composed, FIXED)
     if not codec.conditioning.names:  # a new one starts as the identity
         node = OmegaConf.to_container(composed.conditioning, resolve=True)
@@ -140,6 +152,37 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
     node[name] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     if name == "num_quantizers" and node.get("depths") and fits(value, int):
         node["depths"] = sorted({*node["depths"], value})  # else no training example would use the new ones
+
+
+def first_codes(model: dict[str, Any], codec: Codec, checkpoint: Path | None) -> list[str]:
+    """Parts that determine the codes of a codec whose quantizer has more stages in a model; empty if it has not.
+
+    Those of a resumed run are the frozen ones in its config: its codec has all stages. ConfigError without it.
+    """
+    if checkpoint:
+        saved = checkpoint.parent.parent / CONFIG_FILE
+        if not saved.is_file():
+            raise ConfigError(
+                f"{saved} is missing, with the parts that the run has frozen: give training.freeze"
+            )
+        training = read_yaml(saved)["training"]
+        lists = [part["freeze"] for part in training["stages"] or [training]]
+        return [name for name in lists[0] if all(name in other for other in lists)]
+    with torch.device("meta"):
+        quantizer = build_codec(model).quantizer
+    if quantizer.num_quantizers <= codec.quantizer.num_quantizers:
+        return []
+    return ["autoencoder.encoder", "conditioning", *unchanged(codec.quantizer, quantizer, "quantizer")]
+
+
+def unchanged(old: nn.Module, new: nn.Module, name: str) -> Iterator[str]:
+    """Yield names of the largest parts of a module that have no further weights in another."""
+    weights = old.state_dict().keys()
+    if weights and weights == new.state_dict().keys():
+        yield name
+    elif weights:
+        for child, module in old.named_children():
+            yield from unchanged(module, new.get_submodule(child), f"{name}.{child}")
 
 
 def with_model(composed: Any, model: dict[str, Any], codec: Codec) -> Any:
