@@ -20,6 +20,7 @@ from codec.audio.writing import write_wav
 from codec.autoencoders import SEANet, Vocos
 from codec.autoencoders.halves import Halves
 from codec.bitstream.compress import compress, decompress
+from codec.bitstream.format import BitstreamError
 from codec.commands.decode import decode_dataset
 from codec.commands.export import main as export_command
 from codec.config import ConfigError
@@ -294,6 +295,8 @@ def test_tokens_and_files_of_the_old_codec_are_decoded_at_the_new_rate(source, t
         compress(writer, tmp_path / "wavs" / "a.wav", tmp_path / f"{name}.codec")
         assert decompress(model, tmp_path / f"{name}.codec", tmp_path / f"{name}.wav") == []
     assert np.abs(read_audio(tmp_path / "old.wav")[0] - expected).max() < 1e-4
+    with pytest.raises(BitstreamError, match=r"take the model that wrote it.* not the reverse"):
+        decompress(codec, tmp_path / "new.codec", tmp_path / "refused.wav")
     with pytest.raises(ConfigError, match="is of another codec"):
         decode_dataset(fitted("autoencoder.encoder_channels=3"), tokens, tmp_path / "refused")
 
@@ -304,6 +307,9 @@ def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained
     with pytest.raises(ConfigError, match=r"decoder.strides \[2, 3, 4\] → \[4, 6\]"):
         run.train(varied(plain_run, more | {"autoencoder.strides": [4, 6]}))
     assert run.train(varied(plain_run, more)) == 0
+    whole = options | {"run_dir": str(tmp_path / "whole"), "trainer.max_steps": 3}
+    assert run.train(varied(plain_run, whole)) == 0
+    assert same_state(load(tmp_path / "whole"), load(folder / "run"))
     fixed = {"autoencoder.encoder", "quantizer", "conditioning"}
     further = {"weights": str(folder / "run"), "run_dir": str(tmp_path / "run")}
     composed, codec = adopt(varied(plain_run, further))
@@ -313,6 +319,16 @@ def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained
     stages = {"training.stages": [{"name": "one", "steps": 2, "freeze": ["quantizer"]}]}
     composed, _ = adopt(varied(plain_run, further | stages))
     assert set(composed.training.stages[0].freeze) == fixed and not composed.training.freeze
+
+
+def test_a_decoder_for_a_codec_with_conditions_needs_no_noise(plain_run, tmp_path):
+    codec = fitted("conditioning=clean")
+    codec.save(tmp_path / "source")
+    options = {"weights": f"{tmp_path}/source", "run_dir": f"{tmp_path}/run"}
+    options |= {"inherit": ["encoder", "quantizer"], "autoencoder.strides": [4, 4]}
+    assert run.train(varied(plain_run, options)) == 0
+    model = load(tmp_path / "run")
+    assert model.conditioning.names and same_state(model.conditioning, codec.conditioning)
 
 
 def test_conditions_and_a_teacher_fit_the_latents_of_weights_that_do_not_name_their_size(trained, tmp_path):

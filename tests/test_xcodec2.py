@@ -113,6 +113,8 @@ def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
         assert torch.equal(model.encode(audio), source.encode(heard))
     encode_corpus(model, [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy", workers=0))
     tokens = TokenDataset(tmp_path / "tokens")
+    with pytest.raises(FileNotFoundError, match=f"codec-export {original[2]} --to codec -o NAME"):
+        load(original[2])
     check_decoding_streams(model, tmp_path / "run")
     assert tokens[0].shape[0] == 1 and model.decode(tokens[0][None]).shape[-1] == 480 * tokens[0].shape[1]
 

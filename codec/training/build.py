@@ -53,10 +53,10 @@ def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[Au
     codec = build_codec(config["model"])
     if source:
         inherit(source, codec)
-    check_conditions(codec, data)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     module = complete(config, "training", codec, *parts)
     check_divides(data.batch_size, module.accumulate)
+    check_conditions(codec, data)
     check_teacher(config["teacher"], codec)
     return data, module
 
@@ -72,14 +72,16 @@ def check_teacher(teacher: dict[str, Any], codec: Codec) -> None:
 
 
 def check_conditions(codec: Codec, data: AudioDataModule) -> None:
-    """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
+    """ConfigError unless some targets are clean and some are not exactly if the codec learns conditions."""
     share, names = data.degradation.clean_target, codec.conditioning.names
     if names and (len(names) != 2 or names[1] != "clean"):
         raise ConfigError(f"conditioning.names={list(names)}: expected two, of which the second is clean")
-    if names and not 0 < share < 1:
+    learned = any(parameter.requires_grad for parameter in codec.conditioning.parameters())
+    if learned and not 0 < share < 1:
         raise ConfigError(
             f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "
-            "take 0.5 and a folder of noise (data.degradation.noise.root)"
+            "take 0.5 and a folder of noise (data.degradation.noise.root), or leave trained ones as they are "
+            "(training.freeze=[conditioning])"
         )
     if 0 < share < 1 and not names:
         raise ConfigError(

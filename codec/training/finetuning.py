@@ -16,7 +16,7 @@ from torch import nn
 from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import CONFIG_FILE, Codec
-from codec.model.saving import build_codec, load
+from codec.model.saving import load
 from codec.model.untrusted import read_yaml
 from codec.system.resuming import flat
 from codec.training.checkpoint_path import find_checkpoint
@@ -155,21 +155,19 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
 
 
 def first_codes(model: dict[str, Any], codec: Codec, checkpoint: Path | None) -> list[str]:
-    """Parts that determine the codes of a codec whose quantizer has more stages in a model; empty if it has not.
+    """Parts that determine the codes of a codec, if its quantizer has more stages in a model.
 
-    Those of a resumed run are the frozen ones in its config: its codec has all stages. ConfigError without it.
+    Of a resumed run, whose codec has all stages, the frozen parts in its config; ConfigError without one.
     """
     if checkpoint:
         saved = checkpoint.parent.parent / CONFIG_FILE
         if not saved.is_file():
-            raise ConfigError(
-                f"{saved} is missing, with the parts that the run has frozen: give training.freeze"
-            )
+            raise ConfigError(f"{saved} is missing, with the frozen parts of the run: give training.freeze")
         training = read_yaml(saved)["training"]
         lists = [part["freeze"] for part in training["stages"] or [training]]
         return [name for name in lists[0] if all(name in other for other in lists)]
     with torch.device("meta"):
-        quantizer = build_codec(model).quantizer
+        quantizer = build(model["quantizer"], path="quantizer")
     if quantizer.num_quantizers <= codec.quantizer.num_quantizers:
         return []
     return ["autoencoder.encoder", "conditioning", *unchanged(codec.quantizer, quantizer, "quantizer")]
