@@ -184,7 +184,8 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
     if header.codec_id not in (codec.codec_id(), codes_of):
         reason = (
             f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}...: "
-            "take the model that wrote it. A new decoder for a codec's codes reads that codec's files, not the reverse"
+            "take the model that wrote it. A new decoder for a codec's codes reads that codec's files, "
+            "not the reverse"
         )
         raise BitstreamError(reader.path, reason)
     settings = (codec.audio_channels, codec.frame_rate, quantizer.codebook_sizes[: header.depth])

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from torch import nn
 
+from codec.codebooks.base import Codebook
 from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
 from codec.model.codec import CONFIG_FILE, Codec
@@ -58,7 +58,7 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
         set_stages(model, key, composed, path)
     composed = with_model(composed, model, codec)
     free = not stage_options or any(key.startswith(("training.freeze", "training.stages")) for key in keys)
-    if names := () if free else first_codes(model, codec, checkpoint):
+    if names := () if free else first_codes(model, codec, checkpoint, stage_options):
         freeze(composed, names)
         rank_zero_only(print)(
             f"{path}: {', '.join(names)} are frozen, so that the first codes stay as they are; "
@@ -154,7 +154,9 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
         node["depths"] = sorted({*node["depths"], value})  # else no training example would use the new ones
 
 
-def first_codes(model: dict[str, Any], codec: Codec, checkpoint: Path | None) -> list[str]:
+def first_codes(
+    model: dict[str, Any], codec: Codec, checkpoint: Path | None, stage_options: Sequence[str]
+) -> list[str]:
     """Parts that determine the codes of a codec, if its quantizer has more stages in a model.
 
     Of a resumed run, whose codec has all stages, the frozen parts in its config; ConfigError without one.
@@ -166,21 +168,21 @@ def first_codes(model: dict[str, Any], codec: Codec, checkpoint: Path | None) ->
         training = read_yaml(saved)["training"]
         lists = [part["freeze"] for part in training["stages"] or [training]]
         return [name for name in lists[0] if all(name in other for other in lists)]
-    with torch.device("meta"):
-        quantizer = build(model["quantizer"], path="quantizer")
-    if quantizer.num_quantizers <= codec.quantizer.num_quantizers:
+    old, new = OmegaConf.create(codec.config), OmegaConf.create(model)
+    counts = [key for key in stage_options if key.rpartition(".")[2] in STAGE_OPTIONS[:3]]
+    if all(OmegaConf.select(old, key) == OmegaConf.select(new, key) for key in counts):
         return []
-    return ["autoencoder.encoder", "conditioning", *unchanged(codec.quantizer, quantizer, "quantizer")]
+    return ["autoencoder.encoder", "conditioning", *stages_of(codec.quantizer, "quantizer")]
 
 
-def unchanged(old: nn.Module, new: nn.Module, name: str) -> Iterator[str]:
-    """Yield names of the largest parts of a module that have no further weights in another."""
-    weights = old.state_dict().keys()
-    if weights and weights == new.state_dict().keys():
+def stages_of(module: nn.Module, name: str) -> Iterator[str]:
+    """Yield names of a quantizer's codebooks and other parts, but of no list that stages may be added to."""
+    has_lists = any(isinstance(part, nn.ModuleList) for part in module.modules())
+    if has_lists and not isinstance(module, Codebook):
+        for child, part in module.named_children():
+            yield from stages_of(part, f"{name}.{child}")
+    elif module.state_dict():
         yield name
-    elif weights:
-        for child, module in old.named_children():
-            yield from unchanged(module, new.get_submodule(child), f"{name}.{child}")
 
 
 def with_model(composed: Any, model: dict[str, Any], codec: Codec) -> Any:
