@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from codec.config import CONFIG_DIR, ConfigError
 from codec.export.formats import FORMATS, Options
-from codec.export.streaming_graphs import require_causal
+from codec.export.streaming_graphs import step_names
 from codec.export.verification import clip
 from codec.model.codec import Codec
 from codec.model.saving import build_codec
@@ -96,7 +96,7 @@ def verdict(codec: Codec, form: str, streaming: bool = False) -> str:
     try:
         with tempfile.TemporaryDirectory() as folder:
             if streaming:
-                require_causal(codec)
+                step_names(codec)
             for what, found in FORMATS[form].write(codec, Path(folder), Options(streaming=streaming)).items():
                 found.require(f"{form}, {what},")
     except ConfigError as error:

@@ -27,10 +27,15 @@ def distinct(group: str) -> list[str]:
     return names if os.environ.get("CODEC_TEST_ALL") else sorted(set(names) - set(sizes))
 
 
+def unresolved(*overrides: str) -> Any:
+    """The training config with overrides, as commands get it."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("train", ["name=test", "data.root=wavs", *overrides])
+
+
 def config(*overrides: str) -> dict[str, Any]:
     """The resolved training config with overrides."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        composed = compose("train", ["name=test", "data.root=wavs", *overrides])
+    composed = unresolved(*overrides)
     if composed.training.stages:  # whose steps are those of the run
         return to_plain(composed)
     return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]

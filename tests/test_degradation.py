@@ -150,6 +150,7 @@ def test_impossible_degradations_are_refused(folders, tmp_path, wavs):
     ):
         with pytest.raises(ConfigError, match=message):
             build_parts(tiny_run(tmp_path, wavs, *overrides))
+    build_parts(tiny_run(tmp_path, wavs, "conditioning=clean", "training.freeze=[conditioning]"))
 
 
 @pytest.mark.slow

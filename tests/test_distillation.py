@@ -35,6 +35,7 @@ from codec.tokens.dataset import TokenDataset
 from codec.tokens.encoding import encode_corpus
 from codec.tokens.features import Features
 from codec.tokens.sources import Settings
+from codec.training.build import build_parts
 from codec.training.resolve import check_plain_options
 from codec.training.run import train
 
@@ -411,6 +412,15 @@ def test_a_teacher_that_cannot_teach_is_named(tmp_path, teachers):
     safetensors.torch.save_file(weights, broken / "model.safetensors", {"format": "pt"})
     shutil.copy(teachers / "wavlm" / "preprocessor_config.json", broken)
     refused("1 weights are missing, as encoder.layers.0.attention.q_proj.weight", path=str(broken))
+
+
+def test_a_teacher_of_frozen_codes_is_refused(tmp_path, recordings, features):
+    teacher = by("features", features)
+    with pytest.raises(ConfigError, match=r"teacher: .* are frozen, .*: leave out teacher"):
+        run(tmp_path, recordings, *teacher, "training.freeze=[autoencoder.encoder,quantizer]")
+    stages = "[{name: a, steps: 2, freeze: [autoencoder.encoder, quantizer]}, {name: b, steps: 2}]"
+    options = *teacher, f"training.stages={stages}", "trainer.max_steps=null"
+    assert build_parts(run_config(tmp_path, recordings, *options))
 
 
 def test_features_of_other_recordings_are_refused(tmp_path, recordings, features, codec):

@@ -9,7 +9,7 @@ import soxr
 import test_huggingface
 import test_mimi
 import torch
-from composed import config, tiny_run
+from composed import config, tiny_run, unresolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from test_autoencoders import Foreign
@@ -20,14 +20,20 @@ from codec.audio.writing import write_wav
 from codec.autoencoders import SEANet, Vocos
 from codec.autoencoders.halves import Halves
 from codec.bitstream.compress import compress, decompress
+from codec.bitstream.format import BitstreamError
 from codec.commands.decode import decode_dataset
+from codec.commands.export import main as export_command
 from codec.config import ConfigError
+from codec.export.comparison import compare_steps
+from codec.export.formats import Options
 from codec.export.graphs import inference_codec, programs
-from codec.export.streaming_graphs import require_causal
+from codec.export.model_card import streaming
+from codec.export.streaming_graphs import step_names, step_programs
 from codec.huggingface import convert as huggingface
 from codec.layers import Layers
 from codec.layers.base import context_of
 from codec.layers.sinc import Resample
+from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
 from codec.model.saving import build_codec, load
 from codec.quantizers import Identity
@@ -212,8 +218,24 @@ def test_one_saved_model_encodes_with_the_old_half_and_decodes_with_the_new(sour
     assert (codes == model.encode(audio)).float().mean() > 0.999  # ties of rounding
     with pytest.raises(ConfigError, match="the autoencoder is Halves"):
         huggingface.shape_of(model)
-    with pytest.raises(ConfigError, match="not causal"):
-        require_causal(model)
+
+
+@torch.no_grad()
+def test_a_causal_decoder_has_a_step_graph_at_a_higher_rate_than_its_encoder(trained):
+    model = load(trained[0] / "run")
+    (graph,) = step_programs(model).values()
+    step = {"decoder_step": graph.program.module()}
+    compare_steps(model, step, {"decoder_step": graph.initial}, 1).require("it")
+    assert "There is no `encoder_step`" in streaming(model, Options(streaming=True))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore")  # of torch about its own format
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_a_step_graph_of_a_decoder_alone_is_exported(trained, tmp_path, form):
+    assert export_command([f"{trained[0]}/run", "--to", form, "--streaming", "-o", f"{tmp_path}/out"]) == 0
+    assert {path.stem for path in tmp_path.glob("out/*_step.*")} == {"decoder_step"}
+    assert "There is no `encoder_step`" in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_network_without_step_graphs_is_told_what_helps():
@@ -225,19 +247,25 @@ def test_a_network_without_step_graphs_is_told_what_helps():
     }
     vocos = partial(Vocos, 1, 4, hop=4, windows=(8, 8), channels=(4, 4), causal=True)
 
-    def check(autoencoder, rate: int) -> None:
-        require_causal(Codec(autoencoder, Identity(4), rate))
+    def names(autoencoder, rate: int) -> list[str]:
+        return step_names(Codec(autoencoder, Identity(autoencoder.latent_dim), rate))
 
-    causal, centered = halves[True, 4], halves[False, 4]
-    for autoencoder, rate, message, mended in (
-        (Halves(causal, halves[True, 6], 16000, 24000), 24000, "rate, sample_rate=16000, export", causal),
-        (Halves(centered, causal, 16000, 16000), 16000, "Take an encoder .* with causal=true", causal),
-        (centered, 16000, r"Train with .*layers\.causal=true", causal),
-        (vocos(lookahead=1), 16000, "lookahead=0", vocos()),
+    causal, centered, both = halves[True, 4], halves[False, 4], ["encoder_step", "decoder_step"]
+    assert names(Halves(causal, causal, 16000, 16000), 16000) == names(vocos(), 16000) == both
+    for encoder, decoder, rate in (
+        (causal, halves[True, 6], 24000),
+        (centered, causal, 16000),
+        (Foreign(), SEANet(1, 16, strides=[5, 8], layers=Layers(causal=True), **sizes), 16000),
     ):
-        with pytest.raises(ConfigError, match=rf"not causal: it has no step graphs\. .*{message}"):
-            check(autoencoder, rate)
-        check(Halves(mended, mended, 16000, 16000), 16000)
+        assert names(Halves(encoder, decoder, 16000, rate), rate) == ["decoder_step"]
+    for autoencoder, message in (
+        (Halves(causal, centered, 16000, 16000), r"looks ahead.*layers\.causal=true"),
+        (centered, r"looks ahead.*layers\.causal=true"),
+        (vocos(lookahead=1), "lookahead=0"),
+        (Foreign(), r"has no streaming form\)\. Train one for the same codes"),
+    ):
+        with pytest.raises(NotStreamable, match=rf"decoder is not causal: .*{message}"):
+            names(autoencoder, 16000)
 
 
 @pytest.mark.exhaustive
@@ -267,6 +295,8 @@ def test_tokens_and_files_of_the_old_codec_are_decoded_at_the_new_rate(source, t
         compress(writer, tmp_path / "wavs" / "a.wav", tmp_path / f"{name}.codec")
         assert decompress(model, tmp_path / f"{name}.codec", tmp_path / f"{name}.wav") == []
     assert np.abs(read_audio(tmp_path / "old.wav")[0] - expected).max() < 1e-4
+    with pytest.raises(BitstreamError, match=r"take the model that wrote it.* not the reverse"):
+        decompress(codec, tmp_path / "new.codec", tmp_path / "refused.wav")
     with pytest.raises(ConfigError, match="is of another codec"):
         decode_dataset(fitted("autoencoder.encoder_channels=3"), tokens, tmp_path / "refused")
 
@@ -277,6 +307,9 @@ def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained
     with pytest.raises(ConfigError, match=r"decoder.strides \[2, 3, 4\] → \[4, 6\]"):
         run.train(varied(plain_run, more | {"autoencoder.strides": [4, 6]}))
     assert run.train(varied(plain_run, more)) == 0
+    whole = options | {"run_dir": str(tmp_path / "whole"), "trainer.max_steps": 3}
+    assert run.train(varied(plain_run, whole)) == 0
+    assert same_state(load(tmp_path / "whole"), load(folder / "run"))
     fixed = {"autoencoder.encoder", "quantizer", "conditioning"}
     further = {"weights": str(folder / "run"), "run_dir": str(tmp_path / "run")}
     composed, codec = adopt(varied(plain_run, further))
@@ -286,6 +319,29 @@ def test_a_new_decoder_is_resumed_and_trained_further_for_the_same_codes(trained
     stages = {"training.stages": [{"name": "one", "steps": 2, "freeze": ["quantizer"]}]}
     composed, _ = adopt(varied(plain_run, further | stages))
     assert set(composed.training.stages[0].freeze) == fixed and not composed.training.freeze
+
+
+def test_a_decoder_for_a_codec_with_conditions_needs_no_noise(plain_run, tmp_path):
+    codec = fitted("conditioning=clean")
+    codec.save(tmp_path / "source")
+    options = {"weights": f"{tmp_path}/source", "run_dir": f"{tmp_path}/run"}
+    options |= {"inherit": ["encoder", "quantizer"], "autoencoder.strides": [4, 4]}
+    assert run.train(varied(plain_run, options)) == 0
+    model = load(tmp_path / "run")
+    assert model.conditioning.names and same_state(model.conditioning, codec.conditioning)
+
+
+def test_conditions_and_a_teacher_fit_the_latents_of_weights_that_do_not_name_their_size(trained, tmp_path):
+    check_latent_dim(trained[0] / "run", tmp_path)
+
+
+def check_latent_dim(weights: Path, folder: Path) -> None:
+    dim = huggingface.load_any(weights).autoencoder.latent_dim
+    options = ["conditioning=clean", "teacher=features", "teacher.path=nowhere", f"run_dir={folder}/other"]
+    resolved = resolve(adopt(unresolved(f"weights={weights}", *options))[0])
+    assert "latent_dim" not in resolved["model"]["autoencoder"]
+    sizes = resolved["model"]["conditioning"], resolved["loss"]["reconstruction"]["distillation"]
+    assert [part["dim"] for part in sizes] == [dim, dim]
 
 
 # Module and function of a tiny model, samples a frame, strides of decoders at its rate and three times that.
@@ -351,17 +407,21 @@ def larger(composed, monkeypatch, **options):
 
 
 @torch.no_grad()
-def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, monkeypatch):
+def test_codebooks_are_added_behind_those_that_are_there(source, plain_run, tmp_path, monkeypatch, capsys):
     codec, folder = source
     composed = OmegaConf.create(plain_run | {"weights": str(folder), "run_dir": str(tmp_path / "run")})
-    frozen = ["autoencoder.encoder", *(f"quantizer.codebooks.{stage}" for stage in range(3))]
-    composed.training.freeze, composed.trainer.max_steps = frozen, 3
+    composed.trainer.max_steps = 2
+    frozen = ["autoencoder.encoder", "conditioning", *(f"quantizer.codebooks.{stage}" for stage in range(3))]
     adopted, begun = larger(composed, monkeypatch, num_quantizers=5)
+    assert adopted.training.freeze == frozen
+    assert "the first codes stay as they are; training.freeze=[] trains all" in capsys.readouterr().out
     module = build_parts(resolve(adopted), begun)[1]
     assert module.codec.quantizer.pool_size() > 0  # k-means starts the new stages
     audio = torch.rand(1, 1, 8000) - 0.5
     with torch.enable_grad():
         assert run.train(composed) == 0
+        composed.trainer.max_steps, composed.resume, composed.weights = 3, "auto", "nowhere"
+        assert run.train(composed) == 0  # the frozen parts are in the config of the run
     model = load(tmp_path / "run")
     assert torch.equal(model.encode(audio)[:, :3], codec.encode(audio))
     assert same_state(model.autoencoder.encoder, codec.autoencoder.encoder)
@@ -399,7 +459,13 @@ def test_codebooks_that_would_change_the_first_codes_are_refused(source, plain_r
     split.save(tmp_path)
     composed.weights = str(tmp_path)
     adopted, codec = larger(composed.copy(), monkeypatch, acoustic__quantizer__num_quantizers=3)
-    assert build_parts(resolve(adopted), codec)[1].codec.quantizer.num_quantizers == 4
+    split = build_parts(resolve(adopted), codec)[1].codec.quantizer
+    assert split.num_quantizers == 4 and not any(p.requires_grad for p in split.semantic.parameters())
+    branch = "quantizer.acoustic.quantizer.codebooks"
+    assert {f"{branch}.0", f"{branch}.1"} < set(adopted.training.freeze)
+    assert f"{branch}.2" not in adopted.training.freeze
+    given(monkeypatch, "+quantizer.acoustic.quantizer.num_quantizers=3", "training.freeze=[]")
+    assert not adopt(composed)[0].training.freeze
     with pytest.raises(ConfigError, match="first stages differ from those of weights"):
         adopted, codec = larger(composed.copy(), monkeypatch, semantic__quantizer__num_quantizers=2)
         build_parts(resolve(adopted), codec)

@@ -7,11 +7,15 @@ import sys
 import pytest
 import torch
 import yaml
-from test_new_decoder import trained_for
+from test_new_decoder import check_latent_dim, trained_for
 
+from codec.audio.writing import write_wav
+from codec.commands.stream import main as stream_command
 from codec.config import ConfigError
+from codec.export.streaming_graphs import run_steps, step_programs
 from codec.huggingface import convert as huggingface
 from codec.layers.sinc import Resample
+from codec.layers.streaming import NotStreamable
 from codec.model.saving import load
 from codec.testing import check_autoencoder
 from codec.tokens.dataset import TokenDataset
@@ -100,6 +104,7 @@ def test_codes_and_audio_are_those_of_transformers(original, example, tmp_path):
 
 
 def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
+    check_latent_dim(original[2], tmp_path)
     source, model = trained_for(original[2], tmp_path, "[6,8,10]")  # 20 ms
     assert not any("acoustic_decoder" in name for name in model.state_dict())
     audio = 0.3 * torch.randn(1, 1, FRAMES * 480, generator=torch.Generator().manual_seed(2))
@@ -108,7 +113,29 @@ def test_a_decoder_is_trained_for_their_codes(original, tmp_path):
         assert torch.equal(model.encode(audio), source.encode(heard))
     encode_corpus(model, [tmp_path / "wavs"], tmp_path / "tokens", Settings("npy", workers=0))
     tokens = TokenDataset(tmp_path / "tokens")
+    with pytest.raises(FileNotFoundError, match=f"codec-export {original[2]} --to codec -o NAME"):
+        load(original[2])
+    check_decoding_streams(model, tmp_path / "run")
     assert tokens[0].shape[0] == 1 and model.decode(tokens[0][None]).shape[-1] == 480 * tokens[0].shape[1]
+
+
+@torch.no_grad()
+def check_decoding_streams(model, folder):
+    """Codes are decoded by a stream and by a step graph, though the encoder needs whole signals."""
+    codes = torch.randint(model.quantizer.codebook_sizes[0], (1, 1, 9))
+    whole, stream = model.decode(codes), model.streaming()
+    heard = torch.cat([stream.decode(part) for part in codes.split(4, 2)], 2)
+    torch.testing.assert_close(heard, whole, atol=1e-5, rtol=0)
+    assert stream.latency == model.hop_length
+    (graph,) = step_programs(model).values()
+    stepped = run_steps(graph.program.module(), graph.initial, codes, 1)
+    torch.testing.assert_close(stepped, whole, atol=1e-5, rtol=0)
+    message = r"encoder has no stream \(Xcodec2Encoder has no streaming form\): encode whole .*codec-encode"
+    with pytest.raises(NotStreamable, match=message):
+        stream.encode(torch.zeros(1, 1, 480))
+    write_wav(folder / "in.wav", torch.zeros(1, 960).numpy(), model.sample_rate)
+    with pytest.raises(NotStreamable, match=message):
+        stream_command([str(folder), str(folder / "in.wav"), "-o", str(folder / "out.wav")])
 
 
 @pytest.mark.parametrize(

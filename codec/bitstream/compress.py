@@ -182,7 +182,11 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
     """Raise BitstreamError unless this codec wrote the file, or one of the same codes (`Halves`)."""
     header, quantizer, codes_of = reader.header, codec.quantizer, codec.autoencoder.codes_of
     if header.codec_id not in (codec.codec_id(), codes_of):
-        reason = f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}..."
+        reason = (
+            f"written by codec {header.codec_id[:16]}..., the model is codec {codec.codec_id()[:16]}...: "
+            "take the model that wrote it. A new decoder for a codec's codes reads that codec's files, "
+            "not the reverse"
+        )
         raise BitstreamError(reader.path, reason)
     settings = (codec.audio_channels, codec.frame_rate, quantizer.codebook_sizes[: header.depth])
     frame_rate = header.sample_rate / header.hop_length
@@ -193,7 +197,7 @@ def require_same(reader: BitstreamReader, codec: Codec) -> None:
 
 def decode_chunks(codec: Codec, chunks: Iterable[Chunk], lost: list[Chunk]) -> Iterator[np.ndarray]:
     """Decode chunks in order to audio `[C, n]`; lost ones are appended to `lost` and become silence."""
-    stream, device = stream_or_whole(codec), next(codec.parameters()).device
+    stream, device = stream_or_whole(codec, "decoder"), next(codec.parameters()).device
     no_codes, running = np.zeros((1, 0), np.int64), False
 
     def decode(codes: np.ndarray, final: bool = False) -> np.ndarray:

@@ -12,7 +12,7 @@ from codec.config import ConfigError
 from codec.export.formats import FORMATS, Options
 from codec.export.model_card import model_card
 from codec.export.progress import log, progress
-from codec.export.streaming_graphs import require_causal
+from codec.export.streaming_graphs import step_names
 from codec.export.verification import EXACT, Limits, optional
 from codec.huggingface import convert as huggingface
 from codec.model.codec import Codec
@@ -66,7 +66,7 @@ def check_codec(codec: Codec, form: str, options: Options) -> None:
         codec.quantizer.require_codes("export to transformers")
         huggingface.shape_of(codec)
     if options.streaming:
-        require_causal(codec)
+        step_names(codec)
 
 
 def check_others(asked: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def export() -> argparse.ArgumentParser:
     add("--to", choices=("onnx", "torch", "openvino", "hf", "codec"), required=True,
         help="hf: transformers; codec: ours, of hf")  # fmt: skip
     add("-o", "--output", type=local_path, required=True, help="folder to make")
-    add("--streaming", action="store_true", help="add the step graphs of a causal codec")
+    add("--streaming", action="store_true", help="add the step graphs of a causal codec, or decoder")
     add("--frames-per-step", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--int8", action="store_true", help="int8 weights: smaller and faster, with some other codes")
     add("--bf16", action="store_true", help="verify OpenVINO's graphs in bfloat16")

@@ -93,7 +93,8 @@ def run(codec: Codec, options: argparse.Namespace) -> None:
     else:
         blocks = microphone(codec, pushed)
     extra = (options.frames - 1) * 1000 / codec.frame_rate
-    clock = Clock(pushed / codec.sample_rate, codec.streaming().latency_ms + extra)
+    latency_ms = codec.streaming().require("encoder", "decoder").latency_ms
+    clock = Clock(pushed / codec.sample_rate, latency_ms + extra)
     audio = coded(codec, blocks, options.num_quantizers, clock, duration)
     try:
         if options.output:

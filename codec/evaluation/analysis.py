@@ -85,9 +85,9 @@ def token_stability(codec: Codec, clips: Iterable[Tensor]) -> dict[str, float]:
 
 
 def can_stream(codec: Any) -> bool:
-    """Return True if a codec has a streaming form."""
+    """Return True if a codec has an encoder with a streaming form."""
     try:
-        return hasattr(codec, "streaming") and bool(codec.streaming())
+        return hasattr(codec, "streaming") and bool(codec.streaming().require("encoder"))
     except NotStreamable:
         return False
 

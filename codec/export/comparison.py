@@ -70,11 +70,16 @@ def first(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Tenso
 def compare_steps(
     codec: Codec, steps: Mapping[str, Callable], states: Mapping[str, list[Tensor]], frames: int
 ) -> Comparison:
-    """Compare step graphs, from the initial state, with the codec on the whole signal."""
+    """Compare step graphs, from the initial state, with the codec on the whole signal.
+
+    Without `encoder_step`, the codes are the codec's.
+    """
     log.info("comparing steps with the codec")
     hop = codec.hop_length
     decode = partial(run, steps["decoder_step"], states["decoder_step"], frames)
     shapes = [(1, frames * hop), (2, 24 * frames * hop)]
+    if "encoder_step" not in steps:
+        return compare(codec, codec.encode, decode, shapes)
     return Comparison.worst(
         compare(
             codec,

@@ -90,8 +90,9 @@ def export_onnx(codec: Codec, folder: Path, options: Options) -> dict[str, Compa
     onnx_export.write_whole(programs(plain), folder, metadata)
     names = ["encoder", "decoder"]
     if options.streaming:
-        onnx_export.write_steps(step_programs(codec, options.frames_per_step), folder, metadata)
-        names += ["encoder_step", "decoder_step"]
+        graphs = step_programs(codec, options.frames_per_step)
+        onnx_export.write_steps(graphs, folder, metadata)
+        names += graphs
     if options.int8:
         audio = calibration(codec)
         inputs = {"encoder": audio, "decoder": [[codec.encode(clip[0])] for clip in audio]}

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from codec.export.graphs import conditions
+from codec.export.streaming_graphs import step_names
 from codec.huggingface.convert import shape_of
 from codec.metrics.registry import METRICS, described
 from codec.model.codec import Codec, count_parameters
@@ -71,6 +72,11 @@ STREAMING = """
 `encoder_step` and `decoder_step` code {frames} frame(s), {samples} samples, per call: they take `audio` or
 `codes` and the states, zeros in the beginning, and return `codes` or `audio` and the next call's states.
 """
+DECODING = """
+`decoder_step` decodes {frames} frame(s), {samples} samples, per call: it takes `codes` and the states, zeros
+in the beginning, and returns `audio` and the next call's states. There is no `encoder_step`, as the encoder
+is not causal: `encoder` codes whole signals.
+"""
 
 
 def model_card(
@@ -131,7 +137,8 @@ def loading(codec: Codec, form: str, names: dict[str, Any]) -> str:
 def streaming(codec: Codec, options: Any) -> str:
     """Instructions for calling the step graphs."""
     frames = options.frames_per_step
-    text = STREAMING.format(frames=frames, samples=frames * codec.hop_length)
+    both = "encoder_step" in step_names(codec)
+    text = (STREAMING if both else DECODING).format(frames=frames, samples=frames * codec.hop_length)
     if conditions(codec):
         text = text.replace("`audio` or\n", "`audio` with\n`condition`, which may change, or ")
     return text.replace("`codes`", "`latents`") if codec.quantizer.latent_dim else text

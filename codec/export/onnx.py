@@ -80,7 +80,7 @@ def write_whole(
 
 
 def write_steps(graphs: Mapping[str, StepGraph], folder: Path, about: Mapping[str, str]) -> None:
-    """Write `encoder_step.onnx`, `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
+    """Write step graphs, as `decoder_step.onnx`: inputs `state_i`, initially zeros; outputs `next_i`."""
     for name, graph in graphs.items():
         inputs, outputs = WHOLE[name.removesuffix("_step")]
         count = range(len(graph.initial))

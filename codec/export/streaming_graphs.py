@@ -1,4 +1,4 @@
-"""Step graphs of a causal codec, for streaming: functions of a chunk and explicit states."""
+"""Step graphs of causal encoders and decoders: functions of a chunk and explicit states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec.autoencoders.halves import Halves
 from codec.config import ConfigError
 from codec.export.graphs import (
     all_stages,
@@ -20,8 +19,7 @@ from codec.export.graphs import (
     without_normalization,
 )
 from codec.export.progress import log
-from codec.layers.sinc import Resample
-from codec.layers.streaming import State, StreamingLayer
+from codec.layers.streaming import NotStreamable, State, StreamingLayer
 from codec.model.codec import Codec
 
 
@@ -68,48 +66,51 @@ class StepGraph(NamedTuple):
     initial: State
 
 
-def require_causal(codec: Codec) -> None:
-    """Raise ConfigError for a network with lookahead: its states have no fixed shapes."""
-    frames = codec.quantizer.stride
-    encoder, decoder = codec.autoencoder.streaming_encoder(), codec.autoencoder.streaming_decoder()
-    if encoder.count(codec.hop_length) < frames or decoder.count(frames) < codec.hop_length:
-        raise ConfigError(
-            f"this codec is not causal: it has no step graphs. {remedy(codec)}, export without --streaming, "
-            "or stream it with Codec.streaming, which buffers the lookahead"
+def step_names(codec: Codec) -> list[str]:
+    """Names of a codec's step graphs: `encoder_step` if the encoder is causal, and `decoder_step`.
+
+    NotStreamable, a ConfigError, unless the decoder is causal.
+    """
+    frames, samples, network = codec.quantizer.stride, codec.hop_length, codec.autoencoder
+    if reason := lookahead(network.streaming_decoder, frames, samples):
+        raise NotStreamable(
+            f"the decoder is not causal: it has no step graph ({reason}). Train one for the same codes "
+            "(weights=... inherit=[encoder,quantizer]), or the whole codec, with autoencoder.causal=true and "
+            "lookahead=0 (SEANet: autoencoder.layers.causal=true); or export without --streaming"
         )
+    encoder = [] if lookahead(network.streaming_encoder, samples, frames) else ["encoder_step"]
+    return [*encoder, "decoder_step"]
 
 
-def remedy(codec: Codec) -> str:
-    """Option that makes a codec's network causal."""
-    resamplers = (layer for layer in codec.autoencoder.modules() if isinstance(layer, Resample))
-    if layer := next(resamplers, None):
-        rate = codec.sample_rate * layer.ratio
-        return (
-            "Its encoder looks ahead to resample the audio, which no option of the network changes: train "
-            f"the decoder at the encoder's rate, sample_rate={rate}"
-        )
-    if isinstance(codec.autoencoder, Halves):
-        return "Take an encoder that was trained with causal=true, and train the decoder with it"
-    return "Train with autoencoder.causal=true and lookahead=0 (SEANet: autoencoder.layers.causal=true)"
+def lookahead(make: Callable[[], StreamingLayer], inputs: int, outputs: int) -> str:
+    """Reason why a network has no step graph, as its states have no fixed shapes; empty if it has one."""
+    try:
+        waits = make().count(inputs) < outputs
+    except NotStreamable as error:
+        return str(error)
+    return "it looks ahead, which Codec.streaming buffers" if waits else ""
 
 
 @torch.no_grad()
 def step_programs(codec: Codec, frames: int = 1) -> dict[str, StepGraph]:
-    """Export `encoder_step` and `decoder_step` of a codec for chunks of `frames` frames."""
+    """Export the graphs of `step_names` of a codec for chunks of `frames` frames."""
     if frames < 1:
         raise ConfigError(f"--frames-per-step must be at least 1, got {frames}")
-    require_causal(codec)
+    names = step_names(codec)
     codec = without_normalization(codec)
     audio = torch.zeros(1, codec.audio_channels, frames * codec.hop_length)
     latents = torch.zeros(1, codec.quantizer.dim, frames * codec.quantizer.stride)
     codes = torch.zeros_like(codec.quantizer.encode(latents), memory_format=torch.contiguous_format)
     graphs = {}
     condition = [torch.zeros(1, dtype=torch.int64)] if conditions(codec) else []
-    for name, module, inputs, axes in (
-        ("encoder_step", EncoderStep(codec), [audio, *condition], None),
-        ("decoder_step", DecoderStep(codec), [codes], {1: stages_of(codec)}),
-    ):
+    parts = {
+        "encoder_step": (EncoderStep, [audio, *condition], None),
+        "decoder_step": (DecoderStep, [codes], {1: stages_of(codec)}),
+    }
+    for name in names:
         log.info("tracing the %s", name)
+        step, inputs, axes = parts[name]
+        module = step(codec)
         network: StreamingLayer = module.network
         initial = [tensor.contiguous().clone() for tensor in network.initial(1)]
         with warnings.catch_warnings():

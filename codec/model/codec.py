@@ -158,7 +158,7 @@ class Codec(nn.Module):
     def streaming(self, batch: int = 1) -> Stream:
         """Streaming encoder and decoder for `batch` signals, with a copy of the autoencoder's weights.
 
-        NotStreamable, a ConfigError, for an autoencoder without a streaming form.
+        NotStreamable, a ConfigError, if neither encoder nor decoder has a streaming form.
         """
         return Stream(self.autoencoder, self.quantizer, self.sample_rate, batch, self.conditioning)
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from codec.config import ConfigError
 from codec.layers.streaming import NotStreamable
 from codec.model.codec import Codec
-from codec.model.streaming import Stream
+from codec.model.streaming import Side, Stream
 from codec.system.device import default_device
 
 PIECE_SECONDS = 10.0  # chunk of a long signal in memory
@@ -79,10 +79,10 @@ class WholeSignal:
         return self.codec.decode(signal)
 
 
-def stream_or_whole(codec: Codec) -> Stream | WholeSignal:
-    """Stream of one signal, or `WholeSignal` for a codec without a streaming form."""
+def stream_or_whole(codec: Codec, side: Side) -> Stream | WholeSignal:
+    """Stream of one signal, or `WholeSignal` if this side of the codec has no streaming form."""
     try:
-        return codec.streaming()
+        return codec.streaming().require(side)
     except NotStreamable:
         return WholeSignal(codec)
 
@@ -136,7 +136,7 @@ def decode_part(
         start * codec.hop_length,
         stop * codec.hop_length,
     )
-    stream = stream_or_whole(codec)
+    stream = stream_or_whole(codec, "decoder")
     for chunk_start in range(first, last, chunk):
         chunk_stop = min(chunk_start + chunk, last)
         with exact_float32():  # per chunk, as in `encode_long`
@@ -151,7 +151,7 @@ def encode_long(
     """Yield codes `[K, F]` of a signal in blocks `[C, T]`; joined they equal those of the full signal."""
     device = next(codec.parameters()).device
     chunk = max(1, round(PIECE_SECONDS * codec.sample_rate))
-    stream = stream_or_whole(codec)
+    stream = stream_or_whole(codec, "encoder")
 
     def encode(part: Tensor, final: bool = False) -> Tensor:
         with exact_float32():  # per chunk: held across `yield` it would also apply to the caller's code

@@ -109,7 +109,10 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and weights of a saved codec; FileNotFoundError, or ConfigError for damaged or changed files."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path}: holds no saved codec, {name} is missing")
+            foreign = (path / "config.json").is_file()
+            remedy = f": make one of this model of transformers by codec-export {path} --to codec -o NAME"
+            reason = f"{path}: holds no saved codec, {name} is missing"
+            raise FileNotFoundError(reason + (remedy if foreign else ""))
     saved, weights = read_yaml(path / CONFIG_FILE), read_weights(path / WEIGHTS_FILE)
     if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
         raise ConfigError(f"{path / CONFIG_FILE}: not the config of a saved codec: it has no 'model'")

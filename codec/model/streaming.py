@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from types import TracebackType
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -11,19 +13,52 @@ from torch.nn import functional
 
 from codec.autoencoders.base import Autoencoder
 from codec.layers.film import Condition, Unconditioned
-from codec.layers.streaming import LONG, State
+from codec.layers.streaming import LONG, NotStreamable, State, StreamingLayer
 from codec.quantizers.base import Bottleneck
 
 PIECE = 16384  # samples; longer chunks are split on a CPU, so that the activations of a layer fit its cache
+
+
+Side = Literal["encoder", "decoder"]
+REMEDIES: dict[Side, str] = {
+    "encoder": "encode whole signals, by Codec.encode or codec-encode",
+    "decoder": "decode whole signals, by Codec.decode or codec-decode, or train a new decoder for the codes "
+    "(weights=... inherit=[encoder,quantizer])",
+}
+
+
+class Refused(StreamingLayer):
+    """Encoder or decoder without a streaming form; `rate` is its number of outputs per input."""
+
+    def __init__(self, reason: str, rate: Fraction):
+        super().__init__()
+        self.reason, self.rate = reason, rate
+
+    def count(self, inputs: int) -> int:
+        """Number of outputs without any latency."""
+        return int(inputs * self.rate)
+
+    def forward(self, x: Tensor, state: State, final: bool = False) -> tuple[Tensor, State]:
+        """Raise NotStreamable."""
+        raise NotStreamable(self.reason)
+
+
+def stream_of(make: Callable[[], StreamingLayer], side: Side, rate: Fraction) -> StreamingLayer:
+    """Streaming form of one side of an autoencoder, or `Refused`."""
+    try:
+        return make()
+    except NotStreamable as error:
+        return Refused(f"the {side} has no stream ({error}): {REMEDIES[side]}", rate)
 
 
 class Stream:
     """Streaming encoder and decoder for a batch of signals.
 
     Any chunking gives the same codes and audio as the full signals. Encoder and decoder have separate states:
-    one stream may encode, decode, or both. It holds a copy of the autoencoder's current weights.
+    one stream may encode, decode, or both. If only one of them has a streaming form, the methods of the other
+    raise NotStreamable, and its latency counts as 0. It holds a copy of the autoencoder's current weights.
     Use: `with model.streaming() as stream: codes = stream.encode(audio)`.
-    ValueError for a batch below 1, NotStreamable for an autoencoder without a streaming form.
+    ValueError for a batch below 1, NotStreamable if neither encoder nor decoder has a streaming form.
     """
 
     def __init__(
@@ -39,8 +74,19 @@ class Stream:
         self.autoencoder, self.quantizer, self.batch = autoencoder, quantizer, batch
         self.hop_length = autoencoder.hop_length * quantizer.stride
         self.sample_rate, self.conditioning = sample_rate, conditioning or Unconditioned()
-        self.encoder, self.decoder = autoencoder.streaming_encoder(), autoencoder.streaming_decoder()
+        hop = Fraction(autoencoder.hop_length)
+        self.encoder = stream_of(autoencoder.streaming_encoder, "encoder", 1 / hop)
+        self.decoder = stream_of(autoencoder.streaming_decoder, "decoder", hop)
+        if isinstance(self.decoder, Refused):
+            self.require("encoder")
         self.reset()
+
+    def require(self, *sides: Side) -> Self:
+        """The stream itself; NotStreamable if one of these sides has no streaming form."""
+        for half in (getattr(self, side) for side in sides):
+            if isinstance(half, Refused):
+                raise NotStreamable(half.reason)
+        return self
 
     def __enter__(self) -> Stream:
         return self

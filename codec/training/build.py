@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from codec.config import ConfigError, build, complete
+from codec.config import TARGET, ConfigError, build, complete
 from codec.data.module import AudioDataModule
 from codec.layers.recompute import check_divides
 from codec.metrics.base import Metric
@@ -53,10 +53,11 @@ def build_parts(config: dict[str, Any], source: Codec | None = None) -> tuple[Au
     codec = build_codec(config["model"])
     if source:
         inherit(source, codec)
-    check_conditions(codec, data)
     parts = [build(config[name], path=name) for name in ("discriminator", "loss", "optimizer")]
     module = complete(config, "training", codec, *parts)
     check_divides(data.batch_size, module.accumulate)
+    check_conditions(codec, data)
+    check_teacher(config["teacher"], codec)
     return data, module
 
 
@@ -68,15 +69,27 @@ def count_learned(module: CodecTraining) -> dict[str, int]:
     }
 
 
+def check_teacher(teacher: dict[str, Any], codec: Codec) -> None:
+    """ConfigError for a teacher whose loss has no gradient in any part of the codec."""
+    learned = (name for name, value in codec.named_parameters() if value.requires_grad)
+    if TARGET in teacher and all(name.startswith("autoencoder.decoder.") for name in learned):
+        raise ConfigError(
+            "teacher: encoder and quantizer are frozen, and it would train a projection that is in no codec: "
+            "leave out teacher, or train the encoder, too: leave out inherit and training.freeze"
+        )
+
+
 def check_conditions(codec: Codec, data: AudioDataModule) -> None:
-    """ConfigError unless some targets are clean and some are not exactly if the codec has conditions."""
+    """ConfigError unless some targets are clean and some are not exactly if the codec learns conditions."""
     share, names = data.degradation.clean_target, codec.conditioning.names
     if names and (len(names) != 2 or names[1] != "clean"):
         raise ConfigError(f"conditioning.names={list(names)}: expected two, of which the second is clean")
-    if names and not 0 < share < 1:
+    learned = any(parameter.requires_grad for parameter in codec.conditioning.parameters())
+    if learned and not 0 < share < 1:
         raise ConfigError(
             f"data.degradation.clean_target={share:g}, but the codec has conditions ({', '.join(names)}): "
-            "take 0.5 and a folder of noise (data.degradation.noise.root)"
+            "take 0.5 and a folder of noise (data.degradation.noise.root), or leave trained ones as they are "
+            "(training.freeze=[conditioning])"
         )
     if 0 < share < 1 and not names:
         raise ConfigError(

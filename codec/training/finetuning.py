@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from torch import nn
 
+from codec.codebooks.base import Codebook
 from codec.config import ConfigError, build, fits, trusting
 from codec.huggingface.convert import load_any
-from codec.model.codec import Codec
+from codec.model.codec import CONFIG_FILE, Codec
 from codec.model.saving import load
+from codec.model.untrusted import read_yaml
 from codec.system.resuming import flat
 from codec.training.checkpoint_path import find_checkpoint
 
@@ -49,10 +53,18 @@ def adopt(composed: Any) -> tuple[Any, Codec | None]:
     model = copy.deepcopy(codec.config)
     if new_decoder:
         model |= new_half(composed, codec, resumed=checkpoint is not None)
-    for key in filter(is_stage_option, keys):
+    stage_options = list(filter(is_stage_option, keys))
+    for key in stage_options:
         set_stages(model, key, composed, path)
-    composed = with_model(composed, model, bool(codec.conditioning.names))
-    if model["autoencoder"].get("codes_of"):
+    composed = with_model(composed, model, codec)
+    free = not stage_options or any(key.startswith(("training.freeze", "training.stages")) for key in keys)
+    if names := () if free else first_codes(model, codec, checkpoint, stage_options):
+        freeze(composed, names)
+        rank_zero_only(print)(
+            f"{path}: {', '.join(names)} are frozen, so that the first codes stay as they are; "
+            "training.freeze=[] trains all of the codec"
+        )
+    elif model["autoencoder"].get("codes_of"):
         freeze(composed, FIXED)
     if not codec.conditioning.names:  # a new one starts as the identity
         node = OmegaConf.to_container(composed.conditioning, resolve=True)
@@ -142,13 +154,45 @@ def set_stages(model: dict[str, Any], key: str, composed: Any, path: str) -> Non
         node["depths"] = sorted({*node["depths"], value})  # else no training example would use the new ones
 
 
-def with_model(composed: Any, model: dict[str, Any], has_conditions: bool) -> Any:
-    """Copy of a composed config with a model; the conditioning stays if the model has none."""
+def first_codes(
+    model: dict[str, Any], codec: Codec, checkpoint: Path | None, stage_options: Sequence[str]
+) -> list[str]:
+    """Parts that determine the codes of a codec, if its quantizer has more stages in a model.
+
+    Of a resumed run, whose codec has all stages, the frozen parts in its config; ConfigError without one.
+    """
+    if checkpoint:
+        saved = checkpoint.parent.parent / CONFIG_FILE
+        if not saved.is_file():
+            raise ConfigError(f"{saved} is missing, with the frozen parts of the run: give training.freeze")
+        training = read_yaml(saved)["training"]
+        lists = [part["freeze"] for part in training["stages"] or [training]]
+        return [name for name in lists[0] if all(name in other for other in lists)]
+    old, new = OmegaConf.create(codec.config), OmegaConf.create(model)
+    counts = [key for key in stage_options if key.rpartition(".")[2] in STAGE_OPTIONS[:3]]
+    if all(OmegaConf.select(old, key) == OmegaConf.select(new, key) for key in counts):
+        return []
+    return ["autoencoder.encoder", "conditioning", *stages_of(codec.quantizer, "quantizer")]
+
+
+def stages_of(module: nn.Module, name: str) -> Iterator[str]:
+    """Yield names of a quantizer's codebooks and other parts, but of no list that stages may be added to."""
+    has_lists = any(isinstance(part, nn.ModuleList) for part in module.modules())
+    if has_lists and not isinstance(module, Codebook):
+        for child, part in module.named_children():
+            yield from stages_of(part, f"{name}.{child}")
+    elif module.state_dict():
+        yield name
+
+
+def with_model(composed: Any, model: dict[str, Any], codec: Codec) -> Any:
+    """Copy of a composed config with a model; the conditioning stays if the codec has none."""
     config = copy.deepcopy(composed)
-    network = model["autoencoder"]
-    parts = {name: model[name] for name in ("autoencoder", "quantizer", "sample_rate")}
-    parts |= {"channels": network.get("decoder", network).get("audio_channels", 1)}
-    parts |= {"conditioning": model["conditioning"]} if has_conditions else {}
+    parts = {name: model[name] for name in ("quantizer", "sample_rate")}
+    # Conditioning and teacher refer to latent_dim, which not every autoencoder has as an option.
+    parts |= {"autoencoder": {"latent_dim": codec.autoencoder.latent_dim} | model["autoencoder"]}
+    parts |= {"channels": codec.audio_channels}
+    parts |= {"conditioning": model["conditioning"]} if codec.conditioning.names else {}
     parts |= {"model": model | {"conditioning": "${conditioning}"}}
     for name, value in parts.items():
         OmegaConf.update(config, name, value, merge=False, force_add=True)
