@@ -61,5 +61,6 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the block's output to its input `[B, C, F]`."""
         normal = self.norm(x)
-        parts = [layer(normal).mT for layer in (self.q, self.k, self.v)]
-        return x + self.proj_out(functional.scaled_dot_product_attention(*parts).mT)
+        # One head, as a dimension: converters to ONNX need it.
+        heads = [layer(normal).mT[:, None] for layer in (self.q, self.k, self.v)]
+        return x + self.proj_out(functional.scaled_dot_product_attention(*heads)[:, 0].mT)
