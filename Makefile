@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 EXTRAS := dev
 NEWEST := .venv-newest
 FAST := $(addprefix tests/,contracts/test_public.py contracts/test_quantizers.py \
-	$(addprefix test_,$(addsuffix .py,layers losses model pretrained sources stages streaming)))
+	$(addprefix test_,$(addsuffix .py,layers losses model pretrained stages streaming)))
 READY := $(VENV)/.ready-$(EXTRAS)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \

@@ -179,5 +179,5 @@ def test_every_command_takes_the_package_by_registration_or_by_name(trained, loa
     torch.testing.assert_close(decode(codes), loaded.decode(codes), rtol=0, atol=1e-6)
     with pytest.raises(NotStreamable, match="PlainAutoencoder has no streaming form"):
         check_codec(loaded, "torch", Options(streaming=True))
-    with pytest.raises(ConfigError, match="are SEANets, the autoencoder is PlainAutoencoder"):
+    with pytest.raises(ConfigError, match=r"are SEANets, .* the autoencoder is PlainAutoencoder"):
         check_codec(loaded, "hf", Options())

@@ -8,10 +8,11 @@ from codec.model.codec import Codec
 MODES = "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
 
 
-def compile_networks(codec: Codec, discriminator: Discriminator, mode: bool | str) -> None:
+def compile_networks(codec: Codec, discriminator: Discriminator, mode: bool | str) -> bool:
     """Compile autoencoder and discriminator by `torch.compile`, in one of its `MODES` (True: the default).
 
-    "reduce-overhead" replays the kernels of a network as one CUDA graph. ValueError for another mode.
+    "reduce-overhead" replays the kernels of a network as one CUDA graph. True if a mode may do so: each step
+    then begins with `torch.compiler.cudagraph_mark_step_begin`. ValueError for another mode.
     """
     if isinstance(mode, str) and mode not in MODES:
         raise ValueError(f"compile must be true, false, {' or '.join(MODES)}, got {mode!r}")
@@ -19,3 +20,4 @@ def compile_networks(codec: Codec, discriminator: Discriminator, mode: bool | st
         options = {"mode": mode} if isinstance(mode, str) else {}
         codec.autoencoder.compile_networks(**options)
         discriminator.compile(**options)
+    return isinstance(mode, str)

@@ -112,7 +112,7 @@ class CodecTraining(lightning.LightningModule):
                 check_examples_apart(network)
             if checkpoint_activations:
                 recompute(network)
-        compile_networks(codec, discriminator, compile)
+        self.has_graphs = compile_networks(codec, discriminator, compile)
 
     @property
     def stage(self) -> Stage:
@@ -180,7 +180,8 @@ class CodecTraining(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Train generator and discriminator on one batch."""
-        torch.compiler.cudagraph_mark_step_begin()
+        if self.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         optimizers = self.players()
         fooling = self.stage.adversarial and self.global_step >= self.adversarial_from
         noise = torch.Generator(self.device).manual_seed(self.step_seed() + rank())
