@@ -217,7 +217,7 @@ def test_one_saved_model_encodes_with_the_old_half_and_decodes_with_the_new(sour
         codes = torch.cat([*parts, stream.encode(audio[..., :0], final=True)], 2)
     assert (codes == model.encode(audio)).float().mean() > 0.999  # ties of rounding
     with pytest.raises(
-        ConfigError, match="not of the shape of WavTokenizer.*encoder_rate is not decoder_rate"
+        ConfigError, match=r"not of the shape of WavTokenizer.*encoder_rate is not decoder_rate"
     ):
         huggingface.shape_of(model)
 
