@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not tokens.codebook_sizes and options.to not in OF_LATENTS:
         formats = ", ".join(OF_LATENTS)
         raise ConfigError(
-            f"{options.tokens} holds continuous latents, --to {options.to} codes only: {formats}"
+            f"{options.tokens} holds continuous latents, and --to {options.to} takes codes. Take one of the "
+            f"formats that hold latents: {formats}"
         )
     EXPORTS[options.to](tokens, options.output)
     print(f"{len(tokens)} utterances in {options.output}")

@@ -17,6 +17,7 @@ from codec.evaluation.runs import EvaluationRun, read_json
 from codec.evaluation.systems import System
 from codec.evaluation.tables import Table
 from codec.evaluation.token_model import measure
+from codec.evaluation.writing import write_summary
 from codec.system.files import write_whole
 
 
@@ -43,7 +44,7 @@ def add_context(
     rate = run.summary.frame_rate or 0
     rates = [[round(rate * bits, 2) for bits in row] for row in cache["bits_per_frame"]]
     run.summary = replace(run.summary, context=rates, context_steps=cache["steps"])
-    write_whole(run.folder / "summary.json", json.dumps(run.summary.to_json(), indent=2) + "\n")
+    write_summary(run.folder, run.summary)
 
 
 def read_codes(path: Path, names: Iterable[str]) -> list[Tensor]:

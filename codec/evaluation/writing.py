@@ -52,6 +52,11 @@ def write_tables(output: Path, records: Sequence[FileScores], names: Sequence[st
         write_table(output / "failures.csv", ["file", "metric", "reason"], failures)
     else:
         (output / "failures.csv").unlink(missing_ok=True)
+    write_summary(output, summary)
+
+
+def write_summary(output: Path, summary: Summary) -> None:
+    """Write `summary.json`."""
     write_whole(output / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n")
 
 

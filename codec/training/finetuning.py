@@ -23,7 +23,8 @@ from codec.training.checkpoint_path import find_checkpoint
 
 MODEL_OPTIONS = ("autoencoder", "quantizer", "model", "sample_rate", "channels")
 # Options of the last part of a quantizer's path that keep the first codes, or the training of all of them.
-STAGE_OPTIONS = ("num_quantizers", "codebook_sizes", "strides", "depths", "dropout")
+STAGE_COUNTS = ("num_quantizers", "codebook_sizes", "strides")
+STAGE_OPTIONS = (*STAGE_COUNTS, "depths", "dropout")
 PARTS = ("encoder", "quantizer", "decoder", "discriminator")
 DEFAULT_PARTS = PARTS[:3]
 FIXED = ("autoencoder.encoder", "quantizer", "conditioning")  # parts that determine the codes
@@ -169,7 +170,7 @@ def first_codes(
         lists = [part["freeze"] for part in training["stages"] or [training]]
         return [name for name in lists[0] if all(name in other for other in lists)]
     old, new = OmegaConf.create(codec.config), OmegaConf.create(model)
-    counts = [key for key in stage_options if key.rpartition(".")[2] in STAGE_OPTIONS[:3]]
+    counts = [key for key in stage_options if key.rpartition(".")[2] in STAGE_COUNTS]
     if all(OmegaConf.select(old, key) == OmegaConf.select(new, key) for key in counts):
         return []
     return ["autoencoder.encoder", "conditioning", *stages_of(codec.quantizer, "quantizer")]
